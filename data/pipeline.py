@@ -1,0 +1,169 @@
+"""From packed rows to batches: endless and shuffled for training, once and in order for validation.
+
+Training reads one global stream of rows: place k holds row j of source s, where s is set by the weights (`mixture.py`)
+and j by a shuffle of that source anew for each epoch. The batch of a step is the next `batch_size` places, and process
+p takes the p-th contiguous block of it. So a position is one number that holds for any number of processes and any
+batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within a global batch
+would change with the number of processes.) grain shuffles, and reads ahead in threads.
+
+Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from grain.experimental import index_shuffle
+
+from data.batch import Batch, DataError, from_rows
+from data.mixture import Mixture
+from data.pack import RowReader
+from data.prepare import Prepared
+
+# Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
+# its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).
+_LISTED_ROWS = 1 << 22
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
+
+
+class Pipeline:
+    """An endless iterator over this process's share of training batches, with a position that can be saved."""
+
+    def __init__(self, batches: "_TrainBatches", stream: str):
+        self._batches = batches
+        self._stream = stream
+        self._next_row = batches.first_row
+        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(_READ_AHEAD))
+
+    def next(self) -> Batch:
+        batch = next(self._iterator)
+        self._next_row += self._batches.batch_size
+        return batch
+
+    def position(self) -> dict[str, Any]:
+        """Where the next batch begins (JSON): the same in every process, whatever was read ahead."""
+        return {"next_row": self._next_row, "stream": self._stream}
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
+def train_pipeline(
+    prepared: Prepared,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    position: Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """Opens the training stream of `prepared`, from its start or from a `position`.
+
+    `batch_size` counts rows of the global batch. The same seed gives the same stream. DataError where the processes
+    can't share the batch evenly, a source has no rows, or the position is of another stream (other data, weights or
+    seed), for which it would repeat some rows and skip others.
+    """
+    share = _share(batch_size, process_count)
+    names = [source.name for source in prepared.sources if not source.train_rows]
+    if names:
+        raise DataError(f"No rows to train on in {', '.join(names)} ({prepared.directory}).")
+    contents = [(source.content_hash, source.weight, source.train_tokens) for source in prepared.sources]
+    described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
+    stream = hashlib.sha256(described.encode()).hexdigest()[:16]
+    if position is not None and position["stream"] != stream:
+        raise DataError(
+            f"The saved data position is of stream {position['stream']}, but this data, its weights and seed {seed} "
+            f"make stream {stream}. Go back to the data and seed of the run, or start a new run."
+        )
+    first_row = position["next_row"] if position is not None else 0
+    return Pipeline(_TrainBatches(prepared, batch_size, seed, process_index * share, share, first_row), stream)
+
+
+class _TrainBatches:
+    """Random access to one process's share of each batch, counted from `first_row` of the stream."""
+
+    def __init__(self, prepared: Prepared, batch_size: int, seed: int, offset: int, share: int, first_row: int):
+        self.batch_size = batch_size
+        self.first_row = first_row
+        self._places = offset + np.arange(share)
+        self._seed = seed
+        self._mixture = Mixture([source.weight for source in prepared.sources])
+        self._readers = [RowReader(source.train, prepared.seq_len, hold=True) for source in prepared.sources]
+        self._seq_len = prepared.seq_len
+        # A batch may reach from one epoch of a source into the next, and another thread may be a batch ahead.
+        self._order = lru_cache(maxsize=2 * len(self._readers))(self._epoch_order)
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        sources, ranks = self._mixture.locate(self.first_row + step * self.batch_size + self._places)
+        rows = np.empty((len(ranks), 3, self._seq_len), np.int32)
+        for source, reader in enumerate(self._readers):
+            mine = np.flatnonzero(sources == source)
+            if len(mine):
+                rows[mine] = reader.read([self._shuffled(source, int(rank)) for rank in ranks[mine]])
+        return from_rows(rows)
+
+    def _shuffled(self, source: int, rank: int) -> int:
+        count = len(self._readers[source])
+        epoch, index = divmod(rank, count)
+        if count <= _LISTED_ROWS:
+            return self._order(source, epoch)[index]
+        return index_shuffle(index, max_index=count - 1, seed=self._epoch_seed(source, epoch), rounds=4)
+
+    def _epoch_order(self, source: int, epoch: int) -> np.ndarray:
+        random = np.random.Generator(np.random.PCG64(self._epoch_seed(source, epoch)))
+        return random.permutation(len(self._readers[source])).astype(np.uint32)
+
+    def _epoch_seed(self, source: int, epoch: int) -> int:
+        key = f"{self._seed} {source} {epoch}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+
+
+def validation_batches(
+    prepared: Prepared,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit_rows: int | None = None,
+) -> Iterator[Batch]:
+    """Yields this process's share of each held-out row, once, in order, all sources.
+
+    Every batch has the same shape and every process as many batches: what is missing at the end is rows of weight 0.
+    `limit_rows` takes that many rows, spread evenly over all (the same ones each time).
+    """
+    share = _share(batch_size, process_count)
+    sources = [source for source in prepared.sources if source.validation_rows]
+    if not sources:
+        raise DataError(f"No text is held out in {prepared.directory}: set data.validation above 0.")
+    ends = np.cumsum([source.validation_rows for source in sources])
+    rows = np.arange(ends[-1])
+    if limit_rows is not None and limit_rows < len(rows):
+        rows = np.arange(limit_rows) * len(rows) // limit_rows
+    readers = [RowReader(source.validation, prepared.seq_len) for source in sources]
+    return _read_in_order(readers, ends, rows, batch_size, process_index * share, share, prepared.seq_len)
+
+
+def _read_in_order(readers, ends, rows, batch_size: int, offset: int, share: int, seq_len: int) -> Iterator[Batch]:
+    for first in range(0, len(rows), batch_size):
+        mine = rows[first + offset : first + offset + share]
+        block = np.zeros((share, 3, seq_len), np.int32)
+        owner = np.searchsorted(ends, mine, side="right")
+        for source in np.unique(owner):
+            places = np.flatnonzero(owner == source)
+            begin = ends[source - 1] if source else 0
+            block[places] = readers[source].read(mine[places] - begin)
+        yield from_rows(block)
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise DataError(
+            f"A batch of {batch_size} rows can't be shared by {process_count} processes: set the batch size to a "
+            f"multiple of {process_count}."
+        )
+    return batch_size // process_count

@@ -1,0 +1,286 @@
+"""Where text comes from: a spec string becomes an iterator over documents.
+
+    stdlib                the Python standard library's own sources, one document a file (no download needed)
+    files:GLOB            local files; a bare path, folder or glob is the same. `.txt .md .py`: one document a file;
+                          `.jsonl`: one a line, from its field "text". Each may end in `.gz` or `.zst`.
+    tfds:NAME[/CONFIG]    any TFDS dataset by name, or the folder of a prepared one
+
+`files[FIELD]:` and `tfds[FIELD]:` name another field than "text". All is read as UTF-8. What can't be read (a broken
+jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: cleaning, language
+and near-duplicate filters.
+"""
+
+import difflib
+import glob
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+import zstandard
+
+from data.batch import DataError
+
+_WHOLE = (".txt", ".md", ".py")
+_LINES = (".jsonl",)
+_SUFFIXES = tuple(kind + packed for kind in _WHOLE + _LINES for packed in ("", ".gz", ".zst"))
+# Left out of the standard library: third-party packages, tests (which some systems don't ship) and generated tables.
+_NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings"}
+
+
+class Document(NamedTuple):
+    name: str  # the same on every machine: it decides between train and validation
+    text: str
+    split: str | None = None  # "train" or "validation" where the source itself says so
+
+
+@dataclass
+class BadLines:
+    """What was skipped: all counted, the first few kept; more than `limit` stops the run."""
+
+    limit: int
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, where: str, why: str) -> None:
+        self.count += 1
+        if len(self.first) < 5:
+            self.first.append(f"{where}: {why}")
+        if self.count > self.limit:
+            raise DataError(
+                f"More than max_bad_lines = {self.limit} lines or files can't be read. Mend or remove them, or raise "
+                "max_bad_lines. The first are:\n  " + "\n  ".join(self.first)
+            )
+
+
+class Source(Protocol):
+    name: str
+
+    def fingerprint(self) -> list:
+        """Changes when the source's content may have changed; cheap, JSON."""
+
+    def fetch(self) -> None:
+        """Brings the source to this machine where it isn't yet."""
+
+    def documents(self, bad: BadLines) -> Iterator[Document]:
+        """Yields every document that isn't empty, in a fixed order."""
+
+
+def open_source(spec: str) -> Source:
+    """Finds what `spec` means; raises DataError where it means nothing."""
+    match = re.fullmatch(r"(files|tfds)(?:\[([^\]]+)\])?:(.+)", spec, re.DOTALL)
+    if spec == "stdlib":
+        return _stdlib()
+    if match is None and re.match(r"\w{2,}(\[.*\])?:", spec):
+        raise DataError(f"Unknown data source {spec!r}: use stdlib, files:GLOB, tfds:NAME or a path.")
+    kind, name, rest = match.groups() if match else ("files", None, spec)
+    if kind == "tfds":
+        return TfdsSource(rest, name)
+    return _files(rest, name or "text")
+
+
+def _stdlib() -> "FileSource":
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [path for path in root.rglob("*.py") if path.is_file()]
+    files = [path for path in files if not _NOT_STDLIB & set(path.relative_to(root).parts)]
+    if not files:
+        raise DataError(f"This Python has no standard library sources in {root}: use files:GLOB instead.")
+    return FileSource("stdlib", root, files, "text")
+
+
+def _files(pattern: str, text_field: str) -> "FileSource":
+    pattern = os.path.expanduser(pattern)
+    path = Path(pattern)
+    if path.is_file():
+        root, files = path.parent, [path]
+    elif path.is_dir():
+        root, files = path, [file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file()]
+    elif glob.has_magic(pattern):
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+    else:
+        raise DataError(f"There is no file or folder {pattern}.")
+    if not files:
+        raise DataError(f"No file matches {pattern}; these can be read: {', '.join(_SUFFIXES)}.")
+    for file in files:
+        if not file.name.endswith(_SUFFIXES):
+            raise DataError(f"{file}: unknown kind of file; these can be read: {', '.join(_SUFFIXES)}.")
+    return FileSource(_slug(path.name), root, files, text_field)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "text"
+
+
+class FileSource:
+    def __init__(self, name: str, root: Path, files: list[Path], text_field: str):
+        self.name = name
+        self._root = root
+        self._files = sorted(files, key=lambda file: file.relative_to(root).as_posix())
+        self._field = text_field
+
+    def fingerprint(self) -> list:
+        stats = [(file, file.stat()) for file in self._files]
+        return [self._field] + [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+    def fetch(self) -> None:
+        """Local files are here."""
+
+    def documents(self, bad: BadLines) -> Iterator[Document]:
+        for file in self._files:
+            # A file name that isn't UTF-8 is spelled out, so that it can be hashed and written like others.
+            name = os.fsencode(file.relative_to(self._root).as_posix()).decode("utf-8", "backslashreplace")
+            if file.name.endswith(_WHOLE) or file.name.removesuffix(file.suffix).endswith(_WHOLE):
+                with _opened(file) as stream:
+                    content = stream.read()
+                try:
+                    text = content.decode("utf-8-sig")  # drops a byte order mark
+                except UnicodeDecodeError as error:
+                    line = content.count(b"\n", 0, error.start) + 1
+                    bad.add(f"{file}, line {line}", f"not UTF-8 ({error.reason})")
+                    continue
+                if text:
+                    yield Document(name, text)
+            else:
+                yield from self._lines(file, name, bad)
+
+    def _lines(self, file: Path, name: str, bad: BadLines) -> Iterator[Document]:
+        with _opened(file) as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    text = self._parse(line)
+                except (ValueError, RecursionError) as error:
+                    bad.add(f"{file}, line {number}", str(error))
+                    continue
+                if text:
+                    yield Document(f"{name}:{number}", text)
+
+    def _parse(self, line: bytes) -> str:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
+        if self._field not in record:
+            raise ValueError(f'no field "{self._field}", only {", ".join(sorted(record)) or "an empty object"}')
+        text = record[self._field]
+        if not isinstance(text, str):
+            raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
+        text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
+        return text
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """Opens a plain, gzip or zstd file for reading bytes; says which file it was when reading fails."""
+    try:
+        if file.suffix == ".gz":
+            with gzip.open(file, "rb") as stream:
+                yield stream
+        elif file.suffix == ".zst":
+            with (
+                file.open("rb") as raw,
+                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
+            ):
+                yield io.BufferedReader(stream)
+        else:
+            with file.open("rb") as stream:
+                yield stream
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{file} can't be read: {error}.") from error
+
+
+class TfdsSource:
+    """A TFDS dataset, downloaded and written as array_record (the one format that needs no TensorFlow) at first use.
+
+    Its own train and validation (or test) splits are kept; with a train split alone, documents are split like others.
+    """
+
+    def __init__(self, dataset: str, text_field: str | None):
+        self.name = _slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name)
+        self._dataset = dataset
+        self._field = text_field
+
+    def fingerprint(self) -> list:
+        info = self._builder().info
+        # A catalogue name has a version, and its size is unknown until it is downloaded; a folder may be written anew.
+        size = {name: split.num_bytes for name, split in info.splits.items()} if os.path.isdir(self._dataset) else {}
+        return [self._field, info.full_name, size]
+
+    def fetch(self) -> None:
+        builder = self._builder()
+        if os.path.isdir(self._dataset):
+            return
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # each dataset has its own code to download and parse, which may fail in any way
+            raise DataError(
+                f"TFDS dataset {self._dataset!r} could not be downloaded ({type(error).__name__}: {error}). Is there a "
+                "network? Without one, prepare the dataset on another machine and copy its folder to "
+                f"{builder.data_dir}, or set TFDS_DATA_DIR to where it is."
+            ) from error
+
+    def documents(self, bad: BadLines) -> Iterator[Document]:
+        builder = self._builder()
+        held_out = next((name for name in ("validation", "valid", "test") if name in builder.info.splits), None)
+        if "train" not in builder.info.splits:
+            raise DataError(f"TFDS dataset {self._dataset} has no train split, only {', '.join(builder.info.splits)}.")
+        key = self._text_field(builder)
+        for name, split in (("train", "train" if held_out else None), (held_out, "validation")):
+            if name is None:
+                continue
+            for i, example in enumerate(builder.as_data_source(split=name)):
+                try:
+                    text = example[key].decode() if isinstance(example[key], bytes) else str(example[key])
+                except UnicodeDecodeError as error:
+                    bad.add(f"{self._dataset}, {name} example {i}", f"not UTF-8 ({error.reason})")
+                    continue
+                if text:
+                    yield Document(f"{name}:{i}", text, split)
+
+    def _builder(self):
+        import tensorflow_datasets as tfds
+        import tensorflow_datasets.text  # the catalogue finds c4, lm1b and wikipedia only after this
+
+        if os.path.isdir(self._dataset):
+            try:
+                return tfds.builder_from_directory(self._dataset)
+            except Exception as error:
+                raise DataError(
+                    f"{self._dataset} is not the folder of a TFDS dataset, which holds a dataset_info.json: {error}"
+                ) from error
+        try:
+            return tfds.builder(self._dataset, file_format="array_record")
+        except tfds.core.DatasetNotFoundError as error:
+            known = tfds.list_builders(with_community_datasets=False)
+            close = difflib.get_close_matches(self._dataset.split("/")[0], known)
+            hint = (
+                f"did you mean {' or '.join(close)}?" if close else "see tensorflow.org/datasets/catalog for the names."
+            )
+            raise DataError(f"There is no TFDS dataset {self._dataset!r}: {hint}") from error
+        except (AssertionError, ValueError, OSError, ImportError) as error:
+            raise DataError(f"TFDS dataset {self._dataset!r} can't be opened: {error}") from error
+
+    def _text_field(self, builder) -> str:
+        import tensorflow_datasets as tfds
+
+        texts = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
+        wanted = self._field or ("text" if "text" in texts else None) or (texts[0] if len(texts) == 1 else None)
+        if wanted not in texts:
+            raise DataError(
+                f"TFDS dataset {self._dataset!r}: which field is the text? Write tfds[FIELD]:{self._dataset}, with one "
+                f"of these fields: {', '.join(texts) or '(there is no text field)'}."
+            )
+        return wanted

@@ -1,0 +1,64 @@
+"""Prepares the data of a config: corpus -> TFDS (array_record) -> tokenizer -> packed rows, once.
+
+    python -m launch.prepare --config=configs/NAME.py:ARG --data_dir=DIR
+
+Training does the same by itself where it is missing; this is for doing it beforehand, on a machine without
+accelerators.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data.batch import DataError
+from data.prepare import Prepared, prepare
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")
+
+
+def summary(prepared: Prepared) -> str:
+    """What was prepared, one line a source and split."""
+    head = ("source", "split", "documents", "bytes", "tokens", "bytes/token", "rows", "skipped")
+    lines = []
+    for source in prepared.sources:
+        for split in ("train", "validation"):
+            counts = [getattr(source, f"{split}_{what}") for what in ("documents", "bytes", "tokens", "rows")]
+            documents, size, tokens, rows = (f"{count:,}" for count in counts)
+            ratio = f"{counts[1] / max(counts[2], 1):.3f}"
+            skipped = f"{source.bad_lines:,}" if split == "train" else ""
+            lines.append((source.spec, split, documents, size, tokens, ratio, rows, skipped))
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    table = []
+    for line in (head, *lines):
+        cells = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        table.append("  ".join(cells).rstrip())
+    weights = ", ".join(f"{source.spec} {source.weight:g}" for source in prepared.sources)
+    return "\n".join(
+        [
+            *table,
+            "",
+            f"weights       {weights}",
+            f"vocabulary    {prepared.vocab_size:,} ({prepared.tokenizer_path})",
+            f"row length    {prepared.seq_len}",
+            f"content hash  {prepared.content_hash}",
+            f"folder        {prepared.directory}",
+        ]
+    )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument: {argv[1]}")
+    try:
+        print(summary(prepare(_CONFIG.value.data, _DATA_DIR.value)))
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS logs each file that it opens
+    flags.mark_flags_as_required(["config", "data_dir"])
+    app.run(main)

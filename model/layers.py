@@ -1,0 +1,110 @@
+"""Norms, embedding and output layer, feed-forward, dropout.
+
+Dims: B batch, T length, D embed (features of the residual stream), F hidden (mlp), V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model import axes
+from model.config import ModelConfig
+from model.weights import einsum, param
+
+RESIDUAL = ('batch', 'length', 'features')
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450), computed in float32, in the dtype it was given."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        shape, dtype = (config.embed_dim,), jnp.dtype(config.param_dtype)
+        self.epsilon, self.center = config.norm_epsilon, config.norm == 'layernorm'
+        self.scale = param(rngs, shape, ('norm',), nnx.initializers.ones, dtype)
+        self.bias = param(rngs, shape, ('norm',), nnx.initializers.zeros, dtype) if self.center else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x = x_BTD.astype(jnp.float32)
+        if self.center:
+            x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        x = x * self.scale[...].astype(jnp.float32)
+        if self.center:
+            x = x + self.bias[...].astype(jnp.float32)
+        return x.astype(x_BTD.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors [rows, D]: of tokens, of positions, or the output layer."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = 'vocab'):
+        init = nnx.initializers.normal(config.init_std)
+        self.dtype = jnp.dtype(config.dtype)
+        shape = (rows, config.embed_dim)
+        self.table = param(rngs, shape, (name, 'embed'), init, jnp.dtype(config.param_dtype))
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        """Look up ids: [B, T] -> [B, T, D]. Gathered over fsdp first: a look-up in a table whose vectors are split
+        makes XLA replicate the activations ("involuntary full rematerialization")."""
+        table = axes.gather(self.table[...].astype(self.dtype))
+        return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode='promise_in_bounds')
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Scores of every token, [B, T, V] in float32."""
+        return einsum('BTD,VD->BTV', x_BTD, self.table, ('batch', 'length', 'vocab')).astype(jnp.float32)
+
+
+class FeedForward(nnx.Module):
+    """down(act(up(x))), or gated down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        d, f, dtype = config.embed_dim, config.mlp_dim, jnp.dtype(config.param_dtype)
+        init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
+        self.activation = config.activation
+        self.gate = param(rngs, (d, f), ('embed', 'mlp'), init, dtype) if config.gated else None
+        self.up = param(rngs, (d, f), ('embed', 'mlp'), init, dtype)
+        self.down = param(rngs, (f, d), ('mlp', 'embed'), residual_init(config), dtype)
+        bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.bias else None
+        self.gate_bias = bias(f, 'mlp') if config.gated else None
+        self.up_bias = bias(f, 'mlp')
+        self.down_bias = bias(d, 'norm')
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        hidden = ('batch', 'length', 'mlp')
+        h_BTF = add_bias(einsum('BTD,DF->BTF', x_BTD, self.up, hidden), self.up_bias)
+        if self.gate is None:
+            h_BTF = activate(h_BTF, self.activation)
+        else:
+            gate_BTF = add_bias(einsum('BTD,DF->BTF', x_BTD, self.gate, hidden), self.gate_bias)
+            h_BTF = activate(gate_BTF, self.activation) * h_BTF
+        return add_bias(einsum('BTF,FD->BTD', h_BTF, self.down, RESIDUAL), self.down_bias)
+
+
+def residual_init(config: ModelConfig):
+    """Smaller by sqrt(2 layers) for projections that add to the residual stream (GPT-2, section 2.3)."""
+    return nnx.initializers.normal(config.init_std / (2 * config.num_layers) ** 0.5)
+
+
+def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero features with probability `rate` and scale the rest up; the identity without a key (evaluation)."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding if axes.has_mesh() else None)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """'gelu' is exact (erf), as in BERT; 'gelu_tanh' the approximation of GPT-2 (arXiv:1606.08415)."""
+    return _ACTIVATIONS[name](x)
+
+
+_ACTIVATIONS = {
+    'silu': jax.nn.silu,
+    'relu': jax.nn.relu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+}

@@ -1,0 +1,40 @@
+"""Who may attend to whom, kept as its ingredients and made into booleans block by block.
+
+A full [batch, queries, keys] mask is never stored: attention asks for the piece it works on.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Mask(NamedTuple):
+    """A query sees a key of its own segment whose position is not later than its own.
+
+    Positions count from 0 inside a segment, so packed documents, left padding and a cache need no further rule.
+    Segment 0 is padding: nothing sees it but itself, which keeps the softmax of padded rows finite.
+
+    Dims: B batch, T queries, S keys. All int32.
+    """
+
+    q_segments_BT: jax.Array
+    q_positions_BT: jax.Array
+    kv_segments_BS: jax.Array
+    kv_positions_BS: jax.Array
+
+    def block(self, queries: slice, keys: slice) -> jax.Array:
+        """bool [B, T', S'] of some queries against some keys; True: may attend."""
+        same = self.q_segments_BT[:, queries, None] == self.kv_segments_BS[:, None, keys]
+        return same & (self.q_positions_BT[:, queries, None] >= self.kv_positions_BS[:, None, keys])
+
+
+def packed(segments_BT: jax.Array, positions_BT: jax.Array) -> Mask:
+    """Self-attention inside rows of packed documents."""
+    return Mask(segments_BT, positions_BT, segments_BT, positions_BT)
+
+
+def default_segments(tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Segments and positions of rows that hold one document each, without padding."""
+    positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    return jnp.ones_like(tokens_BT), positions

@@ -1,0 +1,151 @@
+"""Loss: the one form of every objective's result. Cross-entropy that never holds [batch, length, vocabulary].
+
+Logits are made, used and dropped chunk by chunk along the length; their gradient is computed in the same pass, so
+nothing is kept or made twice: the backward pass only scales what the forward pass found. Rows stay where they are on
+the mesh (shard_map over the batch axes), each device sums its own gradient of the output table, and one reduction at
+the end adds them. The vocabulary may be split over `tensor`.
+
+Dims: B rows, T length, C chunk of the length, D features, V vocabulary.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from model import axes
+
+# Logits in flight on one device: tokens (rows x chunk) times the vocabulary.
+CHUNK_TOKENS = 1024
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, so that they add up over micro-batches and devices; the step divides once, by `weight`."""
+
+    total: jax.Array  # float32 scalar: what is differentiated
+    weight: jax.Array  # float32 scalar: what it is divided by, e.g. the number of tokens
+    metrics: dict[str, jax.Array]  # further float32 sums, divided by `weight` as well
+
+
+class TokenLoss(NamedTuple):
+    """Weighted sums over tokens, float32 scalars."""
+
+    total: jax.Array  # smoothed cross-entropy + z-loss; has a gradient
+    cross_entropy: jax.Array  # nats, unsmoothed; no gradient
+    z_loss: jax.Array  # no gradient
+
+
+def cross_entropy(x_BTD, table, targets_BT, weights_BT, *, z_loss=0.0, label_smoothing=0.0) -> TokenLoss:
+    """Cross-entropy of softmax(x table^T) against integer targets.
+
+    Args:
+      x_BTD: hidden states.
+      table: the output layer's parameter, [V, D].
+      targets_BT: int32.  weights_BT: float32 weight of each token.
+      z_loss: adds z_loss * logsumexp^2 a token, which keeps logits from drifting (PaLM, arXiv:2204.02311).
+      label_smoothing: mass taken from the target and spread over the vocabulary (arXiv:1512.00567).
+    """
+    w_VD = axes.gather(table[...].astype(x_BTD.dtype))
+    names = axes.axis_names('batch') if axes.has_mesh() else ()
+    run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, names))
+    if not names:
+        return run(x_BTD, w_VD, targets_BT, weights_BT)
+
+    def local(x_BTD, w_VD, targets_BT, weights_BT):
+        # The transpose of this cast is the one sum of the table's gradient over devices.
+        w_VD = jax.lax.pcast(w_VD, names, to='varying')
+        return jax.lax.psum(run(x_BTD, w_VD, targets_BT, weights_BT), names)
+
+    rows, whole = axes.spec('batch'), PartitionSpec()
+    specs = (rows, whole, rows, rows)
+    return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole)(
+        x_BTD, w_VD, targets_BT, weights_BT
+    )
+
+
+class _Settings(NamedTuple):
+    z_loss: float
+    smoothing: float
+    varying: tuple[str, ...]  # mesh axes whose devices each have rows of their own
+
+    def constant(self, value: jax.Array) -> jax.Array:
+        """Marks a constant as different on each device, as what will be added to it is."""
+        return jax.lax.pcast(value, self.varying, to='varying') if self.varying else value
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_loss(settings, x_BTD, w_VD, targets_BT, weights_BT):
+    def body(sums, chunk):
+        return jax.tree.map(jnp.add, sums, _chunk(settings, w_VD, *chunk)[0]), None
+
+    return jax.lax.scan(body, _zeros(settings), _chunks(x_BTD, targets_BT, weights_BT))[0]
+
+
+def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
+    def body(carry, chunk):
+        sums, dw_VD = carry
+        more, dlogits_BCV = _chunk(settings, w_VD, *chunk)
+        dlogits_BCV = dlogits_BCV.astype(x_BTD.dtype)
+        dx_BCD = jnp.einsum('BCV,VD->BCD', dlogits_BCV, w_VD, out_sharding=axes.out('batch', 'length', 'features'))
+        dw_VD += jnp.einsum('BCV,BCD->VD', dlogits_BCV, chunk[0], preferred_element_type=jnp.float32)
+        return (jax.tree.map(jnp.add, sums, more), dw_VD), dx_BCD
+
+    chunks = _chunks(x_BTD, targets_BT, weights_BT)
+    dw_VD = jnp.zeros_like(w_VD, jnp.float32)
+    (sums, dw_VD), dx = jax.lax.scan(body, (_zeros(settings), dw_VD), chunks)
+    b, t, d = x_BTD.shape
+    dx_BTD = jnp.swapaxes(dx, 0, 1).reshape(b, -1, d)[:, :t]
+    return sums, (dx_BTD, dw_VD.astype(w_VD.dtype), targets_BT)
+
+
+def _backward(settings, residuals, cotangents):
+    dx_BTD, dw_VD, targets_BT = residuals
+    scale = cotangents.total
+    nothing = jnp.zeros(targets_BT.shape, jax.dtypes.float0)
+    return dx_BTD * scale.astype(dx_BTD.dtype), dw_VD * scale.astype(dw_VD.dtype), nothing, None
+
+
+_token_loss.defvjp(_forward, _backward)
+
+
+def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
+    """The sums of one chunk, and the gradient of its total with respect to its logits, float32 [B, C, V]."""
+    z_loss, smoothing, _ = settings
+    logits = jnp.einsum(
+        'BCD,VD->BCV',
+        x_BCD,
+        w_VD,
+        preferred_element_type=jnp.float32,
+        out_sharding=axes.out('batch', 'length', 'vocab'),
+    )
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    exp = jnp.exp(logits - top)
+    norm = exp.sum(-1, keepdims=True)
+    log_z = (jnp.log(norm) + top)[..., 0]
+    # A comparison and not a look-up: the vocabulary may be split over devices, and it fuses with the rest.
+    is_target = jax.lax.broadcasted_iota(jnp.int32, (1, 1, w_VD.shape[0]), 2) == targets_BC[..., None]
+    nll = log_z - jnp.where(is_target, logits, 0).sum(-1)
+    penalty = z_loss * jnp.square(log_z)
+    loss, target = nll, is_target.astype(jnp.float32)
+    if smoothing:
+        loss = (1 - smoothing) * nll + smoothing * (log_z - logits.mean(-1))
+        target = (1 - smoothing) * target + smoothing / w_VD.shape[0]
+    dlogits = weights_BC[..., None] * (exp / norm * (1 + 2 * z_loss * log_z[..., None]) - target)
+    sums = TokenLoss(*((weights_BC * value).sum() for value in (loss + penalty, nll, penalty)))
+    return sums, dlogits
+
+
+def _chunks(*arrays_BT):
+    """Each [B, T, ...] as chunks [n, B, C, ...] for a scan; padded at the end with zeros (of weight 0)."""
+    b, t = arrays_BT[0].shape[:2]
+    # At least two, so that the whole batch's logits never exist at once.
+    n = min(t, max(2, -(-b * t // CHUNK_TOKENS)))
+    size = -(-t // n)
+    pad = lambda a: jnp.pad(a, ((0, 0), (0, n * size - t)) + ((0, 0),) * (a.ndim - 2)) if n * size != t else a
+    return tuple(jnp.swapaxes(pad(a).reshape(b, n, size, *a.shape[2:]), 0, 1) for a in arrays_BT)
+
+
+def _zeros(settings):
+    return TokenLoss(*(settings.constant(jnp.zeros((), jnp.float32)),) * 3)

@@ -1,0 +1,300 @@
+"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line, MFU and goodput.
+
+    Writer    one JSON object a line in WORKDIR/metrics.jsonl and the same values as events in WORKDIR/tensorboard
+    Progress  one live line on a terminal, one plain line a log anywhere else
+    Clock     median seconds a step, and the part of the wall time that went into steps
+    MFU       what a device can do at best (published, or measured here) and how much of it a run uses
+
+Left out: which metrics there are and when they are logged (train/loop.py), the format of event files
+(train/events.py), the HTML report (train/report.py). Paths are local, since object stores can't append.
+"""
+
+import fnmatch
+import json
+import math
+import os
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from train.events import EventFile
+
+MFU_CONVENTION = (
+    "MFU = model FLOPs per second / peak FLOPs per second. Model FLOPs: 6 per matmul weight and token (2 forward, "
+    "4 backward) plus attention with only the causal half counted; recomputed activations are not counted. Peak: the "
+    "published dense bf16 rate times the number of devices, whatever the run's dtype; on CPUs and unknown devices the "
+    "best rate of a large square matmul in the compute dtype, measured at start-up."
+)
+
+# jax's device_kind -> published dense bf16 FLOP/s a device; the first match wins. Vendors' sheets, without the factor
+# of two for 2:4 sparsity that NVIDIA prints. A slice of a GPU (MIG) has no published rate: it is measured.
+DEVICE_FLOPS = (
+    ("*MIG*", None),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5*", 459e12),  # v5p calls itself "TPU v5"
+    ("TPU v6*", 918e12),  # v6e: "TPU v6 lite"
+    ("*A100*", 312e12),
+    ("*H100 PCIe*", 756.5e12),
+    ("*H[12]00 NVL*", 835.5e12),
+    ("*H[12]00*", 989.4e12),
+    ("*GB200*", 2500e12),
+    ("*B200*", 2250e12),
+)
+
+
+def flops_rate(device) -> float | None:
+    """Published dense bf16 peak of one `jax.Device`, in FLOP/s; None for a device that is not in the table."""
+    return next((rate for pattern, rate in DEVICE_FLOPS if fnmatch.fnmatchcase(device.device_kind, pattern)), None)
+
+
+def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of a large square matmul in `dtype` on this process's first device, compiled by jax.jit.
+
+    The best of as many calls as fit into `seconds` (three at least), so that it is a ceiling and not a mean.
+    Operands are random: GPUs clock higher on zeros. Precision is jax's default, as it is in training.
+    """
+    device = jax.local_devices()[0]
+    # Large enough that the rate no longer grows; on accelerators several products a call, so that launching it is free.
+    size, products = (2048, 1) if device.platform == "cpu" else (8192, 8)
+
+    @jax.jit
+    def chain(x_NN, w_NN):
+        for _ in range(products):
+            x_NN = x_NN @ w_NN
+        return x_NN
+
+    # A mesh of its own: under the run's mesh every device would compute the whole product, 8 fake CPU devices in turn.
+    with jax.set_mesh(jax.sharding.Mesh([device], ("one",))):
+        x_NN = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        w_NN = x_NN / math.sqrt(size)  # unit variance in, unit variance out
+        jax.block_until_ready(chain(x_NN, w_NN))  # compile
+        times, end = [], time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            jax.block_until_ready(chain(x_NN, w_NN))
+            times.append(time.perf_counter() - start)
+    return 2 * size**3 * products / min(times)
+
+
+def peak_flops(devices, dtype) -> tuple[float, str]:
+    """Peak FLOP/s of all `devices` together, and where the figure comes from, in words to print beside the MFU."""
+    kind, count = devices[0].device_kind, len(devices)
+    if (rate := flops_rate(devices[0])) is not None:
+        return rate * count, f"{count} x {kind}, published bf16 peak {rate / 1e12:g} TFLOP/s each"
+    if devices[0].platform == "cpu":  # the CPU devices of a process share its cores: one rate a process
+        count = len({device.process_index for device in devices})
+    rate = measure_matmul_rate(dtype)
+    return rate * count, f"{count} x {kind}, measured {jnp.dtype(dtype).name} matmul {rate / 1e9:,.0f} GFLOP/s each"
+
+
+def model_flops_utilization(flops_per_token: float, tokens_per_second: float, peak: float) -> float:
+    """MFU as a fraction; `tokens_per_second` and `peak` are of all devices together."""
+    return flops_per_token * tokens_per_second / peak
+
+
+class Clock:
+    """Median seconds a step over the last `window` laps, without compilation, evaluation and saving.
+
+        clock.lap(step)     at each log, after waiting for the step's result
+        clock.skip(step)    after anything that is no step: the time since the last call doesn't count
+
+    Waiting for every step would idle the device, so a lap usually spans several.
+    """
+
+    def __init__(self, step: int = 0, window: int = 20, now=time.perf_counter):
+        self.now, self.laps, self.productive = now, deque(maxlen=window), 0.0
+        self.begin = now()
+        self.skip(step)
+
+    def skip(self, step: int):
+        self.mark, self.step = self.now(), step
+
+    def lap(self, step: int) -> float:
+        """Records the steps since the last call and returns the median seconds a step."""
+        elapsed, steps = self.now() - self.mark, step - self.step
+        if steps > 0:
+            self.laps.append(elapsed / steps)
+            self.productive += elapsed
+        self.skip(step)
+        return statistics.median(self.laps) if self.laps else math.nan
+
+    @property
+    def goodput(self) -> float:
+        """The fraction of the wall time since the start that went into steps."""
+        return self.productive / max(self.now() - self.begin, 1e-9)
+
+
+def read(path) -> list[dict]:
+    """The lines of a metrics.jsonl as dicts. null becomes nan, so that every value is a number; a line that is cut
+    off (the last one, while the run goes on) is left out; a missing file is an empty list."""
+    path = Path(path)
+    rows = map(_parse, path.read_bytes().splitlines()) if path.exists() else ()
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows if row]
+
+
+def _parse(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # also broken UTF-8
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+class Writer:
+    """Appends to WORKDIR/metrics.jsonl and to event files in WORKDIR/tensorboard.
+
+    `resume_step`: the step of the checkpoint that the run continues from (-1 when it starts over in a used workdir).
+    Lines and events of later steps are dropped, since the run will write them again: each step stands once. With None
+    nothing is dropped. Either way what a kill or a full disk broke in the middle of a line is removed.
+    `enabled`: True on process 0 only. A writer that isn't enabled touches no file.
+    """
+
+    def __init__(self, workdir, resume_step: int | None = None, enabled: bool = True):
+        self.enabled = enabled
+        if not enabled:
+            return
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _trim(path, resume_step)
+        self.lines = path.open("a", encoding="utf-8", buffering=1)  # a line is one write: a reader sees it whole
+        self.events = EventFile(path.parent / "tensorboard", None if resume_step is None else resume_step + 1)
+
+    def write(self, step: int, values: dict[str, float]):
+        """One line {"step", "time" (unix seconds), **values}. JSON has no nan or infinity: they are written as null,
+        and as what they are to TensorBoard. Arrays of one element are taken as numbers."""
+        if not self.enabled:
+            return
+        now = time.time()
+        values = {key: value if isinstance(value, int) else float(value) for key, value in values.items()}
+        row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self.lines.write(json.dumps({"step": int(step), "time": round(now, 3), **row}, allow_nan=False) + "\n")
+        self.events.write(int(step), now, values)
+
+    def flush(self):
+        """Waits until everything is on disk. Not needed for others to read along: every write reaches the system."""
+        for file in (self.lines, self.events.file) if self.enabled else ():
+            os.fsync(file.fileno())
+
+    def close(self):
+        if self.enabled and not self.lines.closed:
+            self.flush()
+            self.lines.close()
+            self.events.file.close()
+
+
+def _trim(path: Path, last_step: int | None):
+    """Rewrites a metrics.jsonl, atomically, without broken lines and without those after `last_step`."""
+    if not path.exists():
+        return
+    old = path.read_bytes()
+    rows = [(line, _parse(line)) for line in old.splitlines() if line.strip()]
+    if broken := sum(row is None for _, row in rows):
+        logging.warning("%s: removed %d broken line(s), cut off when an earlier run was stopped", path, broken)
+    kept = [line for line, row in rows if row and (last_step is None or row["step"] <= last_step)]
+    new = b"".join(line + b"\n" for line in kept)
+    if new != old:
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+class Progress:
+    """The progress line. On a terminal one live line, anywhere else (a file, CI) one plain line an update.
+
+    step 120/400  loss 3.412  ppl 30.3  12.3k tok/s  MFU 41 %  left 2:31  lr 8.1e-4
+
+    `tokens_per_step` and `peak_flops` are of all devices together; without a peak there is no MFU. Columns keep the
+    width of the widest value so far. A terminal too narrow for all fields loses the first in `_DROP_FIRST`. Processes
+    other than 0 pass Console(quiet=True).
+    """
+
+    _DROP_FIRST = ("lr", "ppl", "MFU", "tok/s", "left", "loss")
+
+    def __init__(self, total_steps, tokens_per_step, flops_per_token, peak_flops, start_step=0, console=None):
+        self.total_steps, self.start_step = total_steps, start_step
+        self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
+        self.console = console or Console()
+        self.widths = {}
+        # No refresh thread: the line is drawn when there is something new, so it neither flickers nor takes time.
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_interactive else None
+
+    def __enter__(self):
+        if self.live:
+            self.live.start()
+            self.live.update(_line({"step": f"{self.start_step}/{self.total_steps}", "compiling": "..."}), refresh=True)
+        return self
+
+    def __exit__(self, *_):
+        if self.live:
+            self.live.stop()
+
+    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float):
+        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each."""
+        tokens_per_second = self.tokens_per_step / seconds_per_step if seconds_per_step > 0 else math.nan
+        fields = {
+            "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
+            "loss": f"{loss:.3f}",
+            "ppl": short(math.exp(min(loss, 700.0))),
+            "tok/s": short(tokens_per_second),
+            "MFU": "",
+            "left": duration((self.total_steps - step) * seconds_per_step),
+            "lr": f"{learning_rate:.1e}".replace("e-0", "e-").replace("e+00", ""),
+        }
+        if self.peak_flops:
+            mfu = 100 * model_flops_utilization(self.flops_per_token, tokens_per_second, self.peak_flops)
+            fields["MFU"] = f"{mfu:.{int(mfu < 9.95)}f} %"
+        self.widths = {name: max(len(value), self.widths.get(name, 0)) for name, value in fields.items()}
+        fields = {name: value.rjust(self.widths[name]) for name, value in fields.items() if value}
+        if self.live:
+            for name in self._DROP_FIRST:
+                if _line(fields).cell_len > self.console.width:
+                    fields.pop(name, None)
+            self.live.update(_line(fields), refresh=True)
+        else:
+            self.console.print(_line(fields), soft_wrap=True)
+
+    def message(self, text: str):
+        """Prints a line above the progress line. Markup in it is not interpreted: it may be a sample of the model."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(fields: dict[str, str]) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for name, value in fields.items():
+        parts = (value, (" " + name, "dim")) if name == "tok/s" else ((name + " ", "dim"), value)  # a unit comes last
+        line.append_text(Text.assemble("  " if line else "", *parts))
+    return line
+
+
+def short(value: float) -> str:
+    """Three significant digits: 8.21, 30.3, 512, 12.3k, 1.50M, 2.4e+16."""
+    if not abs(value) < 999.5e12:  # so written, nan too
+        return f"{value:.2g}"
+    unit = 0
+    while abs(value) >= 999.5:
+        value, unit = value / 1000, unit + 1
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f}{('', 'k', 'M', 'B', 'T')[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """2:31, 1:02:31, 3d 04h; a dash while it isn't known."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return clock if hours < 48 else f"{hours // 24}d {hours % 24:02}h"

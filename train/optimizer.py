@@ -1,0 +1,116 @@
+"""Learning-rate schedules and optax chains by name; ordered (pattern -> value) lists over parameters."""
+
+import re
+
+import jax
+import optax
+
+
+def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
+    """Learning rate by step: linear warm-up from 0, then `name`.
+
+    Args:
+      name: 'cosine': falls to final * peak at `steps` along half a cosine (arXiv:1608.03983). 'constant'. 'wsd'
+        (warm-up, stable, decay; arXiv:2405.18392): constant, then linear to final * peak over the last `decay` share.
+      steps: of the whole run, the warm-up included.
+
+    Raises:
+      ValueError: an unknown name, or a warm-up that is not shorter than the run.
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f'optimizer.warmup_steps is {warmup}, but the run has {steps} steps: make it less')
+    if name == 'cosine':
+        after = optax.cosine_decay_schedule(peak, steps - warmup, alpha=final)
+    elif name == 'constant':
+        after = optax.constant_schedule(peak)
+    elif name == 'wsd':
+        falling = max(1, min(round(steps * decay), steps - warmup))
+        fall = optax.linear_schedule(peak, final * peak, falling)
+        after = optax.join_schedules([optax.constant_schedule(peak), fall], [steps - warmup - falling])
+    else:
+        raise ValueError(f'optimizer.schedule is {name!r}; choose from cosine, constant, wsd')
+    # Step 0 already learns: a first update of size 0 would be a wasted batch.
+    rise = lambda step: peak * (step + 1) / (warmup + 1)
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def by_pattern(params, rules):
+    """The tree of values that an ordered list of (regular expression, value) gives to the parameters.
+
+    A parameter's name is its path, e.g. 'stack/blocks/attention/query'; the first pattern found in it decides.
+
+    Raises:
+      ValueError: a parameter that no pattern matches.
+    """
+
+    def value(path, _):
+        name = param_name(path)
+        for pattern, result in rules:
+            if re.search(pattern, name):
+                return result
+        raise ValueError(f'no pattern matches parameter {name}; end the list with (".*", ...)')
+
+    return jax.tree.map_with_path(value, params)
+
+
+def param_name(path) -> str:
+    """'stack/blocks/attention/query' for a leaf's key path."""
+    return '/'.join(str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', '')))) for key in path[:-1])
+
+
+def _adamw(rate, o, mask):
+    return optax.adamw(rate, o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=mask)
+
+
+def _muon(rate, o, mask):
+    numbers = optax.contrib.MuonDimensionNumbers
+    # Hidden matrices by their input and output dims (stacked over layers); tables, norms and biases by Adam.
+    dims = {
+        'query': numbers((1,), (2, 3, 4)),
+        'key': numbers((1,), (2, 3)),
+        'value': numbers((1,), (2, 3)),
+        'out': numbers((1, 2, 3), (4,)),
+        'gate': numbers((1,), (2,)),
+        'up': numbers((1,), (2,)),
+        'down': numbers((1,), (2,)),
+    }
+    return optax.contrib.muon(
+        rate,
+        beta=o.beta1,
+        weight_decay=o.weight_decay,
+        weight_decay_mask=mask,
+        adam_b1=o.beta1,
+        adam_b2=o.beta2,
+        adam_weight_decay=o.weight_decay,
+        # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
+            lambda path, _: dims.get(param_name(path).rsplit('/', 1)[-1]), params
+        ),
+    )
+
+
+OPTIMIZERS = {
+    'adamw': _adamw,
+    'adam': lambda rate, o, mask: optax.adam(rate, o.beta1, o.beta2, o.epsilon),
+    'sgd': lambda rate, o, mask: optax.sgd(rate, momentum=o.beta1),
+    'adafactor': lambda rate, o, mask: optax.adafactor(
+        rate, weight_decay_rate=o.weight_decay or None, weight_decay_mask=mask
+    ),
+    'lion': lambda rate, o, mask: optax.lion(rate, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask),
+    'muon': _muon,
+}
+
+
+def make_optimizer(o, rate) -> optax.GradientTransformation:
+    """The chain that a config's `optimizer` block describes: clip by global norm, then the named optimizer.
+
+    Args:
+      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), clip_norm (0: no clipping).
+      rate: learning rate by step.
+    """
+    if o.name not in OPTIMIZERS:
+        raise ValueError(f'optimizer.name is {o.name!r}; choose from {", ".join(OPTIMIZERS)}')
+    mask = lambda params: by_pattern(params, o.decay)
+    chain = OPTIMIZERS[o.name](rate, o, mask)
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), chain) if o.clip_norm else chain

@@ -1,0 +1,294 @@
+"""The report of a run: one self-contained report.html (inline SVG, no script, nothing loaded), written from files only.
+
+Reads from the workdir, each file and each key optional:
+
+    metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped) and
+                    evaluation lines (validation/loss, validation/perplexity, validation/bits_per_byte)
+    config.json     the config as run, nested
+    summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
+                    validation {loss, perplexity, bits_per_byte}, compressors {name: bits per byte}, goodput (a
+                    fraction), mfu_convention, samples [{prompt, text: the continuation}],
+                    corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
+
+What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
+Left out: comparing runs, which is TensorBoard's.
+"""
+
+import io
+import json
+import math
+import re
+import time
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from train.metrics import MFU_CONVENTION, duration, read, short
+
+# matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
+_INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _TRAIN: "var(--accent)", _VALIDATION: "var(--second)"}
+
+_CSS = """
+:root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1f2328; --muted: #666d75; --line: #e3e3df;
+  --accent: #2c6aa0; --second: #c2570c; --bar: #c9ced3; }
+@media (prefers-color-scheme: dark) { :root { --page: #131518; --card: #1b1e22; --text: #e4e6e8; --muted: #9aa2aa;
+  --line: #30353b; --accent: #7db4e6; --second: #f0a05a; --bar: #4a5159; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5; font-size: 15px;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
+main { max-width: 1040px; margin: 0 auto; padding: 40px 20px 64px; }
+h1 { font-size: 26px; font-weight: 600; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h2 { font-size: 17px; font-weight: 600; margin: 44px 0 12px; }
+h3 { font-size: 13px; font-weight: 600; margin: 0 0 6px; }
+p, small, dt, th, summary { color: var(--muted); }
+p { margin: 4px 0; } small, dt { font-size: 13px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px; min-width: 0; }
+.head, .plots { display: grid; gap: 16px; grid-template-columns: 2fr 3fr; margin-top: 24px; }
+.plots { grid-template-columns: 1fr 1fr; margin: 0; } .plots > :first-child { grid-column: 1 / -1; }
+dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px 20px; margin: 0; }
+dd { margin: 0; font-size: 20px; font-weight: 600; line-height: 1.25; }
+dd small { display: block; font-weight: 400; }
+.figure { font-size: 44px; font-weight: 600; line-height: 1.15; letter-spacing: -.02em; color: var(--text); }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 12px; align-items: center;
+  margin: 14px 0 8px; font-size: 14px; }
+.bars i { display: block; height: 14px; border-radius: 2px; background: var(--bar); min-width: 2px; }
+.bars .own { background: var(--accent); }
+figure { margin: 0; } svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
+.key { float: right; font-weight: 400; color: var(--muted); } .key i { display: inline-block; width: 14px; height: 3px;
+  margin: 0 5px 3px 14px; background: var(--accent); } .key .thin { opacity: .4; }
+.key .dot { width: 7px; height: 7px; border-radius: 50%; margin-bottom: 1px; background: var(--second); }
+.narrow { display: none; }
+pre, code { font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; } .card + .card { margin-top: 12px; }
+.plots .card + .card, .head .card + .card { margin-top: 0; }
+mark { background: none; color: var(--accent); font-weight: 600; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th { text-align: right; font-weight: 400; font-size: 13px; } td { text-align: right; }
+th, td { padding: 5px 0 5px 20px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+tr:last-child td { border-bottom: 0; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+summary { cursor: pointer; } .config { columns: 2; column-gap: 40px; margin-top: 12px; }
+.config div { display: flex; justify-content: space-between; gap: 16px; break-inside: avoid; }
+.config code { text-align: right; overflow-wrap: anywhere; } .config code:first-child { flex: none; text-align: left;
+  color: var(--muted); max-width: 70%; }
+footer { margin-top: 44px; padding-top: 14px; border-top: 1px solid var(--line); font-size: 13px; }
+@media (max-width: 720px) { main { padding: 24px 14px 48px; } .head, .plots { grid-template-columns: minmax(0, 1fr); }
+  dl { grid-template-columns: 1fr 1fr; } .config { columns: 1; } .wide { display: none; } .narrow { display: block; } }
+"""
+
+
+def write_report(workdir) -> Path:
+    """Writes WORKDIR/report.html from the files there and returns its path."""
+    workdir = Path(workdir)
+    rows = read(workdir / "metrics.jsonl")
+    summary, config = _load(workdir / "summary.json"), _load(workdir / "config.json")
+    sections = _headline(rows, summary) + _plots(rows)
+    sections += _samples(summary.get("samples") or []) + _corpus(summary.get("corpus") or []) + _config(config)
+    name = escape(workdir.resolve().name)
+    run = " · ".join(escape(str(summary[key])) for key in ("device", "mesh") if summary.get(key))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title><style>{_CSS}</style></head><body><main>
+<header><h1>{name}</h1><p>{" · ".join(filter(None, (run, when and "last logged " + when)))}</p></header>
+{sections}
+<footer><p>{escape(str(summary.get("mfu_convention") or MFU_CONVENTION))}</p>
+<p>Written from metrics.jsonl, config.json and summary.json, which lie beside this file.</p></footer>
+</main></body></html>
+"""
+    path, temporary = workdir / "report.html", workdir / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair may stand in a sample
+    return temporary.replace(path)
+
+
+def _load(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        logging.warning("%s is left out of the report: %s", path, error)
+        return {}
+
+
+def _series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the lines that have `key`; a value that was not finite is nan."""
+    pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    steps, values = np.array(pairs, float).reshape(-1, 2).T
+    return steps, values
+
+
+def _show(value, form) -> str:
+    """`value` by a format string or function, a dash where there is none."""
+    if not isinstance(value, int | float) or math.isnan(value):
+        return "–"
+    return form(value) if callable(form) else form.format(value)
+
+
+def _headline(rows: list[dict], summary: dict) -> str:
+    def last(key):
+        return next((row[key] for row in reversed(rows) if key in row), None)
+
+    def median(key):
+        values = _series(rows, key)[1]
+        return float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else math.nan
+
+    model, goodput, skipped = summary.get("model") or {}, summary.get("goodput"), last("skipped")
+    bodies = model.get("non_embedding_parameters")
+    validation = {key: last("validation/" + key) for key in ("loss", "perplexity", "bits_per_byte")}
+    validation |= summary.get("validation") or {}
+    train_loss = _smooth(_series(rows, "loss")[1])
+    facts = (
+        ("Validation loss", _show(validation["loss"], "{:.3f}"), _show(validation["perplexity"], "perplexity {:.4g}")),
+        ("Train loss", _show(float(train_loss[-1]) if train_loss.size else None, "{:.3f}"), "smoothed"),
+        ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} skipped, not finite")),
+        ("Tokens per second", _show(median("tokens_per_second"), short), "median"),
+        ("MFU", _show(100 * median("mfu"), "{:.1f} %"), "median, see below"),
+        ("Wall time", _show(summary.get("wall_seconds"), duration), _show(goodput, "{:.0%} in steps")),
+        ("Parameters", _show(model.get("parameters"), short), _show(bodies, lambda n: short(n) + " non-embedding")),
+        ("FLOPs per token", _show(model.get("flops_per_token"), short), "forward, backward"),
+        ("Tokens seen", _show(summary.get("tokens"), short), ""),
+    )
+    tiles = ""
+    for name, value, note in facts:
+        note = "" if "–" in value + note else escape(note)
+        tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
+    bits = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
+    shown = {name: value for name, value in bits.items() if _show(value, str) != "–" and value > 0}
+    bars = ""
+    for name, value in shown.items():
+        width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
+        bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
+    note = (
+        "Lower is better; all on the same held-out files." if len(shown) > 1 else "" if shown else "No evaluation yet."
+    )
+    chart = f"""<small>Validation, bits per byte</small><div class="figure">{_show(bits["this model"], "{:.3f}")}</div>
+<div class="bars">{bars}</div><small>{note}</small>"""
+    return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential mean over about 3 % of the curve, over fewer points at its steep start; nan is passed over."""
+    mean, seen, result = math.nan, 0, np.full(values.shape, math.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            mean = value if not seen else mean + (value - mean) / min(1 + 0.03 * values.size, 1 + 0.1 * seen)
+            seen += 1
+        result[i] = mean
+    return result
+
+
+def _thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """At most 3 points a bin, its first and its extremes, so that a long curve keeps every spike and stays small."""
+    if values.size <= 3 * bins:
+        return steps, values
+    keep = []
+    for part in np.array_split(np.arange(values.size), bins):
+        order = part[np.argsort(values[part])]  # nan last
+        keep += [part[0], order[0], order[max(np.isfinite(values[part]).sum() - 1, 0)]]
+    keep = np.unique(keep)
+    return steps[keep], values[keep]
+
+
+def _plots(rows: list[dict]) -> str:
+    loss, validation, bits = (_series(rows, key) for key in ("loss", "validation/loss", "validation/bits_per_byte"))
+    if not np.isfinite([*loss[1], *validation[1]]).any():
+        return "<section><h2>Curves</h2><p class=card>No metrics yet.</p></section>"
+    none = _series([], "")
+    key = '<span class="key"><i class="thin"></i>train<i></i>smoothed<i class="dot"></i>validation</span>'
+    wide, narrow = (9.6, 3.4), (4.3, 2.9)  # the loss in two shapes, since a wide plot is too small to read on a phone
+    plots = {
+        f"Loss{key}": f'<div class="wide">{_plot(wide, loss, validation)}</div>'
+        f'<div class="narrow">{_plot(narrow, loss, validation)}</div>',
+        "Learning rate": _plot(narrow, _series(rows, "learning_rate"), none, raw=True),
+        "Gradient norm": _plot(narrow, _series(rows, "grad_norm"), none),
+        "Tokens per second": _plot(narrow, _series(rows, "tokens_per_second"), none),
+        "Validation bits per byte": _plot(narrow, none, bits),
+    }
+    cards = "".join(f'<figure class="card"><h3>{title}</h3>{svg}</figure>' for title, svg in plots.items() if svg)
+    return f'<section><h2>Curves</h2><div class="plots">{cards}</div></section>'
+
+
+def _plot(size, line, dots, raw: bool = False) -> str:
+    """Inline SVG of a curve (`raw`, or thin with its smoothed form over it) and of dots; empty if there are neither.
+    The axis is logarithmic where a smoothed curve spans more than a factor of 4."""
+    # Here and not above: half a second that the start of a training run need not pay. Figure keeps no global state.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    values = np.concatenate([line[1], dots[1]])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return ""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
+        axes.plot(*_thin(*line), color=_TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
+        if not raw:
+            axes.plot(*_thin(line[0], _smooth(line[1])), color=_TRAIN, lw=1.6)
+        axes.plot(*dots, color=_VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+        if not raw and values.min() > 0 and (span := values.max() / values.min()) > 4:
+            digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
+        axes.xaxis.set_major_locator(MaxNLocator(size[0] + 1, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
+        axes.xaxis.set_major_formatter(_tick)
+        axes.yaxis.set_major_formatter(_tick)
+        axes.set_xlabel("step", color=_INK)
+        axes.grid(color=_GRID, lw=0.7)
+        axes.tick_params(length=0, colors=_INK)
+        axes.spines[:].set_visible(False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", svg)  # HTML needs neither
+    return re.sub("|".join(_VARIABLES), lambda color: _VARIABLES[color[0]], svg)
+
+
+def _tick(value: float, _) -> str:
+    unit, name = next(((10**e, name) for e, name in ((9, "B"), (6, "M"), (3, "k")) if abs(value) >= 10**e), (1, ""))
+    return f"{value / unit:.4g}{name}".replace("e-0", "e-")
+
+
+def _samples(samples: list[dict]) -> str:
+    cards = ""
+    for sample in samples:
+        prompt, text = (escape(str(sample.get(key, ""))) for key in ("prompt", "text"))
+        cards += f'<pre class="card">\n<mark>{prompt}</mark>{text}</pre>'  # HTML drops the newline after <pre>
+    return f"<section><h2>Samples</h2>{cards or '<p class=card>No samples yet.</p>'}</section>"
+
+
+def _corpus(corpus: list[dict]) -> str:
+    counts = ("train_documents", "validation_documents", "bytes", "tokens")
+    body = ""
+    for source in corpus:
+        cells = "".join(f"<td>{_show(source.get(key), '{:,}')}</td>" for key in counts)
+        ratio = (source.get("bytes") or math.nan) / (source.get("tokens") or math.nan)
+        digest = escape(str(source.get("content_hash") or "–").split(":")[-1])  # may be sha256:...
+        body += f"<tr><td>{escape(str(source.get('name', '–')))}</td>{cells}<td>{_show(ratio, '{:.2f}')}</td>"
+        body += f'<td><code title="{digest}">{digest[:12]}</code></td></tr>'
+    head = "".join(
+        f"<th>{name.replace('_', ' ')}</th>" for name in ("source", *counts, "bytes_per_token", "content_hash")
+    )
+    table = f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f"<section><h2>Corpus</h2>{table}</section>" if corpus else ""
+
+
+def _config(config: dict) -> str:
+    def lines(prefix, value):
+        if isinstance(value, dict) and value:
+            return [line for key, inner in value.items() for line in lines(f"{prefix}.{key}", inner)]
+        value = escape(json.dumps(value, ensure_ascii=False))
+        return [f"<div><code>{escape(prefix[1:])}</code><code>{value}</code></div>"]
+
+    body = lines("", config) if config else []
+    body = f'<summary>{len(body)} fields</summary><div class="config">{"".join(body)}</div>'
+    body = f'<details class="card">{body}</details>' if config else "<p class=card>No config.json.</p>"
+    return f"<section><h2>Config as run</h2>{body}</section>"

@@ -1,0 +1,80 @@
+"""One optimizer step: accumulate, differentiate, clip, update; leave the update out if it is not finite."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from model import axes
+from train.losses import Loss
+from train.state import TrainState
+
+
+def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0):
+    """The compiled step (state, batch) -> (state, metrics); it donates the state.
+
+    Metrics are float32 scalars: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
+    `skipped` and `streak` (see TrainState), `finite`.
+
+    Args:
+      objective: (model, batch, key) -> Loss.
+      accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
+        that of one large batch whatever weight each micro-batch has.
+    """
+
+    def total(model, batch, key):
+        loss = objective(model, batch, key)
+        return loss.total, loss
+
+    differentiate = jax.grad(total, has_aux=True)
+
+    def train_step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate == 1:
+            grads, loss = differentiate(state.model, batch, key)
+        else:
+            grads, loss = _accumulate(differentiate, state.model, _split(batch, accumulate), key)
+        weight = jnp.maximum(loss.weight, 1e-9)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        norm = optax.global_norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.model)
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        bad = (~finite).astype(jnp.int32)
+        new = TrainState(
+            step=state.step + 1,
+            model=keep(optax.apply_updates(state.model, updates), state.model),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + bad,
+            streak=(state.streak + 1) * bad,
+        )
+        metrics = {name: value / weight for name, value in loss.metrics.items()}
+        metrics |= {'grad_norm': norm, 'weight': loss.weight, 'skipped': new.skipped, 'streak': new.streak}
+        return new, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(objective):
+    """The compiled (model, batch) -> Loss without dropout; sums, to be added up over batches."""
+    return jax.jit(lambda model, batch: objective(model, batch, None))
+
+
+def _split(batch, n):
+    """[B, ...] -> [n, B / n, ...]. Strided, so that every device cuts its own rows and none travel."""
+    sharding = lambda a: axes.out('batch', *(None,) * a.ndim)
+    cut = lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]), out_sharding=sharding(a))
+    return jax.tree.map(lambda a: jnp.swapaxes(cut(a), 0, 1), batch)
+
+
+def _accumulate(differentiate, model, micro_batches, key):
+    def body(carry, micro):
+        index, batch = micro
+        more = differentiate(model, batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, more), None
+
+    n = jax.tree.leaves(micro_batches)[0].shape[0]
+    shapes = jax.eval_shape(differentiate, model, jax.tree.map(lambda a: a[0], micro_batches), key)
+    (_, loss) = shapes
+    zeros = (jax.tree.map(jnp.zeros_like, model), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), loss))
+    (grads, loss), _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro_batches))
+    return grads, Loss(*loss)
