@@ -27,26 +27,31 @@ from data.prepare import Prepared
 # Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
 # its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).
 _LISTED_ROWS = 1 << 22
-_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
+_BLOCK_TOKENS = 1 << 14
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # blocks
 
 
 class Pipeline:
     """An endless iterator over this process's share of training batches, with a position that can be saved."""
 
-    def __init__(self, batches: "_TrainBatches", stream: str):
-        self._batches = batches
+    def __init__(self, blocks: "_TrainBlocks", stream: str):
+        self._blocks = blocks
         self._stream = stream
-        self._next_row = batches.first_row
-        self._iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(_READ_AHEAD))
+        self._steps = 0
+        self._iterator = iter(grain.MapDataset.source(blocks).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
-        batch = next(self._iterator)
-        self._next_row += self._batches.batch_size
-        return batch
+        place = self._steps % self._blocks.steps
+        if place == 0:
+            self._block = next(self._iterator)
+        self._steps += 1
+        share = self._blocks.share
+        return {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
 
     def position(self) -> dict[str, Any]:
         """Where the next batch begins (JSON): the same in every process, whatever was read ahead."""
-        return {"next_row": self._next_row, "stream": self._stream}
+        next_row = self._blocks.first_row + self._steps * self._blocks.batch_size
+        return {"next_row": next_row, "stream": self._stream}
 
     def close(self) -> None:
         self._iterator.close()
@@ -79,41 +84,55 @@ def train_pipeline(
             f"make stream {stream}. Go back to the data and seed of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
-    return Pipeline(_TrainBatches(prepared, batch_size, seed, process_index * share, share, first_row), stream)
+    return Pipeline(_TrainBlocks(prepared, batch_size, seed, process_index, share, first_row), stream)
 
 
-class _TrainBatches:
-    """Random access to one process's share of each batch, counted from `first_row` of the stream."""
+class _TrainBlocks:
+    """Random access to one process's share of the batches after `first_row`, in blocks of `steps` batches.
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, offset: int, share: int, first_row: int):
+    A small batch costs many small calls and little work, so a thread makes a block of them at once.
+    """
+
+    def __init__(self, prepared: Prepared, batch_size: int, seed: int, process_index: int, share: int, first_row: int):
         self.batch_size = batch_size
+        self.share = share
         self.first_row = first_row
-        self._places = offset + np.arange(share)
+        self.steps = -(-_BLOCK_TOKENS // (share * prepared.seq_len))
         self._seed = seed
         self._mixture = Mixture([source.weight for source in prepared.sources])
         self._readers = [RowReader(source.train, prepared.seq_len, hold=True) for source in prepared.sources]
         self._seq_len = prepared.seq_len
-        # A batch may reach from one epoch of a source into the next, and another thread may be a batch ahead.
+        steps = np.arange(self.steps)[:, None] * batch_size
+        self._places = (steps + process_index * share + np.arange(share)).reshape(-1)
+        # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.
         self._order = lru_cache(maxsize=2 * len(self._readers))(self._epoch_order)
 
     def __len__(self) -> int:
-        return sys.maxsize // self.batch_size
+        return sys.maxsize // (self.batch_size * self.steps)
 
-    def __getitem__(self, step: int) -> Batch:
-        sources, ranks = self._mixture.locate(self.first_row + step * self.batch_size + self._places)
+    def __getitem__(self, block: int) -> Batch:
+        first = self.first_row + block * self.steps * self.batch_size
+        sources, ranks = self._mixture.locate(first + self._places)
         rows = np.empty((len(ranks), 3, self._seq_len), np.int32)
         for source, reader in enumerate(self._readers):
             mine = np.flatnonzero(sources == source)
             if len(mine):
-                rows[mine] = reader.read([self._shuffled(source, int(rank)) for rank in ranks[mine]])
+                rows[mine] = reader.read(self._shuffled(source, ranks[mine]))
         return from_rows(rows)
 
-    def _shuffled(self, source: int, rank: int) -> int:
+    def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
+        """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""
         count = len(self._readers[source])
-        epoch, index = divmod(rank, count)
-        if count <= _LISTED_ROWS:
-            return self._order(source, epoch)[index]
-        return index_shuffle(index, max_index=count - 1, seed=self._epoch_seed(source, epoch), rounds=4)
+        epochs, indices = np.divmod(ranks, count)
+        rows = np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            if count <= _LISTED_ROWS:
+                rows[now] = self._order(source, int(epoch))[indices[now]]
+            else:
+                seed = self._epoch_seed(source, int(epoch))
+                rows[now] = [index_shuffle(int(i), max_index=count - 1, seed=seed, rounds=4) for i in indices[now]]
+        return rows
 
     def _epoch_order(self, source: int, epoch: int) -> np.ndarray:
         random = np.random.Generator(np.random.PCG64(self._epoch_seed(source, epoch)))

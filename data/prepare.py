@@ -98,16 +98,22 @@ def prepare(data_config: Mapping[str, Any], directory: str | os.PathLike, log: L
             built = [_corpus(spec, config, root, log) for spec, _ in config["sources"]]
             tokenizer = _tokenizer(built, config, root, log)
             return load(_rows(built, tokenizer, config, root, log))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            problem, remedy = "The disk is full", "Make room"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
-            problem, remedy = "The folder can't be written", "Choose another folder or change its permissions"
-        else:
+    except (OSError, RuntimeError) as error:
+        problem = _storage_problem(error)
+        if problem is None:
             raise
         raise DataError(
-            f"{problem} while preparing data in {root}: {error}. {remedy} and run again; finished stages are kept."
+            f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
+            "again; finished stages are kept."
         ) from error
+
+
+def _storage_problem(error: Exception) -> str | None:
+    # ArrayRecord reports what the system says in the text of a RuntimeError.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return os.strerror(number)
+    return None
 
 
 def load(directory: str | os.PathLike) -> Prepared:

@@ -12,27 +12,22 @@ and near-duplicate filters.
 
 import difflib
 import glob
-import gzip
-import io
 import itertools
 import json
 import os
 import re
 import sysconfig
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import zstandard
-
+from data import compressed
 from data.batch import DataError
 
 _WHOLE = (".txt", ".md", ".py")
 _LINES = (".jsonl",)
-_SUFFIXES = tuple(kind + packed for kind in _WHOLE + _LINES for packed in ("", ".gz", ".zst"))
+_SUFFIXES = tuple(kind + packed for kind in _WHOLE + _LINES for packed in ("", *compressed.SUFFIXES))
 # Left out of the standard library: third-party packages, tests (which some systems don't ship) and generated tables.
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings"}
 
@@ -140,7 +135,7 @@ class FileSource:
             # A file name that isn't UTF-8 is spelled out, so that it can be hashed and written like others.
             name = os.fsencode(file.relative_to(self._root).as_posix()).decode("utf-8", "backslashreplace")
             if file.name.endswith(_WHOLE) or file.name.removesuffix(file.suffix).endswith(_WHOLE):
-                with _opened(file) as stream:
+                with compressed.opened(file) as stream:
                     content = stream.read()
                 try:
                     text = content.decode("utf-8-sig")  # drops a byte order mark
@@ -154,7 +149,7 @@ class FileSource:
                 yield from self._lines(file, name, bad)
 
     def _lines(self, file: Path, name: str, bad: BadLines) -> Iterator[Document]:
-        with _opened(file) as stream:
+        with compressed.opened(file) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
@@ -180,26 +175,6 @@ class FileSource:
             raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
         text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
         return text
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    """Opens a plain, gzip or zstd file for reading bytes; says which file it was when reading fails."""
-    try:
-        if file.suffix == ".gz":
-            with gzip.open(file, "rb") as stream:
-                yield stream
-        elif file.suffix == ".zst":
-            with (
-                file.open("rb") as raw,
-                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
-            ):
-                yield io.BufferedReader(stream)
-        else:
-            with file.open("rb") as stream:
-                yield stream
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{file} can't be read: {error}.") from error
 
 
 class TfdsSource:
@@ -276,7 +251,7 @@ class TfdsSource:
     def _text_field(self, builder) -> str:
         import tensorflow_datasets as tfds
 
-        texts = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
+        texts = sorted(name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text))
         wanted = self._field or ("text" if "text" in texts else None) or (texts[0] if len(texts) == 1 else None)
         if wanted not in texts:
             raise DataError(

@@ -52,6 +52,7 @@ def summary(prepared: Prepared) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument: {argv[1]}")
+    logging.set_verbosity(logging.WARNING)  # TFDS logs each file that it opens
     try:
         print(summary(prepare(_CONFIG.value.data, _DATA_DIR.value)))
     except DataError as error:
@@ -59,6 +60,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # TFDS logs each file that it opens
     flags.mark_flags_as_required(["config", "data_dir"])
     app.run(main)

@@ -18,18 +18,18 @@ BLOCK = 128
 MASKED = -1e30
 
 
-def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, *, aligned: bool, implementation: str = 'auto') -> jax.Array:
+def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, *, aligned: bool, implementation: str = "auto") -> jax.Array:
     """softmax(q k^T / sqrt(H)) v under `mask`; scores and softmax in float32, the result in the dtype of q.
 
     Args:
       aligned: queries and keys are the same rows in the same order, so a query never needs a later key.
       implementation: 'xla', 'blocked', or 'auto' by platform.
     """
-    if implementation == 'auto':
-        implementation = 'blocked' if axes.platform() == 'cpu' else 'xla'
+    if implementation == "auto":
+        implementation = "blocked" if axes.platform() == "cpu" else "xla"
     q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
     length = q_BTKGH.shape[1]
-    if implementation == 'xla' or not aligned or length <= BLOCK:
+    if implementation == "xla" or not aligned or length <= BLOCK:
         return _attend(q_BTKGH, k_BSKH, v_BSKH, mask.block(slice(None), slice(None)))
     blocks = []
     for start in range(0, length, BLOCK):
@@ -39,7 +39,7 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, *, aligned: bool, implementation
 
 
 def _attend(q_BTKGH, k_BSKH, v_BSKH, mask_BTS):
-    scores = jnp.einsum('BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum('BKGTS,BSKH->BTKGH', probabilities, v_BSKH)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v_BSKH)

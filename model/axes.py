@@ -19,26 +19,26 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 # Slowest network first: `tensor` talks most, so its devices are neighbours.
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES = (
     # dims of activations
-    ('batch', ('data', 'fsdp')),
-    ('length', None),
-    ('features', None),
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("features", None),
     # dims of parameters, or of both
-    ('layers', None),
-    ('embed', 'fsdp'),
-    ('norm', None),
-    ('positions', None),
-    ('vocab', 'tensor'),
-    ('mlp', 'tensor'),
-    ('kv_heads', 'tensor'),
-    ('group', None),
-    ('head_dim', None),
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("norm", None),
+    ("positions", None),
+    ("vocab", "tensor"),
+    ("mlp", "tensor"),
+    ("kv_heads", "tensor"),
+    ("group", None),
+    ("head_dim", None),
 )
 # Parameters are stored split over these axes, and gathered at the moment they are used.
-STORAGE_AXES = ('fsdp',)
+STORAGE_AXES = ("fsdp",)
 _TABLE = dict(RULES)
 
 
@@ -52,21 +52,21 @@ def make_mesh(shape: dict[str, int] | None = None, devices=None) -> jax.sharding
       ValueError: an unknown axis, or a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = dict(shape or {'data': -1})
+    shape = dict(shape or {"data": -1})
     for name in shape:
         if name not in MESH_AXES:
-            raise ValueError(f'mesh: unknown axis {name!r}; the axes are {", ".join(MESH_AXES)}')
+            raise ValueError(f"mesh: unknown axis {name!r}; the axes are {', '.join(MESH_AXES)}")
     sizes = {name: shape.get(name, 1) for name in MESH_AXES}
     free = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f'mesh {shape}: sizes are positive, and at most one of them may be -1')
+        raise ValueError(f"mesh {shape}: sizes are positive, and at most one of them may be -1")
     if free:
         sizes[free[0]] = len(devices) // known
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
-            f'mesh {shape}: its sizes multiply to {known if free else math.prod(sizes.values())}, '
-            f'which does not fit the {len(devices)} devices there are'
+            f"mesh {shape}: its sizes multiply to {known if free else math.prod(sizes.values())}, "
+            f"which does not fit the {len(devices)} devices there are"
         )
     return jax.make_mesh(
         tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(MESH_AXES)
@@ -115,14 +115,14 @@ def gather(w: jax.Array) -> jax.Array:
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int = 2) -> jax.NamedSharding:
     """Where a batch's rows lie; `ndim` counts the dims of the array, the first being the batch."""
-    return jax.NamedSharding(mesh, spec('batch', *(None,) * (ndim - 1)))
+    return jax.NamedSharding(mesh, spec("batch", *(None,) * (ndim - 1)))
 
 
 def platform() -> str:
     """'cpu', 'gpu' or 'tpu': of the mesh that is set (also when compiling for absent devices), else of the host."""
     device = jax.sharding.get_abstract_mesh().abstract_device if has_mesh() else None
     name = jax.default_backend() if device is None else (device.platform or jax.default_backend())
-    return 'gpu' if name in ('cuda', 'rocm') else name
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def _drop(entry, axes):

@@ -6,13 +6,13 @@ What it leaves out: published sizes (configs/sizes.py) and everything about trai
 import dataclasses
 
 CHOICES = {
-    'norm': ('rmsnorm', 'layernorm'),
-    'position': ('rotary', 'learned'),
-    'activation': ('silu', 'gelu', 'gelu_tanh', 'relu'),
-    'remat': ('none', 'dots', 'full'),
-    'attention': ('auto', 'xla', 'blocked'),
-    'dtype': ('float32', 'bfloat16'),
-    'param_dtype': ('float32', 'bfloat16'),
+    "norm": ("rmsnorm", "layernorm"),
+    "position": ("rotary", "learned"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "remat": ("none", "dots", "full"),
+    "attention": ("auto", "xla", "blocked"),
+    "dtype": ("float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
 }
 
 
@@ -32,47 +32,51 @@ class ModelConfig:
     max_length: int  # the longest context, in tokens
     num_kv_heads: int = 0  # key/value heads, each shared by a group of queries (arXiv:2305.13245); 0: as many as heads
     head_dim: int = 0  # 0: embed_dim / num_heads
-    norm: str = 'rmsnorm'  # arXiv:1910.07467, or layernorm, arXiv:1607.06450
+    norm: str = "rmsnorm"  # arXiv:1910.07467, or layernorm, arXiv:1607.06450
     norm_epsilon: float = 1e-5
-    position: str = 'rotary'  # arXiv:2104.09864, or a learned table added to the embedding
+    position: str = "rotary"  # arXiv:2104.09864, or a learned table added to the embedding
     rope_theta: float = 10_000.0
-    activation: str = 'silu'
+    activation: str = "silu"
     gated: bool = True  # down(act(gate(x)) * up(x)), arXiv:2002.05202
     bias: bool = False  # of every projection
     tied: bool = False  # the output layer is the embedding table
     dropout: float = 0.0  # after the embedding, the attention and the feed-forward
     init_std: float = 0.02
-    dtype: str = 'bfloat16'  # of the computation; norms, softmax and the loss stay in float32
-    param_dtype: str = 'float32'
-    remat: str = 'none'  # what a layer keeps for its gradient: everything, only its products with weights, only its input
-    scan_unroll: int = 1  # layers per iteration of the scan; num_layers: no loop (compiles longer, runs faster on a CPU)
-    attention: str = 'auto'  # implementation: by platform, see attend.py
+    dtype: str = "bfloat16"  # of the computation; norms, softmax and the loss stay in float32
+    param_dtype: str = "float32"
+    remat: str = (
+        "none"  # what a layer keeps for its gradient: everything, only its products with weights, only its input
+    )
+    scan_unroll: int = (
+        1  # layers per iteration of the scan; num_layers: no loop (compiles longer, runs faster on a CPU)
+    )
+    attention: str = "auto"  # implementation: by platform, see attend.py
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)
-        for name in ('vocab_size', 'num_layers', 'embed_dim', 'num_heads', 'mlp_dim', 'max_length', 'scan_unroll'):
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "scan_unroll"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f'model.{name} is {getattr(self, name)!r}; it must be an integer of at least 1')
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least 1")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f'model.{name} is {getattr(self, name)!r}; choose from {", ".join(choices)}')
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
         if not self.num_kv_heads:
-            fill('num_kv_heads', self.num_heads)
+            fill("num_kv_heads", self.num_heads)
         if not self.head_dim:
             if self.embed_dim % self.num_heads:
                 raise ValueError(
-                    f'model.embed_dim {self.embed_dim} is not a multiple of model.num_heads {self.num_heads}; '
-                    'change one of them or set model.head_dim'
+                    f"model.embed_dim {self.embed_dim} is not a multiple of model.num_heads {self.num_heads}; "
+                    "change one of them or set model.head_dim"
                 )
-            fill('head_dim', self.embed_dim // self.num_heads)
+            fill("head_dim", self.embed_dim // self.num_heads)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f'model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}'
+                f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
             )
-        if self.position == 'rotary' and self.head_dim % 2:
-            raise ValueError(f'model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features')
+        if self.position == "rotary" and self.head_dim % 2:
+            raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f'model.dropout is {self.dropout}; it must lie in [0, 1)')
+            raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
 
     def check_mesh(self, mesh_shape: dict[str, int]) -> None:
         """Refuse a mesh that cannot hold the model, before anything compiles.
@@ -80,20 +84,20 @@ class ModelConfig:
         Raises:
           ValueError: names the dim, the axis, and sizes of the axis that would do.
         """
-        tensor, fsdp = mesh_shape.get('tensor', 1), mesh_shape.get('fsdp', 1)
+        tensor, fsdp = mesh_shape.get("tensor", 1), mesh_shape.get("fsdp", 1)
         for name, axis, size in (
-            ('num_kv_heads', 'tensor', tensor),
-            ('mlp_dim', 'tensor', tensor),
-            ('vocab_size', 'tensor', tensor),
-            ('embed_dim', 'fsdp', fsdp),
+            ("num_kv_heads", "tensor", tensor),
+            ("mlp_dim", "tensor", tensor),
+            ("vocab_size", "tensor", tensor),
+            ("embed_dim", "fsdp", fsdp),
         ):
             dim = getattr(self, name)
             if dim % size:
                 fits = [n for n in range(1, 2 * size) if dim % n == 0]
-                hint = f'; {-(-dim // size) * size} would divide' if name == 'vocab_size' else ''
+                hint = f"; {-(-dim // size) * size} would divide" if name == "vocab_size" else ""
                 raise ValueError(
-                    f'model.{name} {dim} cannot be split over mesh axis {axis}={size}{hint}; '
-                    f'sizes of {axis} that work: {", ".join(map(str, fits[-4:]))}'
+                    f"model.{name} {dim} cannot be split over mesh axis {axis}={size}{hint}; "
+                    f"sizes of {axis} that work: {', '.join(map(str, fits[-4:]))}"
                 )
 
     def _matmul_params(self) -> int:
@@ -106,7 +110,7 @@ class ModelConfig:
     def num_params(self, *, embedding: bool = True) -> int:
         """Parameters, each counted once (a tied table too); `embedding=False` leaves out tables and output layer."""
         d, h = self.embed_dim, self.head_dim
-        norm = d * (2 if self.norm == 'layernorm' else 1)
+        norm = d * (2 if self.norm == "layernorm" else 1)
         bias = 0
         if self.bias:
             bias = h * (self.num_heads + 2 * self.num_kv_heads) + d  # q, k, v; o
@@ -114,7 +118,7 @@ class ModelConfig:
         count = self._matmul_params() - self.vocab_size * d + self.num_layers * (2 * norm + bias) + norm
         if embedding:
             count += self.vocab_size * d * (1 if self.tied else 2)
-            count += self.max_length * d if self.position == 'learned' else 0
+            count += self.max_length * d if self.position == "learned" else 0
         return count
 
     def flops_per_token(self, length: int, *, training: bool = True) -> float:

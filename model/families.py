@@ -19,8 +19,8 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         self.embedding = Embedding(config, rngs, config.vocab_size)
-        learned = config.position == 'learned'
-        self.positions = Embedding(config, rngs, config.max_length, 'positions') if learned else None
+        learned = config.position == "learned"
+        self.positions = Embedding(config, rngs, config.max_length, "positions") if learned else None
         self.stack = Stack(config, rngs)
         self.norm = Norm(config, rngs)
         self.unembedding = None if config.tied else Embedding(config, rngs, config.vocab_size)
@@ -42,7 +42,7 @@ class Decoder(nnx.Module):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         x_BTD = dropout(x_BTD, self.config.dropout, keys[0])
-        rotary = self.config.position == 'rotary'
+        rotary = self.config.position == "rotary"
         turn = rotation(positions_BT, self.config.head_dim, self.config.rope_theta) if rotary else None
         mask = masks.packed(segments_BT, positions_BT) if mask is None else mask
         x_BTD, cache_out = self.stack(x_BTD, mask, turn, keys[1], cache)

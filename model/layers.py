@@ -11,7 +11,7 @@ from model import axes
 from model.config import ModelConfig
 from model.weights import einsum, param
 
-RESIDUAL = ('batch', 'length', 'features')
+RESIDUAL = ("batch", "length", "features")
 
 
 class Norm(nnx.Module):
@@ -19,9 +19,9 @@ class Norm(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape, dtype = (config.embed_dim,), jnp.dtype(config.param_dtype)
-        self.epsilon, self.center = config.norm_epsilon, config.norm == 'layernorm'
-        self.scale = param(rngs, shape, ('norm',), nnx.initializers.ones, dtype)
-        self.bias = param(rngs, shape, ('norm',), nnx.initializers.zeros, dtype) if self.center else None
+        self.epsilon, self.center = config.norm_epsilon, config.norm == "layernorm"
+        self.scale = param(rngs, shape, ("norm",), nnx.initializers.ones, dtype)
+        self.bias = param(rngs, shape, ("norm",), nnx.initializers.zeros, dtype) if self.center else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
@@ -37,21 +37,21 @@ class Norm(nnx.Module):
 class Embedding(nnx.Module):
     """A table of vectors [rows, D]: of tokens, of positions, or the output layer."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = 'vocab'):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = "vocab"):
         init = nnx.initializers.normal(config.init_std)
         self.dtype = jnp.dtype(config.dtype)
         shape = (rows, config.embed_dim)
-        self.table = param(rngs, shape, (name, 'embed'), init, jnp.dtype(config.param_dtype))
+        self.table = param(rngs, shape, (name, "embed"), init, jnp.dtype(config.param_dtype))
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Look up ids: [B, T] -> [B, T, D]. Gathered over fsdp first: a look-up in a table whose vectors are split
         makes XLA replicate the activations ("involuntary full rematerialization")."""
         table = axes.gather(self.table[...].astype(self.dtype))
-        return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode='promise_in_bounds')
+        return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode="promise_in_bounds")
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Scores of every token, [B, T, V] in float32."""
-        return einsum('BTD,VD->BTV', x_BTD, self.table, ('batch', 'length', 'vocab')).astype(jnp.float32)
+        return einsum("BTD,VD->BTV", x_BTD, self.table, ("batch", "length", "vocab")).astype(jnp.float32)
 
 
 class FeedForward(nnx.Module):
@@ -61,23 +61,23 @@ class FeedForward(nnx.Module):
         d, f, dtype = config.embed_dim, config.mlp_dim, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
         self.activation = config.activation
-        self.gate = param(rngs, (d, f), ('embed', 'mlp'), init, dtype) if config.gated else None
-        self.up = param(rngs, (d, f), ('embed', 'mlp'), init, dtype)
-        self.down = param(rngs, (f, d), ('mlp', 'embed'), residual_init(config), dtype)
+        self.gate = param(rngs, (d, f), ("embed", "mlp"), init, dtype) if config.gated else None
+        self.up = param(rngs, (d, f), ("embed", "mlp"), init, dtype)
+        self.down = param(rngs, (f, d), ("mlp", "embed"), residual_init(config), dtype)
         bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.bias else None
-        self.gate_bias = bias(f, 'mlp') if config.gated else None
-        self.up_bias = bias(f, 'mlp')
-        self.down_bias = bias(d, 'norm')
+        self.gate_bias = bias(f, "mlp") if config.gated else None
+        self.up_bias = bias(f, "mlp")
+        self.down_bias = bias(d, "norm")
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        hidden = ('batch', 'length', 'mlp')
-        h_BTF = add_bias(einsum('BTD,DF->BTF', x_BTD, self.up, hidden), self.up_bias)
+        hidden = ("batch", "length", "mlp")
+        h_BTF = add_bias(einsum("BTD,DF->BTF", x_BTD, self.up, hidden), self.up_bias)
         if self.gate is None:
             h_BTF = activate(h_BTF, self.activation)
         else:
-            gate_BTF = add_bias(einsum('BTD,DF->BTF', x_BTD, self.gate, hidden), self.gate_bias)
+            gate_BTF = add_bias(einsum("BTD,DF->BTF", x_BTD, self.gate, hidden), self.gate_bias)
             h_BTF = activate(gate_BTF, self.activation) * h_BTF
-        return add_bias(einsum('BTF,FD->BTD', h_BTF, self.down, RESIDUAL), self.down_bias)
+        return add_bias(einsum("BTF,FD->BTD", h_BTF, self.down, RESIDUAL), self.down_bias)
 
 
 def residual_init(config: ModelConfig):
@@ -93,7 +93,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero features with probability `rate` and scale the rest up; the identity without a key (evaluation)."""
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding if axes.has_mesh() else None)
+    keep = jax.random.bernoulli(
+        key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding if axes.has_mesh() else None
+    )
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -103,8 +105,8 @@ def activate(x: jax.Array, name: str) -> jax.Array:
 
 
 _ACTIVATIONS = {
-    'silu': jax.nn.silu,
-    'relu': jax.nn.relu,
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }

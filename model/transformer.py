@@ -15,8 +15,8 @@ from model.positions import Rotation
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
 _POLICIES = {
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -41,7 +41,7 @@ class Block(nnx.Module):
 class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.num_layers, self.unroll, self.remat = config.num_layers, config.scan_unroll, config.remat
-        make = nnx.vmap(lambda rngs: Block(config, rngs), transform_metadata={nnx.PARTITION_NAME: 'layers'})
+        make = nnx.vmap(lambda rngs: Block(config, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.blocks = make(rngs.split(config.num_layers))
 
     def __call__(self, x_BTD, mask: Mask, turn: Rotation | None, key=None, cache=None):
@@ -51,7 +51,7 @@ class Stack(nnx.Module):
             (x_BTD, cache), (block, index, key) = carry, layer
             return block(x_BTD, mask, turn, key, cache, index), None
 
-        if self.remat != 'none':
+        if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         keys = None if key is None else jax.random.split(key, self.num_layers)
         layers = (self.blocks, jnp.arange(self.num_layers), keys)

@@ -48,17 +48,17 @@ def cross_entropy(x_BTD, table, targets_BT, weights_BT, *, z_loss=0.0, label_smo
       label_smoothing: mass taken from the target and spread over the vocabulary (arXiv:1512.00567).
     """
     w_VD = axes.gather(table[...].astype(x_BTD.dtype))
-    names = axes.axis_names('batch') if axes.has_mesh() else ()
+    names = axes.axis_names("batch") if axes.has_mesh() else ()
     run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, names))
     if not names:
         return run(x_BTD, w_VD, targets_BT, weights_BT)
 
     def local(x_BTD, w_VD, targets_BT, weights_BT):
         # The transpose of this cast is the one sum of the table's gradient over devices.
-        w_VD = jax.lax.pcast(w_VD, names, to='varying')
+        w_VD = jax.lax.pcast(w_VD, names, to="varying")
         return jax.lax.psum(run(x_BTD, w_VD, targets_BT, weights_BT), names)
 
-    rows, whole = axes.spec('batch'), PartitionSpec()
+    rows, whole = axes.spec("batch"), PartitionSpec()
     specs = (rows, whole, rows, rows)
     return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole)(
         x_BTD, w_VD, targets_BT, weights_BT
@@ -72,7 +72,7 @@ class _Settings(NamedTuple):
 
     def constant(self, value: jax.Array) -> jax.Array:
         """Marks a constant as different on each device, as what will be added to it is."""
-        return jax.lax.pcast(value, self.varying, to='varying') if self.varying else value
+        return jax.lax.pcast(value, self.varying, to="varying") if self.varying else value
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,8 +88,8 @@ def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
         sums, dw_VD = carry
         more, dlogits_BCV = _chunk(settings, w_VD, *chunk)
         dlogits_BCV = dlogits_BCV.astype(x_BTD.dtype)
-        dx_BCD = jnp.einsum('BCV,VD->BCD', dlogits_BCV, w_VD, out_sharding=axes.out('batch', 'length', 'features'))
-        dw_VD += jnp.einsum('BCV,BCD->VD', dlogits_BCV, chunk[0], preferred_element_type=jnp.float32)
+        dx_BCD = jnp.einsum("BCV,VD->BCD", dlogits_BCV, w_VD, out_sharding=axes.out("batch", "length", "features"))
+        dw_VD += jnp.einsum("BCV,BCD->VD", dlogits_BCV, chunk[0], preferred_element_type=jnp.float32)
         return (jax.tree.map(jnp.add, sums, more), dw_VD), dx_BCD
 
     chunks = _chunks(x_BTD, targets_BT, weights_BT)
@@ -114,11 +114,11 @@ def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
     """The sums of one chunk, and the gradient of its total with respect to its logits, float32 [B, C, V]."""
     z_loss, smoothing, _ = settings
     logits = jnp.einsum(
-        'BCD,VD->BCV',
+        "BCD,VD->BCV",
         x_BCD,
         w_VD,
         preferred_element_type=jnp.float32,
-        out_sharding=axes.out('batch', 'length', 'vocab'),
+        out_sharding=axes.out("batch", "length", "vocab"),
     )
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     exp = jnp.exp(logits - top)

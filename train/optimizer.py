@@ -5,6 +5,8 @@ import re
 import jax
 import optax
 
+from model import axes
+
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
     """Learning rate by step: linear warm-up from 0, then `name`.
@@ -18,17 +20,17 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
       ValueError: an unknown name, or a warm-up that is not shorter than the run.
     """
     if not 0 <= warmup < steps:
-        raise ValueError(f'optimizer.warmup_steps is {warmup}, but the run has {steps} steps: make it less')
-    if name == 'cosine':
+        raise ValueError(f"optimizer.warmup_steps is {warmup}, but the run has {steps} steps: make it less")
+    if name == "cosine":
         after = optax.cosine_decay_schedule(peak, steps - warmup, alpha=final)
-    elif name == 'constant':
+    elif name == "constant":
         after = optax.constant_schedule(peak)
-    elif name == 'wsd':
+    elif name == "wsd":
         falling = max(1, min(round(steps * decay), steps - warmup))
         fall = optax.linear_schedule(peak, final * peak, falling)
         after = optax.join_schedules([optax.constant_schedule(peak), fall], [steps - warmup - falling])
     else:
-        raise ValueError(f'optimizer.schedule is {name!r}; choose from cosine, constant, wsd')
+        raise ValueError(f"optimizer.schedule is {name!r}; choose from cosine, constant, wsd")
     # Step 0 already learns: a first update of size 0 would be a wasted batch.
     rise = lambda step: peak * (step + 1) / (warmup + 1)
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
@@ -55,7 +57,7 @@ def by_pattern(params, rules):
 
 def param_name(path) -> str:
     """'stack/blocks/attention/query' for a leaf's key path."""
-    return '/'.join(str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', '')))) for key in path[:-1])
+    return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path[:-1])
 
 
 def _adamw(rate, o, mask):
@@ -66,15 +68,15 @@ def _muon(rate, o, mask):
     numbers = optax.contrib.MuonDimensionNumbers
     # Hidden matrices by their input and output dims (stacked over layers); tables, norms and biases by Adam.
     dims = {
-        'query': numbers((1,), (2, 3, 4)),
-        'key': numbers((1,), (2, 3)),
-        'value': numbers((1,), (2, 3)),
-        'out': numbers((1, 2, 3), (4,)),
-        'gate': numbers((1,), (2,)),
-        'up': numbers((1,), (2,)),
-        'down': numbers((1,), (2,)),
+        "query": numbers((1,), (2, 3, 4)),
+        "key": numbers((1,), (2, 3)),
+        "value": numbers((1,), (2, 3)),
+        "out": numbers((1, 2, 3), (4,)),
+        "gate": numbers((1,), (2,)),
+        "up": numbers((1,), (2,)),
+        "down": numbers((1,), (2,)),
     }
-    return optax.contrib.muon(
+    muon = optax.contrib.muon(
         rate,
         beta=o.beta1,
         weight_decay=o.weight_decay,
@@ -85,20 +87,33 @@ def _muon(rate, o, mask):
         # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
         consistent_rms=0.2,
         muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
-            lambda path, _: dims.get(param_name(path).rsplit('/', 1)[-1]), params
+            lambda path, _: dims.get(param_name(path).rsplit("/", 1)[-1]), params
         ),
     )
+    return optax.GradientTransformation(muon.init, _compiler_sharded(muon.update))
+
+
+def _compiler_sharded(update):
+    """Let XLA choose shardings inside `update`, which multiplies and reshapes without naming any."""
+
+    def wrapped(grads, state, params):
+        if not axes.has_mesh():
+            return update(grads, state, params)
+        out = jax.tree.map(lambda a: jax.typeof(a).sharding, (grads, state))
+        return jax.sharding.auto_axes(update, out_sharding=out)(grads, state, params)
+
+    return wrapped
 
 
 OPTIMIZERS = {
-    'adamw': _adamw,
-    'adam': lambda rate, o, mask: optax.adam(rate, o.beta1, o.beta2, o.epsilon),
-    'sgd': lambda rate, o, mask: optax.sgd(rate, momentum=o.beta1),
-    'adafactor': lambda rate, o, mask: optax.adafactor(
+    "adamw": _adamw,
+    "adam": lambda rate, o, mask: optax.adam(rate, o.beta1, o.beta2, o.epsilon),
+    "sgd": lambda rate, o, mask: optax.sgd(rate, momentum=o.beta1),
+    "adafactor": lambda rate, o, mask: optax.adafactor(
         rate, weight_decay_rate=o.weight_decay or None, weight_decay_mask=mask
     ),
-    'lion': lambda rate, o, mask: optax.lion(rate, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask),
-    'muon': _muon,
+    "lion": lambda rate, o, mask: optax.lion(rate, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask),
+    "muon": _muon,
 }
 
 
@@ -110,7 +125,7 @@ def make_optimizer(o, rate) -> optax.GradientTransformation:
       rate: learning rate by step.
     """
     if o.name not in OPTIMIZERS:
-        raise ValueError(f'optimizer.name is {o.name!r}; choose from {", ".join(OPTIMIZERS)}')
+        raise ValueError(f"optimizer.name is {o.name!r}; choose from {', '.join(OPTIMIZERS)}")
     mask = lambda params: by_pattern(params, o.decay)
     chain = OPTIMIZERS[o.name](rate, o, mask)
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), chain) if o.clip_norm else chain

@@ -26,22 +26,26 @@ def create(make_model, tx, seed: int) -> TrainState:
       make_model: nnx.Rngs -> model.
       tx: optax transformation.
     """
-
-    @jax.jit
-    def init(key):
-        model = make_model(nnx.Rngs(key))
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, model, tx.init(model), zero, zero)
-
-    return init(jax.random.key(seed))
+    return jax.jit(lambda key: _new(make_model, tx, key))(jax.random.key(seed))
 
 
 def abstract(make_model, tx) -> TrainState:
-    """The shapes, dtypes and shardings that `create` would make, without making them."""
+    """Shapes, dtypes and shardings of what `create` would make, without making it: where a checkpoint is read into."""
+    return _placed(jax.eval_shape(lambda key: _new(make_model, tx, key), jax.random.key(0)))
 
-    def init(key):
-        model = make_model(nnx.Rngs(key))
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, model, tx.init(model), zero, zero)
 
-    return jax.eval_shape(init, jax.random.key(0))
+def abstract_model(make_model) -> nnx.Module:
+    """`abstract` of the model alone."""
+    return _placed(jax.eval_shape(lambda key: make_model(nnx.Rngs(key)), jax.random.key(0)))
+
+
+def _new(make_model, tx, key) -> TrainState:
+    model = make_model(nnx.Rngs(key))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, model, tx.init(model), zero, zero)
+
+
+def _placed(shapes):
+    mesh = jax.sharding.get_mesh()
+    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, s.sharding.spec))
+    return jax.tree.map(place, shapes)

@@ -48,7 +48,7 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             streak=(state.streak + 1) * bad,
         )
         metrics = {name: value / weight for name, value in loss.metrics.items()}
-        metrics |= {'grad_norm': norm, 'weight': loss.weight, 'skipped': new.skipped, 'streak': new.streak}
+        metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
         return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
@@ -61,7 +61,7 @@ def make_eval_step(objective):
 
 def _split(batch, n):
     """[B, ...] -> [n, B / n, ...]. Strided, so that every device cuts its own rows and none travel."""
-    sharding = lambda a: axes.out('batch', *(None,) * a.ndim)
+    sharding = lambda a: axes.out("batch", *(None,) * a.ndim)
     cut = lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]), out_sharding=sharding(a))
     return jax.tree.map(lambda a: jnp.swapaxes(cut(a), 0, 1), batch)
 

@@ -7,14 +7,14 @@ def next_token(z_loss: float = 0.0, label_smoothing: float = 0.0):
     """The objective (model, batch, key) -> Loss over data.batch rows; `loss` is nats a token, unsmoothed."""
 
     def objective(model, batch, key) -> Loss:
-        hidden = model(batch['tokens'], batch['segment_ids'], batch['positions'], key=key)
+        hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"], key=key)
         table = model.output.table
         loss = cross_entropy(
-            hidden, table, batch['targets'], batch['weights'], z_loss=z_loss, label_smoothing=label_smoothing
+            hidden, table, batch["targets"], batch["weights"], z_loss=z_loss, label_smoothing=label_smoothing
         )
-        metrics = {'loss': loss.cross_entropy}
+        metrics = {"loss": loss.cross_entropy}
         if z_loss:
-            metrics['z_loss'] = loss.z_loss
-        return Loss(loss.total, batch['weights'].sum(), metrics)
+            metrics["z_loss"] = loss.z_loss
+        return Loss(loss.total, batch["weights"].sum(), metrics)
 
     return objective

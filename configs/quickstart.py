@@ -1,0 +1,18 @@
+"""The main job at a size for two CPU cores: a LLaMA-style decoder on Python's standard library, in a few minutes."""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_decoder
+
+
+def get_config() -> ConfigDict:
+    config = pretrain_decoder.get_config("tiny")
+    config.steps = 400
+    config.batch_size = 16
+    config.model.dtype = "float32"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 40
+    config.data.tokenizer.vocab_size = 4096
+    config.eval_every = 100
+    config.checkpoint_every = 100
+    return config

@@ -1,0 +1,222 @@
+"""From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from data import pipeline, tokenizer
+from data.prepare import Prepared, load, prepare
+from model import axes
+from model.config import ModelConfig
+from model.families import Decoder
+from train import state as states
+from train.checkpoint import Checkpoints
+from train.evals.perplexity import evaluate
+from train.loop import Schedule
+from train.objectives.language import next_token
+from train.optimizer import make_optimizer, schedule
+from train.step import make_eval_step, make_train_step
+
+OBJECTIVES = {"next_token": next_token}
+
+# What may differ between a run and its continuation; anything else would make it another run.
+FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
+FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
+FREE_TO_CHANGE += ("model.attention",)
+
+
+class ConfigError(Exception):
+    """A config that cannot be run; the message says which field and what to do."""
+
+
+@contextlib.contextmanager
+def checking(what: str):
+    """Turns the errors of objects that check themselves into ConfigError."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    with checking("config.mesh"):
+        return axes.make_mesh(dict(config.mesh))
+
+
+def model_config(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
+    """The model's config; a vocabulary of 0 becomes the tokenizer's, rounded up so that it splits over a mesh."""
+    fields = config.model.to_dict()
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"config.model.{name} is no field of the model" + (f"; is it {near[0]}?" if near else ""))
+    if not fields["vocab_size"] and tokenizer_size:
+        fields["vocab_size"] = -(-tokenizer_size // 64) * 64
+    if fields["vocab_size"] < tokenizer_size:
+        raise ConfigError(
+            f"config.model.vocab_size is {fields['vocab_size']}, but the tokenizer has {tokenizer_size} tokens; raise "
+            "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
+        )
+    if config.data.seq_len > fields["max_length"]:
+        raise ConfigError(
+            f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {fields['max_length']}"
+        )
+    with checking("config.model"):
+        return ModelConfig(**fields)
+
+
+def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Everything that can be known before data are prepared and programs compiled."""
+    check_batch(config, mesh)
+    model = model_config(config, tokenizer_size=1)
+    with checking("config.mesh"):
+        model.check_mesh(dict(mesh.shape))
+    optimizer(config)
+    objective(config)
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Every device gets the same number of rows of every micro-batch."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch_size < 1 or config.batch_size % parts:
+        near = [n for n in (config.batch_size // parts * parts, (config.batch_size // parts + 1) * parts) if n]
+        raise ConfigError(
+            f"config.batch_size {config.batch_size} cannot be divided over data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']} x accumulate={config.accumulate}; the nearest that can: "
+            + ", ".join(map(str, near))
+        )
+
+
+def objective(config: ConfigDict):
+    settings = config.objective.to_dict()
+    name = settings.pop("name")
+    if name not in OBJECTIVES:
+        raise ConfigError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
+    with checking("config.objective"):
+        return OBJECTIVES[name](**settings)
+
+
+def learning_rate(config: ConfigDict):
+    o = config.optimizer
+    with checking("config"):
+        return schedule(o.schedule, o.learning_rate, config.steps, o.warmup_steps, o.final)
+
+
+def optimizer(config: ConfigDict):
+    with checking("config.optimizer"):
+        return make_optimizer(config.optimizer, learning_rate(config))
+
+
+def data(config: ConfigDict, log=print) -> Prepared:
+    """The prepared data of a config: found in config.data.dir, or made there."""
+    fields = config.data.to_dict()
+    return prepare(fields, fields.pop("dir"), log)
+
+
+def put(mesh: jax.sharding.Mesh):
+    """host batch -> global batch: each process brings its own rows."""
+    sharding = axes.batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return lambda batch: jax.device_put(batch, sharding)
+    return lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+
+
+def steps(config: ConfigDict, tx):
+    """(train step, evaluation step), compiled at their first call."""
+    loss = objective(config)
+    return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
+
+
+def evaluation(config: ConfigDict, prepared: Prepared, eval_step, put):
+    """(model, rows) -> figures of the held-out text; rows None: all of it."""
+    tokens = sum(source.validation_tokens for source in prepared.sources)
+    bytes_per_token = prepared.validation_bytes / max(tokens, 1)
+
+    def run(model, rows):
+        share = (jax.process_index(), jax.process_count())
+        batches = pipeline.validation_batches(prepared, config.batch_size, *share, limit_rows=rows)
+        return evaluate(eval_step, model, batches, put, bytes_per_token)
+
+    return run
+
+
+def loop_schedule(config: ConfigDict) -> Schedule:
+    return Schedule(**{field.name: config[field.name] for field in dataclasses.fields(Schedule)})
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Record the config as run in WORKDIR/config.json; a directory of another run is refused.
+
+    Raises:
+      ConfigError: lists the fields that differ and may not.
+    """
+    path, new = workdir / "config.json", json.loads(config.to_json())
+    if path.exists():
+        old = _flat(_read_json(path))
+        differing = [f"{k}: {old.get(k)!r} there, {v!r} now" for k, v in _flat(new).items() if old.get(k) != v]
+        fixed = [line for line in differing if not line.startswith(FREE_TO_CHANGE)]
+        if fixed:
+            raise ConfigError(
+                f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
+                + "\n  ".join(fixed)
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(new, indent=2) + "\n")
+    partial.replace(path)
+
+
+def recorded_config(workdir: Path) -> ConfigDict:
+    """The config of the run in `workdir`."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run (no config.json); train one: python -m launch.train --workdir=...")
+    return ConfigDict(_read_json(path))
+
+
+def restore_for_inference(workdir):
+    """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on the devices at hand."""
+    workdir = Path(workdir)
+    config = recorded_config(workdir)
+    words = tokenizer.load(workdir / "tokenizer.json")
+    here = axes.make_mesh({"data": 1}, jax.devices()[:1])
+    make = lambda rngs: Decoder(model_config(config, words.vocab_size), rngs)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step is None:
+        raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
+    with axes.use_mesh(here):
+        model = checkpoints.restore_model(states.abstract_model(make))
+    checkpoints.close()
+    return here, model, words
+
+
+def adopt(workdir: Path, prepared: Prepared) -> None:
+    """Keep the tokenizer with the run, and note which prepared data it reads."""
+    shutil.copy(prepared.tokenizer_path, workdir / "tokenizer.json")
+    (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
+
+
+def adopted(workdir: Path) -> Prepared:
+    """The data that the run in `workdir` reads."""
+    return load(_read_json(workdir / "data.json")["directory"])
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}); restore it, or use a new --workdir") from error
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# From nothing to a trained, sampled language model: set-up, data, training, evaluation, samples, report.
+# A second call continues where the first one was stopped, or says that it is done.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/setup.sh requirements.txt
+
+run=runs/quickstart
+python -m launch.train --config=configs/quickstart.py --workdir=$run
+python -m launch.evaluate --workdir=$run
+
+cat <<END
+
+What next:
+  python -m launch.generate --workdir=$run --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
+  python -m launch.train --config=configs/pretrain_decoder.py:small --workdir=runs/mine --config.data.sources="(('files:$HOME/texts/*.txt', 1.0),)"
+  python -m launch.benchmark --config=configs/pretrain_decoder.py:gpt2
+(first: . .venv/bin/activate)
+The report: $run/report.html
+END

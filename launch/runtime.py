@@ -1,0 +1,66 @@
+"""What must happen before jax is imported, and how a program ends. Imports neither jax nor anything that does.
+
+Every file of launch/ begins with `from launch import runtime; runtime.configure()`.
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+# What a run sets by itself, by platform; a variable that the user has set stays as it is.
+ENVIRONMENT = {
+    "cpu": {},
+    "gpu": {},
+    "tpu": {},
+}
+
+# glibc: keep freed memory instead of returning it. A step's temporaries are gigabytes that the kernel would otherwise
+# hand out page by page, cleared, at every step again. (mallopt's parameter, its value.)
+_ALLOCATOR = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 64 << 20)}
+
+
+def configure() -> None:
+    """Apply the table above, and keep compiled programs between runs (JAX_COMPILATION_CACHE_DIR says where)."""
+    for name, value in ENVIRONMENT[platform()].items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if platform() == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl
+        for parameter, value in _ALLOCATOR.values() if mallopt else ():
+            mallopt(parameter, value)
+
+
+def platform() -> str:
+    """'tpu', 'gpu' or 'cpu': what jax will find, as far as that shows without importing it."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if wanted:
+        first = wanted.split(",")[0]
+        return "gpu" if first in ("cuda", "rocm") else first if first in ENVIRONMENT else "cpu"
+    if Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
+        return "tpu"
+    return "gpu" if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() else "cpu"
+
+
+def run(main) -> None:
+    """absl's app.run, but a user's mistake ends in one clear line on stderr and exit status 1."""
+    from absl import app, flags, logging
+
+    def guarded(argv):
+        from data.batch import DataError
+        from launch.build import ConfigError
+        from train.checkpoint import CheckpointError
+        from train.loop import TrainingStopped
+
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax and tfds log each file that they open
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+        try:
+            main()
+        except (ConfigError, DataError, CheckpointError, TrainingStopped) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)

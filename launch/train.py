@@ -1,0 +1,80 @@
+"""Train.
+
+    python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
+
+The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first.
+"""
+
+from launch import runtime
+
+runtime.configure()
+
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from data import pipeline
+from launch import build
+from model import axes
+from model.families import Decoder
+from train import loop, metrics, report, state, summary
+from train.checkpoint import Checkpoints
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
+
+
+def main() -> None:
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value).absolute()
+    mesh = build.mesh(config)
+    build.check(config, mesh)
+    build.claim(workdir, config)
+    prepared = build.data(config)
+    model_config = build.model_config(config, prepared.vocab_size)
+    build.adopt(workdir, prepared)
+
+    rate, tx = build.learning_rate(config), build.optimizer(config)
+    train_step, eval_step = build.steps(config, tx)
+    make_model = lambda rngs: Decoder(model_config, rngs)
+    put = build.put(mesh)
+    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
+    peak, peak_words = metrics.peak_flops(mesh.devices.flat, model_config.dtype)
+    step = checkpoints.latest_step or 0
+    if step >= config.steps:
+        print(f"{workdir} is done: {step} steps. To train longer, start a new run with more config.steps.")
+        return
+    with axes.use_mesh(mesh):
+        if step:
+            train_state, saved = checkpoints.restore(state.abstract(make_model, tx))
+            print(f"continuing {workdir} after step {step}")
+        else:
+            train_state, saved = state.create(make_model, tx, config.seed), {}
+        share = (jax.process_index(), jax.process_count())
+        tokens, flops = config.batch_size * config.data.seq_len, model_config.flops_per_token(config.data.seq_len)
+        evaluate = build.evaluation(config, prepared, eval_step, put)
+        parts = loop.Parts(
+            train_step=train_step,
+            source=pipeline.train_pipeline(prepared, config.batch_size, config.seed, *share, saved.get("position")),
+            put=put,
+            evaluate=lambda model: evaluate(model, config.eval_rows),
+            learning_rate=rate,
+            checkpoints=checkpoints,
+            writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),
+            progress=metrics.Progress(config.steps, tokens, flops, peak, step),
+            workdir=workdir,
+        )
+        facts = summary.facts(config, model_config, mesh, prepared, f"{metrics.MFU_CONVENTION} Here: {peak_words}")
+        print(summary.headline(facts))
+        train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
+    done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
+    summary.update(workdir, facts | done)
+    print(f"report: {report.write_report(workdir)}")
+    if step < config.steps:
+        print(f"stopped after step {step}, saved. The same command continues the run.")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    runtime.run(main)

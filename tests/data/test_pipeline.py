@@ -1,0 +1,170 @@
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from data import pipeline as pipeline_module
+from data.batch import DataError, check
+from data.pack import RowReader
+from data.pipeline import train_pipeline, validation_batches
+from data.prepare import prepare
+
+
+def take(pipeline, count):
+    batches = [pipeline.next() for _ in range(count)]
+    pipeline.close()
+    return batches
+
+
+def equal(first, second) -> bool:
+    return all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def join(shares):
+    return {key: np.concatenate([share[key] for share in shares]) for key in shares[0]}
+
+
+def row_key(batch, i) -> bytes:
+    return b"".join(batch[key][i].tobytes() for key in ("tokens", "targets", "segment_ids"))
+
+
+@pytest.fixture(scope="module")
+def two(corpus, settings, tmp_path_factory):
+    """Two sources, the second with three times the weight."""
+    files = corpus[0]
+    sources = ((f"files:{files}/*.txt", 1.0), (f"files:{files}/*.jsonl", 3.0))
+    return prepare(settings(sources=()) | {"sources": sources}, tmp_path_factory.mktemp("two"), log=lambda line: None)
+
+
+def test_each_epoch_has_every_row_once_in_another_order(prepared):
+    rows = prepared.sources[0].train_rows
+    stream = [row_key(batch, 0) for batch in take(train_pipeline(prepared, 1, seed=0), 2 * rows)]
+    reader = RowReader(prepared.sources[0].train, prepared.seq_len)
+    expected = sorted(row.astype(np.int32).tobytes() for row in reader.read(range(rows)))
+    assert rows > 100
+    assert len(set(expected)) == rows
+    assert sorted(stream[:rows]) == sorted(stream[rows:]) == expected
+    assert stream[:rows] != stream[rows:]
+    assert stream[:rows] != expected
+
+
+def test_a_seed_gives_one_stream(prepared):
+    first, second, other = (take(train_pipeline(prepared, 4, seed=seed), 5) for seed in (3, 3, 4))
+    assert all(map(equal, first, second))
+    assert not any(map(equal, first, other))
+    for batch in first:
+        check(batch, prepared.vocab_size)
+        assert batch["tokens"].shape == (4, prepared.seq_len)
+
+
+def test_restoring_is_exact_from_every_position(two):
+    pipeline = train_pipeline(two, 6, seed=1)
+    positions, batches = [], []
+    for _ in range(40):
+        positions.append(json.loads(json.dumps(pipeline.position())))
+        batches.append(pipeline.next())
+    pipeline.close()
+    for start in (0, 1, 17, 39):
+        restored = train_pipeline(two, 6, seed=1, position=positions[start])
+        assert restored.position() == positions[start]
+        assert all(map(equal, take(restored, 40 - start), batches[start:]))
+
+
+def test_processes_share_the_same_global_batches(two):
+    whole = take(train_pipeline(two, 8, seed=0), 12)
+    for count in (2, 4, 8):
+        pipelines = [train_pipeline(two, 8, seed=0, process_index=i, process_count=count) for i in range(count)]
+        for batch in whole:
+            assert equal(batch, join([pipeline.next() for pipeline in pipelines]))
+        assert len({json.dumps(pipeline.position()) for pipeline in pipelines}) == 1
+        for pipeline in pipelines:
+            pipeline.close()
+
+
+def test_another_number_of_processes_goes_on_without_skip_or_repeat(two):
+    whole = iter(take(train_pipeline(two, 8, seed=0), 12))
+    position = None
+    for count in (1, 2, 4, 2):
+        pipelines = [train_pipeline(two, 8, 0, i, count, position) for i in range(count)]
+        for _ in range(3):
+            assert equal(next(whole), join([pipeline.next() for pipeline in pipelines]))
+        position = pipelines[-1].position()
+        for pipeline in pipelines:
+            pipeline.close()
+
+
+def test_another_batch_size_goes_on_without_skip_or_repeat(two):
+    whole = join(take(train_pipeline(two, 4, seed=0), 15))
+    first = train_pipeline(two, 4, seed=0)
+    head = [first.next() for _ in range(3)]
+    tail = take(train_pipeline(two, 6, seed=0, position=first.position()), 8)
+    first.close()
+    assert equal(whole, join(head + tail))
+
+
+def test_weights_are_shares_of_rows(two):
+    owners = {}
+    for i, source in enumerate(two.sources):
+        reader = RowReader(source.train, two.seq_len)
+        owners |= {row.astype(np.int32).tobytes(): i for row in reader.read(range(source.train_rows))}
+    batches = take(train_pipeline(two, 4, seed=0), 50)
+    counts = np.array([np.bincount([owners[row_key(batch, i)] for i in range(4)], minlength=2) for batch in batches])
+    assert (counts == [1, 3]).all()
+
+
+def test_more_rows_than_can_be_listed_are_shuffled_too(prepared, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "_LISTED_ROWS", 0)
+    rows = prepared.sources[0].train_rows
+    stream = [row_key(batch, 0) for batch in take(train_pipeline(prepared, 1, seed=0), 2 * rows)]
+    assert sorted(stream[:rows]) == sorted(stream[rows:])
+    assert len(set(stream)) == rows
+    assert stream[:rows] != stream[rows:] != sorted(stream[:rows])
+
+
+def test_a_batch_larger_than_the_data_repeats_it(prepared):
+    rows = prepared.sources[0].train_rows
+    (batch,) = take(train_pipeline(prepared, 3 * rows, seed=0), 1)
+    keys = [row_key(batch, i) for i in range(3 * rows)]
+    assert all(keys.count(key) == 3 for key in set(keys))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_validation_has_every_row_once_in_order(two, processes):
+    shares = [list(validation_batches(two, 8, i, processes)) for i in range(processes)]
+    batches = [join(list(parts)) for parts in zip(*shares, strict=True)]
+    assert all(batch["tokens"].shape == (8, two.seq_len) for batch in batches)
+    whole = join(batches)
+    expected = []
+    for source in two.sources:
+        expected += list(RowReader(source.validation, two.seq_len).read(range(source.validation_rows)))
+    total = len(expected)
+    assert total % 8  # else nothing would be filled up
+    np.testing.assert_array_equal(whole["tokens"][:total], [row[0] for row in expected])
+    np.testing.assert_array_equal(whole["targets"][:total], [row[1] for row in expected])
+    assert not whole["weights"][total:].any()
+    assert whole["weights"].sum() == sum(source.validation_tokens for source in two.sources)
+
+
+def test_limited_validation_is_spread_over_all(two):
+    everything = join(list(validation_batches(two, 1)))
+    total = len(everything["tokens"])
+    limited = list(validation_batches(two, 4, limit_rows=6))
+    assert [int((batch["weights"].sum(1) > 0).sum()) for batch in limited] == [4, 2]
+    np.testing.assert_array_equal(join(limited)["tokens"][:6], everything["tokens"][[i * total // 6 for i in range(6)]])
+    assert len(list(validation_batches(two, 4, limit_rows=10**6))) == len(list(validation_batches(two, 4)))
+
+
+def test_errors(prepared, two, corpus, settings, tmp_path):
+    with pytest.raises(DataError, match="batch of 6 rows can't be shared by 4 processes"):
+        train_pipeline(prepared, 6, seed=0, process_count=4)
+    with pytest.raises(DataError, match="batch of 6 rows can't be shared by 4 processes"):
+        validation_batches(prepared, 6, process_count=4)
+    position = train_pipeline(prepared, 4, seed=0).position()
+    for data, seed in ((prepared, 1), (two, 0)):
+        with pytest.raises(DataError, match=r"saved data position is of stream .* seed"):
+            train_pipeline(data, 4, seed=seed, position=position)
+    nothing_held_out = prepare(settings(corpus[0], validation=0), tmp_path, log=lambda line: None)
+    with pytest.raises(DataError, match="No text is held out"):
+        validation_batches(nothing_held_out, 4)
+    assert list(islice(nothing_held_out.validation_texts(), 1)) == []

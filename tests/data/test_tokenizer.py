@@ -1,0 +1,117 @@
+import random
+
+import pytest
+from tokenizers import Tokenizer as Backend
+
+from data.batch import DataError
+from data.tokenizer import EOT, Tokenizer, load, train
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of characters from all over Unicode, controls and odd spaces included (surrogates aren't characters)."""
+    random_ = random.Random(0)
+    ranges = [(0, 0x20), (0x20, 0x7F), (0x80, 0x2FF), (0x300, 0x370), (0x2000, 0x2070), (0xE000, 0x10FFFF)]
+    texts = []
+    for _ in range(count):
+        points = [random_.randint(*random_.choice(ranges)) for _ in range(random_.randint(0, 60))]
+        texts.append("".join(map(chr, points)))
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+def test_lossless_for_every_text(kind, texts):
+    tokenizer = train(texts, kind, 400 if kind == "bpe" else None)
+    hard = [
+        "",
+        " ",
+        "  leading",
+        "trailing \n\n",
+        "\ufeffbom",
+        "\x00\x01\x7f",
+        "\ufffd\uffff",
+        "e\u0301",
+        "👨‍👩‍👧",
+        EOT,
+        f"a{EOT} b",
+    ]
+    for text in hard + random_texts(200) + texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eot_id not in ids
+
+
+def test_byte_ids_are_the_utf8_bytes():
+    tokenizer = train([], "byte")
+    text = "aé🙂\n"
+    ids = tokenizer.encode(text)
+    assert tokenizer.vocab_size == 257
+    assert len(ids) == len(text.encode())
+    assert len({tokenizer.encode(chr(point))[-1] for point in range(256)}) == 64 + 128  # ASCII, and 64 second bytes
+
+
+def test_char_ids_are_the_characters():
+    tokenizer = train(["banana", "bad"], "char")
+    assert tokenizer.vocab_size == 4 + 2
+    assert tokenizer.decode(tokenizer.encode("bad nab")) == "badnab"  # the space was never seen
+    assert tokenizer.encode("bad nab").count(tokenizer.unknown_id) == 1
+    assert len(tokenizer.encode(EOT)) == len(EOT)
+
+
+def test_char_keeps_the_most_frequent():
+    tokenizer = train(["aaabbc"], "char", vocab_size=4)
+    assert [tokenizer.encode(char)[0] == tokenizer.unknown_id for char in "abc"] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_the_file_is_the_only_truth(kind, tmp_path, texts):
+    tokenizer = train(texts, kind, 400)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = load(tmp_path / "tokenizer.json")
+    plain = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    for text in texts:
+        assert again.encode(text) == tokenizer.encode(text)
+        assert plain.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
+    assert (again.vocab_size, again.eot_id) == (tokenizer.vocab_size, tokenizer.eot_id)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.fingerprint != train(["other text"], "char").fingerprint
+
+
+def test_training_is_deterministic_and_reaches_the_size(texts):
+    first, second = train(texts, "bpe", 320), train(iter(texts), "bpe", 320)
+    assert first.fingerprint == second.fingerprint
+    assert first.vocab_size == 320
+    # Merges are learned: fewer tokens than bytes.
+    assert len(first.encode(texts[0])) < 0.6 * len(texts[0].encode())
+
+
+def test_a_batch_is_its_texts_one_by_one(texts):
+    tokenizer = train(texts, "bpe", 400)
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_a_loaded_file_neither_pads_nor_truncates(tmp_path, texts):
+    tokenizer = train(texts, "bpe", 400)
+    tokenizer.save(tmp_path / "plain.json")
+    backend = Backend.from_file(str(tmp_path / "plain.json"))
+    backend.enable_truncation(5)
+    backend.enable_padding(length=7)
+    assert Tokenizer(backend).encode(texts[0]) == tokenizer.encode(texts[0])
+
+
+def test_errors(tmp_path):
+    with pytest.raises(DataError, match=r"no tokenizer at .*nowhere"):
+        load(tmp_path / "nowhere.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DataError, match=r"broken.json is not a tokenizer.json"):
+        load(tmp_path / "broken.json")
+    with pytest.raises(DataError, match="Unknown tokenizer kind 'bqe'"):
+        train([], "bqe", 400)
+    with pytest.raises(DataError, match="257"):
+        train([], "bpe", 256)
+    with pytest.raises(DataError, match="needs a vocab_size"):
+        train([], "bpe")
+    with pytest.raises(DataError, match="surrogates"):
+        train([], "byte").encode("a\ud800")
+    backend = Backend.from_str('{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}')
+    with pytest.raises(DataError, match="no token that ends a document"):
+        Tokenizer(backend)

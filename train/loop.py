@@ -1,0 +1,200 @@
+"""The only loop: next batch, step, log, evaluate, save; ends at the last step, on a signal, or when numbers stay bad.
+
+Results are read one step late, so that the device always has its next step waiting. Everything it continues from
+after a stop is saved together: state, data position, running sums.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from train.checkpoint import Checkpoints
+from train.metrics import Clock, Progress, Writer
+from train.state import TrainState
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When things happen, in steps; 0: never."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    max_bad_steps: int  # updates in a row that were not finite, after which the run stops
+    profile_start: int = 0  # first step of the profiler's window
+    profile_steps: int = 0
+
+
+@dataclasses.dataclass
+class Parts:
+    """What the loop drives."""
+
+    train_step: Callable  # (state, batch) -> (state, metrics)
+    source: Any  # .next() -> host batch; .position() -> JSON
+    put: Callable  # host batch -> global batch on the mesh
+    evaluate: Callable  # model -> {name: value}
+    learning_rate: Callable  # step -> float
+    checkpoints: Checkpoints
+    writer: Writer
+    progress: Progress
+    workdir: Any
+
+
+def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int, Clock]:
+    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT.
+
+    Args:
+      loop: what `Checkpoints.restore` returned beside the state ({} at the start).
+
+    Raises:
+      TrainingStopped: `max_bad_steps` updates in a row were not finite.
+      CheckpointError: a save failed.
+    """
+    window, clock, pending, evaluation = _Window(loop.get("window")), Clock(step), None, None
+    first = step
+
+    def read(pending) -> None:
+        """Take in the result of an earlier step; log it where due."""
+        at, result = pending
+        result = {name: float(value) for name, value in jax.device_get(result).items()}
+        window.add(result)
+        if result["streak"] >= schedule.max_bad_steps:
+            raise TrainingStopped(
+                f"steps {at - schedule.max_bad_steps + 1} to {at} all gave a loss or gradient that is not finite; none "
+                "of them changed the model. Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at "
+                "the data; the run continues from its last checkpoint"
+            )
+        if at == first + 1:
+            clock.skip(at)  # compiling
+        elif at % schedule.log_every == 0 or at == schedule.steps:
+            _log(at, window.flush(), clock.lap(at), parts)
+
+    def save() -> None:
+        position = {"position": parts.source.position(), "window": window.sums}
+        parts.checkpoints.save(step, state, position, evaluation)
+
+    with _stop_requests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
+        while step < schedule.steps and not stop:
+            profiler.at(step)
+            state, result = parts.train_step(state, parts.put(parts.source.next()))
+            step += 1
+            if pending:
+                read(pending)
+            pending, evaluation = (step, result), None
+            last = step == schedule.steps
+            due = lambda every, step=step, last=last: every and (step % every == 0 or last)
+            evaluating, saving = due(schedule.eval_every), due(schedule.checkpoint_every) or stop
+            if evaluating or saving:
+                read(pending)
+                pending = None
+                if evaluating:
+                    evaluation = parts.evaluate(state.model)
+                    parts.writer.write(step, evaluation)
+                    parts.progress.message(_evaluation_line(step, evaluation))
+                if saving:
+                    save()
+                clock.skip(step)
+        if stop:
+            if pending:
+                read(pending)
+            save()
+        parts.checkpoints.wait()
+        parts.writer.flush()
+    return state, step, clock
+
+
+def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
+    rate, progress = float(parts.learning_rate(step - 1)), parts.progress
+    values = {"loss": means.pop("loss"), "perplexity": math.nan, "learning_rate": rate, **means}
+    values["perplexity"] = math.exp(min(values["loss"], 700.0))
+    if math.isfinite(seconds):
+        values["seconds_per_step"] = seconds
+        values["tokens_per_second"] = progress.tokens_per_step / seconds
+        if progress.peak_flops:
+            values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
+    parts.writer.write(step, values)
+    progress.update(step, values["loss"], rate, seconds)
+
+
+def _evaluation_line(step: int, evaluation: dict[str, float]) -> str:
+    shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in evaluation.items())
+    return f"step {step}  validation: {shown}"
+
+
+class _Window:
+    """Sums of the steps since the last log. Saved with a checkpoint, so a continued run logs the same means."""
+
+    def __init__(self, sums: dict | None):
+        self.sums = dict(sums or {})
+
+    def add(self, result: dict[str, float]) -> None:
+        self.latest = {"grad_norm": result["grad_norm"], "skipped": int(result["skipped"])}
+        if result["streak"]:
+            return  # what was skipped would make the mean NaN; `skipped` counts it
+        weight = result["weight"]
+        for name, value in result.items():
+            if name not in ("weight", "grad_norm", "skipped", "streak"):
+                self.sums[name] = self.sums.get(name, 0.0) + value * weight
+        self.sums["weight"] = self.sums.get("weight", 0.0) + weight
+
+    def flush(self) -> dict[str, float]:
+        """Means over the window's tokens, and the newest gradient norm and count of skipped steps."""
+        weight = self.sums.pop("weight", 0.0)
+        means = {name: value / weight if weight else math.nan for name, value in self.sums.items()}
+        self.sums = {}
+        return {"loss": math.nan} | means | self.latest
+
+
+@contextlib.contextmanager
+def _stop_requests():
+    """A list that a SIGTERM or SIGINT fills: the loop ends its step, saves and returns. A second SIGINT interrupts."""
+    seen = []
+
+    def note(number, _):
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Profiler:
+    """Traces steps [profile_start, profile_start + profile_steps) into WORKDIR/profile, for TensorBoard or Perfetto."""
+
+    def __init__(self, schedule: Schedule, parts: Parts):
+        self.start, self.stop = schedule.profile_start, schedule.profile_start + schedule.profile_steps
+        self.parts, self.running = parts, False
+
+    def at(self, step: int) -> None:
+        if self.start <= step < self.stop and not self.running:
+            jax.profiler.start_trace(str(self.parts.workdir / "profile"))
+            self.running = True
+        elif step >= self.stop:
+            self._end()
+
+    def _end(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False
+            self.parts.progress.message(f"profile written to {self.parts.workdir / 'profile'}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()

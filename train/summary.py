@@ -1,0 +1,58 @@
+"""WORKDIR/summary.json: what a report says about a run beside its curves."""
+
+import json
+from pathlib import Path
+
+
+def facts(config, model, mesh, prepared, convention: str) -> dict:
+    """What is known before the first step.
+
+    Args:
+      config: the run's config.  model: its ModelConfig.  prepared: data.prepare.Prepared.
+      convention: how MFU is counted, in words.
+    """
+    corpus = [
+        {
+            "name": source.name,
+            "content_hash": source.content_hash,
+            "train_documents": source.train_documents,
+            "validation_documents": source.validation_documents,
+            "bytes": source.train_bytes + source.validation_bytes,
+            "tokens": source.train_tokens + source.validation_tokens,
+        }
+        for source in prepared.sources
+    ]
+    split = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
+    return {
+        "model": {
+            "parameters": model.num_params(),
+            "non_embedding_parameters": model.num_params(embedding=False),
+            "flops_per_token": model.flops_per_token(config.data.seq_len),
+        },
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "mesh": split or "one device",
+        "corpus": corpus,
+        "mfu_convention": convention,
+    }
+
+
+def headline(facts: dict) -> str:
+    model = facts["model"]
+    return (
+        f"{model['parameters']:,} parameters ({model['non_embedding_parameters']:,} without embeddings), "
+        f"{model['flops_per_token'] / 1e6:,.1f} MFLOPs a token, on {facts['device']} ({facts['mesh']})\n"
+        f"{facts['mfu_convention']}"
+    )
+
+
+def update(workdir, values: dict) -> dict:
+    """Merge `values` into the summary. `wall_seconds` add up over the sessions of a run."""
+    path = Path(workdir) / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    spent = summary.get("wall_seconds", 0.0) + values.get("wall_seconds", 0.0)
+    summary |= values
+    summary["wall_seconds"] = spent
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    partial.replace(path)
+    return summary
