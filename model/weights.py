@@ -3,6 +3,8 @@
 One seam, so that whatever kind of leaf a weight is, no model equation changes for it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,4 +28,39 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
       out: logical names of the result's dims.
     """
     w = axes.gather(w[...].astype(x.dtype))
-    return jnp.einsum(spec, x, w, out_sharding=axes.out(*out))
+    product = _cpu_einsum if axes.platform() == "cpu" else _einsum
+    return product(spec, axes.out(*out), x, w)
+
+
+def _einsum(spec, sharding, x, w):
+    return jnp.einsum(spec, x, w, out_sharding=sharding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cpu_einsum(spec, sharding, x, w):
+    """`_einsum` with a gradient for XLA's CPU compiler, which copies one operand of a weight's gradient transposed:
+    the smaller one, when the product is written in the right order."""
+    return _einsum(spec, sharding, x, w)
+
+
+def _cpu_forward(spec, sharding, x, w):
+    return _einsum(spec, sharding, x, w), (x, w)
+
+
+def _cpu_backward(spec, sharding, residuals, dy):
+    x, w = residuals
+    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+    like = lambda a: jax.typeof(a).sharding.spec if axes.has_mesh() else None
+    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=like(x))
+    batch = [dim for dim in x_dims if dim not in w_dims]
+    contract = tuple(tuple(dims.index(dim) for dim in batch) for dims in (x_dims, y_dims))
+    first, second, dims = (x, dy, contract) if x.size <= dy.size else (dy, x, contract[::-1])
+    names = x_dims + y_dims if x.size <= dy.size else y_dims + x_dims
+    names = [dim for dim in names if dim not in batch]
+    by_name = dict(zip(w_dims, like(w) or (None,) * w.ndim, strict=True)) if axes.has_mesh() else {}
+    placed = axes.PartitionSpec(*(by_name[dim] for dim in names)) if axes.has_mesh() else None
+    dw = jax.lax.dot_general(first, second, (dims, ((), ())), out_sharding=placed)
+    return dx, jnp.transpose(dw, [names.index(dim) for dim in w_dims])
+
+
+_cpu_einsum.defvjp(_cpu_forward, _cpu_backward)

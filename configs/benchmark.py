@@ -1,0 +1,29 @@
+"""Sizes to measure: python -m launch.benchmark --config=configs/benchmark.py:SIZE. Batches are random, nothing is read.
+
+small     6 layers x 384, vocabulary 8192, sequence 256, batch 16
+gpt2      GPT-2 124M, sequence 256, batch 4
+one_b     a 1B-class decoder, sequence 2048, for one accelerator
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_decoder
+
+_GPT2 = dict(num_kv_heads=0, norm="layernorm", position="learned", activation="gelu_tanh", gated=False, bias=True, tied=True)
+_SIZES = {
+    "small": dict(_GPT2, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1536, max_length=1024),
+    "gpt2": dict(_GPT2, vocab_size=50304, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, max_length=1024),
+    "one_b": dict(
+        vocab_size=32768, num_layers=16, embed_dim=2048, num_heads=16, num_kv_heads=8, mlp_dim=5632, max_length=2048
+    ),
+}
+_SHAPES = {"small": (16, 256), "gpt2": (4, 256), "one_b": (8, 2048)}
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    if size not in _SIZES:
+        raise ValueError(f"unknown size {size!r}; choose from {', '.join(_SIZES)}")
+    config = pretrain_decoder.get_config()
+    config.model.update(_SIZES[size])
+    config.batch_size, config.data.seq_len = _SHAPES[size]
+    return config

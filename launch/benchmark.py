@@ -1,0 +1,104 @@
+"""Time the training step of a config on random tokens; nothing is read or written.
+
+    python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
+"""
+
+from launch import runtime
+
+runtime.configure()
+
+import json
+import resource
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from launch import build
+from model import axes
+from model.families import Decoder
+from train import metrics, state
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+_SERVE = flags.DEFINE_bool("serve", False, "Time as many steps as each line on stdin says; for interleaved comparisons.")
+
+
+def main() -> None:
+    config = _CONFIG.value
+    mesh = build.mesh(config)
+    build.check(config, mesh)
+    model = build.model_config(config)
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, config.data.seq_len)
+    tokens = rng.integers(0, model.vocab_size, (shape[0], shape[1] + 1), np.int32)
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        "weights": np.ones(shape, np.float32),
+    }
+    tx = build.optimizer(config)
+    train_step, _ = build.steps(config, tx)
+    with axes.use_mesh(mesh):
+        train_state = state.create(lambda rngs: Decoder(model, rngs), tx, config.seed)
+        batch = build.put(mesh)(batch)
+        start = time.perf_counter()
+        compiled = train_step.lower(train_state, batch).compile()
+        compile_seconds = time.perf_counter() - start
+
+        def timed(steps: int) -> list[float]:
+            nonlocal train_state
+            seconds = []
+            for _ in range(steps):
+                start = time.perf_counter()
+                train_state, result = compiled(train_state, batch)
+                jax.block_until_ready(result)
+                seconds.append(time.perf_counter() - start)
+            return seconds
+
+        timed(2)
+        if _SERVE.value:
+            for line in sys.stdin:
+                print(json.dumps(timed(int(line))), flush=True)
+            return
+        # The peak is measured before and after: a shared machine's speed drifts.
+        before = metrics.peak_flops(mesh.devices.flat, model.dtype)[0]
+        seconds = timed(_STEPS.value)
+        peak, words = metrics.peak_flops(mesh.devices.flat, model.dtype)
+    rate = config.batch_size * config.data.seq_len / statistics.median(seconds)
+    figures = {
+        "parameters": model.num_params(),
+        "compile_seconds": compile_seconds,
+        "step_seconds": statistics.median(seconds),
+        "tokens_per_second": rate,
+        "mfu": metrics.model_flops_utilization(model.flops_per_token(config.data.seq_len), rate, max(before, peak)),
+        "peak_memory_bytes": peak_memory(mesh),
+    }
+    if _JSON.value:
+        print(json.dumps(figures))
+        return
+    print(f"{figures['parameters']:,} parameters, batch {shape[0]} x {shape[1]}, {model.dtype}, {words}")
+    print(f"compile       {compile_seconds:8.1f} s")
+    print(f"step          {figures['step_seconds']:8.3f} s     median of {len(seconds)}")
+    print(f"tokens/s      {rate:8,.0f}")
+    print(f"MFU           {100 * figures['mfu']:8.1f} %")
+    print(f"peak memory   {figures['peak_memory_bytes'] / 2**30:8.2f} GiB")
+    print(metrics.MFU_CONVENTION)
+
+
+def peak_memory(mesh: jax.sharding.Mesh) -> int:
+    """Bytes at most in use on one device; on a CPU, of the whole process."""
+    stats = mesh.devices.flat[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    runtime.run(main)
