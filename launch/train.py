@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from data import pipeline
 from launch import build
@@ -26,8 +26,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
 
 
-def main() -> None:
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value).absolute()
+def train(config: ConfigDict, workdir: Path) -> None:
     mesh = build.mesh(config)
     build.check(config, mesh)
     build.claim(workdir, config)
@@ -73,6 +72,10 @@ def main() -> None:
     print(f"report: {report.write_report(workdir)}")
     if step < config.steps:
         print(f"stopped after step {step}, saved. The same command continues the run.")
+
+
+def main() -> None:
+    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
 
 
 if __name__ == "__main__":

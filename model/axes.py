@@ -95,6 +95,17 @@ def spec(*logical: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else _TABLE[name] for name in logical))
 
 
+def parts(logical: str) -> int:
+    """Into how many a dim of this logical name is split on the mesh that is set."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axis_names(logical))
+
+
+def place(x: jax.Array, *logical: str | None) -> jax.Array:
+    """`x` with its dims split by these logical names; communicates where they were split otherwise."""
+    return jax.sharding.reshard(x, spec(*logical)) if has_mesh() else x
+
+
 def out(*logical: str | None) -> PartitionSpec | None:
     """`spec` for an `out_sharding=` argument: None where no mesh is set, and inside a shard_map's manual axes."""
     mesh = jax.sharding.get_abstract_mesh()

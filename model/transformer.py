@@ -4,7 +4,6 @@ Layers are stacked along a leading dim and scanned over, so that the program sta
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from model.attention import Attention
@@ -46,14 +45,29 @@ class Stack(nnx.Module):
 
     def __call__(self, x_BTD, mask: Mask, turn: Rotation | None, key=None, cache=None):
         """Returns the residual stream after the last layer, [B, T, D], and the cache with all new keys and values."""
+        if cache is not None:
+            return self._decode(x_BTD, mask, turn, cache)
 
-        def body(carry, layer):
-            (x_BTD, cache), (block, index, key) = carry, layer
-            return block(x_BTD, mask, turn, key, cache, index), None
+        def body(x_BTD, layer):
+            block, key = layer
+            return block(x_BTD, mask, turn, key)[0], None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         keys = None if key is None else jax.random.split(key, self.num_layers)
-        layers = (self.blocks, jnp.arange(self.num_layers), keys)
-        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), layers, unroll=min(self.unroll, self.num_layers))
+        x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, keys), unroll=min(self.unroll, self.num_layers))
+        return x_BTD, None
+
+    def _decode(self, x_BTD, mask, turn, cache):
+        """Layer after layer: a scan would copy the caches of all layers at each of them."""
+        for index in range(self.num_layers):
+            x_BTD, cache = self._layer(index)(x_BTD, mask, turn, None, cache, index)
         return x_BTD, cache
+
+    def _layer(self, index: int) -> Block:
+        unstacked = isinstance(self.blocks, nnx.List)
+        return self.blocks[index] if unstacked else jax.tree.map(lambda w: w[index], self.blocks)
+
+    def unstack(self) -> None:
+        """Give each layer arrays of its own: for a loop of many steps, which then cuts the stack once, before it."""
+        self.blocks = nnx.List([self._layer(index) for index in range(self.num_layers)])

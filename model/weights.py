@@ -33,7 +33,9 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
 
 
 def _einsum(spec, sharding, x, w):
-    return jnp.einsum(spec, x, w, out_sharding=sharding)
+    # jnp.einsum contracts dims in the order of their letters; where that is not the weight's own, the weight is copied.
+    letters = {dim: chr(ord("a") + i) for i, dim in enumerate(dict.fromkeys(filter(str.isalpha, spec)))}
+    return jnp.einsum("".join(letters.get(char, char) for char in spec), x, w, out_sharding=sharding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -35,7 +35,7 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             grads, loss = _accumulate(differentiate, state.model, _split(batch, accumulate), key)
         weight = jnp.maximum(loss.weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.model)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -1,10 +1,12 @@
-"""KVCache: the keys and values of the tokens seen so far, for all layers.
+"""KVCache: the keys and values of the tokens seen so far.
 
-One fixed-size buffer, so that a loop of any length is one program. Rows may hold prompts of different lengths, padded on
-the left: then all of them write the same slot at the same time, and `segments` (0 for padding and for slots not yet
-written) keeps what is not there from being seen.
+Buffers of a fixed size, so that a loop of any length is one program; one pair a layer, so that each is updated in
+place. Rows may hold prompts of different lengths, padded on the left: all of them write the same slot at the same time,
+and `segments` (0 for padding and for slots not yet written) keeps what is not there from being seen.
 
-Dims: L layers, B batch, T new tokens, S slots, K key/value heads, H head_dim.
+Left out: a batch whose rows come and go, each at a slot of its own.
+
+Dims: B batch, T new tokens, S slots, K key/value heads, H head_dim.
 """
 
 import dataclasses
@@ -12,44 +14,67 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model import axes, masks
+from model import axes
 from model.config import ModelConfig
+from model.masks import Mask
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    keys: jax.Array  # [L, B, S, K, H] in the compute dtype
-    values: jax.Array
-    segments: jax.Array  # int32 [B, S]
-    positions: jax.Array  # int32 [B, S]
+    # In the compute dtype, and in the orders in which attention contracts them, so that nothing is transposed at each
+    # token. Without the dim B where there is one row: XLA's CPU compiler drops a dim of 1 from a product, which would
+    # put a second copy of every buffer between its update and its use.
+    keys: tuple[jax.Array, ...]  # a layer: [B, K, S, H]
+    values: tuple[jax.Array, ...]  # a layer: [B, K, H, S]
+    segments_BS: jax.Array  # int32
+    positions_BS: jax.Array  # int32
     index: jax.Array  # int32 scalar: slots written
 
     @classmethod
     def create(cls, config: ModelConfig, batch: int, length: int) -> "KVCache":
-        """An empty cache of `length` slots, on the mesh that is set: rows like a batch's, heads over `tensor`."""
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        names = ("layers", "batch", "length", "kv_heads", "head_dim")
-        zeros = lambda shape, dtype, *names: jnp.zeros(shape, dtype, out_sharding=axes.out(*names))
-        keys, values = (zeros(shape, config.dtype, *names) for _ in range(2))
-        segments, positions = (zeros((batch, length), jnp.int32, "batch", "length") for _ in range(2))
-        return cls(keys, values, segments, positions, jnp.zeros((), jnp.int32))
+        """An empty cache of `length` slots, on the mesh that is set: rows split like a batch's, heads like a layer's."""
 
-    def admit(self, segments_BT: jax.Array, positions_BT: jax.Array) -> tuple["KVCache", masks.Mask]:
-        """Make room for T tokens; returns what the model is called with: a cache and the mask of these tokens."""
+        def zeros(*dims, dtype=jnp.int32):
+            names, shape = zip(*dims[batch == 1 and len(dims) == 4 :], strict=True)
+            return jnp.zeros(shape, dtype, out_sharding=axes.out(*names))
+
+        rows, slots = ("batch", batch), ("length", length)
+        heads, features = ("kv_heads", config.num_kv_heads), ("head_dim", config.head_dim)
+        layers = range(config.num_layers)
+        return cls(
+            keys=tuple(zeros(rows, heads, slots, features, dtype=config.dtype) for _ in layers),
+            values=tuple(zeros(rows, heads, features, slots, dtype=config.dtype) for _ in layers),
+            segments_BS=zeros(rows, slots),
+            positions_BS=zeros(rows, slots),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+    def admit(self, segments_BT: jax.Array, positions_BT: jax.Array) -> tuple["KVCache", Mask]:
+        """Announce T tokens: the cache and the mask that the model is called with for them."""
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, self.index, axis=1)
-        segments, positions = write(self.segments, segments_BT), write(self.positions, positions_BT)
-        cache = dataclasses.replace(self, segments=segments, positions=positions)
-        return cache, masks.Mask(segments_BT, positions_BT, segments, positions)
+        segments_BS, positions_BS = write(self.segments_BS, segments_BT), write(self.positions_BS, positions_BT)
+        cache = dataclasses.replace(self, segments_BS=segments_BS, positions_BS=positions_BS)
+        return cache, Mask(segments_BT, positions_BT, segments_BS, positions_BS)
 
-    def extend(self, layer, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple["KVCache", jax.Array, jax.Array]:
-        """Write a layer's new keys and values; returns the cache and all of the layer's, [B, S, K, H]."""
-        at = (layer, 0, self.index, 0, 0)
-        keys = jax.lax.dynamic_update_slice(self.keys, k_BTKH[None], at)
-        values = jax.lax.dynamic_update_slice(self.values, v_BTKH[None], at)
-        cache = dataclasses.replace(self, keys=keys, values=values)
-        return cache, *(jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in (keys, values))
+    def extend(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple["KVCache", jax.Array, jax.Array]:
+        """Write a layer's new keys and values; returns the cache and all of the layer's, [B, S, K, H] each."""
+        keys, k_BSKH = _write(self.keys[layer], k_BTKH, (0, 2, 1, 3), self.index)
+        values, v_BSKH = _write(self.values[layer], v_BTKH, (0, 2, 3, 1), self.index)
+        put = lambda buffers, new: (*buffers[:layer], new, *buffers[layer + 1 :])
+        cache = dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
+        return cache, k_BSKH, v_BSKH
 
     def advance(self, tokens: int) -> "KVCache":
         """After all layers: the next tokens go behind these."""
         return dataclasses.replace(self, index=self.index + tokens)
+
+
+def _write(buffer, new_BTKH, order, index):
+    """Update a buffer whose dims are [B, T, K, H] in this order; returns it, and as a view [B, S, K, H]."""
+    new = jnp.transpose(new_BTKH, order)
+    squeezed = buffer.ndim == 3
+    slots = order.index(1) - squeezed
+    buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[0] if squeezed else new, index, axis=slots)
+    view = buffer[None] if squeezed else buffer
+    return buffer, jnp.transpose(view, [order.index(dim) for dim in range(4)])

@@ -1,0 +1,157 @@
+"""generate: continue a batch of prompts; prefill and cached decoding in one compiled loop.
+
+Runs on the mesh that is set: rows over data and fsdp, heads and vocabulary over tensor. A program serves every batch of
+as many rows whose prompts and continuations fall into the same buckets of length.
+
+Left out: text (the caller's tokenizer), requests that come and go while others run.
+
+Dims: B rows, P padded prompt length, N new tokens, V vocabulary.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from model import axes
+from model.decode.cache import KVCache
+from model.decode.sampling import Settings, sample
+
+_SMALLEST_BUCKET = 32
+
+
+class Generated(NamedTuple):
+    tokens: np.ndarray  # int32 [B, N]: what follows each prompt; past a row's length, 0
+    lengths: np.ndarray  # int32 [B]: how many of them count, eos_id included
+
+
+def generate(
+    model,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    eos_id: int | None = None,
+    vocab_size: int | None = None,
+) -> Generated:
+    """Continue each prompt by up to `max_new_tokens` tokens.
+
+    Args:
+      model: a Decoder.
+      prompts: token ids, of any lengths.
+      key: a random key. A row's tokens depend on it, the row's number and its prompt, not on the other rows.
+      settings: how tokens are drawn, see sampling.py; greedy by default.
+      eos_id: the token that ends a row; the loop ends early when every row has ended. None: rows never end.
+      vocab_size: tokens from this id on (rows that only pad the table) are never drawn. None: the model's.
+
+    Raises:
+      ValueError: no or empty prompts, ids outside the vocabulary, or a prompt and its continuation longer than the
+        model's context.
+    """
+    config = model.config
+    vocab_size = vocab_size or config.vocab_size
+    _check(prompts, max_new_tokens, vocab_size, config)
+    lengths = [len(prompt) for prompt in prompts]
+    # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
+    rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
+    tokens_BP = np.zeros((rows, _bucket(max(lengths))), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BP[row, tokens_BP.shape[1] - len(prompt) :] = prompt
+    lengths_B = np.asarray(lengths + [0] * (rows - len(prompts)), np.int32)
+    limit, eos = np.int32(max_new_tokens), np.int32(-1 if eos_id is None else eos_id)
+    run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
+    tokens_BN, lengths_B = run(model, tokens_BP, lengths_B, key, limit, settings, eos)
+    return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)))
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "vocab_size"))
+def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, vocab_size):
+    _prepare(model)
+    b, p = tokens_BP.shape
+    lengths_B = axes.place(lengths_B, "batch")
+    rows_B = axes.place(jnp.arange(b), "batch")
+    row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+
+    def forward(cache, tokens_BT, segments_BT, positions_BT):
+        """The logits [B, V] that follow the last of T tokens, and the cache with all of them."""
+        cache, mask = cache.admit(segments_BT, positions_BT)
+        x_BTD, cache = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache)
+        logits_BV = axes.place(model.output.logits(x_BTD[:, -1:])[:, 0], "batch", None)
+        return logits_BV[:, :vocab_size], cache.advance(tokens_BT.shape[1])
+
+    def draw(logits_BV, step):
+        return sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, step), settings)
+
+    def write(out_BN, token_B, step):
+        return jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], step, axis=1)
+
+    def unfinished(state):
+        step, _, _, _, counts_B, ended_B = state
+        return (step < limit) & ~ended_B.all()
+
+    def body(state):
+        step, cache, token_B, out_BN, counts_B, ended_B = state
+        ones_B1 = jnp.ones_like(token_B)[:, None]
+        logits_BV, cache = forward(cache, token_B[:, None], ones_B1, (lengths_B + step - 1)[:, None])
+        token_B = jnp.where(ended_B, 0, draw(logits_BV, step))
+        counts_B += ~ended_B
+        return step + 1, cache, token_B, write(out_BN, token_B, step), counts_B, ended_B | (token_B == eos)
+
+    # Left padding: the last column is the last token of every prompt.
+    places_BP = axes.place(jnp.arange(p, dtype=jnp.int32)[None], None, None) - (p - lengths_B)[:, None]
+    segments_BP, positions_BP = (places_BP >= 0).astype(jnp.int32), jnp.maximum(places_BP, 0)
+    cache = KVCache.create(model.config, b, p + slots)
+    logits_BV, cache = forward(cache, axes.place(tokens_BP, "batch", None), segments_BP, positions_BP)
+    empty_B = lengths_B == 0
+    token_B = jnp.where(empty_B, 0, draw(logits_BV, 0))
+    out_BN = write(jnp.zeros((b, slots), jnp.int32, out_sharding=axes.out("batch", None)), token_B, 0)
+    counts_B = (~empty_B).astype(jnp.int32)
+    state = (jnp.int32(1), cache, token_B, out_BN, counts_B, empty_B | (token_B == eos))
+    _, _, _, out_BN, counts_B, _ = jax.lax.while_loop(unfinished, body, state)
+    # On every device, so that every process of a pod can read them.
+    return axes.place(out_BN, None, None), axes.place(counts_B, None)
+
+
+def _prepare(model) -> None:
+    """Do once, before the loop, what each step would repeat. Changes only the tracer's copy of the model."""
+    dtype = jnp.dtype(model.config.dtype)
+
+    def cast(param):
+        names = param.get_metadata("out_sharding")
+        return param if "norm" in names else param.replace(param[...].astype(dtype))  # norms compute in float32
+
+    params = jax.tree.map(cast, nnx.state(model, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    nnx.update(model, params)
+    if axes.platform() == "cpu":
+        # The CPU's products copy a slice before they read it. Elsewhere they don't, and memory is dearer.
+        model.stack.unstack()
+
+
+def _check(prompts, max_new_tokens, vocab_size, config) -> None:
+    if not len(prompts):
+        raise ValueError("there is no prompt to continue")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if not 0 < vocab_size <= config.vocab_size:
+        raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {row} is empty; begin it with the token that ends a document")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise ValueError(f"prompt {row} has ids from {min(prompt)} to {max(prompt)}, but {config.vocab_size=}")
+        if len(prompt) + max_new_tokens > config.max_length:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones "
+                f"{len(prompt) + max_new_tokens}, but the model's context is {config.max_length} (model.max_length)"
+            )
+
+
+def _bucket(length: int) -> int:
+    """A length with some room, so that few lengths compile: four steps a doubling, at most a quarter in vain."""
+    step = max(_SMALLEST_BUCKET, 1 << max(0, length.bit_length() - 3))
+    return -(-length // step) * step

@@ -1,0 +1,130 @@
+"""Schedules by their definition; AdamW against PyTorch; which parameters decay; every optimizer learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import pretrain_decoder
+from model.config import ModelConfig
+from model.families import Decoder
+from train import optimizer
+
+TINY = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=16, dtype="float32")
+
+
+def settings(**changes) -> ConfigDict:
+    config = pretrain_decoder.get_config().optimizer
+    config.update(changes)
+    return config
+
+
+def test_cosine():
+    rate = optimizer.schedule("cosine", 2.0, steps=110, warmup=10, final=0.1)
+    assert [float(rate(s)) for s in (0, 4, 9)] == pytest.approx([2 / 11, 10 / 11, 20 / 11])
+    assert float(rate(10)) == pytest.approx(2.0)
+    assert float(rate(60)) == pytest.approx((2.0 + 0.2) / 2)
+    assert float(rate(110)) == pytest.approx(0.2)
+
+
+def test_warmup_stable_decay():
+    rate = optimizer.schedule("wsd", 1.0, steps=100, warmup=10, final=0.0, decay=0.2)
+    assert {float(rate(s)) for s in range(10, 81)} == {1.0}
+    assert float(rate(90)) == pytest.approx(0.5)
+    assert float(rate(100)) == pytest.approx(0.0)
+
+
+def test_constant_without_warmup():
+    rate = optimizer.schedule("constant", 0.5, steps=10, warmup=0)
+    assert {float(rate(s)) for s in range(10)} == {0.5}
+
+
+@pytest.mark.parametrize("name, warmup, words", [("cosin", 1, "choose from cosine"), ("cosine", 10, "warmup_steps is 10")])
+def test_schedule_refuses(name, warmup, words):
+    with pytest.raises(ValueError, match=words):
+        optimizer.schedule(name, 1.0, steps=10, warmup=warmup)
+
+
+def test_adamw_equals_pytorch():
+    """Ten clipped steps on the same gradients. Bias correction, epsilon and decoupled decay all show."""
+    rng = np.random.default_rng(0)
+    start, grads = rng.normal(size=(5, 3)), rng.normal(size=(10, 5, 3))
+    ours = optimizer.make_optimizer(settings(decay=((".*", True),), clip_norm=2.0), lambda step: 0.01)
+    params = {"w": {"value": jnp.asarray(start, jnp.float32)}}
+    state = ours.init(params)
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    adamw = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for grad in grads:
+        updates, state = ours.update({"w": {"value": jnp.asarray(grad, jnp.float32)}}, state, params)
+        params = optax.apply_updates(params, updates)
+        theirs.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_([theirs], 2.0)
+        adamw.step()
+    np.testing.assert_allclose(params["w"]["value"], theirs.detach(), rtol=1e-5)
+
+
+def test_norms_and_biases_do_not_decay():
+    config = ModelConfig(**TINY, bias=True, norm="layernorm", position="learned", gated=False)
+    model = Decoder(config, nnx.Rngs(0))
+    decays = optimizer.by_pattern(model, settings().decay)
+    flat = {optimizer.param_name(path): value for path, value in jax.tree.leaves_with_path(decays)}
+    assert flat["stack/blocks/attention/query"] and flat["embedding/table"]
+    assert not any(value for name, value in flat.items() if "norm" in name or "bias" in name)
+    assert len(flat) == len(jax.tree.leaves(model))
+    # And in effect: with zero gradients, what decays shrinks and the rest stays as it is.
+    tx = optimizer.make_optimizer(settings(), lambda step: 0.1)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model)
+    moved = {optimizer.param_name(p): bool(jnp.any(u != 0)) for p, u in jax.tree.leaves_with_path(updates)}
+    zero = {optimizer.param_name(p) for p, v in jax.tree.leaves_with_path(model) if not jnp.any(v)}
+    assert {name for name, yes in moved.items() if yes} == {name for name, yes in flat.items() if yes} - zero
+
+
+def test_pattern_must_cover():
+    with pytest.raises(ValueError, match="no pattern matches parameter b"):
+        optimizer.by_pattern({"a": {"value": 1}, "b": {"value": 2}}, (("a", True),))
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_learns(name):
+    """Twenty steps on one batch lower its loss."""
+    model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
+    tokens = jnp.arange(32).reshape(2, 16)
+    rate = {"sgd": 0.5, "lion": 3e-3, "muon": 0.02, "adafactor": 0.5}.get(name, 0.01)
+    tx = optimizer.make_optimizer(settings(name=name, clip_norm=0.0), lambda step: rate)
+
+    def loss(model):
+        scores = model.logits(tokens)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(scores, tokens[:, 1:]).mean()
+
+    @jax.jit
+    def step(model, state):
+        value, grads = jax.value_and_grad(loss)(model)
+        updates, state = tx.update(grads, state, model)
+        return optax.apply_updates(model, updates), state, value
+
+    state, values = tx.init(model), []
+    for _ in range(20):
+        model, state, value = step(model, state)
+        values.append(float(value))
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_muon_takes_the_matrices():
+    """Its momentum covers every hidden matrix and nothing else."""
+    model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
+    tx = optimizer.make_optimizer(settings(name="muon"), lambda step: 0.01)
+    state = tx.init(model)
+    names = {"/".join(str(getattr(k, "name", k)) for k in path) for path, _ in jax.tree.leaves_with_path(state)}
+    muon = {n.split("stack/blocks/")[-1] for n in names if "'muon'" in n and "stack/blocks" in n}
+    matrices = {"attention/query", "attention/key", "attention/value", "attention/out"}
+    matrices |= {"feed_forward/gate", "feed_forward/up", "feed_forward/down"}
+    assert {n.removesuffix("/value") for n in muon} == matrices
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="choose from adamw"):
+        optimizer.make_optimizer(settings(name="adan"), lambda step: 0.1)
