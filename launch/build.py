@@ -181,20 +181,20 @@ def recorded_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_read_json(path))
 
 
-def restore_for_inference(workdir):
-    """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on the devices at hand."""
-    workdir = Path(workdir)
+def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
+    """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on a mesh or on one device."""
+    workdir = Path(workdir).absolute()
     config = recorded_config(workdir)
     words = tokenizer.load(workdir / "tokenizer.json")
-    here = axes.make_mesh({"data": 1}, jax.devices()[:1])
+    mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     make = lambda rngs: Decoder(model_config(config, words.vocab_size), rngs)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
-    with axes.use_mesh(here):
+    with axes.use_mesh(mesh):
         model = checkpoints.restore_model(states.abstract_model(make))
     checkpoints.close()
-    return here, model, words
+    return mesh, model, words
 
 
 def adopt(workdir: Path, prepared: Prepared) -> None:

@@ -1,0 +1,65 @@
+"""Evaluate a run on all of its held-out text, beside compressors; sample from it; write both into its report.
+
+    python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
+"""
+
+from launch import runtime
+
+runtime.configure()
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from launch import build
+from model import axes
+from model.decode.generate import generate
+from model.decode.sampling import settings
+from train import report, summary
+from train.evals.compressors import compressed_bits_per_byte
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to continue; may stand several times.")
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "Length of each sample.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the samples; 0 takes the likeliest token.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus of the samples.", lower_bound=0, upper_bound=1)
+
+
+def main() -> None:
+    workdir = Path(_WORKDIR.value).absolute()
+    config, prepared = build.recorded_config(workdir), build.adopted(workdir)
+    mesh, model, tokenizer = build.restore_for_inference(workdir, build.mesh(config))
+    with axes.use_mesh(mesh):
+        eval_step = build.steps(config, None)[1]
+        figures = build.evaluation(config, prepared, eval_step, build.put(mesh))(model, None)
+        samples = []
+        if _PROMPTS.value:
+            prompts = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in _PROMPTS.value]
+            with build.checking("--prompt, --max_new_tokens"):
+                out = generate(
+                    model,
+                    prompts,
+                    jax.random.key(config.seed),
+                    max_new_tokens=_TOKENS.value,
+                    settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
+                    eos_id=tokenizer.eot_id,
+                    vocab_size=tokenizer.vocab_size,
+                )
+            texts = [tokenizer.decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
+            samples = [{"prompt": p, "text": t} for p, t in zip(_PROMPTS.value, texts, strict=True)]
+    compressors = compressed_bits_per_byte(prepared.validation_texts())
+    figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
+    summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
+    for sample in samples:
+        print(f"--- {sample['prompt']}{sample['text']}\n")
+    print(f"held-out text: {prepared.validation_bytes:,} bytes, never trained on")
+    for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
+        print(f"  {name:12} {value:6.3f} bits per byte")
+    print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
+    print(f"report: {report.write_report(workdir)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir"])
+    runtime.run(main)

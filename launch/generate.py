@@ -1,0 +1,55 @@
+"""Continue prompts with a trained model.
+
+    python -m launch.generate --workdir=DIR --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
+
+Several --prompt are one batch. Writes each prompt with its continuation to stdout, so that it can be piped.
+"""
+
+from launch import runtime
+
+runtime.configure()
+
+import jax
+from absl import flags
+
+from launch import build
+from model import axes
+from model.decode import sampling
+from model.decode.generate import generate
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "At most so many tokens; the end of a document ends it.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the most likely token. 1: the model's distribution.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens only; 0: from all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens that together have this probability; 1: all.")
+_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
+
+
+def main() -> None:
+    with build.checking("flags"):
+        settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    mesh, model, tokenizer = build.restore_for_inference(_WORKDIR.value)
+    texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
+    # Documents follow the token that ends the one before; so does a prompt.
+    prompts = [[tokenizer.eot_id, *ids] for ids in tokenizer.encode_batch(texts)]
+    with axes.use_mesh(mesh), build.checking("flags"):
+        result = generate(
+            model,
+            prompts,
+            jax.random.key(_SEED.value),
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            settings=settings,
+            eos_id=tokenizer.eot_id,
+            vocab_size=tokenizer.vocab_size,
+        )
+    for number, (text, tokens, length) in enumerate(zip(texts, result.tokens, result.lengths, strict=True)):
+        if len(texts) > 1:
+            print(f"{'' if number == 0 else chr(10)}--- {number + 1} of {len(texts)} ---")
+        print(text + tokenizer.decode(tokens[:length]))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir"])
+    runtime.run(main)
