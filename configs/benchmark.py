@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
 
-_GPT2 = dict(num_kv_heads=0, norm="layernorm", position="learned", activation="gelu_tanh", gated=False, bias=True, tied=True)
+_GPT2 = dict(
+    num_kv_heads=0, norm="layernorm", position="learned", activation="gelu_tanh", gated=False, bias=True, tied=True
+)
 _SIZES = {
     "small": dict(_GPT2, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1536, max_length=1024),
     "gpt2": dict(_GPT2, vocab_size=50304, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, max_length=1024),

@@ -38,7 +38,7 @@ _FIELDS = {
     "tokenizer": None,
     "max_bad_lines": 100,
 }
-_TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": None, "path": None}
+_TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": ""}
 
 
 @dataclass(frozen=True)

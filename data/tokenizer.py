@@ -75,11 +75,11 @@ class Tokenizer:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
 
-def train(texts: Iterable[str], kind: str, vocab_size: int | None = None) -> Tokenizer:
+def train(texts: Iterable[str], kind: str, vocab_size: int = 0) -> Tokenizer:
     """Makes a tokenizer of `kind` from `texts`; the same texts in the same order give the same tokenizer.
 
     `vocab_size` counts the special tokens. For bpe it is the size asked for (a small corpus may have too few merges to
-    reach it); for byte and char it is an upper limit (None = none), and char keeps the most frequent characters.
+    reach it); for byte and char it is an upper limit (0: none), and char keeps the most frequent characters.
     """
     if kind not in KINDS:
         raise DataError(f"Unknown tokenizer kind {kind!r}: use one of {', '.join(KINDS)}, or 'file' with a path.")
@@ -87,9 +87,9 @@ def train(texts: Iterable[str], kind: str, vocab_size: int | None = None) -> Tok
         return _train_char(texts, vocab_size)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     least = len(alphabet) + 1
-    if vocab_size is None and kind == "bpe":
+    if not vocab_size and kind == "bpe":
         raise DataError("A bpe tokenizer needs a vocab_size.")
-    if vocab_size is not None and vocab_size < least:
+    if vocab_size and vocab_size < least:
         raise DataError(f"A {kind} tokenizer needs a vocab_size of {least} (256 bytes and {EOT}), not {vocab_size}.")
     if kind == "byte":
         backend = Backend(models.BPE({EOT: 0} | {byte: i for i, byte in enumerate(alphabet, 1)}, []))
@@ -115,15 +115,15 @@ def train(texts: Iterable[str], kind: str, vocab_size: int | None = None) -> Tok
     return Tokenizer(backend)
 
 
-def _train_char(texts: Iterable[str], vocab_size: int | None) -> Tokenizer:
+def _train_char(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     specials = [EOT, UNKNOWN]
-    if vocab_size is not None and vocab_size <= len(specials):
+    if vocab_size and vocab_size <= len(specials):
         raise DataError(f"A char tokenizer needs a vocab_size above {len(specials)}, not {vocab_size}.")
     counts = Counter()
     for text in texts:
         counts.update(text)
     kept = sorted(counts, key=lambda char: (-counts[char], char))
-    if vocab_size is not None:
+    if vocab_size:
         kept = kept[: vocab_size - len(specials)]
     vocab = {token: i for i, token in enumerate(specials + sorted(kept))}
     # BPE without merges gives one token a character, five times faster than a word-level model that splits first.

@@ -1,7 +1,10 @@
 """Time the training step of a config on random tokens; nothing is read or written.
 
-    python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
+python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
 """
+
+if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+    raise SystemExit("start it from the checkout as: python -m launch.benchmark")
 
 from launch import runtime
 
@@ -26,7 +29,9 @@ from train import metrics, state
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
-_SERVE = flags.DEFINE_bool("serve", False, "Time as many steps as each line on stdin says; for interleaved comparisons.")
+_SERVE = flags.DEFINE_bool(
+    "serve", False, "Time as many steps as each line on stdin says; for interleaved comparisons."
+)
 
 
 def main() -> None:

@@ -151,26 +151,33 @@ def loop_schedule(config: ConfigDict) -> Schedule:
     return Schedule(**{field.name: config[field.name] for field in dataclasses.fields(Schedule)})
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Record the config as run in WORKDIR/config.json; a directory of another run is refused.
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = _flat(_read_json(path)), _flat(json.loads(config.to_json()))
+    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    lines = [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in differing
+        if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+    ]
+    if lines:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
+            + "\n  ".join(lines)
+        )
 
-    Raises:
-      ConfigError: lists the fields that differ and may not.
-    """
-    path, new = workdir / "config.json", json.loads(config.to_json())
-    if path.exists():
-        old = _flat(_read_json(path))
-        differing = [f"{k}: {old.get(k)!r} there, {v!r} now" for k, v in _flat(new).items() if old.get(k) != v]
-        fixed = [line for line in differing if not line.startswith(FREE_TO_CHANGE)]
-        if fixed:
-            raise ConfigError(
-                f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
-                + "\n  ".join(fixed)
-            )
+
+def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
+    """Keep with the run its config, its tokenizer, and which prepared data it reads."""
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(new, indent=2) + "\n")
-    partial.replace(path)
+    shutil.copy(prepared.tokenizer_path, workdir / "tokenizer.json")
+    (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
 
 
 def recorded_config(workdir: Path) -> ConfigDict:
@@ -195,12 +202,6 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
         model = checkpoints.restore_model(states.abstract_model(make))
     checkpoints.close()
     return mesh, model, words
-
-
-def adopt(workdir: Path, prepared: Prepared) -> None:
-    """Keep the tokenizer with the run, and note which prepared data it reads."""
-    shutil.copy(prepared.tokenizer_path, workdir / "tokenizer.json")
-    (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
 
 
 def adopted(workdir: Path) -> Prepared:

@@ -1,7 +1,10 @@
 """Evaluate a run on all of its held-out text, beside compressors; sample from it; write both into its report.
 
-    python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
+python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
 """
+
+if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+    raise SystemExit("start it from the checkout as: python -m launch.evaluate")
 
 from launch import runtime
 

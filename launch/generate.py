@@ -15,7 +15,7 @@ from absl import flags
 from launch import build
 from model import axes
 from model.decode import sampling
-from model.decode.generate import generate
+from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
@@ -34,7 +34,9 @@ def main() -> None:
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
     # Documents follow the token that ends the one before; so does a prompt.
     prompts = [[tokenizer.eot_id, *ids] for ids in tokenizer.encode_batch(texts)]
-    with axes.use_mesh(mesh), build.checking("flags"):
+    with build.checking("flags"):
+        check(prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config)
+    with axes.use_mesh(mesh):
         result = generate(
             model,
             prompts,
@@ -44,10 +46,10 @@ def main() -> None:
             eos_id=tokenizer.eot_id,
             vocab_size=tokenizer.vocab_size,
         )
-    for number, (text, tokens, length) in enumerate(zip(texts, result.tokens, result.lengths, strict=True)):
-        if len(texts) > 1:
-            print(f"{'' if number == 0 else chr(10)}--- {number + 1} of {len(texts)} ---")
-        print(text + tokenizer.decode(tokens[:length]))
+    for number, (prompt, tokens, length) in enumerate(zip(prompts, result.tokens, result.lengths, strict=True), 1):
+        if len(prompts) > 1:
+            print(f"--- {number} of {len(prompts)} ---")
+        print(tokenizer.decode([*prompt, *tokens[:length]]))
 
 
 if __name__ == "__main__":

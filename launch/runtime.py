@@ -63,4 +63,17 @@ def run(main) -> None:
         except (ConfigError, DataError, CheckpointError, TrainingStopped) as error:
             sys.exit(f"error: {error}")
 
-    app.run(guarded)
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                flags.FLAGS.config.keys()  # a file that could not be loaded says so at its first use
+            return rest
+        except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+            words = str(error.args[-1] if error.args else error).strip("'\" \n")
+            words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes what it says
+            # What a config file raises as ValueError is meant for its user; anything else is a bug in it, shown whole.
+            head, raised, reason = words.rpartition("\nValueError: ")
+            sys.exit(f"error: {reason if raised else words}")
+
+    app.run(guarded, flags_parser=parse)

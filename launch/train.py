@@ -5,6 +5,9 @@
 The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+    raise SystemExit("start it from the checkout as: python -m launch.train")
+
 from launch import runtime
 
 runtime.configure()
@@ -29,10 +32,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config
 def train(config: ConfigDict, workdir: Path) -> None:
     mesh = build.mesh(config)
     build.check(config, mesh)
-    build.claim(workdir, config)
+    build.check_workdir(workdir, config)
     prepared = build.data(config)
     model_config = build.model_config(config, prepared.vocab_size)
-    build.adopt(workdir, prepared)
+    build.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config)
     train_step, eval_step = build.steps(config, tx)

@@ -8,6 +8,7 @@ Arrays are saved under flat names ('stack/blocks/attention/query'), so a file do
 are written asynchronously: the loop goes on once they are copied from the device.
 """
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -90,6 +91,10 @@ class Checkpoints:
             return action()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
+            with contextlib.suppress(
+                Exception
+            ):  # an earlier save may still run; its own failure is reported as this one
+                self._manager.wait_until_finished()
             kept = self._manager.latest_step()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
             reason = str(error).strip().split("\n")[0][:400] or type(error).__name__

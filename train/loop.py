@@ -75,12 +75,12 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 "the data; the run continues from its last checkpoint"
             )
         if at == first + 1:
-            clock.skip(at)  # compiling
-        elif at % schedule.log_every == 0 or at == schedule.steps:
+            clock.skip(at)  # it was compiling
+        if at % schedule.log_every == 0 or at == schedule.steps:
             _log(at, window.flush(), clock.lap(at), parts)
 
     def save() -> None:
-        position = {"position": parts.source.position(), "window": window.sums}
+        position = {"position": parts.source.position(), "window": dict(window.sums)}  # written while we go on
         parts.checkpoints.save(step, state, position, evaluation)
 
     with _stop_requests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:

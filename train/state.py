@@ -47,5 +47,9 @@ def _new(make_model, tx, key) -> TrainState:
 
 def _placed(shapes):
     mesh = jax.sharding.get_mesh()
-    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, s.sharding.spec))
+
+    def place(s):
+        spec = jax.sharding.PartitionSpec() if s.sharding is None else s.sharding.spec  # None: a constant
+        return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, spec))
+
     return jax.tree.map(place, shapes)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from model import axes
+from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
 
@@ -55,7 +56,7 @@ def generate(
     """
     config = model.config
     vocab_size = vocab_size or config.vocab_size
-    _check(prompts, max_new_tokens, vocab_size, config)
+    check(prompts, max_new_tokens, vocab_size, config)
     lengths = [len(prompt) for prompt in prompts]
     # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
@@ -132,7 +133,12 @@ def _prepare(model) -> None:
         model.stack.unstack()
 
 
-def _check(prompts, max_new_tokens, vocab_size, config) -> None:
+def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig) -> None:
+    """What `generate` refuses, for a caller who wants to know before anything compiles.
+
+    Raises:
+      ValueError: see `generate`.
+    """
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
     if max_new_tokens < 1:
@@ -143,7 +149,9 @@ def _check(prompts, max_new_tokens, vocab_size, config) -> None:
         if not len(prompt):
             raise ValueError(f"prompt {row} is empty; begin it with the token that ends a document")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ValueError(f"prompt {row} has ids from {min(prompt)} to {max(prompt)}, but {config.vocab_size=}")
+            raise ValueError(
+                f"prompt {row} has ids from {min(prompt)} to {max(prompt)}, but the vocabulary has {config.vocab_size}"
+            )
         if len(prompt) + max_new_tokens > config.max_length:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones "

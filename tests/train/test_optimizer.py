@@ -43,7 +43,9 @@ def test_constant_without_warmup():
     assert {float(rate(s)) for s in range(10)} == {0.5}
 
 
-@pytest.mark.parametrize("name, warmup, words", [("cosin", 1, "choose from cosine"), ("cosine", 10, "warmup_steps is 10")])
+@pytest.mark.parametrize(
+    "name, warmup, words", [("cosin", 1, "choose from cosine"), ("cosine", 10, "warmup_steps is 10")]
+)
 def test_schedule_refuses(name, warmup, words):
     with pytest.raises(ValueError, match=words):
         optimizer.schedule(name, 1.0, steps=10, warmup=warmup)

@@ -99,7 +99,9 @@ def test_skips_what_is_not_finite():
 def test_a_batch_without_weight_is_harmless():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(weight_decay=0.0)
-        _, metrics = step.make_train_step(next_token(), tx)(current, batch() | {"weights": np.zeros((ROWS, LENGTH), np.float32)})
+        _, metrics = step.make_train_step(next_token(), tx)(
+            current, batch() | {"weights": np.zeros((ROWS, LENGTH), np.float32)}
+        )
     assert metrics["grad_norm"] == 0 and metrics["skipped"] == 0
 
 

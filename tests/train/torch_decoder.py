@@ -25,7 +25,9 @@ def losses_in_pytorch(config, weights, batches, rate):
     def rotate(x):  # [B, T, N, H]
         half = x.shape[-1] // 2
         angles = torch.arange(x.shape[1])[:, None] * config.rope_theta ** (-torch.arange(half) / half)
-        turned = torch.view_as_complex(torch.stack([x[..., :half], x[..., half:]], -1)) * torch.exp(1j * angles)[:, None]
+        turned = (
+            torch.view_as_complex(torch.stack([x[..., :half], x[..., half:]], -1)) * torch.exp(1j * angles)[:, None]
+        )
         return torch.cat([turned.real, turned.imag], -1)
 
     def forward(tokens):

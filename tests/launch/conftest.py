@@ -1,0 +1,44 @@
+"""A run small enough to be made many times: two layers, 40 rows of text, one device."""
+
+import jax
+import pytest
+
+from configs import pretrain_decoder
+
+TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does so again.\n"
+
+
+def shrink(config, data_dir, text):
+    """The same config at a size for tests: nothing but numbers and the text change."""
+    config.steps, config.batch_size, config.log_every = 8, 8, 1
+    config.eval_every, config.eval_rows, config.checkpoint_every = 4, 8, 4
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    heads = dict(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
+    config.model.update(heads, vocab_size=0, max_length=64, dtype="float32", scan_unroll=1)
+    config.optimizer.update(warmup_steps=2, learning_rate=1e-2)
+    config.data.update(dir=str(data_dir), sources=((f"files:{text}", 1.0),), seq_len=32, validation=0.2, split="tail")
+    config.data.tokenizer.update(kind="byte", vocab_size=0, path="")
+    return config
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "fox.txt"
+    path.write_text("".join(TEXT.format(i) for i in range(100)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def tiny(corpus, data_dir):
+    return shrink(pretrain_decoder.get_config(), data_dir, corpus)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Meshes of these runs are of one device, whatever number the session has."""
+    monkeypatch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])

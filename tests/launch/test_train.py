@@ -1,0 +1,261 @@
+"""Runs from config to report: resume, signals, bad input. In one process, but for what only a process can show."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data.batch import DataError
+from launch import build
+from launch.train import train
+from model import axes
+from model.families import Decoder
+from train import loop, metrics, state
+from train.checkpoint import CheckpointError, Checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def final(config, workdir):
+    """Every array of the latest checkpoint, and the loop's JSON."""
+    prepared = build.adopted(workdir)
+    model = build.model_config(config, prepared.vocab_size)
+    with axes.use_mesh(build.mesh(config)):
+        abstract = state.abstract(lambda rngs: Decoder(model, rngs), build.optimizer(config))
+        checkpoints = Checkpoints(workdir)
+        restored, saved = checkpoints.restore(abstract)
+        checkpoints.close()
+    return jax.device_get(jax.tree.leaves(restored)), saved
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row}
+
+
+def assert_same_run(config, one, other):
+    """Bit for bit: parameters, optimizer, data position, metrics; each step logged once."""
+    arrays, saved = final(config, one)
+    arrays_other, saved_other = final(config, other)
+    assert saved == saved_other
+    for a, b in zip(arrays, arrays_other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses(one) == losses(other)
+    steps = [row["step"] for row in metrics.read(other / "metrics.jsonl") if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A finished run, made by the first test that asks."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+
+    def make(config):
+        if not workdir.exists():
+            train(config, workdir)
+        return workdir
+
+    return make
+
+
+def test_leaves_what_it_promises(tiny, uninterrupted, capsys):
+    workdir = uninterrupted(tiny)
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "tokenizer.json", "report.html"}
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    train_row = next(row for row in rows if "loss" in row and row["step"] == 8)
+    assert {"perplexity", "learning_rate", "grad_norm", "skipped", "tokens_per_second", "mfu"} <= train_row.keys()
+    assert [row["step"] for row in rows if "validation/loss" in row] == [4, 8]
+    assert losses(workdir)[8] < losses(workdir)[1]
+    assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-2
+
+
+def test_a_finished_run_says_so(tiny, uninterrupted, capsys):
+    workdir = uninterrupted(tiny)
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in (workdir / "checkpoints").rglob("*"))
+    capsys.readouterr()
+    train(tiny, workdir)
+    assert "is done: 8 steps" in capsys.readouterr().out
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in (workdir / "checkpoints").rglob("*"))
+
+
+def test_resume_equals_uninterrupted(tiny, uninterrupted, tmp_path, monkeypatch):
+    """Stopped by a signal in the middle of a log window and of a checkpoint interval, then continued."""
+    tiny.log_every = 4  # windows of the mean loss span the stop
+    whole = tmp_path / "whole"
+    train(tiny, whole)
+    make = build.put
+
+    def interrupting(mesh):
+        put, calls = make(mesh), []
+
+        def counted(batch):
+            calls.append(1)
+            if len(calls) == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return put(batch)
+
+        return counted
+
+    monkeypatch.setattr(build, "put", interrupting)
+    workdir = tmp_path / "stopped"
+    train(tiny, workdir)
+    monkeypatch.setattr(build, "put", make)
+    assert 4 < Checkpoints(workdir).latest_step < 8
+    train(tiny, workdir)
+    assert_same_run(tiny, whole, workdir)
+
+
+def test_resume_from_an_earlier_checkpoint(tiny, uninterrupted, tmp_path):
+    """A killed process loses the steps after its last checkpoint and repeats them exactly; none is logged twice."""
+    whole = uninterrupted(tiny)
+    workdir = tmp_path / "killed"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    train(tiny, workdir)
+    assert_same_run(tiny, whole, workdir)
+
+
+def test_sigterm_ends_a_process_cleanly(tiny, tmp_path):
+    """The real thing: a process, a signal, exit status 0, a checkpoint of the step it stopped at."""
+    tiny.steps = 100000
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tiny.to_dict()!r})\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and max(losses(workdir), default=0) < 12:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    step = int(re.search(r"stopped after step (\d+), saved", output)[1])
+    assert Checkpoints(workdir).latest_step == step
+    assert "Traceback" not in output
+
+
+def test_stops_after_bad_steps_in_a_row(tiny, tmp_path):
+    tiny.optimizer.learning_rate = 1e30
+    tiny.optimizer.clip_norm = 0.0
+    tiny.max_bad_steps = 3
+    tiny.steps = 30
+    with pytest.raises(loop.TrainingStopped, match="learning_rate"):
+        train(tiny, tmp_path / "run")
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert max(row["skipped"] for row in rows if "skipped" in row) >= 1
+
+
+def test_keeps_last_and_best(tiny, tmp_path):
+    """Best by validation loss: with a rate that ruins the model after a while, an early step stays."""
+    tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 12, 2, 2, 1
+    tiny.optimizer.update(schedule="constant", learning_rate=3.0, warmup_steps=0)
+    workdir = tmp_path / "run"
+    train(tiny, workdir)
+    rows = metrics.read(workdir / "metrics.jsonl")
+    validation = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    best = min(validation, key=validation.get)
+    assert {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()} == {best, 12}
+
+
+def test_profiler_window(tiny, tmp_path):
+    tiny.profile_start, tiny.profile_steps = 2, 2
+    train(tiny, tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def refused(config, workdir, error, *words):
+    with pytest.raises(error) as caught:
+        train(config, workdir)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_refuses_another_config(tiny, uninterrupted, tmp_path):
+    workdir = uninterrupted(tiny)
+    tiny.optimizer.learning_rate = 0.5
+    refused(tiny, workdir, build.ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
+
+
+def test_refuses_before_anything_is_made(tiny, tmp_path):
+    """Each mistake is named with the values that would do, and leaves no working directory behind."""
+    cases = [
+        (dict(batch_size=6, accumulate=4), ("batch_size 6", "accumulate=4", "4, 8")),
+        ({"model.num_heads": 3}, ("num_heads 3",)),
+        ({"model.norm": "batchnorm"}, ("model.norm", "rmsnorm")),
+        ({"optimizer.name": "adan"}, ("optimizer.name", "adamw")),
+        ({"optimizer.schedule": "linear"}, ("optimizer.schedule", "cosine")),
+        ({"optimizer.warmup_steps": 100}, ("warmup_steps is 100",)),
+        ({"objective.name": "gan"}, ("objective.name", "next_token")),
+        ({"mesh.fsdp": 3}, ("config.mesh", "1 devices")),
+        ({"data.seq_len": 128}, ("seq_len 128", "max_length 64")),
+        ({"data.sources": (("files:/nowhere/*.txt", 1.0),)}, ("/nowhere/*.txt",)),
+    ]
+    for changes, words in cases:
+        config = tiny.copy_and_resolve_references()
+        config.update_from_flattened_dict({k: v for k, v in changes.items() if "." in k})
+        config.update({k: v for k, v in changes.items() if "." not in k})
+        refused(config, tmp_path / "run", (build.ConfigError, DataError), *words)
+        assert not (tmp_path / "run").exists(), words
+
+
+def test_unknown_model_field(tiny, tmp_path):
+    with tiny.model.unlocked():
+        tiny.model.embed_dims = 3
+    refused(tiny, tmp_path / "run", build.ConfigError, "embed_dims", "is it embed_dim?")
+
+
+def test_vocabulary_that_does_not_fit(tiny, tmp_path):
+    tiny.model.vocab_size = 100
+    refused(tiny, tmp_path / "run", build.ConfigError, "vocab_size is 100", "257")
+
+
+def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
+    """The save fails with the system's words, the last good step and its place; that step is still there."""
+    save = Checkpoints.save
+
+    def full(self, step, *rest):
+        if step == 8:
+            monkeypatch.setattr(
+                self._manager, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    refused(tiny, tmp_path / "run", CheckpointError, "No space left", "last complete one is step 4")
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "run").latest_step == 4
+
+
+def test_cli_prints_one_line_for_a_mistake(tmp_path):
+    """No traceback for: an unknown field, a config that is not there, a wrong start, a missing file."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    workdir = f"--workdir={tmp_path / 'run'}"
+    cases = [
+        (
+            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.lerning_rate=1"],
+            "lerning_rate",
+        ),
+        (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
+        (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),
+        (["launch/train.py", "--config=configs/quickstart.py", workdir], "python -m launch.train"),
+        (["-m", "launch.generate", workdir, "--prompt=a"], "holds no run"),
+    ]
+    for arguments, words in cases:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert words in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr

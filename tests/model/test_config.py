@@ -1,0 +1,83 @@
+"""ModelConfig: its errors, and its FLOPs against those of the program."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from model.config import ModelConfig
+from model.families import Decoder
+from tests.model import tiny
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocab_size": 0}, "model.vocab_size is 0"),
+        ({"num_layers": 2.0}, "model.num_layers is 2.0"),
+        ({"norm": "batchnorm"}, "model.norm is 'batchnorm'; choose from rmsnorm, layernorm"),
+        ({"remat": "some"}, "model.remat is 'some'"),
+        ({"embed_dim": 33, "head_dim": 0}, "model.embed_dim 33 is not a multiple of model.num_heads 16"),
+        ({"num_kv_heads": 5}, "model.num_heads 16 is not a multiple of model.num_kv_heads 5"),
+        ({"head_dim": 3}, "model.head_dim 3 is odd"),
+        ({"dropout": 1.0}, "model.dropout is 1.0"),
+    ],
+)
+def test_an_impossible_value_names_its_field(change, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(tiny.LLAMA, **change)
+
+
+def test_an_unknown_field_is_an_error():
+    with pytest.raises(TypeError, match="num_head"):
+        ModelConfig(vocab_size=1, num_layers=1, embed_dim=2, num_head=1, mlp_dim=1, max_length=1)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        ({"tensor": 3}, r"model.num_kv_heads 8 cannot be split over mesh axis tensor=3; .* work: 1, 2, 4"),
+        ({"fsdp": 5}, r"model.embed_dim 32 cannot be split over mesh axis fsdp=5"),
+    ],
+)
+def test_a_mesh_that_cannot_hold_the_model_is_refused(mesh, words):
+    with pytest.raises(ValueError, match=words):
+        tiny.LLAMA.check_mesh(mesh)
+
+
+def test_a_vocabulary_that_cannot_be_split_gets_a_size_that_can():
+    with pytest.raises(ValueError, match=r"model.vocab_size 50257 .* tensor=2; 50258 would divide"):
+        dataclasses.replace(tiny.LLAMA, vocab_size=50257).check_mesh({"tensor": 2})
+    tiny.LLAMA.check_mesh({"data": 3, "fsdp": 8, "tensor": 8})
+
+
+def dot_flops(jaxpr) -> int:
+    """2 a multiply-add, of all products in a program; loops count as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[dim] for dim in contracted)
+        inner = [
+            p for p in jax.tree.leaves(list(equation.params.values())) if hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(dot_flops(getattr(p, "jaxpr", p)) for p in inner)
+    return total
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_flops_are_those_of_the_program(name):
+    config = dataclasses.replace(tiny.BOTH[name], attention="xla")
+    rows, length = 3, 24
+    tokens = jnp.zeros((rows, length), jnp.int32)
+    model = jax.eval_shape(lambda key: Decoder(config, nnx.Rngs(key)), jax.random.key(0))
+    forward = jax.make_jaxpr(Decoder.logits)(model, tokens)
+    training = jax.make_jaxpr(jax.grad(lambda model: model.logits(tokens).sum()))(model)
+    # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
+    for program, flag in ((forward, False), (training, True)):
+        assert dot_flops(program.jaxpr) == config.flops_per_token(2 * length, training=flag) * rows * length

@@ -1,0 +1,150 @@
+"""The decoder: who sees whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from model.families import Decoder
+from tests.model import tiny
+
+run = jax.jit(lambda model, *batch: model(*batch))
+logits = jax.jit(Decoder.logits)
+
+
+@functools.cache
+def model(name):
+    return tiny.decoder(tiny.BOTH[name])
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_a_token_sees_itself_and_what_came_before_in_its_document(name):
+    """By gradient: each of 24 tokens has a vector of its own in the table; which of them moves which hidden state?"""
+    _, segments, positions = tiny.packed_rows(1, 24, seed=5)
+    tokens = np.arange(24, dtype=np.int32)[None]
+
+    @jax.jit
+    def moved(model):
+        def states(table):
+            model.embedding.table[...] = table
+            return model(tokens, segments, positions)[0]
+
+        return jnp.abs(jax.jacrev(states)(model.embedding.table[...])).max((1, 3))[:, :24]
+
+    same = segments[0][:, None] == segments[0][None]
+    sees = same & (np.arange(24)[:, None] >= np.arange(24)[None])
+    real = segments[0] > 0
+    np.testing.assert_array_equal((np.asarray(moved(model(name))) > 0)[real], sees[real])
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_packed_documents_do_not_know_of_each_other(name):
+    tokens, segments, positions = tiny.packed_rows(2, 24, seed=2)
+    states = run(model(name), tokens, segments, positions)
+    other = np.where(segments == 2, (tokens + 7) % 64, tokens)
+    changed = run(model(name), other, segments, positions)
+    np.testing.assert_array_equal(states[segments != 2], changed[segments != 2])
+    assert np.abs(states[segments == 2] - changed[segments == 2]).max(-1).min() > 1e-3
+    # A document alone, from position 0, gives what it gives inside a row.
+    alone, length = np.zeros((1, 24), np.int32), int((segments[0] == 2).sum())
+    alone[0, :length] = tokens[0, segments[0] == 2]
+    expected = run(model(name), alone, None, None)[0, :length]
+    np.testing.assert_allclose(states[0, segments[0] == 2], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_positions_matter(name):
+    tokens = np.array([[5, 9, 5, 9, 5, 9, 5, 9]], np.int32)
+    states = run(model(name), tokens, None, None)[0]
+    assert np.abs(states[1] - states[5]).max() > 1e-2
+
+
+def redrawn(reference):
+    """Every parameter at random: what is left at 0 or 1 hides mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return reference.eval()
+
+
+def weights(reference, pattern):
+    """The weight of this name in each layer, stacked [L, ...]."""
+    state = reference.state_dict()
+    layers = [state[pattern.format(layer)] for layer in range(reference.config.num_hidden_layers)]
+    return np.stack([weight.numpy() for weight in layers])
+
+
+def check(model, reference):
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        expected = reference(torch.tensor(tokens)).logits.numpy()
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(logits(model, jnp.asarray(tokens, jnp.int32)), expected, atol=2e-4)
+
+
+def test_logits_are_those_of_transformers_gpt2():
+    config = dataclasses.replace(tiny.GPT, norm_epsilon=3e-3)
+    reference = redrawn(
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=8, n_inner=64, layer_norm_epsilon=3e-3
+            )
+        )
+    )
+    model, state = tiny.decoder(config), reference.state_dict()
+    take = functools.partial(weights, reference)
+    model.embedding.table[...] = state["transformer.wte.weight"].numpy()
+    model.positions.table[...] = state["transformer.wpe.weight"].numpy()
+    model.norm.scale[...] = state["transformer.ln_f.weight"].numpy()
+    model.norm.bias[...] = state["transformer.ln_f.bias"].numpy()
+    block = model.stack.blocks
+    for norm, name in ((block.attention_norm, "ln_1"), (block.feed_forward_norm, "ln_2")):
+        norm.scale[...] = take(f"transformer.h.{{}}.{name}.weight")
+        norm.bias[...] = take(f"transformer.h.{{}}.{name}.bias")
+    # Conv1D keeps [in, out]; queries, keys and values lie side by side.
+    query, key, value = np.split(take("transformer.h.{}.attn.c_attn.weight").reshape(2, 32, 24, 4), 3, axis=2)
+    block.attention.query[...], block.attention.key[...], block.attention.value[...] = query[:, :, :, None], key, value
+    query, key, value = np.split(take("transformer.h.{}.attn.c_attn.bias").reshape(2, 24, 4), 3, axis=1)
+    block.attention.query_bias[...], block.attention.key_bias[...] = query[:, :, None], key
+    block.attention.value_bias[...] = value
+    block.attention.out[...] = take("transformer.h.{}.attn.c_proj.weight").reshape(2, 8, 1, 4, 32)
+    block.attention.out_bias[...] = take("transformer.h.{}.attn.c_proj.bias")
+    block.feed_forward.up[...] = take("transformer.h.{}.mlp.c_fc.weight")
+    block.feed_forward.up_bias[...] = take("transformer.h.{}.mlp.c_fc.bias")
+    block.feed_forward.down[...] = take("transformer.h.{}.mlp.c_proj.weight")
+    block.feed_forward.down_bias[...] = take("transformer.h.{}.mlp.c_proj.bias")
+    check(model, reference)
+
+
+def test_logits_are_those_of_transformers_llama():
+    settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=16, head_dim=4)
+    settings |= dict(num_key_value_heads=8, rms_norm_eps=3e-3, vocab_size=64, max_position_embeddings=64)
+    rope = {"rope_type": "default", "rope_theta": 100.0}
+    reference = redrawn(
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**settings, rope_parameters=rope, tie_word_embeddings=False)
+        )
+    )
+    model, state = tiny.decoder(tiny.LLAMA), reference.state_dict()
+    # Linear keeps [out, in].
+    take = lambda name: np.moveaxis(weights(reference, f"model.layers.{{}}.{name}.weight"), -1, 1)
+    block = model.stack.blocks
+    model.embedding.table[...] = state["model.embed_tokens.weight"].numpy()
+    model.unembedding.table[...] = state["lm_head.weight"].numpy()
+    model.norm.scale[...] = state["model.norm.weight"].numpy()
+    block.attention_norm.scale[...] = weights(reference, "model.layers.{}.input_layernorm.weight")
+    block.feed_forward_norm.scale[...] = weights(reference, "model.layers.{}.post_attention_layernorm.weight")
+    block.attention.query[...] = take("self_attn.q_proj").reshape(2, 32, 8, 2, 4)
+    block.attention.key[...] = take("self_attn.k_proj").reshape(2, 32, 8, 4)
+    block.attention.value[...] = take("self_attn.v_proj").reshape(2, 32, 8, 4)
+    block.attention.out[...] = take("self_attn.o_proj").reshape(2, 8, 2, 4, 32)
+    block.feed_forward.gate[...] = take("mlp.gate_proj")
+    block.feed_forward.up[...] = take("mlp.up_proj")
+    block.feed_forward.down[...] = take("mlp.down_proj")
+    check(model, reference)

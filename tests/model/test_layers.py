@@ -1,0 +1,64 @@
+"""Norms and dropout against numpy; activations against PyTorch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from model.layers import Norm, activate, dropout
+from tests.model import tiny
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "layernorm"])
+def test_norms(name):
+    config = dataclasses.replace(tiny.GPT, norm=name, norm_epsilon=0.1)
+    norm = Norm(config, nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, scale, bias = rng.normal(2, 3, (2, 5, 32)), rng.normal(size=32), rng.normal(size=32)
+    norm.scale[...] = jnp.asarray(scale, jnp.float32)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
+    if name == "layernorm":
+        norm.bias[...] = jnp.asarray(bias, jnp.float32)
+        expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1) * scale + bias
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+    assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("silu", torch.nn.functional.silu),
+        ("relu", torch.relu),
+        ("gelu", torch.nn.functional.gelu),
+        ("gelu_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+    ],
+)
+def test_activations_and_their_gradients(name, reference):
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    expected = torch.tensor(x, requires_grad=True)
+    reference(expected).sum().backward()
+    y, back = jax.vjp(lambda x: activate(x, name), x)
+    np.testing.assert_allclose(y, reference(torch.tensor(x)), atol=1e-6)
+    np.testing.assert_allclose(back(jnp.ones_like(x))[0], expected.grad, atol=1e-5)
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    y = np.asarray(dropout(jnp.full((100, 1000), 3.0), 0.3, jax.random.key(0)))
+    assert abs((y == 0).mean() - 0.3) < 0.01
+    assert abs(y.mean() - 3) < 0.03
+    assert set(np.unique(y)) == {0, np.float32(3 / 0.7)}
+
+
+def test_dropout_is_off_without_a_key_and_differs_between_keys():
+    config = dataclasses.replace(tiny.LLAMA, dropout=0.5)
+    model, plain = tiny.decoder(config), tiny.decoder(tiny.LLAMA)
+    tokens = jnp.arange(16)[None]
+    run = jax.jit(lambda model, key: model(tokens, key=key))
+    np.testing.assert_array_equal(run(model, None), run(plain, None))
+    first, again, second = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 0.1

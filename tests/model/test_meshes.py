@@ -1,0 +1,98 @@
+"""Every mesh gives the loss and the gradients of one device, and none makes XLA copy a whole tensor by mistake."""
+
+import functools
+import os
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from model import axes
+from model.families import Decoder
+from tests.model import tiny
+from train.objectives.language import next_token
+
+SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
+MISTAKE = "Involuntary full rematerialization"
+
+
+def batch():
+    tokens, segments, positions = tiny.packed_rows(8, 16)
+    weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32) * (segments > 0)
+    targets = np.roll(tokens, -1, axis=1)
+    return dict(tokens=tokens, targets=targets, segment_ids=segments, positions=positions, weights=weights)
+
+
+def compiled(model, rows):
+    """(model, batch) -> (Loss, gradients), compiled afresh: a program from the cache would print no warning."""
+    objective = next_token(z_loss=1e-3)
+
+    def loss_and_gradients(model, batch):
+        def total(model):
+            loss = objective(model, batch, None)
+            return loss.total, loss
+
+        return jax.grad(total, has_aux=True)(model)
+
+    with jax.enable_compilation_cache(False):
+        return jax.jit(loss_and_gradients).lower(model, rows).compile()
+
+
+def captured(run):
+    """(result, what was written to file descriptor 2): XLA's C++ log does not pass through sys.stderr."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            result = run()
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        log.seek(0)
+        return result, log.read().decode(errors="replace")
+
+
+@functools.cache
+def on_one_device(name):
+    model = tiny.decoder(tiny.BOTH[name])
+    gradients, loss = compiled(model, batch())(model, batch())
+    return model, jax.device_get((jax.tree.leaves(gradients), loss))
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_every_mesh_equals_one_device(name, shape):
+    config = tiny.BOTH[name]
+    model, (expected, expected_loss) = on_one_device(name)
+    mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
+    config.check_mesh(dict(mesh.shape))
+    with axes.use_mesh(mesh):
+        target = jax.eval_shape(lambda key: Decoder(config, nnx.Rngs(key)), jax.random.key(0))
+        place = lambda leaf, like: jax.device_put(np.asarray(leaf), like.sharding)
+        leaves, (likes, tree) = jax.tree.leaves(model), jax.tree.flatten(target)
+        model = tree.unflatten([place(leaf, like) for leaf, like in zip(leaves, likes, strict=True)])
+        rows = jax.device_put(batch(), axes.batch_sharding(mesh))
+        program, log = captured(lambda: compiled(model, rows))
+        gradients, loss = program(model, rows)
+    assert MISTAKE not in log, log
+    np.testing.assert_allclose(loss.total, expected_loss.total, rtol=1e-6)
+    np.testing.assert_allclose(loss.weight, expected_loss.weight, rtol=1e-6)
+    for gradient, reference, like in zip(jax.tree.leaves(gradients), expected, likes, strict=True):
+        assert gradient.sharding.is_equivalent_to(like.sharding, gradient.ndim)
+        # Gradients are of the sum over some hundred tokens; 1e-5 of the largest of a tensor.
+        scale = max(1, np.abs(reference).max())
+        np.testing.assert_allclose(np.asarray(gradient) / scale, reference / scale, atol=1e-5)
+
+
+def test_the_warning_would_be_seen():
+    """A program that is known to deserve it."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    split = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    f = lambda x: split(jnp.cos(split(jnp.sin(x), "a", None, "b")), None, ("b", "a"), None)
+    with jax.enable_compilation_cache(False):
+        _, log = captured(lambda: jax.jit(f).lower(jnp.ones((8, 8, 8))).compile())
+    assert MISTAKE in log

@@ -1,0 +1,50 @@
+"""Two small models that together use every part of the architecture, and rows of packed documents for them."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from model.config import ModelConfig
+from model.families import Decoder
+
+_SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
+# Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
+LLAMA = ModelConfig(**_SHARED, num_heads=16, num_kv_heads=8, head_dim=4, norm_epsilon=3e-3, rope_theta=100.0)
+# Learned positions, LayerNorm, biases, a tied output layer.
+GPT = ModelConfig(
+    **_SHARED,
+    num_heads=8,
+    norm="layernorm",
+    position="learned",
+    activation="gelu_tanh",
+    gated=False,
+    bias=True,
+    tied=True,
+)
+BOTH = {"llama": LLAMA, "gpt": GPT}
+
+
+def decoder(config: ModelConfig, seed: int = 0) -> Decoder:
+    """A model whose every parameter is drawn, norms and biases too: what is left at 0 or 1 hides mistakes."""
+
+    @jax.jit
+    def make(key):
+        model = Decoder(config, nnx.Rngs(key))
+        leaves, tree = jax.tree.flatten(model)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        return tree.unflatten([w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
+
+    return make(jax.random.key(seed))
+
+
+def packed_rows(rows: int, length: int, seed: int = 0):
+    """(tokens, segments, positions) of `rows` rows: three documents each, and padding at the end."""
+    rng = np.random.default_rng(seed)
+    segments, positions = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        cuts = [0, *np.sort(rng.choice(np.arange(1, length - 1), 3, replace=False))]
+        for segment in (1, 2, 3):
+            start, end = cuts[segment - 1 : segment + 1]
+            segments[row, start:end] = segment
+            positions[row, start:end] = np.arange(end - start)
+    return rng.integers(0, 64, (rows, length), np.int32), segments, positions

@@ -1,0 +1,89 @@
+"""The rules that keep the code readable: who may import whom, floors inside a package, short files, a true README."""
+
+import ast
+import graphlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("model", "data", "train", "configs", "launch")
+MAY_IMPORT = {
+    "model": {"model"},
+    "data": {"data"},
+    "train": {"train", "model", "data"},
+    "configs": {"configs"},
+    "launch": {"launch", "train", "model", "data"},
+}
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path):
+    """Dotted names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_stands_below(package):
+    found = {(module(path), name) for path in FILES for name in imports(path) if module(path).startswith(package)}
+    assert found
+    wrong = [(a, b) for a, b in found if b.split(".")[0] in PACKAGES and b.split(".")[0] not in MAY_IMPORT[package]]
+    assert not wrong
+
+
+def test_configs_are_data():
+    allowed = {"ml_collections", "configs"}
+    roots = {name.split(".")[0] for path in FILES if path.parts[-2] == "configs" for name in imports(path)}
+    assert roots and roots <= allowed
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_form_floors(package):
+    """No circle of imports: each file needs only files that could be read before it."""
+    modules = {module(path): path for path in FILES if module(path).split(".")[0] == package}
+    graph = {name: {found for found in imports(path) if found in modules} - {name} for name, path in modules.items()}
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"{package}: {error.args[1]} import each other")
+    assert len(order) == len(modules)
+
+
+def test_no_file_is_long():
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_top_level_is_the_agreed_one():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    assert top == {"README.md", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
+
+
+def test_readme_tree_is_true():
+    """The tree in README names every file once, with a word on what it is for."""
+    block = re.search(r"## The tree\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    listed, folders = [], []
+    for line in filter(str.strip, block.splitlines()):
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            listed.append("".join(folders) + name)
+            assert len(line.split()) > 2, f"README's tree does not say what {name} is for"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = [name for name in tracked if not name.startswith(".") and not name.endswith("__init__.py")]
+    assert sorted(listed) == sorted(files)
