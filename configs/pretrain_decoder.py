@@ -52,7 +52,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
 
     config.log_every = 10
     config.eval_every = 200
-    config.eval_rows = 512  # of the held-out rows, at each evaluation; the last one takes all
+    config.eval_rows = 512  # held-out rows that each evaluation takes; 0: all
     config.checkpoint_every = 200
     config.keep_last = 2
     config.keep_best = 1

@@ -73,7 +73,7 @@ def run(main) -> None:
             words = str(error.args[-1] if error.args else error).strip("'\" \n")
             words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes what it says
             # What a config file raises as ValueError is meant for its user; anything else is a bug in it, shown whole.
-            head, raised, reason = words.rpartition("\nValueError: ")
+            _, raised, reason = words.rpartition("\nValueError: ")
             sys.exit(f"error: {reason if raised else words}")
 
     app.run(guarded, flags_parser=parse)

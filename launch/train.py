@@ -60,7 +60,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             train_step=train_step,
             source=pipeline.train_pipeline(prepared, config.batch_size, config.seed, *share, saved.get("position")),
             put=put,
-            evaluate=lambda model: evaluate(model, config.eval_rows),
+            evaluate=lambda model: evaluate(model, config.eval_rows or None),
             learning_rate=rate,
             checkpoints=checkpoints,
             writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),

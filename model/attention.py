@@ -4,7 +4,6 @@ Weights keep their head dims apart (no reshapes), so that they split over `tenso
 Dims: B batch, T length, D embed, K key/value heads, G queries per key/value head, H head_dim.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from model import axes
@@ -20,6 +21,16 @@ SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d *
 MISTAKE = "Involuntary full rematerialization"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_afresh():
+    """A program from the cache prints no warning."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
 def batch():
     tokens, segments, positions = tiny.packed_rows(8, 16)
     weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32) * (segments > 0)
@@ -28,7 +39,7 @@ def batch():
 
 
 def compiled(model, rows):
-    """(model, batch) -> (Loss, gradients), compiled afresh: a program from the cache would print no warning."""
+    """The program (model, batch) -> (gradients, Loss)."""
     objective = next_token(z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
@@ -38,8 +49,7 @@ def compiled(model, rows):
 
         return jax.grad(total, has_aux=True)(model)
 
-    with jax.enable_compilation_cache(False):
-        return jax.jit(loss_and_gradients).lower(model, rows).compile()
+    return jax.jit(loss_and_gradients).lower(model, rows).compile()
 
 
 def captured(run):
@@ -93,6 +103,5 @@ def test_the_warning_would_be_seen():
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     split = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
     f = lambda x: split(jnp.cos(split(jnp.sin(x), "a", None, "b")), None, ("b", "a"), None)
-    with jax.enable_compilation_cache(False):
-        _, log = captured(lambda: jax.jit(f).lower(jnp.ones((8, 8, 8))).compile())
+    _, log = captured(lambda: jax.jit(f).lower(jnp.ones((8, 8, 8))).compile())
     assert MISTAKE in log

@@ -79,7 +79,7 @@ def test_clipping_bounds_the_update():
 
 
 def test_skips_what_is_not_finite():
-    """A bad batch changes neither parameters nor optimizer state, is counted, and the next good one resets the streak."""
+    """A bad batch changes neither parameters nor optimizer state and is counted; a good one resets the streak."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
         train_step = step.make_train_step(next_token(), tx)

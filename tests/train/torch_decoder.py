@@ -1,4 +1,4 @@
-"""A LLaMA-style decoder and its training in PyTorch float64, written from the papers: the reference of a golden curve."""
+"""A LLaMA-style decoder and its training in PyTorch float64, written from the papers: a golden curve."""
 
 import numpy as np
 import torch
