@@ -30,11 +30,8 @@ def test_a_token_sees_itself_and_what_came_before_in_its_document(name):
 
     @jax.jit
     def moved(model):
-        def states(table):
-            model.embedding.table[...] = table
-            return model(tokens, segments, positions)[0]
-
-        return jnp.abs(jax.jacrev(states)(model.embedding.table[...])).max((1, 3))[:, :24]
+        jacobian = jax.jacrev(lambda model: model(tokens, segments, positions)[0])(model)
+        return jnp.abs(jacobian.embedding.table[...]).max((1, 3))[:, :24]
 
     same = segments[0][:, None] == segments[0][None]
     sees = same & (np.arange(24)[:, None] >= np.arange(24)[None])
@@ -84,7 +81,7 @@ def check(model, reference):
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 20))
     with torch.no_grad():
         expected = reference(torch.tensor(tokens)).logits.numpy()
-    assert expected.std() > 0.3
+    assert expected.std() > 0.1
     np.testing.assert_allclose(logits(model, jnp.asarray(tokens, jnp.int32)), expected, atol=2e-4)
 
 
