@@ -1,4 +1,4 @@
-"""Published sizes: the architecture fields of ModelConfig by name. Every field is there, so that each can be overridden.
+"""Published sizes: the architecture fields of ModelConfig by name. Every field is there: each can be overridden.
 
 Context is what a model was first trained at; Llama 3 reached 128K later, by rescaling its rotary angles. GPT-3 made
 every other layer's attention sparse, which changes neither its parameters nor the products with them; it is dense here.

@@ -33,7 +33,7 @@ class KVCache:
 
     @classmethod
     def create(cls, config: ModelConfig, batch: int, length: int) -> "KVCache":
-        """An empty cache of `length` slots, on the mesh that is set: rows split like a batch's, heads like a layer's."""
+        """An empty cache: `length` slots on the mesh that is set, rows split like a batch's, heads like a layer's."""
 
         def zeros(*dims, dtype=jnp.int32):
             names, shape = zip(*dims[batch == 1 and len(dims) == 4 :], strict=True)

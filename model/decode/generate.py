@@ -92,7 +92,7 @@ def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, 
         return jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], step, axis=1)
 
     def unfinished(state):
-        step, _, _, _, counts_B, ended_B = state
+        step, _, _, _, _, ended_B = state
         return (step < limit) & ~ended_B.all()
 
     def body(state):
