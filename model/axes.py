@@ -84,21 +84,23 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def axis_names(logical: str) -> tuple[str, ...]:
-    """The mesh axes over which a dim of this logical name is split."""
-    axes = _TABLE[logical] or ()
-    return (axes,) if isinstance(axes, str) else axes
-
-
 def spec(*logical: str | None) -> PartitionSpec:
     """The mesh axes of a tensor whose dims have these logical names."""
     return PartitionSpec(*(None if name is None else _TABLE[name] for name in logical))
 
 
-def parts(logical: str) -> int:
-    """Into how many a dim of this logical name is split on the mesh that is set."""
+def axis_names(logical: str) -> tuple[str, ...]:
+    """The mesh axes over which a dim of this logical name is split on the mesh that is set; none where it is whole."""
+    names = _TABLE[logical] or ()
+    names = (names,) if isinstance(names, str) else names
     shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(axis, 1) for axis in axis_names(logical))
+    return names if any(shape.get(name, 1) > 1 for name in names) else ()
+
+
+def parts(logical: str) -> int:
+    """Into how many parts a dim of this logical name is split on the mesh that is set."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[name] for name in axis_names(logical))
 
 
 def place(x: jax.Array, *logical: str | None) -> jax.Array:
