@@ -48,7 +48,8 @@ def cross_entropy(x_BTD, table, targets_BT, weights_BT, *, z_loss=0.0, label_smo
       label_smoothing: mass taken from the target and spread over the vocabulary (arXiv:1512.00567).
     """
     w_VD = axes.gather(table[...].astype(x_BTD.dtype))
-    names = axes.axis_names("batch") if axes.has_mesh() else ()
+    # Rows on one device each need no map; XLA's partitioner fails where a map's devices are all one.
+    names = axes.axis_names("batch") if axes.parts("batch") > 1 else ()
     run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, names))
     if not names:
         return run(x_BTD, w_VD, targets_BT, weights_BT)
@@ -91,7 +92,13 @@ def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
         dx_BCD = jnp.einsum("BCV,VD->BCD", dlogits_BCV, w_VD, out_sharding=axes.out("batch", "length", "features"))
         # In this order because a CPU copies the first operand transposed: the smaller one.
         contract = (((0, 1), (0, 1)), ((), ()))
-        dw_DV += jax.lax.dot_general(chunk[0], dlogits_BCV, contract, preferred_element_type=jnp.float32)
+        dw_DV += jax.lax.dot_general(
+            chunk[0],
+            dlogits_BCV,
+            contract,
+            preferred_element_type=jnp.float32,
+            out_sharding=axes.out("features", "vocab"),
+        )
         return (jax.tree.map(jnp.add, sums, more), dw_DV), dx_BCD
 
     chunks = _chunks(x_BTD, targets_BT, weights_BT)

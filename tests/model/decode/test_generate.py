@@ -1,99 +1,129 @@
-"""Cached decoding equals the full pass; greedy, top-k and top-p by their definitions; seeds."""
+"""generate: greedy is the argmax of full passes; rows do not know of each other; ends, limits, meshes."""
+
+import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from model.config import ModelConfig
+from model import axes
+from model.decode import generate as module
 from model.decode import sampling
 from model.decode.generate import generate
 from model.families import Decoder
+from tests.model import tiny
 
-SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=64, max_length=64, init_std=0.3)
-CONFIGS = {
-    "rotary": ModelConfig(**SHARED, num_kv_heads=2, dtype="float32"),
-    "learned": ModelConfig(**SHARED, norm="layernorm", position="learned", bias=True, tied=True, dtype="float32"),
-}
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]
+WARM = sampling.settings(temperature=1.5)
 
 
-def full_pass(model):
-    """Next-token logits after a list of tokens, from the whole sequence each time; one compiled shape."""
-    run = jax.jit(lambda model, tokens: model.logits(tokens))
-
-    def after(tokens):
-        padded = np.zeros((1, 32), np.int32)  # what follows a token cannot change its logits
-        padded[0, : len(tokens)] = tokens
-        return np.asarray(run(model, padded)[0, len(tokens) - 1])
-
-    return after
+@functools.cache
+def model(name="llama", **changes):
+    return tiny.decoder(dataclasses.replace(tiny.BOTH[name], **changes))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_greedy_is_the_argmax_of_full_passes(kind):
-    """Rows of different lengths, so every row but one is padded; a cache that is wrong anywhere changes tokens."""
-    model = Decoder(CONFIGS[kind], nnx.Rngs(1))
-    out = generate(model, PROMPTS, jax.random.key(0), max_new_tokens=12)
-    after = full_pass(model)
-    for prompt, tokens in zip(PROMPTS, out.tokens, strict=True):
-        sequence = list(prompt)
-        for token in tokens:
-            assert token == after(sequence).argmax()
-            sequence.append(int(token))
+def run(model, prompts=PROMPTS, seed=0, new=12, **options):
+    return generate(model, prompts, jax.random.key(seed), max_new_tokens=new, **options)
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_greedy_is_the_argmax_of_full_passes(name):
+    """One full pass over all that came out checks every step: each token is the argmax after those before it."""
+    out = run(model(name))
+    rows = np.zeros((len(PROMPTS), 32), np.int32)  # what follows a token cannot change its logits
+    for row, prompt, tokens in zip(rows, PROMPTS, out.tokens, strict=True):
+        row[: len(prompt) + 12] = [*prompt, *tokens]
+    best = np.asarray(jax.jit(Decoder.logits)(model(name), rows).argmax(-1))
+    for row, prompt, tokens in zip(best, PROMPTS, out.tokens, strict=True):
+        np.testing.assert_array_equal(tokens, row[len(prompt) - 1 : len(prompt) + 11])
     assert len({tuple(row) for row in out.tokens.tolist()}) == len(PROMPTS)
+    assert out.tokens.dtype == np.int32 and out.lengths.tolist() == [12, 12, 12]
 
 
 def test_a_row_does_not_depend_on_the_others():
-    model = Decoder(CONFIGS["rotary"], nnx.Rngs(1))
-    settings = sampling.settings(temperature=1.0)
-    together = generate(model, PROMPTS, jax.random.key(3), max_new_tokens=8, settings=settings)
-    alone = generate(model, PROMPTS[:1], jax.random.key(3), max_new_tokens=8, settings=settings)
-    np.testing.assert_array_equal(together.tokens[0], alone.tokens[0])
+    expected = run(model(), settings=WARM).tokens
+    np.testing.assert_array_equal(run(model(), PROMPTS[:1], settings=WARM).tokens[0], expected[0])
+    changed = run(model(), [PROMPTS[0], [1, 2, 3, 4], PROMPTS[2]], settings=WARM).tokens
+    np.testing.assert_array_equal(changed[[0, 2]], expected[[0, 2]])
+    assert (changed[1] != expected[1]).any()
 
 
 def test_seeds():
-    model = Decoder(CONFIGS["rotary"], nnx.Rngs(1))
-    settings = sampling.settings(temperature=1.5)
-    one, two, other = (
-        generate(model, PROMPTS, jax.random.key(seed), max_new_tokens=12, settings=settings).tokens
-        for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(one, two)
-    assert (one != other).any()
+    one, again, other = (run(model(), settings=WARM, seed=seed).tokens for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any(axis=1).all()
+    same_prompt = run(model(), [PROMPTS[0]] * 3, settings=WARM).tokens
+    assert len({tuple(row) for row in same_prompt.tolist()}) == 3
 
 
-def test_ends_at_the_end_token():
-    model = Decoder(CONFIGS["rotary"], nnx.Rngs(1))
-    free = generate(model, PROMPTS, jax.random.key(0), max_new_tokens=12)
-    eos = int(free.tokens[0][3])
-    first = free.tokens[0].tolist().index(eos)
-    ended = generate(model, PROMPTS, jax.random.key(0), max_new_tokens=12, eos_id=eos)
-    assert ended.lengths[0] == first + 1
-    np.testing.assert_array_equal(ended.tokens[0][: first + 1], free.tokens[0][: first + 1])
+def test_a_row_ends_with_its_end_token():
+    free = run(model())
+    eos = int(free.tokens[0, 3])
+    ended = run(model(), eos_id=eos)
+    for tokens, expected, length in zip(ended.tokens, free.tokens, ended.lengths, strict=True):
+        where = np.flatnonzero(expected == eos)
+        assert length == (where[0] + 1 if len(where) else 12)
+        np.testing.assert_array_equal(tokens, np.where(np.arange(12) < length, expected, 0))
+    assert ended.lengths[0] < 12
 
 
-def test_too_long_for_the_context():
-    model = Decoder(CONFIGS["rotary"], nnx.Rngs(1))
-    with pytest.raises(ValueError, match="64"):
-        generate(model, PROMPTS, jax.random.key(0), max_new_tokens=60)
+def test_tokens_that_only_pad_the_table_never_come():
+    hot = sampling.settings(temperature=100.0)
+    assert run(model(), new=40, settings=hot).tokens.max() > 29
+    for settings in (hot, sampling.Settings()):
+        assert run(model(), new=40, settings=settings, vocab_size=30).tokens.max() < 30
 
 
-def allowed(logits, temperature, top_k, top_p):
-    """The tokens that may come, by brute force: of the k likeliest, the fewest that together reach top_p."""
-    order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
-    p = np.exp(logits[order] / temperature - (logits[order] / temperature).max())
-    p = p / p.sum()
-    return set(order[: int(np.searchsorted(np.cumsum(p), top_p)) + 1].tolist())
+def test_lengths_and_settings_of_a_kind_share_a_program():
+    run(model(), settings=WARM)
+    before = module._generate._cache_size()
+    run(model(), [[1] * 20, [2], [3]], new=5, settings=sampling.settings(temperature=0.3), eos_id=7)
+    assert module._generate._cache_size() == before
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 0.6), (0.7, 5, 1.0), (1.3, 6, 0.5), (1.0, 1, 1.0)])
-def test_top_k_and_top_p(temperature, top_k, top_p):
-    """Draws fall in the set that the definitions allow, and reach all of it."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=12).astype(np.float32)
-    keys = jax.random.split(jax.random.key(0), 4000)
-    settings = sampling.settings(temperature, top_k, top_p)
-    drawn = sampling.sample(jnp.broadcast_to(jnp.asarray(logits), (4000, 12)), keys, settings)
-    assert set(np.asarray(drawn).tolist()) == allowed(logits, temperature, top_k, top_p)
+def test_what_follows_a_shorter_request_is_the_same():
+    np.testing.assert_array_equal(run(model(), new=5).tokens, run(model()).tokens[:, :5])
+
+
+@pytest.mark.parametrize("name", tiny.BOTH)
+def test_on_a_mesh(name):
+    """Three rows on four row devices; heads and vocabulary in two."""
+    expected, drawn = run(model(name)), run(model(name), settings=WARM)
+    with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+        split = tiny.decoder(tiny.BOTH[name])
+        np.testing.assert_array_equal(run(split).tokens, expected.tokens)
+        out = run(split, settings=WARM)
+    np.testing.assert_array_equal(out.tokens, drawn.tokens)
+    np.testing.assert_array_equal(out.lengths, drawn.lengths)
+
+
+def test_bfloat16_stays_near_float32():
+    """The tokens it chose are among the likeliest of the float32 model, and the model itself is left as it was."""
+    narrow = model(dtype="bfloat16")
+    out = run(narrow)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow)} == {"float32"}
+    rows = np.zeros((3, 32), np.int32)
+    for row, prompt, tokens in zip(rows, PROMPTS, out.tokens, strict=True):
+        row[: len(prompt) + 12] = [*prompt, *tokens]
+    logits = np.asarray(jax.jit(Decoder.logits)(model(), rows))
+    for row, prompt, tokens in zip(logits, PROMPTS, out.tokens, strict=True):
+        after = row[len(prompt) - 1 : len(prompt) + 11]
+        chosen = np.take_along_axis(after, tokens[:, None], axis=1)[:, 0]
+        assert (after.max(-1) - chosen).max() < 0.3 * after.std()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([], {}, "no prompt"),
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1, 64]], {}, "prompt 0 has ids from 1 to 64, but the vocabulary has 64"),
+        ([[1]], {"new": 0}, "max_new_tokens is 0"),
+        ([[1]], {"vocab_size": 65}, "vocab_size 65"),
+        ([[1], [1] * 60], {}, r"prompt 1 has 60 tokens, with 12 new ones 72, .* context is 64 \(model.max_length\)"),
+    ],
+)
+def test_what_is_refused(prompts, options, words):
+    with pytest.raises(ValueError, match=words):
+        run(model(), prompts, **options)
