@@ -20,7 +20,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
 
     config.model = ConfigDict(SIZES[size])
     config.model.remat = "none"  # none, dots, full: keep less of a layer, compute it again
-    config.model.scan_unroll = 1
+    config.model.scan_unroll = 0  # layers an iteration of the scan over them; 0: by platform
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "float32"
     config.model.dropout = 0.0

@@ -44,17 +44,14 @@ class ModelConfig:
     init_std: float = 0.02
     dtype: str = "bfloat16"  # of the computation; norms, softmax and the loss stay in float32
     param_dtype: str = "float32"
-    remat: str = (
-        "none"  # what a layer keeps for its gradient: everything, only its products with weights, only its input
-    )
-    scan_unroll: int = (
-        1  # layers per iteration of the scan; num_layers: no loop (compiles longer, runs faster on a CPU)
-    )
+    # What a layer keeps for its gradient: everything, its products with weights, or only its input.
+    remat: str = "none"
+    scan_unroll: int = 0  # layers an iteration of the scan; 0 by platform: all on a CPU, where a loop is slow, else 1
     attention: str = "auto"  # implementation: by platform, see attend.py
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length", "scan_unroll"):
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least 1")
         for name, choices in CHOICES.items():
@@ -75,6 +72,8 @@ class ModelConfig:
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
+        if not isinstance(self.scan_unroll, int) or self.scan_unroll < 0:
+            raise ValueError(f"model.scan_unroll is {self.scan_unroll!r}; it must be an integer of at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
 

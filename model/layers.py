@@ -3,6 +3,8 @@
 Dims: B batch, T length, D embed (features of the residual stream), F hidden (mlp), V vocabulary.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -99,14 +101,27 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def activate(x: jax.Array, name: str) -> jax.Array:
-    """'gelu' is exact (erf), as in BERT; 'gelu_tanh' the approximation of GPT-2 (arXiv:1606.08415)."""
-    return _ACTIVATIONS[name](x)
-
-
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # with erf, as in BERT
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # GPT-2's approximation (arXiv:1606.08415)
 }
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    return _apart(name, x) if axes.platform() == "cpu" else _ACTIVATIONS[name](x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apart(name, x):
+    """An activation whose gradient is computed once, and apart: XLA's CPU compiler fuses it into each of the copies
+    that products make of their operands, and computes it there again, badly vectorized."""
+    return _ACTIVATIONS[name](x)
+
+
+def _apart_backward(name, x, dy):
+    return jax.lax.optimization_barrier(jax.vjp(_ACTIVATIONS[name], x)[1](dy))
+
+
+_apart.defvjp(lambda name, x: (_ACTIVATIONS[name](x), x), _apart_backward)

@@ -6,6 +6,7 @@ Layers are stacked along a leading dim and scanned over, so that the program sta
 import jax
 from flax import nnx
 
+from model import axes
 from model.attention import Attention
 from model.config import ModelConfig
 from model.layers import FeedForward, Norm, dropout
@@ -55,7 +56,8 @@ class Stack(nnx.Module):
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         keys = None if key is None else jax.random.split(key, self.num_layers)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, keys), unroll=min(self.unroll, self.num_layers))
+        unroll = min(self.unroll or (self.num_layers if axes.platform() == "cpu" else 1), self.num_layers)
+        x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, keys), unroll=unroll)
         return x_BTD, None
 
     def _decode(self, x_BTD, mask, turn, cache):
