@@ -10,7 +10,7 @@ if __package__ in (None, ""):  # as a script, launch/ would be the first place w
 
 from launch import runtime
 
-runtime.configure()
+runtime.configure("training")
 
 from pathlib import Path
 

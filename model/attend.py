@@ -66,15 +66,16 @@ def _blocked_forward(q_BTKGH, k_BSKH, v_BSKH, mask):
 
 def _blocked_backward(residuals, dy_BTKGH):
     q_BTKGH, k_BSKH, v_BSKH, y_BTKGH, kept = residuals
-    dq, dk_BSKH, dv_BSKH = [], jnp.zeros_like(k_BSKH), jnp.zeros_like(v_BSKH)
+    dq, dk_BSKH, dv_BSKH = [], 0, 0
     for (queries, keys), (exp_BKGTS, inverse_BTKG1) in zip(_pieces(q_BTKGH.shape[1]), kept, strict=True):
         dy = dy_BTKGH[:, queries] * inverse_BTKG1
         mean_BTKG = (dy * y_BTKGH[:, queries]).sum(-1, dtype=jnp.float32)
         dp_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", dy, v_BSKH[:, keys], preferred_element_type=jnp.float32)
         ds_BKGTS = (exp_BKGTS * (dp_BKGTS - jnp.moveaxis(mean_BTKG, 1, 3)[..., None])).astype(q_BTKGH.dtype)
         dq.append(jnp.einsum("BKGTS,BSKH->BTKGH", ds_BKGTS, k_BSKH[:, keys]))
-        dk_BSKH = dk_BSKH.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", ds_BKGTS, q_BTKGH[:, queries]))
-        dv_BSKH = dv_BSKH.at[:, keys].add(jnp.einsum("BKGTS,BTKGH->BSKH", exp_BKGTS, dy))
+        to_all = ((0, 0), (0, k_BSKH.shape[1] - dp_BKGTS.shape[-1]), (0, 0), (0, 0))
+        dk_BSKH += jnp.pad(jnp.einsum("BKGTS,BTKGH->BSKH", ds_BKGTS, q_BTKGH[:, queries]), to_all)
+        dv_BSKH += jnp.pad(jnp.einsum("BKGTS,BTKGH->BSKH", exp_BKGTS, dy), to_all)
     return jnp.concatenate(dq, axis=1), dk_BSKH, dv_BSKH, None
 
 

@@ -26,14 +26,19 @@ class Norm(nnx.Module):
         self.bias = param(rngs, shape, ("norm",), nnx.initializers.zeros, dtype) if self.center else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x = x_BTD.astype(jnp.float32)
-        if self.center:
-            x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        x = x * self.scale[...].astype(jnp.float32)
-        if self.center:
-            x = x + self.bias[...].astype(jnp.float32)
-        return x.astype(x_BTD.dtype)
+        return _norm(x_BTD, self.scale[...], self.bias[...] if self.center else None, self.epsilon)
+
+
+# Of norms and activations only the input is kept for the gradient: cheaper to compute again than to store.
+@functools.partial(jax.checkpoint, static_argnums=(3,))
+def _norm(x_BTD, scale, bias, epsilon):
+    x = x_BTD.astype(jnp.float32)
+    if bias is not None:
+        x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
+    if bias is not None:
+        x = x + bias.astype(jnp.float32)
+    return x.astype(x_BTD.dtype)
 
 
 class Embedding(nnx.Module):
@@ -88,7 +93,8 @@ def residual_init(config: ModelConfig):
 
 
 def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    return x if bias is None else x + bias[...].astype(x.dtype)
+    """Added in float32, so that its gradient, a sum over all tokens, is summed in float32."""
+    return x if bias is None else (x + bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -109,19 +115,7 @@ _ACTIVATIONS = {
 }
 
 
+@functools.partial(jax.checkpoint, static_argnums=(1,))
 def activate(x: jax.Array, name: str) -> jax.Array:
-    return _apart(name, x) if axes.platform() == "cpu" else _ACTIVATIONS[name](x)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apart(name, x):
-    """An activation whose gradient is computed once, and apart: XLA's CPU compiler fuses it into each of the copies
-    that products make of their operands, and computes it there again, badly vectorized."""
-    return _ACTIVATIONS[name](x)
-
-
-def _apart_backward(name, x, dy):
-    return jax.lax.optimization_barrier(jax.vjp(_ACTIVATIONS[name], x)[1](dy))
-
-
-_apart.defvjp(lambda name, x: (_ACTIVATIONS[name](x), x), _apart_backward)
+    """An activation by name, computed in float32."""
+    return _ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)

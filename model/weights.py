@@ -28,7 +28,7 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
       out: logical names of the result's dims.
     """
     w = axes.gather(w[...].astype(x.dtype))
-    product = _cpu_einsum if axes.platform() == "cpu" else _einsum
+    product = _cpu_einsum if axes.platform() == "cpu" and jax.__version_info__ < (0, 12) else _einsum
     return product(spec, axes.out(*out), x, w)
 
 

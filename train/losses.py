@@ -96,7 +96,7 @@ def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
             chunk[0],
             dlogits_BCV,
             contract,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=_product_dtype(w_VD.dtype),
             out_sharding=axes.out("features", "vocab"),
         )
         return (jax.tree.map(jnp.add, sums, more), dw_DV), dx_BCD
@@ -125,9 +125,9 @@ def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
         "BCD,VD->BCV",
         x_BCD,
         w_VD,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=_product_dtype(w_VD.dtype),
         out_sharding=axes.out("batch", "length", "vocab"),
-    )
+    ).astype(jnp.float32)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     exp = jnp.exp(logits - top)
     norm = exp.sum(-1, keepdims=True)
@@ -143,6 +143,11 @@ def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
     dlogits = weights_BC[..., None] * (exp / norm * (1 + 2 * z_loss * log_z[..., None]) - target)
     sums = TokenLoss(*((weights_BC * value).sum() for value in (loss + penalty, nll, penalty)))
     return sums, dlogits
+
+
+def _product_dtype(dtype):
+    """float32, but on a CPU what the operands have: XLA would widen bfloat16 operands and lose their fast product."""
+    return dtype if axes.platform() == "cpu" else jnp.float32
 
 
 def _chunks(*arrays_BT):
