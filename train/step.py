@@ -25,16 +25,18 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
         loss = objective(model, batch, key)
         return loss.total, loss
 
-    differentiate = jax.grad(total, has_aux=True)
+    def mean(model, batch, key):
+        """Divides before it differentiates: a pass over all gradients less."""
+        loss = objective(model, batch, key)
+        return loss.total / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate == 1:
-            grads, loss = differentiate(state.model, batch, key)
+            grads, loss = jax.grad(mean, has_aux=True)(state.model, batch, key)
         else:
-            grads, loss = _accumulate(differentiate, state.model, _split(batch, accumulate), key)
-        weight = jnp.maximum(loss.weight, 1e-9)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+            grads, loss = _accumulate(jax.grad(total, has_aux=True), state.model, _split(batch, accumulate), key)
+            grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.model)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
@@ -47,7 +49,7 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
         )
-        metrics = {name: value / weight for name, value in loss.metrics.items()}
+        metrics = {name: value / _at_least(loss.weight) for name, value in loss.metrics.items()}
         metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
         return new, metrics
 
@@ -57,6 +59,10 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
 def make_eval_step(objective):
     """The compiled (model, batch) -> Loss without dropout; sums, to be added up over batches."""
     return jax.jit(lambda model, batch: objective(model, batch, None))
+
+
+def _at_least(weight):
+    return jnp.maximum(weight, 1e-9)  # a batch may weigh nothing
 
 
 def _split(batch, n):
