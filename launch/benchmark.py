@@ -11,6 +11,7 @@ from launch import runtime
 runtime.configure("training")
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -95,6 +96,7 @@ def main() -> None:
     print(f"tokens/s      {rate:8,.0f}")
     print(f"MFU           {100 * figures['mfu']:8.1f} %")
     print(f"peak memory   {figures['peak_memory_bytes'] / 2**30:8.2f} GiB")
+    print(f"XLA_FLAGS     {os.environ.get('XLA_FLAGS') or 'none'}")
     print(metrics.MFU_CONVENTION)
 
 

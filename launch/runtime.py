@@ -12,8 +12,8 @@ from pathlib import Path
 # What a program sets by itself: (platform, kind of program, first jaxlib, variables). A variable that the user has set
 # stays as it is; of XLA_FLAGS each flag does.
 ENVIRONMENT = (
-    # oneDNN's products: bfloat16 in the matrix unit, four times a step's speed. Programs with them cannot be kept in the
-    # compilation cache ("ToProto is not implemented"), and decoding is slower with them.
+    # oneDNN's products: bfloat16 in the matrix unit, up to four times a step's speed. Programs with them cannot be kept
+    # in the compilation cache ("ToProto is not implemented"), and decoding is slower with them.
     (
         "cpu",
         "training",
@@ -40,8 +40,9 @@ def configure(kind: str = "") -> None:
     for wanted_platform, wanted_kind, first, variables in ENVIRONMENT:
         if (wanted_platform, wanted_kind) == (platform(), kind) and jaxlib >= first:
             for name, value in variables.items():
+                mine = os.environ.get(name)
                 os.environ[name] = (
-                    _merged(os.environ.get(name), value) if name == "XLA_FLAGS" else os.environ.get(name, value)
+                    _merged(mine or "", value) if name == "XLA_FLAGS" else value if mine is None else mine
                 )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -50,11 +51,10 @@ def configure(kind: str = "") -> None:
         _configure_allocator()
 
 
-def _merged(mine: str | None, ours: str) -> str:
+def _merged(mine: str, ours: str) -> str:
     """XLA_FLAGS: the user's, then those of ours that the user does not set."""
-    mine = (mine or "").split()
-    names = {flag.split("=")[0] for flag in mine}
-    return " ".join([*mine, *(flag for flag in ours.split() if flag.split("=")[0] not in names)])
+    names = {flag.split("=")[0] for flag in mine.split()}
+    return " ".join([*mine.split(), *(flag for flag in ours.split() if flag.split("=")[0] not in names)])
 
 
 def _configure_allocator() -> None:

@@ -11,6 +11,9 @@ from flax import nnx
 
 from model import axes
 
+# From 0.12 on, launch/runtime.py chooses other products, which need no help.
+_OLD_CPU_PRODUCTS = jax.__version_info__ < (0, 12)
+
 
 def param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], init, dtype) -> nnx.Param:
     """A parameter whose dims have these logical names, split over the mesh that is set (none: not split)."""
@@ -28,8 +31,7 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
       out: logical names of the result's dims.
     """
     w = axes.gather(w[...].astype(x.dtype))
-    product = _cpu_einsum if axes.platform() == "cpu" and jax.__version_info__ < (0, 12) else _einsum
-    return product(spec, axes.out(*out), x, w)
+    return (_cpu_einsum if _OLD_CPU_PRODUCTS and axes.platform() == "cpu" else _einsum)(spec, axes.out(*out), x, w)
 
 
 def _einsum(spec, sharding, x, w):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from model.layers import Norm, activate, dropout
+from model.layers import Norm, activate, add_bias, dropout
 from tests.model import tiny
 
 
@@ -44,6 +44,19 @@ def test_activations_and_their_gradients(name, reference):
     y, back = jax.vjp(lambda x: activate(x, name), x)
     np.testing.assert_allclose(y, reference(torch.tensor(x)), atol=1e-6)
     np.testing.assert_allclose(back(jnp.ones_like(x))[0], expected.grad, atol=1e-5)
+
+
+def test_bias_gradient_is_summed_in_float32():
+    """A sum of 8192 ones ends at 256 where it is kept in bfloat16."""
+    total = lambda bias, x: add_bias(x, nnx.Param(bias)).sum(dtype=jnp.float32)
+    assert jax.jit(jax.grad(total))(jnp.zeros(4), jnp.zeros((16, 512, 4), jnp.bfloat16)).tolist() == [8192] * 4
+
+
+def test_activations_in_bfloat16_are_rounded_once():
+    """Computed in float32: the result is the float64 one but for its own rounding, 2^-8 of it."""
+    x = jnp.linspace(-6, 6, 201, dtype=jnp.bfloat16)
+    exact = torch.nn.functional.gelu(torch.tensor(np.asarray(x, np.float64)), approximate="tanh").numpy()
+    np.testing.assert_allclose(np.asarray(activate(x, "gelu_tanh"), np.float64), exact, rtol=2**-8, atol=1e-7)
 
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean():

@@ -1,0 +1,32 @@
+"""Every config, shrunk, trains for two steps, evaluates and saves."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from launch.train import train
+from tests.launch.conftest import shrink
+from tests.launch.test_train import losses
+from train.checkpoint import Checkpoints
+
+FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {"sizes", "__init__"}
+ARGUMENTS = {"pretrain_decoder": ["tiny", "gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}
+RUNS = [(name, argument) for name in sorted(FILES) for argument in ARGUMENTS.get(name, [""])]
+
+
+@pytest.mark.parametrize(("name", "argument"), RUNS, ids=[":".join(filter(None, run)) for run in RUNS])
+def test_two_steps(name, argument, data_dir, corpus, tmp_path):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config = shrink(get_config(argument) if argument else get_config(), data_dir, corpus)
+    config.steps = config.eval_every = config.checkpoint_every = 2
+    train(config, tmp_path)
+    assert set(losses(tmp_path)) == {1, 2}
+    assert Checkpoints(tmp_path).latest_step == 2
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["pretrain_decoder", "benchmark"])
+def test_unknown_sizes_are_named(name):
+    with pytest.raises(ValueError, match=r"unknown size 'huge'.*(tiny|small)"):
+        importlib.import_module(f"configs.{name}").get_config("huge")

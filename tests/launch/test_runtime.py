@@ -1,0 +1,72 @@
+"""Settings that programs make before jax is imported, each seen from a process of its own."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(kind: str, **variables: str) -> dict[str, str]:
+    """os.environ of a process after configure(kind)."""
+    code = (
+        f"from launch import runtime; runtime.configure({kind!r}); import json, os; print(json.dumps(dict(os.environ)))"
+    )
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX"))}
+    command = [sys.executable, "-c", code]
+    return json.loads(subprocess.check_output(command, cwd=ROOT, env=inherited | {"JAX_PLATFORMS": "cpu"} | variables))
+
+
+def test_variables_of_the_user_stay():
+    seen = environment("training", JAX_COMPILATION_CACHE_DIR="/elsewhere", XLA_FLAGS="--xla_cpu_use_onednn=false")
+    assert seen["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
+    assert seen["XLA_FLAGS"].split()[0] == "--xla_cpu_use_onednn=false"
+    assert seen["XLA_FLAGS"].count("--xla_cpu_use_onednn") == 1
+
+
+def test_flags_are_for_training_and_for_new_releases(monkeypatch):
+    assert "XLA_FLAGS" not in environment("")
+    for release, flags in (("0.10.2", None), ("0.12.0.1", runtime.ENVIRONMENT[0][3]["XLA_FLAGS"])):
+        for name in ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+        monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name, release=release: release)
+        monkeypatch.setattr(runtime, "_configure_allocator", lambda: None)
+        runtime.configure("training")
+        assert os.environ.get("XLA_FLAGS") == flags
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_used_again():
+    """256 MB that were used once are there without a page fault the second time; by default every page faults anew."""
+    code = """
+import resource, sys
+from launch import runtime
+if sys.argv[1] == "yes":
+    runtime.configure()
+import numpy as np
+faults = []
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 28, np.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+    run = lambda word: subprocess.check_output([sys.executable, "-c", code, word], cwd=ROOT, text=True).split()
+    assert int(run("yes")[1]) < 100
+    assert int(run("no")[1]) > 100  # else this test shows nothing
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("cpu", "cpu"), ("cuda", "gpu"), ("rocm,cpu", "gpu"), ("tpu,cpu", "tpu")]
+)
+def test_platform(wanted, expected, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", wanted)
+    assert runtime.platform() == expected

@@ -1,0 +1,73 @@
+"""Checkpoints: written on one mesh, read on another; what is kept; what a reader is told."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pretrain_decoder
+from model import axes
+from model.families import Decoder
+from tests.model import tiny
+from train import optimizer, state
+from train.checkpoint import BEST, CheckpointError, Checkpoints
+
+TX = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01)
+
+
+def make(rngs):
+    return Decoder(tiny.LLAMA, rngs)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(directory, leaves on the host) of a state that was sharded over data, fsdp and tensor."""
+    directory = tmp_path_factory.mktemp("sharded")
+    with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+        made = state.create(make, TX, seed=1)
+        checkpoints = Checkpoints(directory)
+        checkpoints.save(3, made, {"position": {"rows": 5}})
+        checkpoints.wait()
+        checkpoints.close()
+        return directory, jax.device_get(jax.tree.leaves(made))
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"data": 1}])
+def test_read_on_another_mesh(written, shape):
+    """The same bits, placed as the new mesh wants them and not as they were written."""
+    directory, expected = written
+    devices = jax.devices()[: 1 if "data" in shape else 8]
+    with axes.use_mesh(axes.make_mesh(shape, devices)):
+        abstract = state.abstract(make, TX)
+        restored, loop = Checkpoints(directory).restore(abstract)
+        model = Checkpoints(directory).restore_model(state.abstract_model(make))
+    assert loop == {"position": {"rows": 5}}
+    for leaf, wanted, value in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), expected, strict=True):
+        assert leaf.sharding == wanted.sharding
+        assert leaf.dtype == wanted.dtype
+        np.testing.assert_array_equal(leaf, value)
+    for leaf, value in zip(jax.tree.leaves(model), jax.tree.leaves(restored.model), strict=True):
+        np.testing.assert_array_equal(leaf, value)
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    """Losses 3, 1, 2, 4: of six steps the two newest stay and the one of loss 1; a step without a loss is no rival."""
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        made = state.create(make, TX, seed=1)
+        checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
+        for step, loss in enumerate((3.0, 1.0, None, 2.0, 4.0, 3.5), start=1):
+            checkpoints.save(step, made, {}, {BEST: loss} if loss else None)
+            checkpoints.wait()
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == [2, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_named(written, tmp_path):
+    shutil.copytree(written[0], tmp_path / "copy")
+    for path in (tmp_path / "copy/checkpoints/3/model").rglob("*"):
+        if path.is_file() and path.name not in ("_METADATA", "_CHECKPOINT_METADATA"):
+            path.write_bytes(b"")
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        checkpoints = Checkpoints(tmp_path / "copy")
+        with pytest.raises(CheckpointError, match=r"could not read checkpoint 3 in .*copy/checkpoints"):
+            checkpoints.restore(state.abstract(make, TX))
