@@ -20,6 +20,7 @@ def test_two_steps(name, argument, data_dir, corpus, tmp_path):
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = shrink(get_config(argument) if argument else get_config(), data_dir, corpus)
     config.steps = config.eval_every = config.checkpoint_every = 2
+    config.optimizer.warmup_steps = 1
     train(config, tmp_path)
     assert set(losses(tmp_path)) == {1, 2}
     assert Checkpoints(tmp_path).latest_step == 2
