@@ -12,3 +12,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax_tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax
+
+jax.devices()  # starts the backend with these settings: importing a program of launch/ later adds none of its own

@@ -5,11 +5,11 @@
     Clock     median seconds a step, and the part of the wall time that went into steps
     MFU       what a device can do at best (published, or measured here) and how much of it a run uses
 
-Left out: which metrics there are and when they are logged (train/loop.py), the format of event files
-(train/events.py), the HTML report (train/report.py). Paths are local, since object stores can't append.
+Left out: which metrics there are and when (loop.py), event files (events.py), the report (report.py). Paths are local.
 """
 
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -57,8 +57,14 @@ def flops_rate(device) -> float | None:
     return next((rate for pattern, rate in DEVICE_FLOPS if fnmatch.fnmatchcase(device.device_kind, pattern)), None)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _chain(x_NN, w_NN, products):
+    # Not inside its caller: jaxlib 0.12 aborts where a program with oneDNN products is dropped right after it ran.
+    return functools.reduce(lambda x_NN, _: x_NN @ w_NN, range(products), x_NN)
+
+
 def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of a large square matmul in `dtype` on this process's first device, compiled by jax.jit.
+    """FLOP/s of a large square matmul in `dtype` on this process's first device.
 
     The best of as many calls as fit into `seconds` (three at least), so that it is a ceiling and not a mean.
     Operands are random: GPUs clock higher on zeros. Precision is jax's default, as it is in training.
@@ -67,21 +73,15 @@ def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
     # Large enough that the rate no longer grows; on accelerators several products a call, so that launching it is free.
     size, products = (2048, 1) if device.platform == "cpu" else (8192, 8)
 
-    @jax.jit
-    def chain(x_NN, w_NN):
-        for _ in range(products):
-            x_NN = x_NN @ w_NN
-        return x_NN
-
     # A mesh of its own: under the run's mesh every device would compute the whole product, 8 fake CPU devices in turn.
     with jax.set_mesh(jax.sharding.Mesh([device], ("one",))):
         x_NN = jax.random.normal(jax.random.key(0), (size, size), dtype)
         w_NN = x_NN / math.sqrt(size)  # unit variance in, unit variance out
-        jax.block_until_ready(chain(x_NN, w_NN))  # compile
+        jax.block_until_ready(_chain(x_NN, w_NN, products))  # compile
         times, end = [], time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
-            jax.block_until_ready(chain(x_NN, w_NN))
+            jax.block_until_ready(_chain(x_NN, w_NN, products))
             times.append(time.perf_counter() - start)
     return 2 * size**3 * products / min(times)
 
