@@ -12,8 +12,8 @@ from pathlib import Path
 # What a program sets by itself: (platform, kind of program, first jaxlib, variables). A variable that the user has set
 # stays as it is; of XLA_FLAGS each flag does.
 ENVIRONMENT = (
-    # oneDNN's products: bfloat16 in the matrix unit, up to four times a step's speed. Programs with them cannot be kept
-    # in the compilation cache ("ToProto is not implemented"), and decoding is slower with them.
+    # oneDNN's products: bfloat16 in the matrix unit, near three times a step's speed. Programs with them cannot be kept
+    # in the compilation cache ("ToProto is not implemented"), so they are for training, which compiles once.
     (
         "cpu",
         "training",

@@ -49,7 +49,7 @@ def cross_entropy(x_BTD, table, targets_BT, weights_BT, *, z_loss=0.0, label_smo
     """
     w_VD = axes.gather(table[...].astype(x_BTD.dtype))
     # Rows on one device each need no map; XLA's partitioner fails where a map's devices are all one.
-    names = axes.axis_names("batch") if axes.parts("batch") > 1 else ()
+    names = axes.axis_names("batch")
     run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, names))
     if not names:
         return run(x_BTD, w_VD, targets_BT, weights_BT)

@@ -61,7 +61,7 @@ def main() -> None:
         read(workers[f"PyTorch {mode}"])
     for variant in ["", *args.ours]:
         words = variant.split()
-        environment = dict(w.replace("@", " ").split("=", 1) for w in words if not w.startswith("--"))
+        environment = dict(w.split("=", 1) for w in words if not w.startswith("--"))
         flags = [w for w in words if w.startswith("--")]
         command = [args.python, "-m", "launch.benchmark", f"--config=configs/benchmark.py:{args.size}", "--serve"]
         name = f"meshlm {variant}".strip()
