@@ -1,4 +1,4 @@
-"""nanoGPT's small CPU setting (but its learning rate, 1e-3), at character level, on a text file given by --config.data.sources.
+"""nanoGPT's small CPU setting at character level, on the text file after the colon; the learning rate is ours.
 
     python -m launch.train --config=configs/shakespeare_char.py:input.txt --workdir=runs/shakespeare
 
