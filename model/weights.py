@@ -70,6 +70,7 @@ def _cpu_backward(spec, sharding, residuals, dy):
     by_name = dict(zip(w_dims, like(w) or (None,) * w.ndim, strict=True)) if axes.has_mesh() else {}
     placed = axes.PartitionSpec(*(by_name[dim] for dim in names)) if axes.has_mesh() else None
     dw = jax.lax.dot_general(first, second, (dims, ((), ())), out_sharding=placed)
+    dw = jax.lax.optimization_barrier(dw)  # or the transposition below would turn the product round again
     return dx, jnp.transpose(dw, [names.index(dim) for dim in w_dims])
 
 
