@@ -10,7 +10,15 @@ from ml_collections import ConfigDict
 from configs import pretrain_decoder
 
 _GPT2 = dict(
-    num_kv_heads=0, norm="layernorm", position="learned", activation="gelu_tanh", gated=False, bias=True, tied=True
+    num_kv_heads=0,
+    norm="layernorm",
+    position="learned",
+    activation="gelu_tanh",
+    gated=False,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    tied=True,
 )
 _SIZES = {
     "small": dict(_GPT2, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1536, max_length=1024),

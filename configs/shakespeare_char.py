@@ -16,7 +16,8 @@ def get_config(path: str = "input.txt") -> ConfigDict:
     config.steps = 2000
     config.batch_size = 12
     config.model.update(SIZES["gpt2"], vocab_size=0, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=4)
-    config.model.update(head_dim=32, mlp_dim=512, max_length=64, dtype="float32", bias=False)
+    config.model.update(head_dim=32, mlp_dim=512, max_length=64, dtype="float32")
+    config.model.update(qkv_bias=False, out_bias=False, mlp_bias=False)
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100, final=0.1, beta2=0.99)
     config.data.update(sources=((f"files:{path}", 1.0),), validation=0.1, split="tail", seq_len=64)
     config.data.tokenizer.update(kind="char", vocab_size=0)

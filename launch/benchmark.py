@@ -23,8 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import build
-from model import axes
-from model.families import Decoder
+from model import axes, count, families
 from train import metrics, state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
@@ -53,7 +52,7 @@ def main() -> None:
     tx = build.optimizer(config)
     train_step, _ = build.steps(config, tx)
     with axes.use_mesh(mesh):
-        train_state = state.create(lambda rngs: Decoder(model, rngs), tx, config.seed)
+        train_state = state.create(lambda rngs: families.make(model, rngs), tx, config.seed)
         batch = build.put(mesh)(batch)
         start = time.perf_counter()
         compiled = train_step.lower(train_state, batch).compile()
@@ -80,11 +79,13 @@ def main() -> None:
         peak, words = metrics.peak_flops(mesh.devices.flat, model.dtype)
     rate = config.batch_size * config.data.seq_len / statistics.median(seconds)
     figures = {
-        "parameters": model.num_params(),
+        "parameters": count.num_params(model),
         "compile_seconds": compile_seconds,
         "step_seconds": statistics.median(seconds),
         "tokens_per_second": rate,
-        "mfu": metrics.model_flops_utilization(model.flops_per_token(config.data.seq_len), rate, max(before, peak)),
+        "mfu": metrics.model_flops_utilization(
+            count.flops_per_token(model, config.data.seq_len), rate, max(before, peak)
+        ),
         "peak_memory_bytes": peak_memory(mesh),
     }
     if _JSON.value:

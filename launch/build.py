@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 
 from data import pipeline, tokenizer
 from data.prepare import Prepared, load, prepare
-from model import axes
+from model import axes, families
 from model.config import ModelConfig
-from model.families import Decoder
 from train import state as states
 from train.checkpoint import Checkpoints
 from train.evals.perplexity import evaluate
@@ -194,7 +193,7 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
     config = recorded_config(workdir)
     words = tokenizer.load(workdir / "tokenizer.json")
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
-    make = lambda rngs: Decoder(model_config(config, words.vocab_size), rngs)
+    make = lambda rngs: families.make(model_config(config, words.vocab_size), rngs)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")

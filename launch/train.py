@@ -20,8 +20,8 @@ from ml_collections import ConfigDict, config_flags
 
 from data import pipeline
 from launch import build
-from model import axes
-from model.families import Decoder
+from model import axes, families
+from model.count import flops_per_token
 from train import loop, metrics, report, state, summary
 from train.checkpoint import Checkpoints
 
@@ -39,7 +39,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     rate, tx = build.learning_rate(config), build.optimizer(config)
     train_step, eval_step = build.steps(config, tx)
-    make_model = lambda rngs: Decoder(model_config, rngs)
+    make_model = lambda rngs: families.make(model_config, rngs)
     put = build.put(mesh)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
     peak, peak_words = metrics.peak_flops(mesh.devices.flat, model_config.dtype)
@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         else:
             train_state, saved = state.create(make_model, tx, config.seed), {}
         share = (jax.process_index(), jax.process_count())
-        tokens, flops = config.batch_size * config.data.seq_len, model_config.flops_per_token(config.data.seq_len)
+        tokens, flops = config.batch_size * config.data.seq_len, flops_per_token(model_config, config.data.seq_len)
         evaluate = build.evaluation(config, prepared, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,

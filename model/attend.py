@@ -7,54 +7,84 @@
 Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, H head_dim.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from model import axes
 from model.masks import Mask
+from model.positions import alibi_slopes
 
 BLOCK = 128
 # Finite: a row with nothing to see must give numbers, not NaN.
 MASKED = -1e30
 
 
-def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, *, aligned: bool, implementation: str = "auto") -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v under `mask`; scores and softmax in float32, the result in the dtype of q.
+class Rule(NamedTuple):
+    """What is known of a layer's attention before it runs."""
+
+    causal: bool = True
+    window: int = 0  # positions seen; 0: all
+    scale: float = 1.0  # of queries times keys
+    softcap: float = 0.0  # 0: none
+    alibi: bool = False
+    implementation: str = "auto"  # 'xla', 'blocked', or 'auto' by platform
+
+
+def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bias=None) -> jax.Array:
+    """softmax(scale q k^T + bias) v under `mask`; scores and softmax in float32, the result in the dtype of q.
 
     Args:
-      aligned: queries and keys are the same rows in the same order, so a query never needs a later key.
-      implementation: 'xla', 'blocked', or 'auto' by platform.
+      aligned: queries and keys are the same rows in the same order, so a causal query never needs a later key.
+      bias: learned scores, distance_BTS -> [B, K, G, T, S] (positions.RelativeBias), or None.
     """
+    implementation = rule.implementation
     if implementation == "auto":
         implementation = "blocked" if axes.platform() == "cpu" else "xla"
-    q_BTKGH = q_BTKGH * q_BTKGH.shape[-1] ** -0.5
-    if implementation == "blocked" and aligned:
-        return _blocked(q_BTKGH, k_BSKH, v_BSKH, mask)
-    scores = _scores(q_BTKGH, k_BSKH, mask, slice(None), slice(None))
+    q_BTKGH = q_BTKGH * rule.scale
+    if implementation == "blocked" and aligned and bias is None and not rule.softcap:
+        return _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask)
+    everything = slice(None)
+    scores = _scores(rule, q_BTKGH, k_BSKH, mask, everything, everything, bias)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v_BSKH)
 
 
-def _scores(q_BTKGH, k_BSKH, mask: Mask, queries: slice, keys: slice):
+def _scores(rule, q_BTKGH, k_BSKH, mask: Mask, queries: slice, keys: slice, bias=None):
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    return jnp.where(mask.block(queries, keys)[:, None, None], scores, MASKED)
+    if rule.softcap:
+        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    if rule.alibi:
+        slopes_KG = jnp.asarray(alibi_slopes(scores.shape[1] * scores.shape[2])).reshape(scores.shape[1:3])
+        scores += slopes_KG[:, :, None, None] * mask.distance(queries, keys)[:, None, None]
+    if bias is not None:
+        scores += bias(mask.distance(queries, keys))
+    visible = mask.block(queries, keys, rule.causal, rule.window)
+    return jnp.where(visible[:, None, None], scores, MASKED)
 
 
-def _pieces(length: int):
-    """(queries, keys) of each block: keys end where the block does."""
-    return [(slice(start, start + BLOCK), slice(0, start + BLOCK)) for start in range(0, length, BLOCK)]
+def _pieces(rule: Rule, length: int):
+    """(queries, keys) of each block: without the keys that none of the block's queries sees."""
+    for start in range(0, length, BLOCK):
+        first = max(0, start - rule.window + 1) if rule.window else 0
+        last = min(start + BLOCK, length) if rule.causal else length
+        if rule.window and not rule.causal:
+            last = min(start + BLOCK + rule.window - 1, length)
+        yield slice(start, min(start + BLOCK, length)), slice(first, last)
 
 
-@jax.custom_vjp
-def _blocked(q_BTKGH, k_BSKH, v_BSKH, mask):
-    return _blocked_forward(q_BTKGH, k_BSKH, v_BSKH, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask):
+    return _blocked_forward(rule, q_BTKGH, k_BSKH, v_BSKH, mask)[0]
 
 
-def _blocked_forward(q_BTKGH, k_BSKH, v_BSKH, mask):
+def _blocked_forward(rule, q_BTKGH, k_BSKH, v_BSKH, mask):
     """Keeps exp(scores - max) for the gradient and divides the small result by its sum, not the large scores."""
     results, kept = [], []
-    for queries, keys in _pieces(q_BTKGH.shape[1]):
-        scores = _scores(q_BTKGH[:, queries], k_BSKH[:, keys], mask, queries, keys)
+    for queries, keys in _pieces(rule, q_BTKGH.shape[1]):
+        scores = _scores(rule, q_BTKGH[:, queries], k_BSKH[:, keys], mask, queries, keys)
         exp_BKGTS = jnp.exp(scores - scores.max(-1, keepdims=True))
         inverse_BTKG1 = jnp.moveaxis(1 / exp_BKGTS.sum(-1), 3, 1)[..., None].astype(q_BTKGH.dtype)
         exp_BKGTS = exp_BKGTS.astype(v_BSKH.dtype)
@@ -64,16 +94,16 @@ def _blocked_forward(q_BTKGH, k_BSKH, v_BSKH, mask):
     return y_BTKGH, (q_BTKGH, k_BSKH, v_BSKH, y_BTKGH, kept)
 
 
-def _blocked_backward(residuals, dy_BTKGH):
+def _blocked_backward(rule, residuals, dy_BTKGH):
     q_BTKGH, k_BSKH, v_BSKH, y_BTKGH, kept = residuals
     dq, dk_BSKH, dv_BSKH = [], 0, 0
-    for (queries, keys), (exp_BKGTS, inverse_BTKG1) in zip(_pieces(q_BTKGH.shape[1]), kept, strict=True):
+    for (queries, keys), (exp_BKGTS, inverse_BTKG1) in zip(_pieces(rule, q_BTKGH.shape[1]), kept, strict=True):
         dy = dy_BTKGH[:, queries] * inverse_BTKG1
         mean_BTKG = (dy * y_BTKGH[:, queries]).sum(-1, dtype=jnp.float32)
         dp_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", dy, v_BSKH[:, keys], preferred_element_type=jnp.float32)
         ds_BKGTS = (exp_BKGTS * (dp_BKGTS - jnp.moveaxis(mean_BTKG, 1, 3)[..., None])).astype(q_BTKGH.dtype)
         dq.append(jnp.einsum("BKGTS,BSKH->BTKGH", ds_BKGTS, k_BSKH[:, keys]))
-        to_all = ((0, 0), (0, k_BSKH.shape[1] - dp_BKGTS.shape[-1]), (0, 0), (0, 0))
+        to_all = ((0, 0), (keys.start, k_BSKH.shape[1] - keys.stop), (0, 0), (0, 0))
         dk_BSKH += jnp.pad(jnp.einsum("BKGTS,BTKGH->BSKH", ds_BKGTS, q_BTKGH[:, queries]), to_all)
         dv_BSKH += jnp.pad(jnp.einsum("BKGTS,BTKGH->BSKH", exp_BKGTS, dy), to_all)
     return jnp.concatenate(dq, axis=1), dk_BSKH, dv_BSKH, None

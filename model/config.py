@@ -1,62 +1,152 @@
-"""ModelConfig: the architecture as data. It checks itself, and counts its parameters and FLOPs.
+"""ModelConfig: the architecture as data. It checks itself and says how its layers repeat.
 
-What it leaves out: published sizes (configs/sizes.py) and everything about training (configs/*.py).
+What differs between families is here: a family of known parts is a set of these values. What it leaves out: published
+sizes (configs/sizes.py), counts (count.py) and everything about training (configs/*.py).
 """
 
 import dataclasses
+from typing import NamedTuple
 
 CHOICES = {
+    "architecture": ("decoder", "encoder", "encoder_decoder"),
     "norm": ("rmsnorm", "layernorm"),
-    "position": ("rotary", "learned"),
+    "norm_position": ("pre", "post", "both"),
+    "position": ("rotary", "learned", "alibi", "relative", "none"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "head": ("language_model", "masked", "sequence", "token", "none"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "blocked"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
 }
+_AT_LEAST_ONE = ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")
+_LONGEST_PATTERN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (arXiv:2104.09864), and how their angles are rescaled for longer contexts.
+
+    Raises:
+      ValueError: a value that is not possible; the message names the field.
+    """
+
+    theta: float = 10_000.0
+    local_theta: float = 0.0  # of layers that see a window only, never rescaled (Gemma 3); 0: as the others
+    scaling: str = "none"  # none, linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071)
+    factor: float = 1.0
+    original_length: int = 0  # the context before rescaling; llama3 and yarn need it
+    low_factor: float = 1.0  # llama3: wavelengths above original_length / low_factor are divided by `factor`
+    high_factor: float = 4.0  # llama3: those below original_length / high_factor are left as they are
+    beta_fast: float = 32.0  # yarn: angles that turn more often over the original context are left as they are
+    beta_slow: float = 1.0  # yarn: those that turn less often are divided by `factor`
+    attention_factor: float = 1.0  # yarn: multiplies cosines and sines
+    interleaved: bool = False  # pairs of features are (2i, 2i + 1), and not (i, i + head_dim / 2) (DeepSeek)
+
+    def __post_init__(self):
+        scalings = ("none", "linear", "llama3", "yarn")
+        if self.scaling not in scalings:
+            raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
+        if self.scaling in ("llama3", "yarn") and self.original_length < 1:
+            raise ValueError(f"model.rope.original_length must be set for the scaling {self.scaling!r}")
+
+
+class Kind(NamedTuple):
+    """What distinguishes one layer from the next."""
+
+    attention: str  # 'global' or 'local'
+    mlp: str  # 'dense' or 'sparse'
+
+
+class Segment(NamedTuple):
+    """Layers that run under one scan: a pattern of kinds, repeated."""
+
+    kinds: tuple[Kind, ...]
+    repeats: int
+    shared: bool  # every repeat has the same parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only Transformer.
+    """A Transformer.
 
     Raises:
       ValueError: a value that is not possible; the message names the field.
     """
 
     vocab_size: int
-    num_layers: int
+    num_layers: int  # of the decoder where there is one, else of the encoder
     embed_dim: int
     num_heads: int
     mlp_dim: int
     max_length: int  # the longest context, in tokens
+    architecture: str = "decoder"
+    encoder_layers: int = 0  # of an encoder_decoder
     num_kv_heads: int = 0  # key/value heads, each shared by a group of queries (arXiv:2305.13245); 0: as many as heads
     head_dim: int = 0  # 0: embed_dim / num_heads
+    table_dim: int = 0  # features of the embedding table, projected to embed_dim (arXiv:1909.11942); 0: embed_dim
+
     norm: str = "rmsnorm"  # arXiv:1910.07467, or layernorm, arXiv:1607.06450
     norm_epsilon: float = 1e-5
-    position: str = "rotary"  # arXiv:2104.09864, or a learned table added to the embedding
-    rope_theta: float = 10_000.0
+    norm_offset: float = 0.0  # a norm's scale is this + its parameter (Gemma: 1)
+    norm_position: str = "pre"  # before each part of a layer, after its sum with the stream (post), or before and after
+    final_norm: bool = True  # after the last layer; post-norm models have none
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+
+    position: str = "rotary"  # or a learned table, ALiBi (arXiv:2108.12409), T5's relative buckets (arXiv:1910.10683)
+    position_offset: int = 0  # rows of the learned table before that of position 0 (OPT, RoBERTa: 2)
+    rope: Rope = Rope()
+    relative_buckets: int = 32
+    relative_distance: int = 128  # from here on, all distances share the last bucket
+    token_types: int = 0  # rows of the table of token types (BERT: 2); 0: no table
+
+    attention_pattern: tuple[str, ...] = ("global",)  # 'global', 'local' (a window): cycled over the layers
+    window: int = 0  # positions that a token of a local layer sees, its own included
+    attention_scale: float = 0.0  # of queries times keys; 0: 1 / sqrt(head_dim)
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap) (arXiv:2408.00118); 0: no
+    qk_norm: bool = False  # a norm over each head's query and key (arXiv:2302.05442)
+    qkv_bias: bool = False
+    out_bias: bool = False
+
+    mlp_pattern: tuple[str, ...] = ("dense",)
     activation: str = "silu"
     gated: bool = True  # down(act(gate(x)) * up(x)), arXiv:2002.05202
-    bias: bool = False  # of every projection
+    mlp_bias: bool = False
+    share_groups: int = 0  # groups of consecutive layers with the same parameters (ALBERT); 0: each layer has its own
+    share_inner: int = 1  # blocks of a group, which each of its layers runs one after the other
+
     tied: bool = False  # the output layer is the embedding table
+    output_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
+    head: str = "language_model"
+    num_labels: int = 2  # classes of the heads 'sequence' and 'token'
+
     dropout: float = 0.0  # after the embedding, the attention and the feed-forward
     init_std: float = 0.02
     dtype: str = "bfloat16"  # of the computation; norms, softmax and the loss stay in float32
     param_dtype: str = "float32"
     # What a layer keeps for its gradient: everything, its products with weights, or only its input.
     remat: str = "none"
-    scan_unroll: int = 0  # layers an iteration of the scan; 0 by platform: all on a CPU, where a loop is slow, else 1
+    scan_unroll: int = 0  # repeats an iteration of a scan; 0 by platform: all on a CPU, where a loop is slow, else 1
     attention: str = "auto"  # implementation: by platform, see attend.py
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
+        for name in _AT_LEAST_ONE:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least 1")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
+        for name, choices in (("attention_pattern", ("global", "local")), ("mlp_pattern", ("dense", "sparse"))):
+            pattern = tuple(getattr(self, name))
+            if not pattern or set(pattern) - set(choices):
+                raise ValueError(f"model.{name} is {pattern!r}; it must be some of {', '.join(choices)}")
+            fill(name, pattern)
+        if not isinstance(self.rope, Rope):
+            fill("rope", _nested("rope", Rope, self.rope))
         if not self.num_kv_heads:
             fill("num_kv_heads", self.num_heads)
         if not self.head_dim:
@@ -66,16 +156,47 @@ class ModelConfig:
                     "change one of them or set model.head_dim"
                 )
             fill("head_dim", self.embed_dim // self.num_heads)
+        if not self.table_dim:
+            fill("table_dim", self.embed_dim)
+        if not self.attention_scale:
+            fill("attention_scale", self.head_dim**-0.5)
+        self._check()
+
+    def _check(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
+        if "local" in self.attention_pattern and self.window < 1:
+            raise ValueError(f"model.window is {self.window!r}; layers of the kind 'local' need one of at least 1")
+        if (self.architecture == "encoder_decoder") != (self.encoder_layers > 0):
+            raise ValueError(
+                f"model.encoder_layers is {self.encoder_layers}, but model.architecture is {self.architecture}"
+            )
+        if self.share_groups and self.num_layers % self.share_groups:
+            raise ValueError(
+                f"model.num_layers {self.num_layers} is not a multiple of model.share_groups {self.share_groups}"
+            )
         if not isinstance(self.scan_unroll, int) or self.scan_unroll < 0:
             raise ValueError(f"model.scan_unroll is {self.scan_unroll!r}; it must be an integer of at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+
+    def segments(self, num_layers: int = 0) -> tuple[Segment, ...]:
+        """The layers as scans: the fewest that each repeat one pattern. Default: `num_layers` of the config."""
+        count = num_layers or self.num_layers
+        cycle = lambda pattern: (pattern * -(-count // len(pattern)))[:count]
+        kinds = [Kind(*pair) for pair in zip(cycle(self.attention_pattern), cycle(self.mlp_pattern), strict=True)]
+        if self.share_groups:
+            return (Segment(tuple(kinds[:1]) * self.share_inner, count // self.share_groups, True),) * self.share_groups
+        found = []
+        while kinds:
+            length, repeats = max(_repetitions(kinds), key=lambda pair: (pair[0] * pair[1], -pair[0]))
+            found.append(Segment(tuple(kinds[:length]), repeats, False))
+            kinds = kinds[length * repeats :]
+        return tuple(found)
 
     def check_mesh(self, mesh_shape: dict[str, int]) -> None:
         """Refuse a mesh that cannot hold the model, before anything compiles.
@@ -89,6 +210,7 @@ class ModelConfig:
             ("mlp_dim", "tensor", tensor),
             ("vocab_size", "tensor", tensor),
             ("embed_dim", "fsdp", fsdp),
+            ("table_dim", "fsdp", fsdp),
         ):
             dim = getattr(self, name)
             if dim % size:
@@ -99,33 +221,19 @@ class ModelConfig:
                     f"sizes of {axis} that work: {', '.join(map(str, fits[-4:]))}"
                 )
 
-    def _matmul_params(self) -> int:
-        """Weights that every token is multiplied with, the output layer included."""
-        d, h = self.embed_dim, self.head_dim
-        attention = d * h * (2 * self.num_heads + 2 * self.num_kv_heads)
-        feed_forward = d * self.mlp_dim * (3 if self.gated else 2)
-        return self.num_layers * (attention + feed_forward) + self.vocab_size * d
 
-    def num_params(self, *, embedding: bool = True) -> int:
-        """Parameters, each counted once (a tied table too); `embedding=False` leaves out tables and output layer."""
-        d, h = self.embed_dim, self.head_dim
-        norm = d * (2 if self.norm == "layernorm" else 1)
-        bias = 0
-        if self.bias:
-            bias = h * (self.num_heads + 2 * self.num_kv_heads) + d  # q, k, v; o
-            bias += self.mlp_dim * (2 if self.gated else 1) + d
-        count = self._matmul_params() - self.vocab_size * d + self.num_layers * (2 * norm + bias) + norm
-        if embedding:
-            count += self.vocab_size * d * (1 if self.tied else 2)
-            count += self.max_length * d if self.position == "learned" else 0
-        return count
+def _nested(name: str, kind, fields):
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"model.{name}: {error}") from error
 
-    def flops_per_token(self, length: int, *, training: bool = True) -> float:
-        """Model FLOPs for one token of a sequence of `length` tokens.
 
-        2 a weight forward and 4 backward, plus the two products of attention, of which the causal half is counted
-        (each token sees length/2 keys on average). Recomputation (remat) is not counted, so that a slower policy does
-        not look better. PaLM's appendix B (arXiv:2204.02311) with the causal mask taken into account.
-        """
-        attention = self.num_layers * 2 * 2 * self.num_heads * self.head_dim * (length / 2)
-        return (2 * self._matmul_params() + attention) * (3 if training else 1)
+def _repetitions(kinds: list[Kind]):
+    """(length, repeats) of each pattern that the list begins with."""
+    for length in range(1, min(_LONGEST_PATTERN, len(kinds)) + 1):
+        repeats = 1
+        while kinds[repeats * length : (repeats + 1) * length] == kinds[:length]:
+            repeats += 1
+        if length == 1 or repeats > 1:
+            yield length, repeats

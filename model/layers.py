@@ -1,4 +1,4 @@
-"""Norms, embedding and output layer, feed-forward, dropout.
+"""Norms, embedding, feed-forward, linear layers, dropout.
 
 Dims: B batch, T length, D embed (features of the residual stream), F hidden (mlp), V vocabulary.
 """
@@ -17,37 +17,40 @@ RESIDUAL = ("batch", "length", "features")
 
 
 class Norm(nnx.Module):
-    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450), computed in float32, in the dtype it was given."""
+    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450), computed in float32, in the dtype it was given.
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        shape, dtype = (config.embed_dim,), jnp.dtype(config.param_dtype)
-        self.epsilon, self.center = config.norm_epsilon, config.norm == "layernorm"
-        self.scale = param(rngs, shape, ("norm",), nnx.initializers.ones, dtype)
+    Over the last dim, of `dim` features (default: the residual stream's).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int = 0):
+        shape, dtype = (dim or config.embed_dim,), jnp.dtype(config.param_dtype)
+        self.epsilon, self.offset, self.center = config.norm_epsilon, config.norm_offset, config.norm == "layernorm"
+        self.scale = param(rngs, shape, ("norm",), nnx.initializers.constant(1 - self.offset), dtype)
         self.bias = param(rngs, shape, ("norm",), nnx.initializers.zeros, dtype) if self.center else None
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return _norm(x_BTD, self.scale[...], self.bias[...] if self.center else None, self.epsilon)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _norm(x, self.scale[...], self.bias[...] if self.center else None, self.epsilon, self.offset)
 
 
 # Of norms and activations only the input is kept for the gradient: cheaper to compute again than to store.
-@functools.partial(jax.checkpoint, static_argnums=(3,))
-def _norm(x_BTD, scale, bias, epsilon):
-    x = x_BTD.astype(jnp.float32)
+@functools.partial(jax.checkpoint, static_argnums=(3, 4))
+def _norm(x_given, scale, bias, epsilon, offset):
+    x, scale = x_given.astype(jnp.float32), scale.astype(jnp.float32)
     if bias is not None:
         x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * (offset + scale if offset else scale)
     if bias is not None:
         x = x + bias.astype(jnp.float32)
-    return x.astype(x_BTD.dtype)
+    return x.astype(x_given.dtype)
 
 
 class Embedding(nnx.Module):
-    """A table of vectors [rows, D]: of tokens, of positions, or the output layer."""
+    """A table of vectors [rows, D]: of tokens, of positions, of token types."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = "vocab"):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = "vocab", dim: int = 0):
         init = nnx.initializers.normal(config.init_std)
         self.dtype = jnp.dtype(config.dtype)
-        shape = (rows, config.embed_dim)
+        shape = (rows, dim or config.embed_dim)
         self.table = param(rngs, shape, (name, "embed"), init, jnp.dtype(config.param_dtype))
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
@@ -56,22 +59,18 @@ class Embedding(nnx.Module):
         table = axes.gather(self.table[...].astype(self.dtype))
         return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode="promise_in_bounds")
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Scores of every token, [B, T, V] in float32."""
-        return einsum("BTD,VD->BTV", x_BTD, self.table, ("batch", "length", "vocab")).astype(jnp.float32)
-
 
 class FeedForward(nnx.Module):
     """down(act(up(x))), or gated down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        d, f, dtype = config.embed_dim, config.mlp_dim, jnp.dtype(config.param_dtype)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mlp_dim: int = 0):
+        d, f, dtype = config.embed_dim, mlp_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
         self.activation = config.activation
         self.gate = param(rngs, (d, f), ("embed", "mlp"), init, dtype) if config.gated else None
         self.up = param(rngs, (d, f), ("embed", "mlp"), init, dtype)
         self.down = param(rngs, (f, d), ("mlp", "embed"), residual_init(config), dtype)
-        bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.bias else None
+        bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.mlp_bias else None
         self.gate_bias = bias(f, "mlp") if config.gated else None
         self.up_bias = bias(f, "mlp")
         self.down_bias = bias(d, "norm")
@@ -85,6 +84,19 @@ class FeedForward(nnx.Module):
             gate_BTF = add_bias(einsum("BTD,DF->BTF", x_BTD, self.gate, hidden), self.gate_bias)
             h_BTF = activate(gate_BTF, self.activation) * h_BTF
         return add_bias(einsum("BTF,FD->BTD", h_BTF, self.down, RESIDUAL), self.down_bias)
+
+
+class Linear(nnx.Module):
+    """x weight + bias, [B, T, inputs] -> [B, T, outputs]: between widths, and in heads."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, inputs: int, outputs: int, *, bias: bool):
+        dtype = jnp.dtype(config.param_dtype)
+        init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
+        self.weight = param(rngs, (inputs, outputs), ("embed", "features"), init, dtype)
+        self.bias = param(rngs, (outputs,), ("norm",), zeros, dtype) if bias else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return add_bias(einsum("BTD,DE->BTE", x_BTD, self.weight, RESIDUAL), self.bias)
 
 
 def residual_init(config: ModelConfig):

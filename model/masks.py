@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Mask(NamedTuple):
-    """A query sees a key of its own segment whose position is not later than its own.
+    """A query sees keys of its own segment; a causal one, those whose position is not later than its own.
 
     Positions count from 0 inside a segment, so packed documents, left padding and a cache need no further rule.
     Segment 0 is padding: nothing sees it but itself, which keeps the softmax of padded rows finite.
@@ -23,10 +23,24 @@ class Mask(NamedTuple):
     kv_segments_BS: jax.Array
     kv_positions_BS: jax.Array
 
-    def block(self, queries: slice, keys: slice) -> jax.Array:
-        """bool [B, T', S'] of some queries against some keys; True: may attend."""
-        same = self.q_segments_BT[:, queries, None] == self.kv_segments_BS[:, None, keys]
-        return same & (self.q_positions_BT[:, queries, None] >= self.kv_positions_BS[:, None, keys])
+    def block(self, queries: slice, keys: slice, causal: bool, window: int = 0) -> jax.Array:
+        """bool [B, T', S'] of some queries against some keys; True: may attend.
+
+        Args:
+          window: a query sees itself and this many - 1 positions before it (arXiv:2004.05150); 0: all.
+        """
+        visible = self.q_segments_BT[:, queries, None] == self.kv_segments_BS[:, None, keys]
+        if causal or window:
+            distance = self.distance(queries, keys)
+        if causal:
+            visible &= distance <= 0
+        if window:
+            visible &= jnp.abs(distance) < window
+        return visible
+
+    def distance(self, queries: slice, keys: slice) -> jax.Array:
+        """int32 [B, T', S']: key position - query position."""
+        return self.kv_positions_BS[:, None, keys] - self.q_positions_BT[:, queries, None]
 
 
 def packed(segments_BT: jax.Array, positions_BT: jax.Array) -> Mask:

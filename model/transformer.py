@@ -1,17 +1,17 @@
-"""Block: one layer. Stack: all of them, under one scan with a remat policy.
+"""Block: one layer. Stack: all of them, by segments under one scan each, with a remat policy.
 
-Layers are stacked along a leading dim and scanned over, so that the program stays one layer long whatever the depth.
+Layers that repeat a pattern are stacked along a leading dim and scanned over, so that the program stays one pattern
+long whatever the depth.
 """
 
 import jax
 from flax import nnx
 
 from model import axes
-from model.attention import Attention
-from model.config import ModelConfig
+from model.attention import Attention, Context
+from model.config import Kind, ModelConfig, Segment
 from model.layers import FeedForward, Norm, dropout
-from model.masks import Mask
-from model.positions import Rotation
+from model.positions import RelativeBias
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
 _POLICIES = {
@@ -21,55 +21,107 @@ _POLICIES = {
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm, GPT-2 and LLaMA)."""
+    """Attention, attention to a memory (if `cross`), feed-forward: each is added to the residual stream, with a norm
+    before it (pre: GPT-2, LLaMA), after the sum (post: the original, BERT), or before and after it (both: Gemma 2)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.dropout = config.dropout
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kind: Kind, *, causal: bool, cross: bool):
+        self.dropout, self.norm_position = config.dropout, config.norm_position
+        after = lambda: Norm(config, rngs) if config.norm_position == "both" else None
         self.attention_norm = Norm(config, rngs)
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rngs, kind.attention, causal=causal)
+        self.attention_after = after()
+        self.cross_norm = Norm(config, rngs) if cross else None
+        self.cross = Attention(config, rngs, "global", causal=False, cross=True) if cross else None
+        self.cross_after = after() if cross else None
         self.feed_forward_norm = Norm(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
+        self.feed_forward_after = after()
 
-    def __call__(self, x_BTD, mask: Mask, turn: Rotation | None, key=None, cache=None, layer=None):
-        keys = (None, None) if key is None else jax.random.split(key)
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), mask, turn, cache, layer)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, keys[0])
-        y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
-        return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache
+    def __call__(self, x_BTD, context: Context, key=None, cache=None, layer=None):
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+
+        def add(x_BTD, part, norm, after, key):
+            y_BTD, extra = part(norm(x_BTD) if self.norm_position != "post" else x_BTD)
+            y_BTD = dropout(y_BTD if after is None else after(y_BTD), self.dropout, key)
+            return norm(x_BTD + y_BTD) if self.norm_position == "post" else x_BTD + y_BTD, extra
+
+        attend = lambda part, cache: lambda x_BTD: part(x_BTD, context, cache, layer)
+        x_BTD, cache = add(x_BTD, attend(self.attention, cache), self.attention_norm, self.attention_after, keys[0])
+        if self.cross is not None:
+            x_BTD, cache = add(x_BTD, attend(self.cross, cache), self.cross_norm, self.cross_after, keys[1])
+        feed = lambda x_BTD: (self.feed_forward(x_BTD), None)
+        x_BTD, _ = add(x_BTD, feed, self.feed_forward_norm, self.feed_forward_after, keys[2])
+        return x_BTD, cache
 
 
 class Stack(nnx.Module):
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.num_layers, self.unroll, self.remat = config.num_layers, config.scan_unroll, config.remat
-        make = nnx.vmap(lambda rngs: Block(config, rngs), transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.blocks = make(rngs.split(config.num_layers))
+    """
+    Args:
+      num_layers: default: the config's.
+    """
 
-    def __call__(self, x_BTD, mask: Mask, turn: Rotation | None, key=None, cache=None):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal=True, cross=False, num_layers: int = 0):
+        self.plan = config.segments(num_layers)
+        self.unroll, self.remat = config.scan_unroll, config.remat
+        self.bias = RelativeBias(config, rngs, causal) if config.position == "relative" else None
+
+        def stacked(segment: Segment, kind: Kind):
+            make = lambda rngs: Block(config, rngs, kind, causal=causal, cross=cross)
+            copies = 1 if segment.shared else segment.repeats
+            return nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: "layers"})(rngs.split(copies))
+
+        self.segments = nnx.List(nnx.List(stacked(segment, kind) for kind in segment.kinds) for segment in self.plan)
+
+    def __call__(self, x_BTD, context: Context, key=None, cache=None):
         """Returns the residual stream after the last layer, [B, T, D], and the cache with all new keys and values."""
+        context = context._replace(bias=self.bias)
         if cache is not None:
-            return self._decode(x_BTD, mask, turn, cache)
+            return self._decode(x_BTD, context, cache)
+        for number, (segment, blocks) in enumerate(zip(self.plan, self.segments, strict=True)):
+            keys = None if key is None else jax.random.split(jax.random.fold_in(key, number), segment.repeats)
+            x_BTD = self._scan(x_BTD, context, segment, blocks, keys)
+        return x_BTD, None
 
-        def body(x_BTD, layer):
-            block, key = layer
-            return block(x_BTD, mask, turn, key)[0], None
+    def _scan(self, x_BTD, context, segment: Segment, blocks, keys):
+        def body(x_BTD, repeat):
+            own, key = repeat
+            layers = [_layer(block, 0) for block in blocks] if own is None else own
+            keys = (None,) * len(layers) if key is None else jax.random.split(key, len(layers))
+            for block, key in zip(layers, keys, strict=True):
+                x_BTD = block(x_BTD, context, key)[0]
+            return x_BTD, None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, self.num_layers)
-        unroll = min(self.unroll or (self.num_layers if axes.platform() == "cpu" else 1), self.num_layers)
-        x_BTD, _ = jax.lax.scan(body, x_BTD, (self.blocks, keys), unroll=unroll)
-        return x_BTD, None
+        unroll = min(self.unroll or (segment.repeats if axes.platform() == "cpu" else 1), segment.repeats)
+        own = None if segment.shared else list(blocks)
+        return jax.lax.scan(body, x_BTD, (own, keys), length=segment.repeats, unroll=unroll)[0]
 
-    def _decode(self, x_BTD, mask, turn, cache):
+    def _decode(self, x_BTD, context, cache):
         """Layer after layer: a scan would copy the caches of all layers at each of them."""
-        for index in range(self.num_layers):
-            x_BTD, cache = self._layer(index)(x_BTD, mask, turn, None, cache, index)
+        for layer, block in enumerate(self.layers()):
+            x_BTD, cache = block(x_BTD, context, None, cache, layer)
         return x_BTD, cache
 
-    def _layer(self, index: int) -> Block:
-        unstacked = isinstance(self.blocks, nnx.List)
-        return self.blocks[index] if unstacked else jax.tree.map(lambda w: w[index], self.blocks)
+    def layers(self):
+        """Yields every layer as it runs, each with arrays of its own."""
+        for segment, blocks in zip(self.plan, self.segments, strict=True):
+            for repeat in range(segment.repeats):
+                for block in blocks:
+                    yield (
+                        block[repeat] if isinstance(block, nnx.List) else _layer(block, 0 if segment.shared else repeat)
+                    )
 
     def unstack(self) -> None:
-        """Give each layer arrays of its own: for a loop of many steps, which then cuts the stack once, before it."""
-        self.blocks = nnx.List([self._layer(index) for index in range(self.num_layers)])
+        """Cut the stacks into arrays of one layer each: for a loop of many steps, which then cuts once, before it."""
+        cut = lambda segment, block: nnx.List(
+            _layer(block, 0 if segment.shared else repeat) for repeat in range(segment.repeats)
+        )
+        self.segments = nnx.List(
+            nnx.List(cut(segment, block) for block in blocks)
+            for segment, blocks in zip(self.plan, self.segments, strict=True)
+        )
+
+
+def _layer(block: Block, index: int) -> Block:
+    return jax.tree.map(lambda w: w[index], block)

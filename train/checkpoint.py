@@ -4,7 +4,7 @@
     WORKDIR/checkpoints/STEP/training  optimizer state, counters (what training reads as well)
     WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics
 
-Arrays are saved under flat names ('stack/blocks/attention/query'), so a file does not depend on Python classes, and
+Arrays are saved under flat names ('stack/segments/0/0/attention/key'), so a file does not depend on Python classes, and
 are written asynchronously: the loop goes on once they are copied from the device.
 """
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model import axes
+from model.output import Output
 
 # Logits in flight on one device: tokens (rows x chunk) times the vocabulary.
 CHUNK_TOKENS = 1024
@@ -37,38 +38,40 @@ class TokenLoss(NamedTuple):
     z_loss: jax.Array  # no gradient
 
 
-def cross_entropy(x_BTD, table, targets_BT, weights_BT, *, z_loss=0.0, label_smoothing=0.0) -> TokenLoss:
-    """Cross-entropy of softmax(x table^T) against integer targets.
+def cross_entropy(output: Output, targets_BT, weights_BT, *, z_loss=0.0, label_smoothing=0.0) -> TokenLoss:
+    """Cross-entropy of the softmax of an output layer's scores against integer targets.
 
     Args:
-      x_BTD: hidden states.
-      table: the output layer's parameter, [V, D].
+      output: of the model, for these tokens.
       targets_BT: int32.  weights_BT: float32 weight of each token.
       z_loss: adds z_loss * logsumexp^2 a token, which keeps logits from drifting (PaLM, arXiv:2204.02311).
       label_smoothing: mass taken from the target and spread over the vocabulary (arXiv:1512.00567).
     """
+    x_BTD, table, bias, softcap = output
     w_VD = axes.gather(table[...].astype(x_BTD.dtype))
+    b_V = None if bias is None else bias[...].astype(jnp.float32)
     # Rows on one device each need no map; XLA's partitioner fails where a map's devices are all one.
     names = axes.axis_names("batch")
-    run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, names))
+    run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, softcap, names))
     if not names:
-        return run(x_BTD, w_VD, targets_BT, weights_BT)
+        return run(x_BTD, w_VD, b_V, targets_BT, weights_BT)
 
-    def local(x_BTD, w_VD, targets_BT, weights_BT):
+    def local(x_BTD, w_VD, b_V, targets_BT, weights_BT):
         # The transpose of this cast is the one sum of the table's gradient over devices.
-        w_VD = jax.lax.pcast(w_VD, names, to="varying")
-        return jax.lax.psum(run(x_BTD, w_VD, targets_BT, weights_BT), names)
+        w_VD, b_V = jax.lax.pcast((w_VD, b_V), names, to="varying")
+        return jax.lax.psum(run(x_BTD, w_VD, b_V, targets_BT, weights_BT), names)
 
     rows, whole = axes.spec("batch"), PartitionSpec()
-    specs = (rows, whole, rows, rows)
+    specs = (rows, whole, whole, rows, rows)
     return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole)(
-        x_BTD, w_VD, targets_BT, weights_BT
+        x_BTD, w_VD, b_V, targets_BT, weights_BT
     )
 
 
 class _Settings(NamedTuple):
     z_loss: float
     smoothing: float
+    softcap: float
     varying: tuple[str, ...]  # mesh axes whose devices each have rows of their own
 
     def constant(self, value: jax.Array) -> jax.Array:
@@ -77,17 +80,18 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_loss(settings, x_BTD, w_VD, targets_BT, weights_BT):
+def _token_loss(settings, x_BTD, w_VD, b_V, targets_BT, weights_BT):
     def body(sums, chunk):
-        return jax.tree.map(jnp.add, sums, _chunk(settings, w_VD, *chunk)[0]), None
+        return jax.tree.map(jnp.add, sums, _chunk(settings, w_VD, b_V, *chunk)[0]), None
 
     return jax.lax.scan(body, _zeros(settings), _chunks(x_BTD, targets_BT, weights_BT))[0]
 
 
-def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
+def _forward(settings, x_BTD, w_VD, b_V, targets_BT, weights_BT):
     def body(carry, chunk):
-        sums, dw_DV = carry
-        more, dlogits_BCV = _chunk(settings, w_VD, *chunk)
+        sums, dw_DV, db_V = carry
+        more, dlogits_BCV = _chunk(settings, w_VD, b_V, *chunk)
+        db_V = None if db_V is None else db_V + dlogits_BCV.sum((0, 1))
         dlogits_BCV = dlogits_BCV.astype(x_BTD.dtype)
         dx_BCD = jnp.einsum("BCV,VD->BCD", dlogits_BCV, w_VD, out_sharding=axes.out("batch", "length", "features"))
         # In this order because a CPU copies the first operand transposed: the smaller one.
@@ -99,28 +103,28 @@ def _forward(settings, x_BTD, w_VD, targets_BT, weights_BT):
             preferred_element_type=_product_dtype(w_VD.dtype),
             out_sharding=axes.out("features", "vocab"),
         )
-        return (jax.tree.map(jnp.add, sums, more), dw_DV), dx_BCD
+        return (jax.tree.map(jnp.add, sums, more), dw_DV, db_V), dx_BCD
 
     chunks = _chunks(x_BTD, targets_BT, weights_BT)
     dw_DV = jnp.zeros_like(w_VD.T, jnp.float32)
-    (sums, dw_DV), dx = jax.lax.scan(body, (_zeros(settings), dw_DV), chunks)
+    db_V = None if b_V is None else jnp.zeros_like(b_V)
+    (sums, dw_DV, db_V), dx = jax.lax.scan(body, (_zeros(settings), dw_DV, db_V), chunks)
     b, t, d = x_BTD.shape
     dx_BTD = jnp.swapaxes(dx, 0, 1).reshape(b, -1, d)[:, :t]
-    return sums, (dx_BTD, dw_DV.T.astype(w_VD.dtype))
+    return sums, (dx_BTD, dw_DV.T.astype(w_VD.dtype), db_V)
 
 
 def _backward(settings, residuals, cotangents):
-    dx_BTD, dw_VD = residuals
-    scale = cotangents.total
-    return dx_BTD * scale.astype(dx_BTD.dtype), dw_VD * scale.astype(dw_VD.dtype), None, None
+    scaled = jax.tree.map(lambda d: d * cotangents.total.astype(d.dtype), residuals)
+    return *scaled, None, None
 
 
 _token_loss.defvjp(_forward, _backward)
 
 
-def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
+def _chunk(settings, w_VD, b_V, x_BCD, targets_BC, weights_BC):
     """The sums of one chunk, and the gradient of its total with respect to its logits, float32 [B, C, V]."""
-    z_loss, smoothing, _ = settings
+    z_loss, smoothing, softcap, _ = settings
     logits = jnp.einsum(
         "BCD,VD->BCV",
         x_BCD,
@@ -128,6 +132,10 @@ def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
         preferred_element_type=_product_dtype(w_VD.dtype),
         out_sharding=axes.out("batch", "length", "vocab"),
     ).astype(jnp.float32)
+    if b_V is not None:
+        logits += b_V
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     exp = jnp.exp(logits - top)
     norm = exp.sum(-1, keepdims=True)
@@ -141,6 +149,8 @@ def _chunk(settings, w_VD, x_BCD, targets_BC, weights_BC):
         loss = (1 - smoothing) * nll + smoothing * (log_z - logits.mean(-1))
         target = (1 - smoothing) * target + smoothing / w_VD.shape[0]
     dlogits = weights_BC[..., None] * (exp / norm * (1 + 2 * z_loss * log_z[..., None]) - target)
+    if softcap:
+        dlogits *= 1 - jnp.square(logits / softcap)
     sums = TokenLoss(*((weights_BC * value).sum() for value in (loss + penalty, nll, penalty)))
     return sums, dlogits
 

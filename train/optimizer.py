@@ -39,7 +39,7 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
 def by_pattern(params, rules):
     """The tree of values that an ordered list of (regular expression, value) gives to the parameters.
 
-    A parameter's name is its path, e.g. 'stack/blocks/attention/query'; the first pattern found in it decides.
+    A parameter's name is its path, e.g. 'stack/segments/0/0/attention/query'; the first pattern found in it decides.
 
     Raises:
       ValueError: a parameter that no pattern matches.
@@ -56,7 +56,7 @@ def by_pattern(params, rules):
 
 
 def param_name(path) -> str:
-    """'stack/blocks/attention/query' for a leaf's key path."""
+    """'stack/segments/0/0/attention/query' for a leaf's key path."""
     return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path[:-1])
 
 

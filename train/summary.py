@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from model import count
+
 
 def facts(config, model, mesh, prepared, convention: str) -> dict:
     """What is known before the first step.
@@ -25,9 +27,9 @@ def facts(config, model, mesh, prepared, convention: str) -> dict:
     split = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     return {
         "model": {
-            "parameters": model.num_params(),
-            "non_embedding_parameters": model.num_params(embedding=False),
-            "flops_per_token": model.flops_per_token(config.data.seq_len),
+            "parameters": count.num_params(model),
+            "non_embedding_parameters": count.num_params(model, embedding=False),
+            "flops_per_token": count.flops_per_token(model, config.data.seq_len),
         },
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "mesh": split or "one device",

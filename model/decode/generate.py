@@ -82,7 +82,7 @@ def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, 
         """The logits [B, V] that follow the last of T tokens, and the cache with all of them."""
         cache, mask = cache.admit(segments_BT, positions_BT)
         x_BTD, cache = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache)
-        logits_BV = axes.place(model.output.logits(x_BTD[:, -1:])[:, 0], "batch", None)
+        logits_BV = axes.place(model.output(x_BTD[:, -1:]).logits()[:, 0], "batch", None)
         return logits_BV[:, :vocab_size], cache.advance(tokens_BT.shape[1])
 
     def draw(logits_BV, step):

@@ -1,14 +1,12 @@
 """Published sizes: parameters and FLOPs as published, as the modules have them, and as transformers has them."""
 
-import jax
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from configs.sizes import SIZES
 from model.config import ModelConfig
-from model.families import Decoder
+from model.count import flops_per_token, num_params
 
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -30,27 +28,21 @@ def config(name: str) -> ModelConfig:
     return ModelConfig(**fields | {"vocab_size": fields["vocab_size"] or 4096})
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_the_count_is_that_of_the_module(name):
-    shapes = jax.eval_shape(lambda key: Decoder(config(name), nnx.Rngs(key)), jax.random.key(0))
-    assert config(name).num_params() == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_as_published(name):
-    assert config(name).num_params() == PUBLISHED[name]
+    assert num_params(config(name)) == PUBLISHED[name]
 
 
 def test_gpt3_has_175_billion_parameters():
-    assert config("gpt3_175b").num_params() == pytest.approx(175e9, rel=0.005)
+    assert num_params(config("gpt3_175b")) == pytest.approx(175e9, rel=0.005)
 
 
 def test_flops_are_near_published_training_compute():
     """Both papers count 6 a parameter and token: no attention, which adds 1.4 % to GPT-3 at 2048 tokens and 4 % to
     Llama 3 at 8192; the latter leaves the embedding table in, which multiplies nothing and takes 0.5 % off here."""
     gpt3, llama3 = config("gpt3_175b"), config("llama3_405b")
-    assert gpt3.flops_per_token(2048) * 300e9 == pytest.approx(3.14e23, rel=0.02)
-    assert llama3.flops_per_token(8192) * 15.6e12 == pytest.approx(3.8e25, rel=0.04)
+    assert flops_per_token(gpt3, 2048) * 300e9 == pytest.approx(3.14e23, rel=0.02)
+    assert flops_per_token(llama3, 8192) * 15.6e12 == pytest.approx(3.8e25, rel=0.04)
 
 
 def test_gpt2_and_llama_are_the_defaults_of_transformers():

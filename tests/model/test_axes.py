@@ -38,9 +38,9 @@ def test_parameters_are_born_sharded():
         model = jax.jit(lambda key: Decoder(tiny.LLAMA, nnx.Rngs(key)))(jax.random.key(0))
         assert axes.parts("batch") == 4
     spec = lambda param: param[...].sharding.spec
-    assert spec(model.stack.blocks.attention.query) == PartitionSpec(None, "fsdp", "tensor", None, None)
-    assert spec(model.stack.blocks.feed_forward.down) == PartitionSpec(None, "tensor", "fsdp")
-    assert spec(model.embedding.table) == PartitionSpec("tensor", "fsdp")
+    assert spec(model.stack.segments[0][0].attention.query) == PartitionSpec(None, "fsdp", "tensor", None, None)
+    assert spec(model.stack.segments[0][0].feed_forward.down) == PartitionSpec(None, "tensor", "fsdp")
+    assert spec(model.inputs.tokens.table) == PartitionSpec("tensor", "fsdp")
     for leaf in jax.tree.leaves(model):
         # Norms are small and stay whole; everything else is split over fsdp and tensor.
         expected = leaf.size if leaf.size <= 2 * 32 else leaf.size // 4

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from model.config import ModelConfig
+from model.count import flops_per_token
 from model.families import Decoder
 from tests.model import tiny
 
@@ -80,4 +81,4 @@ def test_flops_are_those_of_the_program(name):
     training = jax.make_jaxpr(jax.grad(lambda model: model.logits(tokens).sum()))(model)
     # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
     for program, flag in ((forward, False), (training, True)):
-        assert dot_flops(program.jaxpr) == config.flops_per_token(2 * length, training=flag) * rows * length
+        assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length

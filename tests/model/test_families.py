@@ -13,7 +13,7 @@ import transformers
 from model.families import Decoder
 from tests.model import tiny
 
-run = jax.jit(lambda model, *batch: model(*batch))
+run = jax.jit(lambda model, *batch: model(*batch).x_BTD)
 logits = jax.jit(Decoder.logits)
 
 
@@ -31,8 +31,8 @@ def test_a_token_sees_itself_and_what_came_before_in_its_document(name):
     @jax.jit
     def moved(model):
         def by(position):
-            state = lambda model: jnp.sin(model(tokens, segments, positions)[0, position]).sum()
-            return jnp.abs(jax.grad(state)(model).embedding.table[...]).max(-1)[:24]
+            state = lambda model: jnp.sin(model(tokens, segments, positions).x_BTD[0, position]).sum()
+            return jnp.abs(jax.grad(state)(model).inputs.tokens.table[...]).max(-1)[:24]
 
         return jax.lax.map(by, jnp.arange(24))
 
@@ -99,11 +99,11 @@ def test_logits_are_those_of_transformers_gpt2():
     )
     model, state = tiny.decoder(config), reference.state_dict()
     take = functools.partial(weights, reference)
-    model.embedding.table[...] = state["transformer.wte.weight"].numpy()
-    model.positions.table[...] = state["transformer.wpe.weight"].numpy()
+    model.inputs.tokens.table[...] = state["transformer.wte.weight"].numpy()
+    model.inputs.positions.table[...] = state["transformer.wpe.weight"].numpy()
     model.norm.scale[...] = state["transformer.ln_f.weight"].numpy()
     model.norm.bias[...] = state["transformer.ln_f.bias"].numpy()
-    block = model.stack.blocks
+    block = model.stack.segments[0][0]
     for norm, name in ((block.attention_norm, "ln_1"), (block.feed_forward_norm, "ln_2")):
         norm.scale[...] = take(f"transformer.h.{{}}.{name}.weight")
         norm.bias[...] = take(f"transformer.h.{{}}.{name}.bias")
@@ -134,8 +134,8 @@ def test_logits_are_those_of_transformers_llama():
     model, state = tiny.decoder(tiny.LLAMA), reference.state_dict()
     # Linear keeps [out, in].
     take = lambda name: np.moveaxis(weights(reference, f"model.layers.{{}}.{name}.weight"), -1, 1)
-    block = model.stack.blocks
-    model.embedding.table[...] = state["model.embed_tokens.weight"].numpy()
+    block = model.stack.segments[0][0]
+    model.inputs.tokens.table[...] = state["model.embed_tokens.weight"].numpy()
     model.unembedding.table[...] = state["lm_head.weight"].numpy()
     model.norm.scale[...] = state["model.norm.weight"].numpy()
     block.attention_norm.scale[...] = weights(reference, "model.layers.{}.input_layernorm.weight")

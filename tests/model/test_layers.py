@@ -70,7 +70,7 @@ def test_dropout_is_off_without_a_key_and_differs_between_keys():
     config = dataclasses.replace(tiny.LLAMA, dropout=0.5)
     model, plain = tiny.decoder(config), tiny.decoder(tiny.LLAMA)
     tokens = jnp.arange(16)[None]
-    run = jax.jit(lambda model, key: model(tokens, key=key))
+    run = jax.jit(lambda model, key: model(tokens, key=key).x_BTD)
     np.testing.assert_array_equal(run(model, None), run(plain, None))
     first, again, second = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from model.config import Rope
 from model.positions import rotate, rotation
 
 THETA, DIM = 100.0, 8
@@ -9,7 +10,7 @@ THETA, DIM = 100.0, 8
 
 def turned(x_TH, positions_T):
     """x [T, H] turned to these positions."""
-    turn = rotation(np.asarray(positions_T)[None], DIM, THETA)
+    turn = rotation(np.asarray(positions_T)[None], DIM, Rope(theta=THETA))
     return np.asarray(rotate(np.asarray(x_TH, np.float32)[None, :, None], turn))[0, :, 0]
 
 

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from model.config import ModelConfig
+from model.config import ModelConfig, Rope
 from model.families import Decoder
 
 _SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
 # Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
-LLAMA = ModelConfig(**_SHARED, num_heads=16, num_kv_heads=8, head_dim=4, norm_epsilon=3e-3, rope_theta=100.0)
+LLAMA = ModelConfig(**_SHARED, num_heads=16, num_kv_heads=8, head_dim=4, norm_epsilon=3e-3, rope=Rope(theta=100.0))
 # Learned positions, LayerNorm, biases, a tied output layer.
 GPT = ModelConfig(
     **_SHARED,
@@ -18,7 +18,9 @@ GPT = ModelConfig(
     position="learned",
     activation="gelu_tanh",
     gated=False,
-    bias=True,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
     tied=True,
 )
 BOTH = {"llama": LLAMA, "gpt": GPT}

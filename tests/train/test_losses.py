@@ -9,6 +9,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from model import axes
+from model.output import Output
 from train.losses import cross_entropy
 
 B, T, D, V = 4, 6, 8, 32
@@ -23,21 +24,23 @@ def inputs(seed=0, length=T):
     return x, table, targets, weights.astype(np.float32)
 
 
-def reference(x, table, targets, weights, z_loss, smoothing):
-    """(total, nats, dx, dtable) by PyTorch in float64."""
-    x, table = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, table))
+def reference(x, table, targets, weights, z_loss, smoothing, bias=None, softcap=0.0):
+    """(total, nats, dx, dtable[, dbias]) by PyTorch in float64."""
+    bias = np.zeros(V) if bias is None else bias
+    x, table, bias = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, table, bias))
     targets, weights = torch.tensor(targets).long().flatten(), torch.tensor(weights, dtype=torch.float64).flatten()
-    logits = (x @ table.T).reshape(-1, V)
+    logits = (x @ table.T + bias).reshape(-1, V)
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
     smoothed = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     total = (weights * (smoothed + z_loss * torch.logsumexp(logits, -1) ** 2)).sum()
     total.backward()
-    return total.item(), (weights * plain).sum().item(), x.grad.numpy(), table.grad.numpy()
+    return total.item(), (weights * plain).sum().item(), x.grad.numpy(), table.grad.numpy(), bias.grad.numpy()
 
 
 def value_and_gradients(x, table, targets, weights, **settings):
     def total(x, table):
-        loss = cross_entropy(x, nnx.Param(table), targets, weights, **settings)
+        loss = cross_entropy(Output(x, nnx.Param(table), None, 0.0), targets, weights, **settings)
         return loss.total, loss
 
     (_, loss), (dx, dtable) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(x, table)
@@ -50,11 +53,26 @@ def test_equals_float64(z_loss, smoothing, length):
     """Values and gradients, also where the length does not divide into chunks."""
     arrays = inputs(length=length)
     loss, dx, dtable = value_and_gradients(*arrays, z_loss=z_loss, label_smoothing=smoothing)
-    total, nats, dx_expected, dtable_expected = reference(*arrays, z_loss, smoothing)
+    total, nats, dx_expected, dtable_expected, _ = reference(*arrays, z_loss, smoothing)
     np.testing.assert_allclose(loss.total, total, rtol=1e-5)
     np.testing.assert_allclose(loss.cross_entropy, nats, rtol=1e-5)
     np.testing.assert_allclose(dx, dx_expected, atol=2e-6)
     np.testing.assert_allclose(dtable, dtable_expected, atol=5e-6)
+
+
+def test_bias_and_softcap_equal_float64():
+    x, table, targets, weights = inputs()
+    bias = np.random.default_rng(5).normal(size=V).astype(np.float32)
+
+    def total(x, table, bias):
+        output = Output(x, nnx.Param(table), nnx.Param(bias), 3.0)
+        return cross_entropy(output, targets, weights, z_loss=0.01, label_smoothing=0.1).total
+
+    ours = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(x, table, bias)
+    expected = reference(x, table, targets, weights, 0.01, 0.1, bias, 3.0)
+    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5)
+    for gradient, wanted in zip(ours[1], expected[2:], strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=5e-6)
 
 
 def test_bfloat16_stays_near():
@@ -62,7 +80,7 @@ def test_bfloat16_stays_near():
     x, table, targets, weights = inputs(length=64)
     x, table = (jnp.asarray(a, jnp.bfloat16) for a in (x, table))
     loss, dx, dtable = value_and_gradients(x, table, targets, weights)
-    total, _, dx_expected, dtable_expected = reference(
+    total, _, dx_expected, dtable_expected, _ = reference(
         *(np.asarray(a, np.float32) for a in (x, table)), targets, weights, 0.0, 0.0
     )
     np.testing.assert_allclose(loss.total, total, rtol=2e-3)
@@ -74,7 +92,9 @@ def test_bfloat16_stays_near():
 def test_evaluation_and_training_agree():
     """The forward pass alone (no gradient asked for) is another program; it must give the same sums."""
     x, table, targets, weights = inputs()
-    alone = cross_entropy(jnp.asarray(x), nnx.Param(jnp.asarray(table)), targets, weights, z_loss=0.01)
+    alone = cross_entropy(
+        Output(jnp.asarray(x), nnx.Param(jnp.asarray(table)), None, 0.0), targets, weights, z_loss=0.01
+    )
     together, _, _ = value_and_gradients(x, table, targets, weights, z_loss=0.01)
     np.testing.assert_allclose(alone, together, rtol=1e-6)
 
@@ -107,7 +127,8 @@ def test_never_holds_all_logits(length):
     table = jax.ShapeDtypeStruct((V * 64, 2), jnp.float32)
     x = jax.ShapeDtypeStruct((4, length, 2), jnp.float32)
     targets, weights = (jax.ShapeDtypeStruct((4, length), dtype) for dtype in (jnp.int32, jnp.float32))
-    total = lambda x, table, targets, weights: cross_entropy(x, nnx.Param(table), targets, weights).total
+    output = lambda x, table: Output(x, nnx.Param(table), None, 0.0)
+    total = lambda x, table, targets, weights: cross_entropy(output(x, table), targets, weights).total
     program = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, table, targets, weights)
     largest, everything = max(sizes_in(program.jaxpr)), 4 * length * V * 64
     assert largest <= everything / 2

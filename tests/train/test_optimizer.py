@@ -70,11 +70,13 @@ def test_adamw_equals_pytorch():
 
 
 def test_norms_and_biases_do_not_decay():
-    config = ModelConfig(**TINY, bias=True, norm="layernorm", position="learned", gated=False)
+    config = ModelConfig(
+        **TINY, qkv_bias=True, out_bias=True, mlp_bias=True, norm="layernorm", position="learned", gated=False
+    )
     model = Decoder(config, nnx.Rngs(0))
     decays = optimizer.by_pattern(model, settings().decay)
     flat = {optimizer.param_name(path): value for path, value in jax.tree.leaves_with_path(decays)}
-    assert flat["stack/blocks/attention/query"] and flat["embedding/table"]
+    assert flat["stack/segments/0/0/attention/query"] and flat["inputs/tokens/table"]
     assert not any(value for name, value in flat.items() if "norm" in name or "bias" in name)
     assert len(flat) == len(jax.tree.leaves(model))
     # And in effect: with zero gradients, what decays shrinks and the rest stays as it is.
@@ -120,11 +122,11 @@ def test_muon_takes_the_matrices():
     model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
     tx = optimizer.make_optimizer(settings(name="muon"), lambda step: 0.01)
     state = tx.init(model)
-    names = {"/".join(str(getattr(k, "name", k)) for k in path) for path, _ in jax.tree.leaves_with_path(state)}
-    muon = {n.split("stack/blocks/")[-1] for n in names if "'muon'" in n and "stack/blocks" in n}
+    paths = [path for path, _ in jax.tree.leaves_with_path(state) if "'muon'" in jax.tree_util.keystr(path)]
+    muon = {"/".join(name.split("/")[-2:]) for name in map(optimizer.param_name, paths) if "stack/" in name}
     matrices = {"attention/query", "attention/key", "attention/value", "attention/out"}
     matrices |= {"feed_forward/gate", "feed_forward/up", "feed_forward/down"}
-    assert {n.removesuffix("/value") for n in muon} == matrices
+    assert muon == matrices
 
 
 def test_unknown_optimizer():

@@ -7,12 +7,12 @@ import torch
 def losses_in_pytorch(config, weights, batches, rate):
     """The losses of AdamW (0.9, 0.95, decay 0.1 on matrices, clip 1.0) from `weights` (nested dict of ours)."""
     f64 = lambda a: torch.nn.Parameter(torch.tensor(np.asarray(a), dtype=torch.float64))
-    blocks, params = weights["stack"]["blocks"], {}
+    blocks, params = weights["stack"]["segments"][0][0], {}
     for layer in range(config.num_layers):
         for part, names in blocks.items():
             for name, value in names.items():
                 params[f"{layer}.{part}.{name}"] = f64(value[layer])
-    table, norm = f64(weights["embedding"]["table"]), f64(weights["norm"]["scale"])
+    table, norm = f64(weights["inputs"]["tokens"]["table"]), f64(weights["norm"]["scale"])
     params |= {"table": table, "norm.scale": norm}
     decayed = [p for name, p in params.items() if "norm" not in name]
     plain = [p for name, p in params.items() if "norm" in name]
@@ -24,7 +24,7 @@ def losses_in_pytorch(config, weights, batches, rate):
 
     def rotate(x):  # [B, T, N, H]
         half = x.shape[-1] // 2
-        angles = torch.arange(x.shape[1])[:, None] * config.rope_theta ** (-torch.arange(half) / half)
+        angles = torch.arange(x.shape[1])[:, None] * config.rope.theta ** (-torch.arange(half) / half)
         turned = (
             torch.view_as_complex(torch.stack([x[..., :half], x[..., half:]], -1)) * torch.exp(1j * angles)[:, None]
         )

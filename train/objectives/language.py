@@ -8,10 +8,8 @@ def next_token(z_loss: float = 0.0, label_smoothing: float = 0.0):
 
     def objective(model, batch, key) -> Loss:
         hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"], key=key)
-        table = model.output.table
-        loss = cross_entropy(
-            hidden, table, batch["targets"], batch["weights"], z_loss=z_loss, label_smoothing=label_smoothing
-        )
+        output = model.output(hidden.x_BTD)
+        loss = cross_entropy(output, batch["targets"], batch["weights"], z_loss=z_loss, label_smoothing=label_smoothing)
         metrics = {"loss": loss.cross_entropy}
         if z_loss:
             metrics["z_loss"] = loss.z_loss

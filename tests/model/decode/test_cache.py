@@ -15,7 +15,7 @@ def extended(model, cache, tokens, segments, positions):
     """The logits after each of these tokens, and the cache with them."""
     cache, mask = cache.admit(segments, positions)
     states, cache = model(tokens, segments, positions, mask=mask, cache=cache)
-    return model.output.logits(states), cache.advance(tokens.shape[1])
+    return model.output(states).logits(), cache.advance(tokens.shape[1])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
