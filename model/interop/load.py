@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from model import axes
 from model.interop import table as tables
 from model.interop.folder import Folder
 from model.interop.table import Piece, Table
@@ -52,7 +53,7 @@ def load(abstract_model, table: Table, folder: Folder):
     largest_first = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape) / max(1, len(sources[path])))
     filled = {}
     # Each device's part is filled by a program of that device alone: the mesh that may be set is not to touch it.
-    with jax.set_mesh(Mesh(np.empty((), object), ())):
+    with _own_mesh():
         for path in largest_first:
             leaf = leaves[path]
             filled[path] = _read(leaf, sources[path], folder) if sources[path] else _constant(leaf, constants[path])
@@ -75,7 +76,9 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
     wanted = tables.expected(table, leaves)
     for entry in table.entries:
         if entry.absent is not None and entry.path in leaves:
-            if not bool(jnp.all(leaves[entry.path] == entry.absent)):
+            with _own_mesh(leaves[entry.path]):
+                unused = bool(jnp.all(leaves[entry.path] == entry.absent))
+            if not unused:
                 raise CheckpointFolderError(
                     f"parameter {entry.path} has no place in their format unless it is {entry.absent:g} throughout"
                 )
@@ -136,10 +139,8 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _insert(stack: jax.Array, piece: jax.Array, index: list) -> jax.Array:
-    start = (*index, *[0] * piece.ndim)
-    return jax.lax.dynamic_update_slice(
-        stack, piece.astype(stack.dtype).reshape([1] * len(index) + [*piece.shape]), start
-    )
+    piece = jnp.expand_dims(piece.astype(stack.dtype), range(len(index)))
+    return jax.lax.dynamic_update_slice(stack, piece, (*index, *[0] * (stack.ndim - len(index))))
 
 
 def _constant(leaf: jax.ShapeDtypeStruct, value: float) -> jax.Array:
@@ -153,14 +154,20 @@ def _sharding(leaf: jax.ShapeDtypeStruct):
     return leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
 
 
+def _own_mesh(w: jax.Array | None = None):
+    """Programs on `w` run under its own mesh, whichever is set; programs on one device under none."""
+    mesh = w.sharding.mesh if w is not None and isinstance(w.sharding, NamedSharding) else None
+    return jax.set_mesh(Mesh(np.empty((), object), ()) if mesh is None else mesh)
+
+
 def _gathered(w: jax.Array, index: tuple[int, ...], dtype) -> np.ndarray:
     """One index of the stacked dims, whole, on the host."""
-    mesh = w.sharding.mesh if isinstance(w.sharding, NamedSharding) else None
-    return np.asarray(_gather(w, [np.int32(i) for i in index], mesh, dtype))
+    with _own_mesh(w):
+        return np.asarray(_gather(w, [np.int32(i) for i in index], dtype))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _gather(w, index, mesh, dtype):
+@functools.partial(jax.jit, static_argnums=2)
+def _gather(w, index, dtype):
     def pick(bits, index):
         # An array of one index, because where the dim is split this compiles to a sum over devices, the others giving
         # zeros, while a plain index would gather the whole stack.
@@ -170,8 +177,8 @@ def _gather(w, index, mesh, dtype):
 
     # Summed as integers, so that -0 and NaN pass bit for bit.
     bits = jax.lax.bitcast_convert_type(w, jnp.dtype(f"uint{8 * w.dtype.itemsize}"))
-    if mesh is not None:
-        pick = jax.sharding.auto_axes(pick, out_sharding=NamedSharding(mesh, PartitionSpec()))
+    if axes.has_mesh():
+        pick = jax.sharding.auto_axes(pick, out_sharding=PartitionSpec())
     return jax.lax.bitcast_convert_type(pick(bits, index), w.dtype).astype(dtype)
 
 

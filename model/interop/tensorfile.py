@@ -87,9 +87,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             tensors[name] = Tensor(shape, dtype, path, start + begin)
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointFolderError(
-            f"{path} is damaged, its header makes no sense ({error}); fetch it again"
-        ) from error
+        raise CheckpointFolderError(f"{path} is damaged, its header is wrong ({error}); fetch it again") from error
     if start + end != size:
         raise CheckpointFolderError(
             f"{path} is truncated or damaged: it has {size} bytes, its header promises {start + end}; fetch it again"
