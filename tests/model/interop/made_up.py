@@ -1,16 +1,12 @@
-"""Two small tables for the Decoder, as LLaMA and as GPT-2, and transformers' models of the same shape."""
+"""Two small tables for the Decoder, as LLaMA and as GPT-2."""
 
 import jax
-import torch
-import transformers
 from flax import nnx
 
 from model import axes
 from model.families import Decoder
 from model.interop.layout import Entry
 from model.interop.table import Table
-from tests.model import tiny
-from tests.model.test_families import redrawn
 from train import state
 
 
@@ -72,29 +68,7 @@ GPT2 = Table(
 )
 
 
-def llama():
-    """transformers' model for tiny.LLAMA."""
-    settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=16, head_dim=4)
-    settings |= dict(num_key_value_heads=8, rms_norm_eps=3e-3, vocab_size=64, max_position_embeddings=64)
-    settings |= dict(rope_parameters={"rope_type": "default", "rope_theta": 100.0}, tie_word_embeddings=False)
-    return redrawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)))
-
-
-def gpt2():
-    """transformers' model for tiny.GPT."""
-    settings = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=8, n_inner=64)
-    return redrawn(transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, layer_norm_epsilon=1e-5)))
-
-
-BOTH = {"llama": (tiny.LLAMA, LLAMA, llama), "gpt2": (tiny.GPT, GPT2, gpt2)}
-
-
 def abstract(config):
     """Shapes, dtypes and shardings of a Decoder on the mesh that is set, if there is one."""
     make = lambda rngs: Decoder(config, rngs)
     return state.abstract_model(make) if axes.has_mesh() else jax.eval_shape(lambda: make(nnx.Rngs(0)))
-
-
-def as_bits(tensor: torch.Tensor):
-    """Its bytes, as numpy."""
-    return tensor.contiguous().view(torch.uint8).numpy()

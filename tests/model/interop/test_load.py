@@ -24,14 +24,32 @@ from model.interop.table import Table, parameters
 from model.interop.tensorfile import CheckpointFolderError
 from tests.model import tiny
 from tests.model.interop import made_up
+from tests.model.test_families import redrawn
 
 logits = jax.jit(Decoder.logits)
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 16)).astype(np.int32)
 
 
+def llama():
+    """transformers' model for tiny.LLAMA."""
+    settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=16, head_dim=4)
+    settings |= dict(num_key_value_heads=8, rms_norm_eps=3e-3, vocab_size=64, max_position_embeddings=64)
+    settings |= dict(rope_parameters={"rope_type": "default", "rope_theta": 100.0}, tie_word_embeddings=False)
+    return redrawn(transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)))
+
+
+def gpt2():
+    """transformers' model for tiny.GPT."""
+    settings = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=8, n_inner=64)
+    return redrawn(transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, layer_norm_epsilon=1e-5)))
+
+
+BOTH = {"llama": (tiny.LLAMA, made_up.LLAMA, llama), "gpt2": (tiny.GPT, made_up.GPT2, gpt2)}
+
+
 @functools.cache
 def reference(name, dtype=torch.float32):
-    return made_up.BOTH[name][2]().to(dtype)
+    return BOTH[name][2]().to(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +65,11 @@ def saved(tmp_path_factory):
     return write
 
 
+def as_bits(tensor: torch.Tensor):
+    """Its bytes, as numpy."""
+    return tensor.contiguous().view(torch.uint8).numpy()
+
+
 def tensors(folder):
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -55,12 +78,12 @@ def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype)
-        np.testing.assert_array_equal(made_up.as_bits(found[name]), made_up.as_bits(tensor), err_msg=name)
+        np.testing.assert_array_equal(as_bits(found[name]), as_bits(tensor), err_msg=name)
 
 
-@pytest.mark.parametrize("name", made_up.BOTH)
+@pytest.mark.parametrize("name", BOTH)
 def test_logits_are_those_of_transformers(name, saved):
-    config, table, _ = made_up.BOTH[name]
+    config, table, _ = BOTH[name]
     model = load(made_up.abstract(config), table, Folder(saved(name)))
     with torch.no_grad():
         expected = reference(name)(torch.tensor(TOKENS)).logits.numpy()
@@ -69,11 +92,11 @@ def test_logits_are_those_of_transformers(name, saved):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", ["1GB", "20kB"])
-@pytest.mark.parametrize("name", made_up.BOTH)
+@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}], ids=str)
 def test_there_and_back_on_a_mesh(name, dtype, size, shape, saved, tmp_path):
     """Placed as the mesh wants it; written again in the dtype of the file, the same tensors bit for bit."""
-    config, table, _ = made_up.BOTH[name]
+    config, table, _ = BOTH[name]
     folder = saved(name, dtype, size)
     assert (folder / "model.safetensors.index.json").exists() == (size == "20kB")
     with axes.use_mesh(axes.make_mesh(shape)):
