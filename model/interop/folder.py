@@ -1,0 +1,93 @@
+"""Reads a checkpoint folder as Hugging Face keeps it: `config.json`, and tensors by name in safetensors files.
+
+    config.json                       the architecture, in their words
+    model.safetensors                 all tensors, or
+    model-00001-of-00003.safetensors  a part of them, and
+    model.safetensors.index.json      which tensor is in which part
+
+Pickle files (`pytorch_model.bin`) are refused: unpickling runs code. Nothing here imports JAX.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from model.interop import tensorfile
+from model.interop.tensorfile import CheckpointFolderError, Tensor
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Folder:
+    """A checkpoint folder to read from; `tensors` lists what is in it.
+
+    Raises:
+      CheckpointFolderError: no folder, no checkpoint, only pickle files, a missing, truncated or damaged file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.tensors: dict[str, Tensor] = {}
+        for file in self._files():
+            for name, tensor in tensorfile.read_header(file).items():
+                if name in self.tensors:
+                    raise CheckpointFolderError(f"{file} and {self.tensors[name].path.name} both hold tensor {name}")
+                self.tensors[name] = tensor
+        for name, file in self._weight_map().items():
+            if name not in self.tensors or self.tensors[name].path.name != file:
+                raise CheckpointFolderError(f"{self.path / INDEX} says that {file} holds {name}, but it does not")
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
+
+        Takes memory for the result, and 16 MiB (or one row) more where the part is not a run of whole rows.
+        """
+        return tensorfile.read(self.tensors[name], index)
+
+    def config(self) -> dict:
+        """The content of config.json."""
+        return _json(self.path / "config.json", f"there is no config.json in {self.path}")
+
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            raise CheckpointFolderError(f"there is no folder {self.path}")
+        shards = sorted(set(self._weight_map().values()))
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise CheckpointFolderError(f"{self.path / INDEX} names {shard!r}, which is not a file beside it")
+            if not (self.path / shard).is_file():
+                raise CheckpointFolderError(f"{self.path / INDEX} names {shard}, which is missing")
+        if shards or (self.path / SINGLE).is_file():
+            return [self.path / name for name in shards or [SINGLE]]
+        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        if pickles:
+            raise CheckpointFolderError(
+                f"{self.path} holds only pickle files ({', '.join(pickles[:3])}): unpickling runs whatever code is in "
+                "them; convert them to safetensors first (transformers: load, then save_pretrained)"
+            )
+        raise CheckpointFolderError(f"{self.path} holds no checkpoint: neither {SINGLE} nor {INDEX}")
+
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor -> file, from the index; empty where one file holds everything (it comes first if both are there)."""
+        path = self.path / INDEX
+        if (self.path / SINGLE).is_file() or not path.is_file():
+            return {}
+        files = _json(path, f"there is no {path}").get("weight_map")
+        if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+            raise CheckpointFolderError(f"{path} is damaged: it has no weight_map from tensors to files")
+        return files
+
+
+def _json(path: Path, absent: str) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointFolderError(absent) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointFolderError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointFolderError(f"{path} is damaged: it is no JSON object")
+    return value

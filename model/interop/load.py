@@ -1,0 +1,187 @@
+"""Fills a sharded model from a checkpoint folder, and writes one, by a family's table (table.py, layout.py).
+
+Both go through their tensors one at a time, so that beside the model itself a host holds about one tensor. Every
+process reads only what its devices keep; process 0 writes.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from model import axes
+from model.interop import table as tables
+from model.interop.folder import Folder
+from model.interop.table import Piece, Table
+from model.interop.tensorfile import CheckpointFolderError
+from model.interop.writer import Writer
+
+
+class Source(NamedTuple):
+    """Where a part of a parameter is read from."""
+
+    piece: Piece
+    name: str  # in the folder
+    sizes: dict[str, int]
+
+
+def load(abstract_model, table: Table, folder: Folder):
+    """The model from the tensors of `folder`: parameters placed, split and typed as in `abstract_model`.
+
+    Args:
+      abstract_model: an NNX module of jax.ShapeDtypeStruct, with shardings where there is a mesh.
+
+    Raises:
+      CheckpointFolderError: tensors are missing, unexpected or of another shape, found before any is read; a file is
+        damaged.
+      ValueError: the table contradicts itself or the model.
+    """
+    leaves = tables.parameters(abstract_model)
+    wanted = tables.expected(table, leaves)
+    sources: dict[str, list[Source]] = {path: [] for path in leaves}
+    for name, file_name in tables.match(table, wanted, folder).items():
+        for piece in wanted[name].pieces:
+            sources[piece.entry.path].append(Source(piece, file_name, wanted[name].sizes))
+    constants = {entry.path: entry.absent for entry in table.entries}
+    # Large tensors first, while the model is small: so the peak is hardly more than the model.
+    largest_first = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape) / max(1, len(sources[path])))
+    filled = {}
+    # Each device's part is filled by a program of that device alone: the mesh that may be set is not to touch it.
+    with _own_mesh():
+        for path in largest_first:
+            leaf = leaves[path]
+            filled[path] = _read(leaf, sources[path], folder) if sources[path] else _constant(leaf, constants[path])
+    return jax.tree.unflatten(jax.tree.structure(abstract_model), [filled[path] for path in leaves])
+
+
+def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Write the model as a checkpoint folder. In a run of several processes all of them call it.
+
+    Args:
+      path: a folder that does not exist, or is empty; afterwards it is complete, or as it was.
+      files: texts of further files: config.json, tokenizer.json.
+      dtype: of the tensors; None: of the parameters.
+
+    Raises:
+      CheckpointFolderError: the folder can't be written; a parameter has no place in their format.
+      ValueError: the table contradicts itself or the model.
+    """
+    leaves = tables.parameters(model)
+    wanted = tables.expected(table, leaves)
+    for entry in table.entries:
+        if entry.absent is not None and entry.path in leaves:
+            with _own_mesh(leaves[entry.path]):
+                unused = bool(jnp.all(leaves[entry.path] == entry.absent))
+            if not unused:
+                raise CheckpointFolderError(
+                    f"parameter {entry.path} has no place in their format unless it is {entry.absent:g} throughout"
+                )
+            wanted = {name: theirs for name, theirs in wanted.items() if entry is not theirs.pieces[0].entry}
+    order = sorted(wanted, key=_natural)
+    kind = lambda name: np.dtype(dtype or leaves[wanted[name].pieces[0].entry.path].dtype)
+
+    def joined(name):
+        tensor = np.empty(wanted[name].shape, kind(name))
+        for entry, index in wanted[name].pieces:
+            entry.put(_gathered(leaves[entry.path], index, kind(name)), tensor, wanted[name].sizes)
+        return tensor
+
+    if jax.process_index() != 0:
+        for name in order:  # takes part in the gathering
+            joined(name)
+        return
+    with Writer(path, {name: (wanted[name].shape, kind(name)) for name in order}, files, max_shard_bytes) as writer:
+        for name in order:
+            writer.write(name, joined(name))
+
+
+def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> jax.Array:
+    """A parameter, from its tensors."""
+    sharding = _sharding(leaf)
+    boxes = {  # what each device of this process keeps: (start, stop) of each dim
+        device: [part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True)]
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
+    }
+    parts: dict[jax.Device, jax.Array] = {}
+    for (entry, index), name, sizes in sources:
+        stacked = len(index)
+        here = {
+            device: box
+            for device, box in boxes.items()
+            if all(start <= i < stop for i, (start, stop) in zip(index, box, strict=False))
+        }
+        if not here:
+            continue
+        rest = [box[stacked:] for box in here.values()]
+        hull = [(min(start for start, _ in dim), max(stop for _, stop in dim)) for dim in zip(*rest, strict=True)]
+        wanted = dict(zip(entry.dims, hull, strict=True))
+        array = entry.take(functools.partial(folder.read, name), sizes, wanted)
+        for device, box in here.items():
+            cut = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[stacked:], hull, strict=True))
+            piece = jax.device_put(array[cut], device)
+            if not stacked:
+                parts[device] = piece.astype(leaf.dtype)
+                continue
+            if device not in parts:
+                shape = [stop - start for start, stop in box]
+                parts[device] = jnp.zeros(shape, leaf.dtype, device=device)
+            own = [np.int32(i - start) for i, (start, _) in zip(index, box, strict=False)]
+            parts[device] = _insert(parts[device], piece, own)
+        jax.block_until_ready(list(parts.values()))  # or tensors would queue up
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [parts[device] for device in boxes])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(stack: jax.Array, piece: jax.Array, index: list) -> jax.Array:
+    piece = jnp.expand_dims(piece.astype(stack.dtype), range(len(index)))
+    return jax.lax.dynamic_update_slice(stack, piece, (*index, *[0] * (stack.ndim - len(index))))
+
+
+def _constant(leaf: jax.ShapeDtypeStruct, value: float) -> jax.Array:
+    def part(index):
+        return np.full([len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape, strict=True)], value)
+
+    return jax.make_array_from_callback(leaf.shape, _sharding(leaf), lambda index: part(index).astype(leaf.dtype))
+
+
+def _sharding(leaf: jax.ShapeDtypeStruct):
+    return leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _own_mesh(w: jax.Array | None = None):
+    """Programs on `w` run under its own mesh, whichever is set; programs on one device under none."""
+    mesh = w.sharding.mesh if w is not None and isinstance(w.sharding, NamedSharding) else None
+    return jax.set_mesh(Mesh(np.empty((), object), ()) if mesh is None else mesh)
+
+
+def _gathered(w: jax.Array, index: tuple[int, ...], dtype) -> np.ndarray:
+    """One index of the stacked dims, whole, on the host."""
+    with _own_mesh(w):
+        return np.asarray(_gather(w, [np.int32(i) for i in index], dtype))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _gather(w, index, dtype):
+    def pick(bits, index):
+        # An array of one index, because where the dim is split this compiles to a sum over devices, the others giving
+        # zeros, while a plain index would gather the whole stack.
+        for i in index:
+            bits = bits.at[i[None]].get(mode="promise_in_bounds")[0]
+        return bits
+
+    # Summed as integers, so that -0 and NaN pass bit for bit.
+    bits = jax.lax.bitcast_convert_type(w, jnp.dtype(f"uint{8 * w.dtype.itemsize}"))
+    if axes.has_mesh():
+        pick = jax.sharding.auto_axes(pick, out_sharding=PartitionSpec())
+    return jax.lax.bitcast_convert_type(pick(bits, index), w.dtype).astype(dtype)
+
+
+def _natural(name: str) -> list:
+    """A sort key under which layers.2 comes before layers.10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

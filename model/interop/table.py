@@ -1,0 +1,123 @@
+"""A family's table of entries against one model and one folder: which tensors there must be, and whether they are."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from model.interop.folder import Folder
+from model.interop.layout import Entry
+from model.interop.tensorfile import CheckpointFolderError
+
+_LISTED = 5  # names in a message
+
+
+class Table(NamedTuple):
+    """How each parameter lies in their tensors, and what to make of other names in a folder.
+
+    Entries of parameters that a model does not have (biases, an output layer of its own) don't count for it.
+    """
+
+    entries: tuple[Entry, ...]
+    ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that hold nothing we need, such as mask buffers
+    renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) for re.sub: from names of old files to theirs
+
+
+class Piece(NamedTuple):
+    """What one of their tensors has of one of our parameters."""
+
+    entry: Entry
+    index: tuple[int, ...]  # into the parameter's stacked dims
+
+
+class Theirs(NamedTuple):
+    """One of their tensors."""
+
+    pieces: list[Piece]  # more than one where it is fused
+    sizes: dict[str, int]  # of the dims of all pieces
+    shape: tuple[int, ...]
+
+
+def parameters(model) -> dict:
+    """The model's leaves by path, such as 'stack/blocks/attention/query'."""
+    path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
+    return {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(model)}
+
+
+def expected(table: Table, leaves: Mapping) -> dict[str, Theirs]:
+    """Their tensors that make up a model with these leaves, by name.
+
+    Raises:
+      ValueError: a parameter without an entry or with two; entries that contradict each other or the model.
+    """
+    paths = [entry.path for entry in table.entries]
+    if without := [path for path in leaves if path not in paths]:
+        raise ValueError(f"the table has no entry for the model's parameter {some(without)}")
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise ValueError(f"the table has more than one entry for {some(twice)}")
+    pieces: dict[str, list[Piece]] = {}
+    for entry in table.entries:
+        if entry.path in leaves:
+            for index, name in entry.names(leaves[entry.path].shape):
+                pieces.setdefault(name, []).append(Piece(entry, index))
+    return {name: _theirs(name, parts, leaves) for name, parts in pieces.items()}
+
+
+def _theirs(name: str, pieces: list[Piece], leaves: Mapping) -> Theirs:
+    sizes: dict[str, int] = {}
+    for entry, _ in pieces:
+        own = entry.sizes(leaves[entry.path].shape)
+        for dim in entry.dims:
+            if sizes.setdefault(dim, own[dim]) != own[dim]:
+                entry.fail(f"dim {dim} is {own[dim]}, but {sizes[dim]} in another entry of {name}")
+    shapes = {entry.shape(sizes) for entry, _ in pieces}
+    filled = sum(math.prod(sizes[dim] for dim in entry.dims) for entry, _ in pieces)
+    shape = shapes.pop()
+    slots = [(entry.slot, entry.dims) for entry, _ in pieces]
+    if shapes or filled != math.prod(shape) or any(slots.count(slot) > 1 for slot in slots):
+        pieces[0].entry.fail(f"the entries of {name} do not fill it exactly, by their dims {list(shape)}")
+    return Theirs(pieces, sizes, shape)
+
+
+def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder) -> dict[str, str]:
+    """Their name -> the name in this folder, of all tensors that are wanted and there.
+
+    Raises:
+      CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them.
+    """
+    found: dict[str, str] = {}
+    unexpected, misshapen = [], []
+    for file_name in folder.tensors:
+        name = file_name
+        for pattern, replacement in table.renames:
+            name = re.sub(pattern, replacement, name)
+        if name in found:
+            raise CheckpointFolderError(f"{folder.path} holds {name} twice: as {found[name]} and as {file_name}")
+        if name in wanted:
+            found[name] = file_name
+        elif not any(re.fullmatch(pattern, name) for pattern in table.ignored):
+            unexpected.append(file_name)
+    for name, file_name in found.items():
+        shape = folder.tensors[file_name].shape
+        if shape != wanted[name].shape:
+            path = wanted[name].pieces[0].entry.path
+            misshapen.append(f"{file_name} is {list(shape)}, for {path} it must be {list(wanted[name].shape)}")
+    there = {entry.path for name in found for entry, _ in wanted[name].pieces}
+    may_lack = lambda entry: entry.absent is not None and entry.path not in there  # in all layers, or in none
+    missing = [
+        name
+        for name, theirs in wanted.items()
+        if name not in found and not all(may_lack(entry) for entry, _ in theirs.pieces)
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    problems = [f"{len(names)} tensors are {what}: {some(names)}" for what, names in kinds if names]
+    if problems:
+        raise CheckpointFolderError(f"{folder.path} does not hold this model: " + "; ".join(problems))
+    return found
+
+
+def some(names: Iterable) -> str:
+    names = list(names)
+    return ", ".join(map(str, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
