@@ -3,11 +3,11 @@
 Theirs is one tensor for each layer (and expert), ours are stacked; theirs flatten heads into one dim and fuse
 projections into one tensor, ours keep dims and parameters apart. An entry says it in the manner of einops:
 
-    Entry("stack/blocks/attention/query", "model.layers.{layer}.self_attn.q_proj.weight",
+    Entry("stack/segments/0/0/attention/query", "model.layers.{layer}.self_attn.q_proj.weight",
           theirs="(kv_heads group head_dim) embed", ours="layer embed kv_heads group head_dim")
-    Entry("stack/blocks/attention/key", "transformer.h.{layer}.attn.c_attn.weight",       # GPT-2: one of three
+    Entry("stack/segments/0/0/attention/key", "transformer.h.{layer}.attn.c_attn.weight",       # GPT-2: one of three
           theirs="embed (3 kv_heads head_dim)", ours="layer embed kv_heads head_dim", slot=1)
-    Entry("stack/blocks/attention/key_up", "model.layers.{layer}.self_attn.kv_b_proj.weight",  # DeepSeek: unequal parts
+    Entry("stack/segments/0/0/attention/key_up", "model.layers.{layer}.kv_b_proj.weight",  # DeepSeek: unequal parts
           theirs="(heads nope+value) latent", ours="layer latent heads nope")
 
 Every name in `ours` is a dim of the parameter, in its order; those that stand in the name's braces come first and say
@@ -38,7 +38,7 @@ class Entry:
       ValueError: the entry contradicts itself; the message names it.
     """
 
-    path: str  # ours, e.g. 'stack/blocks/attention/query'
+    path: str  # ours, e.g. 'stack/segments/0/0/attention/query'
     name: str  # theirs, with {layer} or other dims of ours in braces
     theirs: str
     ours: str

@@ -41,7 +41,7 @@ class Theirs(NamedTuple):
 
 
 def parameters(model) -> dict:
-    """The model's leaves by path, such as 'stack/blocks/attention/query'."""
+    """The model's leaves by path, such as 'stack/segments/0/0/attention/query'."""
     path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
     return {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(model)}
 

@@ -11,12 +11,12 @@ from train import state
 
 
 def _linear(path, name, theirs, ours):
-    return Entry(f"stack/blocks/{path}", f"model.layers.{{layer}}.{name}.weight", theirs, f"layer {ours}")
+    return Entry(f"stack/segments/0/0/{path}", f"model.layers.{{layer}}.{name}.weight", theirs, f"layer {ours}")
 
 
 LLAMA = Table(
     entries=(
-        Entry("embedding/table", "model.embed_tokens.weight", "vocab embed", "vocab embed"),
+        Entry("inputs/tokens/table", "model.embed_tokens.weight", "vocab embed", "vocab embed"),
         Entry("unembedding/table", "lm_head.weight", "vocab embed", "vocab embed"),
         Entry("norm/scale", "model.norm.weight", "embed", "embed"),
         _linear("attention_norm/scale", "input_layernorm", "embed", "embed"),
@@ -34,14 +34,14 @@ LLAMA = Table(
 
 
 def _gpt2(path, name, theirs, ours, slot=None):
-    return Entry(f"stack/blocks/{path}", f"transformer.h.{{layer}}.{name}", theirs, f"layer {ours}", slot)
+    return Entry(f"stack/segments/0/0/{path}", f"transformer.h.{{layer}}.{name}", theirs, f"layer {ours}", slot)
 
 
 _QKV = (("query", "kv group head"), ("key", "kv head"), ("value", "kv head"))
 GPT2 = Table(
     entries=(
-        Entry("embedding/table", "transformer.wte.weight", "vocab embed", "vocab embed"),
-        Entry("positions/table", "transformer.wpe.weight", "position embed", "position embed"),
+        Entry("inputs/tokens/table", "transformer.wte.weight", "vocab embed", "vocab embed"),
+        Entry("inputs/positions/table", "transformer.wpe.weight", "position embed", "position embed"),
         Entry("norm/scale", "transformer.ln_f.weight", "embed", "embed"),
         Entry("norm/bias", "transformer.ln_f.bias", "embed", "embed"),
         _gpt2("attention_norm/scale", "ln_1.weight", "embed", "embed"),

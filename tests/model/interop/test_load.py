@@ -165,7 +165,7 @@ def test_a_name_under_two_spellings(saved, tmp_path):
 
 def test_a_parameter_without_an_entry(saved):
     table = Table(made_up.LLAMA.entries[1:])
-    with pytest.raises(ValueError, match="no entry for the model's parameter embedding/table"):
+    with pytest.raises(ValueError, match="no entry for the model's parameter inputs/tokens/table"):
         load(made_up.abstract(tiny.LLAMA), table, Folder(saved("llama")))
 
 
