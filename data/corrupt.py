@@ -228,7 +228,7 @@ def _choose_words(numbers: np.ndarray, maskable: np.ndarray, begins: np.ndarray,
     order = _smallest(numbers, lengths > 0)
     lengths = np.take_along_axis(lengths, order, axis=1)
     total = maskable.sum(1)
-    left = np.maximum(np.rint(rate * total).astype(np.int64), 1)
+    left = np.where(total > 0, np.maximum(np.rint(rate * total).astype(np.int64), 1), 0)
     chosen = np.zeros(maskable.shape, bool)  # of the ordered words
     for rank in range(width):
         if not left.any():
