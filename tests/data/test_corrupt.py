@@ -222,8 +222,10 @@ def test_spans_that_do_not_fit_stay_in_the_encoder(tokenizer):
 
 def test_another_start(tokenizer, packed):
     rows = packed(64)
-    batch = make({"kind": "spans", "start_id": 0}, tokenizer, 64)(rows, np.arange(len(rows)), 0)
-    assert not batch["tokens"][(batch["positions"] == 0) & (batch["segment_ids"] > 0)].any()
+    batch = make({"kind": "spans", "start_id": 7}, tokenizer, 64)(rows, np.arange(len(rows)), 0)
+    first = (batch["positions"] == 0) & (batch["segment_ids"] > 0)
+    assert (batch["tokens"][first] == 7).all() and first.sum() > len(rows)
+    assert not batch["tokens"][batch["segment_ids"] == 0].any()
 
 
 # Random numbers
