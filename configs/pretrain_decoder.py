@@ -47,8 +47,9 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.data.validation = 0.05
     config.data.split = "document"
     config.data.seq_len = 256
-    config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path=""))
+    config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0))
     config.data.max_bad_lines = 100
+    config.data.corruption = ConfigDict(dict(kind="none"))  # none, masked, spans: their fields are in data/corrupt.py
 
     config.log_every = 10
     config.eval_every = 200

@@ -8,8 +8,15 @@ A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = se
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
 
-Attention must not cross from one segment to another. A row on disk holds the first three (`data/pack.py`); the other
-two follow from them and are derived here, when rows are read.
+Attention must not cross from one segment to another. These five are the decoder's side where a model has two; then
+three more of shape [B, S] are the encoder's, all int32:
+
+    encoder_tokens, encoder_segment_ids, encoder_positions
+
+A document has the same segment id on both sides, and cross-attention must not leave it either.
+
+A row on disk holds tokens, targets and segment ids (`data/pack.py`). The other two follow from them and are derived
+here, when rows are read, or the row is corrupted (`data/corrupt.py`).
 
 `DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
 a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.
@@ -29,6 +36,8 @@ DTYPES = {
     "weights": np.float32,
 }
 
+ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
+
 
 class DataError(Exception):
     """A mistake of the user about data. The message stands alone: programs print it without a traceback."""
@@ -38,33 +47,46 @@ def from_rows(rows: np.ndarray) -> Batch:
     """Builds a batch from packed rows [B, 3, T]: tokens, targets, segment ids."""
     rows = rows.astype(np.int32)
     segment_ids = rows[:, 2]
-    real = segment_ids > 0
-    column = np.arange(segment_ids.shape[1], dtype=np.int32)
-    starts = np.zeros_like(segment_ids)
-    starts[:, 1:] = np.where(segment_ids[:, 1:] != segment_ids[:, :-1], column[1:], 0)
-    positions = np.where(real, column - np.maximum.accumulate(starts, axis=1), 0)
     return {
         # Copies, so that each array is contiguous and may be handed to a device without another copy.
         "tokens": rows[:, 0].copy(),
         "targets": rows[:, 1].copy(),
         "segment_ids": segment_ids.copy(),
-        "positions": positions,
-        "weights": real.astype(np.float32),
+        "positions": positions(segment_ids),
+        "weights": (segment_ids > 0).astype(np.float32),
     }
+
+
+def positions(segment_ids: np.ndarray) -> np.ndarray:
+    """Offset of each token in its segment, from 0; 0 on padding: int32 [B, T], like `segment_ids`."""
+    column = np.arange(segment_ids.shape[1], dtype=np.int32)
+    starts = np.zeros_like(segment_ids)
+    starts[:, 1:] = np.where(segment_ids[:, 1:] != segment_ids[:, :-1], column[1:], 0)
+    return np.where(segment_ids > 0, column - np.maximum.accumulate(starts, axis=1), 0)
 
 
 def check(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
     """Raises DataError where `batch` breaks the contract: keys, shapes, dtypes, or ids outside the vocabulary."""
-    if set(batch) != set(DTYPES):
-        raise DataError(f"A batch has the keys {sorted(DTYPES)}, but this one has {sorted(batch)}.")
-    shape = batch["tokens"].shape
-    for key, dtype in DTYPES.items():
-        array = batch[key]
+    both_sides = DTYPES | ENCODER_DTYPES
+    if set(batch) not in (set(DTYPES), set(both_sides)):
+        raise DataError(
+            f"A batch has the keys {sorted(DTYPES)}, and maybe {sorted(ENCODER_DTYPES)}, but this one has "
+            f"{sorted(batch)}."
+        )
+    for key in batch:
+        array, dtype, first = batch[key], both_sides[key], "encoder_tokens" if key in ENCODER_DTYPES else "tokens"
+        shape = batch[first].shape
         if array.ndim != 2 or array.shape != shape:
-            raise DataError(f"Batch arrays are [B, T] and alike, but {key} is {array.shape} and tokens is {shape}.")
+            raise DataError(f"Batch arrays are [B, T] and alike, but {key} is {array.shape} and {first} is {shape}.")
         if array.dtype != dtype:
             raise DataError(f"Batch array {key} must be {np.dtype(dtype)}, but it is {array.dtype}.")
-    for key in ("tokens", "targets"):
+        if len(array) != len(batch["tokens"]):
+            raise DataError(
+                f"Both sides have the same rows, but {key} has {len(array)} and tokens {len(batch['tokens'])}."
+            )
+    for key in ("tokens", "targets", "encoder_tokens"):
+        if key not in batch:
+            continue
         low, high = (int(batch[key].min()), int(batch[key].max())) if batch[key].size else (0, 0)
         if low < 0 or high >= vocab_size:
             raise DataError(

@@ -4,14 +4,15 @@ Training reads one global stream of rows: place k holds row j of source s, where
 and j by a shuffle of that source anew for each epoch. The batch of a step is the next `batch_size` places, and process
 p takes the p-th contiguous block of it. So a position is one number that holds for any number of processes and any
 batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within a global batch
-would change with the number of processes.) grain shuffles, and reads ahead in threads.
+would change with the number of processes.) grain shuffles, reads ahead in threads, and maps rows to batches there: as
+they are, or corrupted (`corrupt.py`) with random numbers that follow from seed and place alone.
 
 Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
 """
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 from data.batch import Batch, DataError, from_rows
+from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
 from data.pack import RowReader
 from data.prepare import Prepared
@@ -34,11 +36,11 @@ _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # blocks
 class Pipeline:
     """An endless iterator over this process's share of training batches, with a position that can be saved."""
 
-    def __init__(self, blocks: "_TrainBlocks", stream: str):
+    def __init__(self, blocks: "_TrainBlocks", to_batch: Callable[[dict[str, np.ndarray]], Batch], stream: str):
         self._blocks = blocks
         self._stream = stream
         self._steps = 0
-        self._iterator = iter(grain.MapDataset.source(blocks).to_iter_dataset(_READ_AHEAD))
+        self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
         place = self._steps % self._blocks.steps
@@ -64,12 +66,13 @@ def train_pipeline(
     process_index: int = 0,
     process_count: int = 1,
     position: Mapping[str, Any] | None = None,
+    corruption: Corruption | None = None,
 ) -> Pipeline:
     """Opens the training stream of `prepared`, from its start or from a `position`.
 
     `batch_size` counts rows of the global batch. The same seed gives the same stream. DataError where the processes
-    can't share the batch evenly, a source has no rows, or the position is of another stream (other data, weights or
-    seed), for which it would repeat some rows and skip others.
+    can't share the batch evenly, a source has no rows, or the position is of another stream (other data, weights,
+    corruption or seed), for which it would repeat some rows and skip others.
     """
     share = _share(batch_size, process_count)
     names = [source.name for source in prepared.sources if not source.train_rows]
@@ -77,20 +80,28 @@ def train_pipeline(
         raise DataError(f"No rows to train on in {', '.join(names)} ({prepared.directory}).")
     contents = [(source.content_hash, source.weight, source.train_tokens) for source in prepared.sources]
     described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
+    if corruption is not None:
+        described += corruption.description
     stream = hashlib.sha256(described.encode()).hexdigest()[:16]
     if position is not None and position["stream"] != stream:
         raise DataError(
-            f"The saved data position is of stream {position['stream']}, but this data, its weights and seed {seed} "
-            f"make stream {stream}. Go back to the data and seed of the run, or start a new run."
+            f"The saved data position is of stream {position['stream']}, but this data, its weights, its "
+            f"corruption and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
-    return Pipeline(_TrainBlocks(prepared, batch_size, seed, process_index, share, first_row), stream)
+    blocks = _TrainBlocks(prepared, batch_size, seed, process_index, share, first_row)
+    return Pipeline(blocks, lambda block: _batch(**block, seed=seed, corruption=corruption), stream)
+
+
+def _batch(rows: np.ndarray, places: np.ndarray, seed: int, corruption: Corruption | None) -> Batch:
+    return from_rows(rows) if corruption is None else corruption(rows, places, seed)
 
 
 class _TrainBlocks:
-    """Random access to one process's share of the batches after `first_row`, in blocks of `steps` batches.
+    """Random access to one process's share of the rows after `first_row`, in blocks of `steps` batches.
 
-    A small batch costs many small calls and little work, so a thread makes a block of them at once.
+    A small batch costs many small calls and little work, so a thread makes a block of them at once. A block is its
+    rows [N, 3, T] and their places [N] in the stream.
     """
 
     def __init__(self, prepared: Prepared, batch_size: int, seed: int, process_index: int, share: int, first_row: int):
@@ -110,15 +121,15 @@ class _TrainBlocks:
     def __len__(self) -> int:
         return sys.maxsize // (self.batch_size * self.steps)
 
-    def __getitem__(self, block: int) -> Batch:
-        first = self.first_row + block * self.steps * self.batch_size
-        sources, ranks = self._mixture.locate(first + self._places)
+    def __getitem__(self, block: int) -> dict[str, np.ndarray]:
+        places = self.first_row + block * self.steps * self.batch_size + self._places
+        sources, ranks = self._mixture.locate(places)
         rows = np.empty((len(ranks), 3, self._seq_len), np.int32)
         for source, reader in enumerate(self._readers):
             mine = np.flatnonzero(sources == source)
             if len(mine):
                 rows[mine] = reader.read(self._shuffled(source, ranks[mine]))
-        return from_rows(rows)
+        return {"rows": rows, "places": places}
 
     def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
         """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""
@@ -149,11 +160,13 @@ def validation_batches(
     process_index: int = 0,
     process_count: int = 1,
     limit_rows: int | None = None,
+    corruption: Corruption | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of each held-out row, once, in order, all sources.
 
     Every batch has the same shape and every process as many batches: what is missing at the end is rows of weight 0.
-    `limit_rows` takes that many rows, spread evenly over all (the same ones each time).
+    `limit_rows` takes that many rows, spread evenly over all (the same ones each time). A row is corrupted alike each
+    time, whatever the batch size and limit.
     """
     share = _share(batch_size, process_count)
     sources = [source for source in prepared.sources if source.validation_rows]
@@ -164,10 +177,14 @@ def validation_batches(
     if limit_rows is not None and limit_rows < len(rows):
         rows = np.arange(limit_rows) * len(rows) // limit_rows
     readers = [RowReader(source.validation, prepared.seq_len) for source in sources]
-    return _read_in_order(readers, ends, rows, batch_size, process_index * share, share, prepared.seq_len)
+    offset = process_index * share
+    blocks = _read_in_order(readers, ends, rows, batch_size, offset, share, prepared.seq_len)
+    return (_batch(*block, VALIDATION_SEED, corruption) for block in blocks)
 
 
-def _read_in_order(readers, ends, rows, batch_size: int, offset: int, share: int, seq_len: int) -> Iterator[Batch]:
+def _read_in_order(
+    readers, ends, rows, batch_size: int, offset: int, share: int, seq_len: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for first in range(0, len(rows), batch_size):
         mine = rows[first + offset : first + offset + share]
         block = np.zeros((share, 3, seq_len), np.int32)
@@ -176,7 +193,7 @@ def _read_in_order(readers, ends, rows, batch_size: int, offset: int, share: int
             places = np.flatnonzero(owner == source)
             begin = ends[source - 1] if source else 0
             block[places] = readers[source].read(mine[places] - begin)
-        yield from_rows(block)
+        yield block, np.pad(mine, (0, share - len(mine)))
 
 
 def _share(batch_size: int, process_count: int) -> int:

@@ -9,7 +9,6 @@ changed text go to folders of their own. On a pod every process calls `prepare`:
 others wait and find everything done; on disks of their own each makes the same files.
 """
 
-import difflib
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import stage
+from data import corrupt, stage
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
 from data.mixture import Mixture
 from data.pack import pack_texts
+from data.settings import merged
 from data.sources import open_source
 
 Log = Callable[[str], None]
@@ -37,8 +37,9 @@ _FIELDS = {
     "seq_len": None,
     "tokenizer": None,
     "max_bad_lines": 100,
+    "corruption": None,
 }
-_TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": ""}
+_TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def prepare(data_config: Mapping[str, Any], directory: str | os.PathLike, log: L
     """Brings the data that `data_config` describes into `directory`, or finds it there.
 
     Fields: `sources` ((spec, weight), ...), `validation` (the fraction to hold out), `split` ('document' or 'tail'),
-    `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`}, `max_bad_lines`.
+    `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a
+    mask token; `sentinels`: how many}, `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole, so it is
+    only checked here, before the long work).
     """
     config = _checked(data_config)
     root = Path(directory).expanduser().absolute()
@@ -181,9 +184,10 @@ def _corpus(spec: str, config: dict, root: Path, log: Log) -> _Corpus:
 
 
 def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> tokenizers.Tokenizer:
-    kind, vocab_size, path = (config["tokenizer"][key] for key in _TOKENIZER_FIELDS)
+    kind, vocab_size, path, mask, sentinels = (config["tokenizer"][key] for key in _TOKENIZER_FIELDS)
     if kind == "file":
         return tokenizers.load(path)
+    specials = tokenizers.specials(mask, sentinels)
     weights = [weight for _, weight in config["sources"]]
 
     def texts() -> Iterator[str]:
@@ -196,7 +200,7 @@ def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> toke
                     break
 
     def make(folder: Path) -> dict:
-        tokenizer = tokenizers.train(texts(), kind, vocab_size)
+        tokenizer = tokenizers.train(texts(), kind, vocab_size, specials)
         tokenizer.save(folder / "tokenizer.json")
         if kind == "bpe" and tokenizer.vocab_size < vocab_size:
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
@@ -204,6 +208,8 @@ def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> toke
 
     contents = [[corpus.content, weight] for corpus, weight in zip(built, weights, strict=True)]
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
+    if specials:  # else the folder keeps its name
+        inputs["specials"] = specials
     folder, _ = stage.run(root / "tokenizers", kind, inputs, make, log)
     return tokenizers.load(folder / "tokenizer.json")
 
@@ -244,8 +250,8 @@ def _rows(built: list[_Corpus], tokenizer: tokenizers.Tokenizer, config: dict, r
 
 
 def _checked(given: Mapping[str, Any]) -> dict:
-    config = _merged(given, _FIELDS, "data")
-    config["tokenizer"] = _merged(config["tokenizer"] or {}, _TOKENIZER_FIELDS, "data.tokenizer")
+    config = merged(given, _FIELDS, "data")
+    config["tokenizer"] = merged(config["tokenizer"] or {}, _TOKENIZER_FIELDS, "data.tokenizer")
     try:
         config["sources"] = [(str(spec), float(weight)) for spec, weight in config["sources"]]
     except (TypeError, ValueError):
@@ -267,13 +273,17 @@ def _checked(given: Mapping[str, Any]) -> dict:
         raise DataError(f"data.tokenizer.kind must be one of {', '.join(tokenizers.KINDS)}, file, not {kind!r}.")
     if kind == "file" and not path:
         raise DataError("data.tokenizer.kind is 'file', so data.tokenizer.path must name a tokenizer.json.")
+    mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]
+    if not (isinstance(mask, bool) and isinstance(sentinels, int) and sentinels >= 0):
+        raise DataError(
+            "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number from 0, not "
+            f"{mask!r} and {sentinels!r}."
+        )
+    if kind == "file" and (mask or sentinels):
+        raise DataError("data.tokenizer.mask and .sentinels are for tokenizers trained here; a file is taken as it is.")
+    corruption = config["corruption"] or {}
+    if kind == "file" and corruption.get("kind", "none") != "none":
+        corrupt.make(corruption, tokenizers.load(path), config["seq_len"])
+    else:
+        corrupt.check(corruption, config["seq_len"], mask, sentinels)
     return config
-
-
-def _merged(given: Mapping[str, Any], fields: dict, where: str) -> dict:
-    for key in given:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}."
-            raise DataError(f"Unknown field {where}.{key}: {hint}")
-    return fields | dict(given)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,19 +11,22 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from data import pipeline, tokenizer
+from data import corrupt, pipeline, tokenizer
 from data.prepare import Prepared, load, prepare
 from model import axes, families
 from model.config import ModelConfig
 from train import state as states
 from train.checkpoint import Checkpoints
 from train.evals.perplexity import evaluate
+from train.evals.unigram import unigram
 from train.loop import Schedule
 from train.objectives.language import next_token
 from train.optimizer import make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
 OBJECTIVES = {"next_token": next_token}
+
+BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
 
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
@@ -119,6 +123,11 @@ def data(config: ConfigDict, log=print) -> Prepared:
     return prepare(fields, fields.pop("dir"), log)
 
 
+def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:
+    """What is done to packed rows before the model sees them, None for nothing."""
+    return corrupt.make(config.data.get("corruption", {}), tokenizer.load(prepared.tokenizer_path), prepared.seq_len)
+
+
 def put(mesh: jax.sharding.Mesh):
     """host batch -> global batch: each process brings its own rows."""
     sharding = axes.batch_sharding(mesh)
@@ -135,13 +144,25 @@ def steps(config: ConfigDict, tx):
 
 def evaluation(config: ConfigDict, prepared: Prepared, eval_step, put):
     """(model, rows) -> figures of the held-out text; rows None: all of it."""
+    corrupted = corruption(config, prepared)
     tokens = sum(source.validation_tokens for source in prepared.sources)
     bytes_per_token = prepared.validation_bytes / max(tokens, 1)
 
+    @functools.cache
+    def baseline(rows):
+        """What corrupted text is predicted without looking at the rest; every process counts all rows, so all agree."""
+        if corrupted is None:
+            return {}
+        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted)
+        validation = pipeline.validation_batches(prepared, BASELINE_ROWS, limit_rows=rows, corruption=corrupted)
+        with contextlib.closing(train):
+            batches = iter(train.next, None)
+            return {"validation/unigram": unigram(batches, validation, prepared.vocab_size)}
+
     def run(model, rows):
         share = (jax.process_index(), jax.process_count())
-        batches = pipeline.validation_batches(prepared, config.batch_size, *share, limit_rows=rows)
-        return evaluate(eval_step, model, batches, put, bytes_per_token)
+        batches = pipeline.validation_batches(prepared, config.batch_size, *share, rows, corrupted)
+        return evaluate(eval_step, model, batches, put, bytes_per_token) | baseline(rows)
 
     return run
 

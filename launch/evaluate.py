@@ -60,6 +60,8 @@ def main() -> None:
     for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
         print(f"  {name:12} {value:6.3f} bits per byte")
     print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
+    if "unigram" in figures:
+        print(f"  unigram {figures['unigram']:.4f} nats a target, what token frequencies alone reach")
     print(f"report: {report.write_report(workdir)}")
 
 

@@ -55,10 +55,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
             train_state, saved = state.create(make_model, tx, config.seed), {}
         share = (jax.process_index(), jax.process_count())
         tokens, flops = config.batch_size * config.data.seq_len, flops_per_token(model_config, config.data.seq_len)
+        corruption = build.corruption(config, prepared)
         evaluate = build.evaluation(config, prepared, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,
-            source=pipeline.train_pipeline(prepared, config.batch_size, config.seed, *share, saved.get("position")),
+            source=pipeline.train_pipeline(
+                prepared, config.batch_size, config.seed, *share, saved.get("position"), corruption
+            ),
             put=put,
             evaluate=lambda model: evaluate(model, config.eval_rows or None),
             learning_rate=rate,

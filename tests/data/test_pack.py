@@ -115,5 +115,15 @@ def test_check_names_what_is_wrong():
         check({key: good[key] for key in ("tokens", "targets")}, 1000)
     with pytest.raises(DataError, match=r"positions is .*15"):
         check(good | {"positions": good["positions"][:, :15]}, 1000)
+    both = good | {f"encoder_{key}": good[key][:, :9] for key in ("tokens", "segment_ids", "positions")}
+    check(both, 1000)
+    with pytest.raises(DataError, match=r"encoder_tokens has ids from 1000 to 1000"):
+        check(both | {"encoder_tokens": np.full_like(both["encoder_tokens"], 1000)}, 1000)
+    with pytest.raises(DataError, match=r"encoder_positions is .*8.* encoder_tokens is .*9"):
+        check(both | {"encoder_positions": both["encoder_positions"][:, :8]}, 1000)
+    with pytest.raises(DataError, match=r"Both sides have the same rows"):
+        check(both | {key: both[key][1:] for key in both if key.startswith("encoder_")}, 1000)
+    with pytest.raises(DataError, match="keys"):
+        check({key: both[key] for key in both if key != "encoder_positions"}, 1000)
     with pytest.raises(DataError, match="weights must be float32"):
         check(good | {"weights": good["weights"].astype(np.float64)}, 1000)

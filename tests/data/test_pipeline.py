@@ -4,7 +4,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from data import corrupt
 from data import pipeline as pipeline_module
+from data import tokenizer as tokenizers
 from data.batch import DataError, check
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
@@ -35,6 +37,19 @@ def two(corpus, settings, tmp_path_factory):
     files = corpus[0]
     sources = ((f"files:{files}/*.txt", 1.0), (f"files:{files}/*.jsonl", 3.0))
     return prepare(settings(sources=()) | {"sources": sources}, tmp_path_factory.mktemp("two"), log=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def corruptible(corpus, settings, tmp_path_factory):
+    """Prepared data whose tokenizer has a mask token and sentinels."""
+    tokenizer = {"kind": "bpe", "vocab_size": 330, "mask": True, "sentinels": 4}
+    config = settings(corpus[0], tokenizer=tokenizer, corruption={"kind": "spans"})
+    return prepare(config, tmp_path_factory.mktemp("corruptible"), log=lambda line: None)
+
+
+@pytest.fixture(params=["masked", "spans"])
+def corruption(request, corruptible):
+    return corrupt.make({"kind": request.param}, tokenizers.load(corruptible.tokenizer_path), corruptible.seq_len)
 
 
 def test_each_epoch_has_every_row_once_in_another_order(prepared):
@@ -153,6 +168,67 @@ def test_limited_validation_is_spread_over_all(two):
     assert [int((batch["weights"].sum(1) > 0).sum()) for batch in limited] == [4, 2]
     np.testing.assert_array_equal(join(limited)["tokens"][:6], everything["tokens"][[i * total // 6 for i in range(6)]])
     assert len(list(validation_batches(two, 4, limit_rows=10**6))) == len(list(validation_batches(two, 4)))
+
+
+def test_corrupted_streams_are_shared_and_restored(corruptible, corruption):
+    whole = train_pipeline(corruptible, 8, 1, corruption=corruption)
+    positions, batches = [], []
+    for _ in range(30):
+        positions.append(whole.position())
+        batches.append(whole.next())
+    whole.close()
+    for batch in batches:
+        check(batch, corruptible.vocab_size)
+    for start, count in ((0, 2), (7, 1), (13, 4)):
+        shares = [train_pipeline(corruptible, 8, 1, i, count, positions[start], corruption) for i in range(count)]
+        for batch in batches[start:]:
+            assert equal(batch, join([share.next() for share in shares]))
+        for share in shares:
+            share.close()
+
+
+def test_each_epoch_is_corrupted_anew(corruptible, corruption):
+    rows = corruptible.sources[0].train_rows
+    plain = join(take(train_pipeline(corruptible, 1, 0), 2 * rows))
+    batch = join(take(train_pipeline(corruptible, 1, 0, corruption=corruption), 2 * rows))
+    keys = [row_key(plain, i) for i in range(2 * rows)]
+    same = 0
+    for i in range(rows):
+        again = keys.index(keys[i], rows)
+        same += all(np.array_equal(array[i], array[again]) for array in batch.values())
+    assert same < rows / 20
+
+
+def test_held_out_rows_are_corrupted_alike_each_time(corruptible, corruption):
+    total = sum(source.validation_rows for source in corruptible.sources)
+    whole = join(list(validation_batches(corruptible, 1, corruption=corruption)))
+    assert len({row.tobytes() for row in whole["targets"]}) > 1
+    for batch_size, processes in ((8, 1), (8, 4)):
+        shares = [
+            list(validation_batches(corruptible, batch_size, i, processes, corruption=corruption))
+            for i in range(processes)
+        ]
+        again = join([join(list(parts)) for parts in zip(*shares, strict=True)])
+        assert equal(whole, {key: array[:total] for key, array in again.items()})
+        assert not again["weights"][total:].any()
+    limited = join(list(validation_batches(corruptible, 4, limit_rows=6, corruption=corruption)))
+    chosen = [i * total // 6 for i in range(6)]
+    assert equal({key: array[:6] for key, array in limited.items()}, {k: array[chosen] for k, array in whole.items()})
+
+
+def test_a_position_belongs_to_its_corruption(corruptible):
+    make = lambda **changes: corrupt.make(changes, tokenizers.load(corruptible.tokenizer_path), 32)
+    corruptions = [None, make(kind="masked"), make(kind="masked", rate=0.2), make(kind="spans")]
+    streams = set()
+    for corruption in corruptions:
+        pipeline = train_pipeline(corruptible, 4, 0, corruption=corruption)
+        streams.add(pipeline.position()["stream"])
+        pipeline.close()
+    assert len(streams) == 4
+    with pytest.raises(DataError, match="its corruption and seed 0 make stream"):
+        train_pipeline(
+            corruptible, 4, 0, position={"next_row": 0, "stream": min(streams)}, corruption=make(kind="spans", rate=0.3)
+        )
 
 
 def test_errors(prepared, two, corpus, settings, tmp_path):

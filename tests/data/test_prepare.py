@@ -187,12 +187,25 @@ def test_broken_lines_are_reported(settings, tmp_path):
         ({"seq_len": 0}, "data.seq_len must be a positive whole number"),
         ({"validation": 5}, "data.validation must be a fraction"),
         ({"split": "random"}, "data.split must be one of document, tail"),
+        ({"tokenizer": {"mask": 1}}, "data.tokenizer.mask must be True or False"),
+        ({"tokenizer": {"kind": "file", "path": "x", "sentinels": 9}}, "are for tokenizers trained here"),
+        ({"corruption": {"kind": "masked", "rates": 0.2}}, "Unknown field data.corruption.rates: did you mean rate?"),
+        ({"corruption": {"kind": "masked"}}, "set data.tokenizer.mask to True"),
+        ({"corruption": {"kind": "spans"}, "seq_len": 512}, "set data.tokenizer.sentinels to 26"),
     ],
 )
 def test_settings_errors(corpus, settings, tmp_path, changes, message):
     with pytest.raises(DataError) as error:
         prepare(settings(corpus[0]) | changes, tmp_path, quiet)
     assert message in str(error.value)
+
+
+def test_a_given_tokenizer_must_suit_the_corruption(corpus, settings, prepared, tmp_path):
+    """Before any of the work: nothing is written."""
+    tokenizer = {"kind": "file", "path": str(prepared.tokenizer_path)}
+    with pytest.raises(DataError, match=r"the tokenizer has no mask token"):
+        prepare(settings(corpus[0], tokenizer=tokenizer, corruption={"kind": "masked"}), tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_not_prepared(tmp_path):

@@ -2,9 +2,10 @@ import random
 
 import pytest
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from data.batch import DataError
-from data.tokenizer import EOT, Tokenizer, load, train
+from data.tokenizer import EOT, MASK, Tokenizer, load, specials, train
 
 
 def random_texts(count: int) -> list[str]:
@@ -98,6 +99,62 @@ def test_a_loaded_file_neither_pads_nor_truncates(tmp_path, texts):
     assert Tokenizer(backend).encode(texts[0]) == tokenizer.encode(texts[0])
 
 
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 330), ("byte", 0), ("char", 0)])
+def test_special_tokens_are_trained_along_and_found_again(kind, size, tmp_path, texts):
+    tokenizer = train(texts, kind, size, specials(mask=True, sentinels=3))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = load(tmp_path / "tokenizer.json")
+    assert again.special_ids == tokenizer.special_ids
+    assert (again.mask_id, again.sentinel_ids) == (tokenizer.mask_id, tokenizer.sentinel_ids)
+    assert len({again.eot_id, again.mask_id, *again.sentinel_ids}) == 5
+    assert {again.eot_id, again.mask_id, *again.sentinel_ids} == set(again.special_ids) - {again.unknown_id}
+    text = f"a {MASK} <extra_id_0> {EOT}"
+    assert not set(again.encode(text)) & {again.eot_id, again.mask_id, *again.sentinel_ids}
+    if kind != "char":
+        assert again.decode(again.encode(text)) == text
+    if size:
+        assert again.vocab_size == size
+
+
+def test_without_special_tokens_nothing_changes(texts):
+    tokenizer = train(texts, "bpe", 400)
+    assert tokenizer.fingerprint == train(texts, "bpe", 400, specials(mask=False, sentinels=0)).fingerprint
+    assert (tokenizer.mask_id, tokenizer.sentinel_ids, tokenizer.special_ids) == (None, (), (tokenizer.eot_id,))
+
+
+def vocabulary(tokens, model=models.BPE, **options) -> Backend:
+    options = {"merges": []} | options if model is models.BPE else options
+    return Backend(model({token: i for i, token in enumerate(tokens)}, **options))
+
+
+def test_special_tokens_of_other_people_are_found():
+    bert = vocabulary(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"], models.WordPiece, unk_token="[UNK]")
+    bert.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    assert Tokenizer(bert).special_ids == (0, 1, 2, 3, 4)
+    assert (Tokenizer(bert).eot_id, Tokenizer(bert).mask_id, Tokenizer(bert).sentinel_ids) == (3, 4, ())
+    t5 = vocabulary(["<pad>", "</s>", "a", "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"])
+    assert Tokenizer(t5).sentinel_ids == (5, 4, 3)
+    assert Tokenizer(t5).mask_id is None
+    assert Tokenizer(vocabulary(["</s>", "<mask>"])).mask_id == 1
+
+
+def continued(backend) -> set[str]:
+    tokenizer = Tokenizer(backend)
+    flags = tokenizer.continuations()
+    assert flags.shape == (tokenizer.vocab_size,)
+    return {token for token, i in backend.get_vocab().items() if flags[i]}
+
+
+def test_which_tokens_go_on_with_a_word():
+    pieces = ["[SEP]", "[UNK]", "un", "##able", "##1", ".", "a"]
+    assert continued(vocabulary(pieces, models.WordPiece, unk_token="[UNK]")) == {"##able", "##1"}
+    levels = vocabulary([EOT, "Ġhello", "lo", "Ċ", "ĊĊ", ".", "1", "Ã©", "Ã", "©", "Ġ", "ing", "'s", "æĿ±"])
+    levels.decoder = decoders.ByteLevel()
+    assert continued(levels) == {"lo", "Ã©", "Ã", "©", "ing", "æĿ±"}
+    assert continued(vocabulary(["</s>", "▁the", "▁", "s", "é", "9", ",", "<0x0A>"])) == {"s", "é"}
+    assert continued(train(["ab 1."], "char")._backend) == {"a", "b"}
+
+
 def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"no tokenizer at .*nowhere"):
         load(tmp_path / "nowhere.json")
@@ -108,6 +165,8 @@ def test_errors(tmp_path):
         train([], "bqe", 400)
     with pytest.raises(DataError, match="257"):
         train([], "bpe", 256)
+    with pytest.raises(DataError, match=r"needs a vocab_size of 359 \(256 bytes and .*<extra_id_0>, \.\.\.\), not 300"):
+        train([], "byte", 300, specials(mask=True, sentinels=101))
     with pytest.raises(DataError, match="needs a vocab_size"):
         train([], "bpe")
     with pytest.raises(DataError, match="surrogates"):

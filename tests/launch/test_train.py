@@ -223,6 +223,17 @@ def test_vocabulary_that_does_not_fit(tiny, tmp_path):
     refused(tiny, tmp_path / "run", build.ConfigError, "vocab_size is 100", "257")
 
 
+@pytest.mark.parametrize("kind", ["masked", "spans"])
+def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys, kind):
+    tiny.data.tokenizer.update(mask=True, sentinels=4)
+    tiny.data.corruption.kind = kind
+    train(tiny, tmp_path)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    baselines = {row["validation/unigram"] for row in rows if "validation/loss" in row}
+    assert len(baselines) == 1 and 2 < baselines.pop() < np.log(257)
+    assert "unigram" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
     """The save fails with the system's words, the last good step and its place; that step is still there."""
     save = Checkpoints.save

@@ -1,0 +1,283 @@
+"""Masked and span corruption: exact counts, published shares, nothing lost, nothing across documents."""
+
+from collections import Counter
+from itertools import chain, groupby, pairwise, product
+
+import numpy as np
+import pytest
+
+from data import tokenizer as tokenizers
+from data.batch import DataError, check
+from data.corrupt import decoder_length, make, span_counts
+from data.pack import Packer
+from data.tokenizer import EOT
+
+LENGTHS = [1, 2, 7, 16, 64, 200]  # of rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return tokenizers.train(texts, "bpe", 420, tokenizers.specials(mask=True, sentinels=60))
+
+
+@pytest.fixture(scope="module")
+def packed(tokenizer):
+    """Gives rows [N, 3, T] of random documents, many of them tiny or empty; the last row is padded."""
+
+    def packed(seq_len: int, documents: int = 60, longest: int = 40, seed: int = 0) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
+        lengths = random.choice([0, 1, 2, 3, longest], documents) + random.integers(0, 3, documents)
+        packer = Packer(seq_len, tokenizer.eot_id, np.dtype("<u2"))
+        ready = packer.add([random.choice(ordinary, length) for length in lengths])
+        return np.concatenate([ready, packer.flush()]).astype(np.int32)
+
+    return packed
+
+
+def pieces(tokens, segments) -> dict[int, list[int]]:
+    """{segment: its tokens} of a row; segments are whole and in order, padding stands behind."""
+    pairs = zip(tokens, segments, strict=True)
+    found = [(key, [int(token) for token, _ in group]) for key, group in groupby(pairs, lambda pair: pair[1])]
+    ids = [int(key) for key, _ in found]
+    real = [key for key in ids if key]
+    assert real == sorted(set(real)) and ids in (real, real + [0])
+    return {int(key): tokens for key, tokens in found if key}
+
+
+def equal(first, second) -> bool:
+    return set(first) == set(second) and all(np.array_equal(first[key], second[key]) for key in first)
+
+
+# Masked
+
+
+@pytest.mark.parametrize("seq_len", LENGTHS)
+@pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
+def test_each_row_has_its_share_of_targets(tokenizer, packed, seq_len, rate):
+    rows = packed(seq_len)
+    batch = make({"kind": "masked", "rate": rate}, tokenizer, seq_len)(rows, np.arange(len(rows)), 3)
+    check(batch, tokenizer.vocab_size)
+    chosen = batch["weights"] > 0
+    special = np.isin(rows[:, 0], tokenizer.special_ids)
+    assert not chosen[special | (rows[:, 2] == 0)].any()
+    np.testing.assert_array_equal(batch["tokens"][~chosen], rows[:, 0][~chosen])
+    np.testing.assert_array_equal(batch["targets"], rows[:, 0])
+    np.testing.assert_array_equal(batch["segment_ids"], rows[:, 2])
+    for count, row in zip(chosen.sum(1), (rows[:, 2] > 0) & ~special, strict=True):
+        assert count == (max(round(rate * row.sum()), 1) if row.any() else 0)
+
+
+def test_shares_are_the_published_ones(tokenizer, packed):
+    rows = packed(200, documents=20_000)
+    batch = make({"kind": "masked"}, tokenizer, 200)(rows, np.arange(len(rows)), 0)
+    old, new = batch["targets"][batch["weights"] > 0], batch["tokens"][batch["weights"] > 0]
+    assert len(old) > 25_000
+    masked, kept = new == tokenizer.mask_id, new == old
+    assert masked.mean() == pytest.approx(0.8, abs=0.01)
+    replaced = new[~masked & ~kept]
+    assert kept.mean() == pytest.approx(0.1, abs=0.01)
+    assert len(replaced) / len(old) == pytest.approx(0.1, abs=0.01)
+    assert not np.isin(replaced, tokenizer.special_ids).any()
+    ordinary = tokenizer.vocab_size - len(tokenizer.special_ids)
+    assert len(set(replaced.tolist())) > 0.95 * ordinary  # from all over the vocabulary
+    assert Counter(replaced.tolist()).most_common(1)[0][1] < 6 * len(replaced) / ordinary
+    column = np.mean(batch["weights"][: len(rows) // 4 * 4], axis=0)  # no place in the row is preferred
+    assert column.std() < 0.03
+
+
+def test_whole_words_are_masked_wholly(tokenizer, texts):
+    documents = [np.array(ids) for ids in tokenizer.encode_batch(texts)]
+    rows = Packer(128, tokenizer.eot_id, np.dtype("<u2")).add(documents).astype(np.int32)
+    settings = {"kind": "masked", "whole_words": True}
+    batch = make(settings, tokenizer, 128)(rows, np.arange(len(rows)), 0)
+    plain = make({"kind": "masked"}, tokenizer, 128)(rows, np.arange(len(rows)), 0)
+    sizes = Counter()
+    for tokens, segments, weights in zip(rows[:, 0], rows[:, 2], batch["weights"], strict=True):
+        words, previous = [], None
+        for token, segment, weight in zip(tokens, segments, weights, strict=True):
+            if token == tokenizer.eot_id:
+                previous = None
+                continue
+            text = tokenizer.decode([token])
+            if previous == segment and (text[0].isalpha() or text[0] == "\ufffd"):
+                words[-1].append(weight)
+            else:
+                words.append([weight])
+            previous = segment
+        assert all(len(set(word)) == 1 for word in words)
+        sizes.update(len(word) for word in words if word[0])
+    assert sizes[1] and sum(count for size, count in sizes.items() if size > 1) > 20
+    assert (batch["weights"].sum(1) <= plain["weights"].sum(1)).all()
+    assert batch["weights"].sum() > 0.98 * plain["weights"].sum()
+
+
+def test_a_row_that_is_one_long_word_is_masked_wholly(tokenizer):
+    letter = tokenizer.encode("a")[0]
+    rows = Packer(16, tokenizer.eot_id, np.dtype("<u2")).add([np.full(15, letter)]).astype(np.int32)
+    batch = make({"kind": "masked", "whole_words": True}, tokenizer, 16)(rows, np.arange(1), 0)
+    np.testing.assert_array_equal(batch["weights"], [[0] + [1] * 15])
+
+
+# Spans
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.15, 0.5, 0.9])
+@pytest.mark.parametrize("mean_length", [1.0, 3.0, 10.0])
+def test_counts_are_those_of_t5(rate, mean_length):
+    for length in range(2, 600):
+        noise = min(max(round(length * rate), 1), length - 1)
+        spans = max(round(min(noise, length - noise) / mean_length), 1)
+        assert [int(count) for count in span_counts(length, rate, mean_length)] == [noise, spans]
+        assert decoder_length(length, rate, mean_length) in range(noise + 2 * spans, noise + 2 * spans + 8)
+        assert decoder_length(length, rate, mean_length) % 8 == 0
+    assert [count.tolist() for count in span_counts(np.arange(2), rate, mean_length)] == [[0, 0], [0, 0]]
+
+
+def cut_spans(batch, row: int, tokenizer) -> list[int]:
+    """Lengths of the spans of a row, from the decoder's side."""
+    targets = batch["targets"][row][batch["segment_ids"][row] > 0].tolist()
+    marks = [i for i, token in enumerate(targets) if token in tokenizer.sentinel_ids or token == tokenizer.eot_id]
+    return [after - mark - 1 for mark, after in pairwise(marks) if targets[mark] != tokenizer.eot_id]
+
+
+def test_a_row_of_one_document_has_the_counts(tokenizer):
+    rows = np.zeros((50, 3, 200), np.int32)
+    for i, row in enumerate(rows, 2):
+        row[0, :i], row[2, :i] = tokenizer.vocab_size - 1, 1
+    batch = make({"kind": "spans"}, tokenizer, 200)(rows, np.arange(50), 1)
+    for i in range(50):
+        noise, spans = span_counts(i + 2, 0.15, 3.0)
+        lengths = cut_spans(batch, i, tokenizer)
+        assert (sum(lengths), len(lengths)) == (noise, spans)
+
+
+def test_every_division_into_spans_is_as_likely(tokenizer):
+    """7 tokens, 3 of noise in 2 spans: text is cut in 3 ways and noise in 2."""
+    letters = np.arange(7) + tokenizer.vocab_size - 7
+    rows = np.zeros((6000, 3, 7), np.int32)
+    rows[:, 0], rows[:, 2] = letters, 1
+    batch = make({"kind": "spans", "rate": 0.45, "mean_length": 1.5}, tokenizer, 7)(rows, np.arange(6000), 0)
+    expected = set()
+    for text, noise in product([(1, 3), (2, 2), (3, 1)], [(1, 2), (2, 1)]):
+        first, second = text[0], text[0] + noise[0] + text[1]
+        expected.add((*range(first, first + noise[0]), *range(second, second + noise[1])))
+    found = Counter(tuple(i for i, letter in enumerate(letters) if letter in row) for row in batch["targets"])
+    assert set(found) == expected
+    assert all(abs(count - 1000) < 120 for count in found.values())
+
+
+@pytest.mark.parametrize("seq_len", LENGTHS)
+@pytest.mark.parametrize(("rate", "mean_length"), [(0.15, 3.0), (0.5, 20.0), (0.9, 4.0)])
+def test_decoder_and_encoder_give_back_the_documents(tokenizer, packed, seq_len, rate, mean_length):
+    rows = np.concatenate([packed(seq_len, seed=1), packed(seq_len, 20, 300, seed=2), np.zeros((1, 3, seq_len), int)])
+    settings = {"kind": "spans", "rate": rate, "mean_length": mean_length}
+    batch = make(settings, tokenizer, seq_len)(rows, np.arange(len(rows)), 0)
+    check(batch, tokenizer.vocab_size)
+    assert batch["encoder_tokens"].shape == (len(rows), seq_len)
+    assert batch["tokens"].shape == (len(rows), decoder_length(seq_len, rate, mean_length))
+    np.testing.assert_array_equal(batch["weights"], batch["segment_ids"] > 0)
+    sentinels = tokenizer.sentinel_ids
+    taken_out = 0
+    for i, (tokens, _, segments) in enumerate(rows):
+        encoder = pieces(batch["encoder_tokens"][i], batch["encoder_segment_ids"][i])
+        decoder = pieces(batch["targets"][i], batch["segment_ids"][i])
+        inputs = pieces(batch["tokens"][i], batch["segment_ids"][i])
+        documents = pieces(tokens, segments)
+        assert set(encoder) == set(documents) and set(decoder) <= set(documents)
+        for segment, document in documents.items():
+            spans, target = {}, decoder.get(segment, [tokenizer.eot_id])
+            assert target[-1] == tokenizer.eot_id
+            for token in target[:-1]:
+                if token in sentinels:
+                    assert token == sentinels[len(spans)]  # numbered from 0 in each document
+                    spans[token] = []
+                else:
+                    spans[sentinels[len(spans) - 1]].append(token)
+            assert all(spans.values()) and tokenizer.eot_id not in chain(*spans.values())
+            assert [token for token in encoder[segment] if token in sentinels] == list(spans)
+            assert [*chain(*(spans.get(token, [token]) for token in encoder[segment]))] == document
+            assert (segment in decoder) == bool(spans)
+            if spans:
+                assert inputs[segment] == [tokenizer.eot_id, *target[:-1]]
+            taken_out += sum(map(len, spans.values()))
+        for side, segmented in (("encoder_", encoder), ("", decoder)):
+            offsets = pieces(batch[f"{side}positions"][i], batch[f"{side}segment_ids"][i])
+            assert all(offsets[key] == list(range(len(value))) for key, value in segmented.items())
+    text = ((rows[:, 2] > 0) & (rows[:, 0] != tokenizer.eot_id)).sum(1)
+    assert taken_out <= span_counts(text, rate, mean_length)[0].sum()
+    if (rate, seq_len) == (0.15, 200):
+        assert taken_out == span_counts(text, rate, mean_length)[0].sum()  # all spans fit
+
+
+def test_spans_that_do_not_fit_stay_in_the_encoder(tokenizer):
+    """12 of 16 tokens in one span over 12 documents become 12 spans; the decoder has room for 10, 3 tokens each."""
+    letter, sentinel = tokenizer.encode("a")[0], tokenizer.sentinel_ids[0]
+    rows = Packer(32, tokenizer.eot_id, np.dtype("<u2")).add([np.array([letter])] * 16).astype(np.int32)
+    batch = make({"kind": "spans", "rate": 0.75, "mean_length": 16.0}, tokenizer, 32)(rows, np.arange(1), 0)
+    assert batch["targets"][0].tolist() == [sentinel, letter, tokenizer.eot_id] * 10 + [0, 0]
+    text = batch["encoder_tokens"][0, 1::2].tolist()
+    assert text == [letter] * 4 + [sentinel] * 10 + [letter] * 2
+
+
+def test_another_start(tokenizer, packed):
+    rows = packed(64)
+    batch = make({"kind": "spans", "start_id": 7}, tokenizer, 64)(rows, np.arange(len(rows)), 0)
+    first = (batch["positions"] == 0) & (batch["segment_ids"] > 0)
+    assert (batch["tokens"][first] == 7).all() and first.sum() > len(rows)
+    assert not batch["tokens"][batch["segment_ids"] == 0].any()
+
+
+# Random numbers
+
+
+@pytest.mark.parametrize("kind", ["masked", "spans"])
+def test_a_row_depends_on_its_place_and_the_seed_alone(tokenizer, packed, kind):
+    corruption = make({"kind": kind}, tokenizer, 64)
+    row = packed(64, 20, 300)[:1]
+    rows, places = np.repeat(row, 40, axis=0), np.arange(40) * 10**12
+    batch = corruption(rows, places, 5)
+    assert equal(batch, corruption(rows, places, 5))
+    order = np.random.default_rng(0).permutation(40)
+    assert equal({key: array[order] for key, array in batch.items()}, corruption(rows[order], places[order], 5))
+    assert equal({key: array[7:9] for key, array in batch.items()}, corruption(rows[7:9], places[7:9], 5))
+    assert len({array.tobytes() for array in batch["targets"] * batch["weights"].astype(int)}) > 35
+    assert not equal(batch, corruption(rows, places, 6))
+    assert equal(corruption(rows, places, -1), corruption(rows, places, -1))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "mask"}, "kind must be one of none, masked, spans, not 'mask'"),
+        (
+            {"kind": "masked", "whole_word": True},
+            r"Unknown field data.corruption.whole_word: did you mean whole_words\?",
+        ),
+        ({"kind": "none", "rate": 0.15}, r"Unknown field data.corruption.rate: there are kind."),
+        ({"kind": "masked", "rate": 1.5}, "rate must be a fraction from 0 to 1, not 1.5"),
+        ({"kind": "spans", "rate": 0}, "rate is 0: set data.corruption.kind to 'none'"),
+        ({"kind": "masked", "random": "a"}, "random must be a fraction"),
+        ({"kind": "masked", "mask": 0.8, "random": 0.3}, "at most 1 together"),
+        ({"kind": "masked", "whole_words": 2}, "whole_words must be True or False, not 2"),
+        ({"kind": "spans", "mean_length": 0.5}, "mean_length must be a number of at least 1, not 0.5"),
+        ({"kind": "spans", "start_id": -1}, "start_id must be a token id"),
+        ({"kind": "spans", "start_id": 10**6}, "start_id is 1000000, but the tokenizer has"),
+        ({"kind": "spans", "mean_length": 1.0}, "up to 77 spans .* 512 tokens, but the tokenizer has 60 sentinels"),
+    ],
+)
+def test_errors(tokenizer, settings, message):
+    with pytest.raises(DataError, match=message):
+        make(settings, tokenizer, 512)
+
+
+def test_a_tokenizer_without_the_special_tokens():
+    tokenizer = tokenizers.train([EOT], "byte")
+    assert make({}, tokenizer, 32) is make({"kind": "none"}, tokenizer, 32) is None
+    with pytest.raises(DataError, match=r"no mask token .*set data.tokenizer.mask to True"):
+        make({"kind": "masked"}, tokenizer, 32)
+    with pytest.raises(DataError, match=r"0 sentinels .*set data.tokenizer.sentinels to 2"):
+        make({"kind": "spans"}, tokenizer, 32)
