@@ -1,0 +1,75 @@
+"""BLOOM: ALiBi, a norm over the embedding; queries, keys and values of a head lie side by side."""
+
+from model.config import ModelConfig
+from model.interop import family
+from model.interop.family import Family, layer_entries, norm, norm_entries, table_entry
+from model.interop.table import Table
+
+_QKV = (("query", "kv group", "kv group head"), ("key", "kv", "kv head"), ("value", "kv", "kv head"))
+_ROWS = (
+    *norm("attention_norm", "input_layernorm"),
+    *norm("feed_forward_norm", "post_attention_layernorm"),
+    *(
+        (f"attention/{path}", "self_attention.query_key_value.weight", f"({n} 3 head) embed", f"embed {dims}", slot)
+        for slot, (path, n, dims) in enumerate(_QKV)
+    ),
+    *(
+        (f"attention/{path}_bias", "self_attention.query_key_value.bias", f"({n} 3 head)", dims, slot)
+        for slot, (path, n, dims) in enumerate(_QKV)
+    ),
+    ("attention/out", "self_attention.dense.weight", "embed (kv group head)", "kv group head embed"),
+    ("attention/out_bias", "self_attention.dense.bias", "embed", "embed"),
+    *family.feed_forward("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+)
+
+
+def _table(config: ModelConfig) -> Table:
+    entries = (
+        table_entry("inputs/tokens/table", "transformer.word_embeddings.weight"),
+        *norm_entries("inputs/norm", "transformer.word_embeddings_layernorm"),
+        *layer_entries(config, _ROWS, "transformer.h.{layer}"),
+        *norm_entries("norm", "transformer.ln_f"),
+        table_entry("unembedding/table", "lm_head.weight"),
+    )
+    ignored = (r"lm_head\.weight",) if config.tied else ()
+    return Table(entries, ignored=ignored, renames=((r"^(?=(word_embeddings|h|ln_f)[._])", "transformer."),))
+
+
+def _fields(c: dict) -> dict:
+    family.only(c, apply_residual_connection_post_layernorm=False)
+    width = c.get("hidden_size") or c["n_embed"]
+    return dict(
+        vocab_size=c["vocab_size"],
+        num_layers=c["n_layer"],
+        embed_dim=width,
+        num_heads=c.get("n_head") or c["num_attention_heads"],
+        mlp_dim=4 * width,
+        max_length=c.get("seq_length", 2048),  # no table limits it
+        norm="layernorm",
+        norm_epsilon=c["layer_norm_epsilon"],
+        embedding_norm=True,
+        position="alibi",
+        activation="gelu_tanh",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=c.get("tie_word_embeddings", True),
+        init_std=c.get("initializer_range", 0.02),
+    )
+
+
+def _describe(config: ModelConfig) -> dict:
+    return {
+        "vocab_size": config.vocab_size,
+        "n_layer": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "n_head": config.num_heads,
+        "seq_length": config.max_length,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.init_std,
+    }
+
+
+BLOOM = Family("BloomForCausalLM", _fields, _describe, _table)

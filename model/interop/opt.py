@@ -1,0 +1,78 @@
+"""OPT: learned positions from 2 on; the 350m is post-norm, with a narrow embedding table projected on both sides."""
+
+from model.config import ModelConfig
+from model.interop import family
+from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
+from model.interop.layout import Entry
+from model.interop.table import Table
+
+_OFFSET = 2
+_EPSILON = 1e-5  # whatever a config says: the code has no setting for it
+_ROWS = (
+    *norm("attention_norm", "self_attn_layer_norm"),
+    *norm("feed_forward_norm", "final_layer_norm"),
+    *family.attention("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    *family.feed_forward("fc1", "fc2"),
+)
+
+
+def _table(config: ModelConfig) -> Table:
+    entries = (
+        table_entry("inputs/tokens/table", "model.decoder.embed_tokens.weight"),
+        table_entry("inputs/positions/table", "model.decoder.embed_positions.weight"),
+        Entry("inputs/project/weight", "model.decoder.project_in.weight", "embed narrow", "narrow embed"),
+        *layer_entries(config, _ROWS, "model.decoder.layers.{layer}"),
+        *norm_entries("norm", "model.decoder.final_layer_norm"),
+        Entry("unembedding/project/weight", "model.decoder.project_out.weight", "narrow embed", "embed narrow"),
+        table_entry("unembedding/table", "lm_head.weight"),
+    )
+    ignored = (r"lm_head\.weight",) if config.tied else ()
+    return Table(entries, ignored=ignored, renames=((r"^decoder\.", "model.decoder."),))
+
+
+def _fields(c: dict) -> dict:
+    family.only(c, enable_bias=True, layer_norm_elementwise_affine=True)
+    before = c.get("do_layer_norm_before", True)
+    return dict(
+        vocab_size=c["vocab_size"],
+        num_layers=c["num_hidden_layers"],
+        embed_dim=c["hidden_size"],
+        num_heads=c["num_attention_heads"],
+        mlp_dim=c["ffn_dim"],
+        max_length=c["max_position_embeddings"],
+        table_dim=c.get("word_embed_proj_dim") or c["hidden_size"],
+        norm="layernorm",
+        norm_epsilon=_EPSILON,
+        norm_position="pre" if before else "post",
+        final_norm=before and not c.get("_remove_final_layer_norm", False),
+        position="learned",
+        position_offset=_OFFSET,
+        activation=activation(c.get("activation_function", "relu")),
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=c.get("tie_word_embeddings", True),
+        init_std=c.get("init_std", 0.02),
+    )
+
+
+def _describe(config: ModelConfig) -> dict:
+    before = config.norm_position == "pre"
+    return {
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "num_attention_heads": config.num_heads,
+        "ffn_dim": config.mlp_dim,
+        "max_position_embeddings": config.max_length,
+        "word_embed_proj_dim": config.table_dim,
+        "do_layer_norm_before": before,
+        "_remove_final_layer_norm": before and not config.final_norm,
+        "activation_function": config.activation,
+        "tie_word_embeddings": config.tied,
+        "init_std": config.init_std,
+    }
+
+
+OPT = Family("OPTForCausalLM", _fields, _describe, _table)

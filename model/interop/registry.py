@@ -1,0 +1,59 @@
+"""The families that can be read and written, and both directions for a whole checkpoint folder."""
+
+import json
+
+from model.config import ModelConfig
+from model.interop import bloom, gemma, gpt2, llama, load, opt
+from model.interop.family import Family
+from model.interop.folder import Folder
+from model.interop.tensorfile import CheckpointFolderError
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2.GPT2,
+    "llama": llama.LLAMA,
+    "mistral": llama.MISTRAL,
+    "opt": opt.OPT,
+    "bloom": bloom.BLOOM,
+    "qwen2": llama.QWEN2,
+    "qwen3": llama.QWEN3,
+    "gemma": gemma.GEMMA,
+    "gemma2": gemma.GEMMA2,
+    "gemma3_text": gemma.GEMMA3,
+}
+
+
+def read_config(folder: Folder) -> tuple[str, ModelConfig]:
+    """(model_type, our config) of a folder.
+
+    Raises:
+      CheckpointFolderError: a family that is not known, or a value of config.json that can't be read.
+    """
+    given = folder.config()
+    name = given.get("model_type")
+    if name not in FAMILIES:
+        raise CheckpointFolderError(
+            f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
+        )
+    try:
+        fields = FAMILIES[name].fields(given)
+    except KeyError as error:
+        raise CheckpointFolderError(f"{folder.path}: config.json has no {error}, which {name} needs") from error
+    try:
+        return name, ModelConfig(**fields)
+    except ValueError as error:
+        raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
+
+
+def read(folder: Folder, name: str, abstract_model):
+    """The model of a folder; `abstract_model` is of its config, with shardings where there is a mesh."""
+    return load.load(abstract_model, FAMILIES[name].table(abstract_model.config), folder)
+
+
+def write(model, name: str, path, files: dict[str, str] | None = None, **extra) -> None:
+    """The model as a checkpoint folder of the family `name`; `files` are further files by name, `extra` goes into
+    config.json."""
+    family = FAMILIES[name]
+    described = {"architectures": [family.architecture], "model_type": name} | family.describe(model.config) | extra
+    described["dtype"] = described["torch_dtype"] = model.config.param_dtype
+    files = {"config.json": json.dumps(described, indent=2) + "\n"} | (files or {})
+    load.save(model, family.table(model.config), path, files)

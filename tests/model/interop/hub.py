@@ -1,0 +1,79 @@
+"""Tiny checkpoints of every family, made by transformers from its own config classes."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+_SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
+_LLAMA = _SMALL | dict(intermediate_size=48, num_key_value_heads=2, rms_norm_eps=0.01, tie_word_embeddings=False)
+_GEMMA = _LLAMA | dict(head_dim=16, tie_word_embeddings=True)
+_ROPE = {"rope_type": "default", "rope_theta": 100.0}
+_LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0) | dict(
+    original_max_position_embeddings=16
+)
+_YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=16)
+_GPT2 = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=3, n_head=4, n_inner=48, layer_norm_epsilon=0.01)
+_OPT = _SMALL | dict(ffn_dim=48)
+
+# name: (transformers' configuration class, its values)
+CHECKPOINTS = {
+    "gpt2": (transformers.GPT2Config, _GPT2),
+    "llama": (transformers.LlamaConfig, _LLAMA | dict(rope_parameters=_ROPE)),
+    "llama biases": (
+        transformers.LlamaConfig,
+        _LLAMA | dict(rope_parameters=_LLAMA3, attention_bias=True, mlp_bias=True, head_dim=16),
+    ),
+    "llama linear": (
+        transformers.LlamaConfig,
+        _LLAMA | dict(rope_parameters=_ROPE | dict(rope_type="linear", factor=4.0)),
+    ),
+    "llama yarn": (transformers.LlamaConfig, _LLAMA | dict(rope_parameters=_YARN, tie_word_embeddings=True)),
+    "mistral": (transformers.MistralConfig, _LLAMA | dict(rope_parameters=_ROPE, sliding_window=5)),
+    "opt": (transformers.OPTConfig, _OPT | dict(word_embed_proj_dim=32)),
+    "opt post-norm": (transformers.OPTConfig, _OPT | dict(word_embed_proj_dim=16, do_layer_norm_before=False)),
+    "bloom": (
+        transformers.BloomConfig,
+        dict(vocab_size=64, hidden_size=36, n_layer=3, n_head=6, layer_norm_epsilon=0.01),
+    ),
+    "qwen2": (
+        transformers.Qwen2Config,
+        _LLAMA | dict(rope_parameters=_ROPE, use_sliding_window=True, sliding_window=5, max_window_layers=2),
+    ),
+    "qwen3": (transformers.Qwen3Config, _LLAMA | dict(rope_parameters=_ROPE, head_dim=16)),
+    "gemma": (transformers.GemmaConfig, _GEMMA | dict(rope_parameters=_ROPE)),
+    "gemma2": (
+        transformers.Gemma2Config,
+        _GEMMA
+        | dict(rope_parameters=_ROPE, query_pre_attn_scalar=20, sliding_window=5)
+        | dict(attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        _GEMMA
+        | dict(num_hidden_layers=8, query_pre_attn_scalar=20, sliding_window=5)
+        | dict(
+            rope_parameters={
+                "full_attention": _ROPE | dict(rope_type="linear", factor=4.0, rope_theta=1000.0),
+                "sliding_attention": _ROPE,
+            }
+        ),
+    ),
+}
+
+
+@functools.cache
+def reference(name: str):
+    """(transformers' model, the folder it was saved to). Every parameter is redrawn: initial 0 and 1 hide mistakes."""
+    kind, values = CHECKPOINTS[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**values, attn_implementation="eager"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    model.eval().save_pretrained(folder)
+    return model, folder

@@ -1,0 +1,110 @@
+"""Every family against transformers: logits, hidden states, generation, and the way back."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from model import families
+from model.decode.generate import generate
+from model.interop import registry
+from model.interop.folder import Folder
+from tests.model.interop import hub
+
+# What float32 leaves; the smallest wrong detail (one gelu for another) moves such models' logits by 1e-3.
+TOLERANCE = dict(atol=2e-4, rtol=2e-4)
+PAD = 1
+logits = jax.jit(lambda model, *batch: model.logits(*batch))
+states = jax.jit(lambda model, *batch: model.states(*batch))
+
+
+@functools.cache
+def ours(name):
+    folder = Folder(hub.reference(name)[1])
+    family, config = registry.read_config(folder)
+    assert family == folder.config()["model_type"]
+    config = type(config)(**config.__dict__ | {"dtype": "float32"})
+    return registry.read(folder, family, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+
+
+def padded(side, lengths=(20, 13, 1), width=20):
+    """Tokens, mask and positions from 0 at the first token; padded on this side."""
+    tokens = np.random.default_rng(0).integers(2, 64, (len(lengths), width))
+    places = np.arange(width)[None] - (width - np.array(lengths)[:, None] if side == "left" else 0)
+    real = (places >= 0) & (places < np.array(lengths)[:, None])
+    return np.where(real, tokens, PAD), real, np.where(real, places, 0)
+
+
+def theirs(name, tokens, real, positions, **arguments):
+    model = hub.reference(name)[0]
+    arguments["attention_mask"] = torch.tensor(real.astype(np.int64))
+    if hub.CHECKPOINTS[name][0] not in (transformers.OPTConfig, transformers.BloomConfig):  # they count the mask
+        arguments["position_ids"] = torch.tensor(positions)
+    with torch.no_grad():
+        return model(torch.tensor(tokens), **arguments)
+
+
+def batch(tokens, real, positions):
+    return tokens.astype(np.int32), real.astype(np.int32), positions.astype(np.int32)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+def test_logits_of_padded_rows(name, side):
+    tokens, real, positions = padded(side)
+    expected = theirs(name, tokens, real, positions).logits.numpy()
+    assert expected[real].std() > 0.1
+    found = logits(ours(name), *batch(tokens, real, positions))
+    np.testing.assert_allclose(np.asarray(found)[real], expected[real], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in hub.CHECKPOINTS if not name.startswith(("opt", "bloom"))])
+def test_positions_that_start_late(name):
+    tokens, real, positions = padded("right", (20, 20, 20))
+    expected = theirs(name, tokens, real, positions + 31).logits.numpy()
+    found = logits(ours(name), *batch(tokens, real, positions + 31))
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+def test_hidden_states_of_every_layer(name):
+    rows = padded("left")
+    real = rows[1]
+    expected = theirs(name, *rows, output_hidden_states=True).hidden_states
+    found = states(ours(name), *batch(*rows))
+    assert len(found) == len(expected)
+    for mine, reference in zip(found, expected, strict=True):
+        if mine.shape == reference.shape:  # OPT's projects its last one
+            np.testing.assert_allclose(np.asarray(mine)[real], reference.numpy()[real], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+def test_greedy_generation_with_the_cache(name):
+    model = hub.reference(name)[0]
+    tokens, real, _ = padded("left", (12, 5, 9), 12)
+    settings = transformers.GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=PAD, eos_token_id=None)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor(tokens), attention_mask=torch.tensor(real.astype(np.int64)), generation_config=settings
+        )[:, 12:]
+    prompts = [row[mask].tolist() for row, mask in zip(tokens, real, strict=True)]
+    found = generate(ours(name), prompts, jax.random.key(0), max_new_tokens=12)
+    np.testing.assert_array_equal(found.tokens, expected.numpy())
+
+
+@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+def test_the_way_back_is_exact(name, tmp_path):
+    reference, folder = hub.reference(name)
+    registry.write(ours(name), Folder(folder).config()["model_type"], tmp_path / "out")
+    old, new = Folder(folder), Folder(tmp_path / "out")
+    assert old.tensors.keys() == new.tensors.keys()
+    for tensor in old.tensors:
+        np.testing.assert_array_equal(old.read(tensor), new.read(tensor))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    tokens = torch.arange(20)[None] + 2
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, reference(tokens).logits)
