@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from model import axes
 from model.interop import table as tables
 from model.interop.folder import Folder
 from model.interop.table import Piece, Table
@@ -162,12 +161,29 @@ def _own_mesh(w: jax.Array | None = None):
 
 def _gathered(w: jax.Array, index: tuple[int, ...], dtype) -> np.ndarray:
     """One index of the stacked dims, whole, on the host."""
-    with _own_mesh(w):
-        return np.asarray(_gather(w, [np.int32(i) for i in index], dtype))
+    if not w.is_fully_addressable:
+        with _own_mesh(w):
+            return np.asarray(_gather(w, [np.int32(i) for i in index], dtype))
+    # All of it is on devices of this process: joined on the host, so that no device has to hold a whole tensor.
+    array = np.empty(w.shape[len(index) :], dtype)
+    for shard in w.addressable_shards:
+        box = [part.indices(size) for part, size in zip(shard.index, w.shape, strict=True)]
+        own = [np.int32(i - start) for i, (start, *_) in zip(index, box, strict=False)]
+        if shard.replica_id == 0 and all(0 <= i < size for i, size in zip(own, shard.data.shape, strict=False)):
+            with _own_mesh():
+                array[shard.index[len(index) :]] = _pick(shard.data, own, dtype)
+    return array
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _pick(w, index, dtype):
+    return w[tuple(index)].astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _gather(w, index, dtype):
+    """One index of the stacked dims, whole on every device."""
+
     def pick(bits, index):
         # An array of one index, because where the dim is split this compiles to a sum over devices, the others giving
         # zeros, while a plain index would gather the whole stack.
@@ -177,9 +193,8 @@ def _gather(w, index, dtype):
 
     # Summed as integers, so that -0 and NaN pass bit for bit.
     bits = jax.lax.bitcast_convert_type(w, jnp.dtype(f"uint{8 * w.dtype.itemsize}"))
-    if axes.has_mesh():
-        pick = jax.sharding.auto_axes(pick, out_sharding=PartitionSpec())
-    return jax.lax.bitcast_convert_type(pick(bits, index), w.dtype).astype(dtype)
+    bits = jax.sharding.auto_axes(pick, out_sharding=PartitionSpec())(bits, index)
+    return jax.lax.bitcast_convert_type(bits, w.dtype).astype(dtype)
 
 
 def _natural(name: str) -> list:

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.checkpoint_memory --file_dtype=bfloat16 --param_dtype=float32 --layers=9 --devices=8
 
 Prints JSON: sizes in MB; the peak is VmHWM, all resident pages, file-backed ones too, from the start of the process.
+Fails where that is more than 1.3 times the model. Needs Linux and room for the checkpoint in the temporary folder.
 """
 
 import argparse
@@ -78,6 +79,7 @@ def measure(folder: str, layers: int, param_dtype: str, devices: int) -> None:
     found |= {f"peak_{key}": max(sample[key] for sample in samples) for key in ("RssAnon", "RssFile")}
     found |= dict(ratio=found["peak"] / size, ratio_of_growth=(found["peak"] - found["before"]) / size, seconds=seconds)
     print(json.dumps({key: round(value, 2) for key, value in found.items()}))
+    sys.exit(found["ratio"] > 1.3)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from model import axes
 from model.families import Decoder
+from model.interop import load as load_module
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.load import load, save
@@ -223,6 +224,20 @@ def test_experts_and_fused_parts_of_unequal_size(small, inside, tmp_path):
         assert leaf.sharding == likes[name].sharding
         np.testing.assert_array_equal(np.asarray(leaf).view(np.uint8), values[name].view(np.uint8), err_msg=name)
     assert_same(tensors(tmp_path / "out"), tensors(tmp_path))
+
+
+def test_gathering_over_devices_of_other_processes(small):
+    """The program that `save` runs where a process has not all of a parameter, here with devices of one."""
+    abstract, values = small
+    like = parameters(abstract)["experts"]
+    experts = jax.device_put(values["experts"], like.sharding)
+    with jax.set_mesh(like.sharding.mesh):
+        for layer, expert in ((0, 0), (3, 5)):
+            found = load_module._gather(experts, [np.int32(layer), np.int32(expert)], like.dtype)
+            assert found.is_fully_replicated
+            np.testing.assert_array_equal(
+                np.asarray(found).view(np.uint8), values["experts"][layer, expert].view(np.uint8)
+            )
 
 
 def test_what_their_format_has_no_place_for(small, tmp_path):
