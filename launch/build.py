@@ -53,7 +53,18 @@ def mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def model_config(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
-    """The model's config; a vocabulary of 0 becomes the tokenizer's, rounded up so that it splits over a mesh."""
+    """The model's config, which must have room for the rows of the data."""
+    model = architecture(config, tokenizer_size)
+    if config.data.seq_len > model.max_length:
+        raise ConfigError(
+            f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {model.max_length}"
+        )
+    return model
+
+
+def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
+    """The block `model` of a config; a vocabulary of 0 becomes the tokenizer's, rounded up so that it splits over a
+    mesh."""
     fields = config.model.to_dict()
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in fields:
@@ -66,10 +77,6 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
         raise ConfigError(
             f"config.model.vocab_size is {fields['vocab_size']}, but the tokenizer has {tokenizer_size} tokens; raise "
             "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
-        )
-    if config.data.seq_len > fields["max_length"]:
-        raise ConfigError(
-            f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {fields['max_length']}"
         )
     with checking("config.model"):
         return ModelConfig(**fields)
@@ -214,7 +221,7 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
     config = recorded_config(workdir)
     words = tokenizer.load(workdir / "tokenizer.json")
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
-    make = lambda rngs: families.make(model_config(config, words.vocab_size), rngs)
+    make = lambda rngs: families.make(architecture(config, words.vocab_size), rngs)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")

@@ -91,6 +91,7 @@ def run(main) -> None:
     def guarded(argv):
         from data.batch import DataError
         from launch.build import ConfigError
+        from model.interop.tensorfile import CheckpointFolderError
         from train.checkpoint import CheckpointError
         from train.loop import TrainingStopped
 
@@ -100,7 +101,7 @@ def run(main) -> None:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
-        except (ConfigError, DataError, CheckpointError, TrainingStopped) as error:
+        except (ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped) as error:
             sys.exit(f"error: {error}")
 
     def parse(argv):

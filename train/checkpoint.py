@@ -60,6 +60,12 @@ class Checkpoints:
         ranked = {BEST: metrics[BEST]} if metrics and BEST in metrics else None
         self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=ranked))
 
+    def save_model(self, step: int, model) -> None:
+        """Save a model alone: to read it for inference and export, and to start a run from it."""
+        items = ocp.args.Composite(model=ocp.args.StandardSave(_names(model)))
+        self._guard("write", step, lambda: self._manager.save(step, args=items))
+        self.wait()
+
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
         """The state of `step` (default: the latest), placed as `abstract` says, and its `loop` JSON."""
         step = self.latest_step if step is None else step

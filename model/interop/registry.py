@@ -1,5 +1,6 @@
 """The families that can be read and written, and both directions for a whole checkpoint folder."""
 
+import contextlib
 import json
 
 from model.config import ModelConfig
@@ -20,6 +21,8 @@ FAMILIES: dict[str, Family] = {
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
 }
+# Fields of ModelConfig that are of a run and not of its checkpoint.
+_RUNNING = ("dropout", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
 
 
 def read_config(folder: Folder) -> tuple[str, ModelConfig]:
@@ -42,6 +45,22 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
         return name, ModelConfig(**fields)
     except ValueError as error:
         raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
+
+
+def family_of(config: ModelConfig) -> str:
+    """The model_type that can hold a model of this config: whose description gives the same config back.
+
+    Raises:
+      CheckpointFolderError: none can.
+    """
+    for name, family in FAMILIES.items():
+        with contextlib.suppress(CheckpointFolderError, ValueError, KeyError):
+            fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in _RUNNING}}
+            if ModelConfig(**fields) == config:
+                return name
+    raise CheckpointFolderError(
+        f"no family of checkpoints has just the parts of this model; known are {', '.join(FAMILIES)}"
+    )
 
 
 def read(folder: Folder, name: str, abstract_model):
