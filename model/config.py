@@ -177,6 +177,8 @@ class Experts:
                 f"experts.per_token {self.per_token} is more than the {self.groups_per_token * size} experts that a "
                 "token can choose from (groups_per_token * count / groups)"
             )
+        if self.per_token == 1 and self.normalize:
+            raise ValueError("experts.normalize makes the weight of a single expert 1: its router would never learn")
         if self.groups > 1 and self.group_score == "top2" and size < 2:
             raise ValueError(f"experts.group_score top2 needs groups of two or more experts; they have {size}")
         if self.shared_gate and not self.shared_dim:
