@@ -1,7 +1,6 @@
-"""Mixtures of experts: as transformers' blocks, as a dense mixture, the same on every mesh."""
+"""Mixtures of experts: as transformers' blocks, as a dense mixture."""
 
 import dataclasses
-import functools
 import importlib
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from model import axes, dispatch
 from model.config import Experts
@@ -17,7 +15,6 @@ from model.layers import activate
 from model.moe import MoE
 from model.router import RouterStats
 from tests.model import tiny
-from tests.model.test_meshes import MISTAKE, SHAPES, captured, compiled_afresh  # noqa: F401
 
 D, F, E = tiny.LLAMA.embed_dim, 16, 8
 X = np.random.default_rng(0).normal(size=(8, 16, D)).astype(np.float32)
@@ -26,9 +23,14 @@ REAL = np.arange(16) < np.random.default_rng(1).integers(3, 17, (8, 1))
 
 def drawn(experts, config=tiny.LLAMA, seed=0):
     """A module whose every parameter is drawn, in the middle of training: correction and gates differ from 0."""
-    leaves, tree = jax.tree.flatten(MoE(config, experts, nnx.Rngs(seed)))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([w + 0.2 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
+
+    @jax.jit
+    def make(key):
+        leaves, tree = jax.tree.flatten(MoE(config, experts, nnx.Rngs(key)))
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        return tree.unflatten([w + 0.2 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
+
+    return make(jax.random.key(seed))
 
 
 @jax.jit
@@ -302,35 +304,6 @@ def test_impossible_experts_are_refused():
     ]:
         with pytest.raises(ValueError, match=f"experts.{field}"):
             Experts(**{**good, **bad})
-
-
-# --- meshes ---
-
-
-@functools.cache
-def on_one_device(name):
-    return jax.device_get(jax.jit(run)(drawn(VARIANTS[name]), X, REAL))
-
-
-@pytest.mark.usefixtures("compiled_afresh")
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_every_mesh_equals_one_device(name, shape):
-    mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
-    leaves = jax.tree.leaves(jax.device_get(drawn(VARIANTS[name])))
-    expected = on_one_device(name)
-    with axes.use_mesh(mesh):
-        target = jax.eval_shape(lambda: MoE(tiny.LLAMA, VARIANTS[name], nnx.Rngs(0)))
-        likes, tree = jax.tree.flatten(target)
-        put = lambda leaf, like: jax.device_put(leaf, NamedSharding(mesh, like.sharding.spec))
-        moe = tree.unflatten([put(leaf, like) for leaf, like in zip(leaves, likes, strict=True)])
-        x, real = (jax.device_put(a, axes.batch_sharding(mesh, a.ndim)) for a in (X, REAL))
-        program, log = captured(lambda: jax.jit(run).lower(moe, x, real).compile())
-        got = program(moe, x, real)
-    assert MISTAKE not in log, log
-    assert_close(got, expected)
-    for gradient, like in zip(jax.tree.leaves(got[0][0]), likes, strict=True):
-        assert gradient.sharding.spec == like.sharding.spec
 
 
 def test_stats_have_a_dim_of_layers():
