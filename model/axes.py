@@ -36,6 +36,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("group", None),
     ("head_dim", None),
+    ("experts", None),
 )
 # Parameters are stored split over these axes, and gathered at the moment they are used.
 STORAGE_AXES = ("fsdp",)

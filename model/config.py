@@ -7,6 +7,8 @@ sizes (configs/sizes.py), counts (count.py) and everything about training (confi
 import dataclasses
 from typing import NamedTuple
 
+from model.parts import Rope
+
 CHOICES = {
     "architecture": ("decoder", "encoder", "encoder_decoder"),
     "norm": ("rmsnorm", "layernorm"),
@@ -21,34 +23,6 @@ CHOICES = {
 }
 _AT_LEAST_ONE = ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")
 _LONGEST_PATTERN = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary positions (arXiv:2104.09864), and how their angles are rescaled for longer contexts.
-
-    Raises:
-      ValueError: a value that is not possible; the message names the field.
-    """
-
-    theta: float = 10_000.0
-    local_theta: float = 0.0  # of layers that see a window only, never rescaled (Gemma 3); 0: as the others
-    scaling: str = "none"  # none, linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071)
-    factor: float = 1.0
-    original_length: int = 0  # the context before rescaling; llama3 and yarn need it
-    low_factor: float = 1.0  # llama3: wavelengths above original_length / low_factor are divided by `factor`
-    high_factor: float = 4.0  # llama3: those below original_length / high_factor are left as they are
-    beta_fast: float = 32.0  # yarn: angles that turn more often over the original context are left as they are
-    beta_slow: float = 1.0  # yarn: those that turn less often are divided by `factor`
-    attention_factor: float = 1.0  # yarn: multiplies cosines and sines
-    interleaved: bool = False  # pairs of features are (2i, 2i + 1), and not (i, i + head_dim / 2) (DeepSeek)
-
-    def __post_init__(self):
-        scalings = ("none", "linear", "llama3", "yarn")
-        if self.scaling not in scalings:
-            raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
-        if self.scaling in ("llama3", "yarn") and self.original_length < 1:
-            raise ValueError(f"model.rope.original_length must be set for the scaling {self.scaling!r}")
 
 
 class Kind(NamedTuple):
@@ -96,7 +70,7 @@ class ModelConfig:
 
     position: str = "rotary"  # or a learned table, ALiBi (arXiv:2108.12409), T5's relative buckets (arXiv:1910.10683)
     position_offset: int = 0  # rows of the learned table before that of position 0 (OPT, RoBERTa: 2)
-    rope: Rope = Rope()
+    rope: Rope = dataclasses.field(default_factory=Rope)
     relative_buckets: int = 32
     relative_distance: int = 128  # from here on, all distances share the last bucket
     token_types: int = 0  # rows of the table of token types (BERT: 2); 0: no table
@@ -169,6 +143,8 @@ class ModelConfig:
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
+        if "sparse" in self.mlp_pattern:
+            raise ValueError("model.mlp_pattern: layers of experts cannot be part of a model yet, only used alone")
         if "local" in self.attention_pattern and self.window < 1:
             raise ValueError(f"model.window is {self.window!r}; layers of the kind 'local' need one of at least 1")
         if (self.architecture == "encoder_decoder") != (self.encoder_layers > 0):

@@ -63,8 +63,8 @@ class Embedding(nnx.Module):
 class FeedForward(nnx.Module):
     """down(act(up(x))), or gated down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mlp_dim: int = 0):
-        d, f, dtype = config.embed_dim, mlp_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, hidden_dim: int = 0):
+        d, f, dtype = config.embed_dim, hidden_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
         self.activation = config.activation
         self.gate = param(rngs, (d, f), ("embed", "mlp"), init, dtype) if config.gated else None

@@ -22,17 +22,21 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], init, 
     return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=names, eager_sharding=axes.has_mesh())
 
 
+def gathered(w: nnx.Param, dtype) -> jax.Array:
+    """A weight as its layer needs it: cast before it is gathered over fsdp: half the bytes travel in bfloat16."""
+    return axes.gather(w[...].astype(dtype))
+
+
 def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.Array:
     """Contract activations with a weight, in the dtype of the activations.
 
     Args:
       spec: 'x dims,w dims->out dims', e.g. 'BTD,DF->BTF'.
       x: the activations.
-      w: the weight, as stored (float32, split over fsdp); it is cast before it is gathered, so that half the bytes
-        travel in bfloat16.
+      w: the weight, as stored (float32, split over fsdp).
       out: logical names of the result's dims.
     """
-    w = axes.gather(w[...].astype(x.dtype))
+    w = gathered(w, x.dtype)
     x_dims, w_dims = spec.split("->")[0].split(",")
     rows = math.prod(size for dim, size in zip(x_dims, x.shape, strict=True) if dim not in w_dims)
     own_gradient = axes.platform() == "cpu" and rows * w.size < _CPU_GRADIENT_LIMIT

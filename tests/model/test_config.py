@@ -11,6 +11,7 @@ from flax import nnx
 from model.config import ModelConfig
 from model.count import flops_per_token
 from model.families import Decoder
+from model.parts import Experts
 from tests.model import tiny
 
 
@@ -82,3 +83,21 @@ def test_flops_are_those_of_the_program(name):
     # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
     for program, flag in ((forward, False), (training, True)):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
+
+
+def test_impossible_experts_are_refused():
+    good = dict(count=8, per_token=2, mlp_dim=16)
+    for field, bad in [
+        ("count", dict(count=0)),
+        ("per_token", dict(per_token=9)),
+        ("per_token", dict(groups=4, per_token=3)),
+        ("groups", dict(groups=3)),
+        ("groups_per_token", dict(groups=4, groups_per_token=5)),
+        ("group_score", dict(groups=8, groups_per_token=4, group_score="top2")),
+        ("score", dict(score="tanh")),
+        ("normalize", dict(per_token=1)),
+        ("shared_gate", dict(shared_gate=True)),
+        ("capacity_factor", dict(capacity=2, capacity_factor=1.0)),
+    ]:
+        with pytest.raises(ValueError, match=f"experts.{field}"):
+            Experts(**{**good, **bad})

@@ -1,0 +1,100 @@
+"""Mixture-of-experts feed-forward (arXiv:1701.06538): a router, experts of which each token uses a few, a shared one.
+
+Each device routes its own rows. Experts are gathered over fsdp and split over `tensor` inside each, along F, so one sum
+over `tensor` ends the layer. What it leaves out: an axis of the mesh over which whole experts are spread.
+
+Dims: B rows, T length, D embed, F hidden of an expert, E experts.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from model import axes, dispatch
+from model.config import ModelConfig
+from model.layers import RESIDUAL, FeedForward, activate, residual_init
+from model.parts import Experts
+from model.router import RouterStats, balanced_by_correction, route
+from model.weights import einsum, gathered, param
+
+
+class MoE(nnx.Module):
+    """In place of a FeedForward. The experts have no biases; the shared one has where the config says so."""
+
+    def __init__(self, config: ModelConfig, experts: Experts, rngs: nnx.Rngs):
+        e, d, f, dtype = experts.count, config.embed_dim, experts.mlp_dim, jnp.dtype(config.param_dtype)
+        init = nnx.initializers.normal(config.init_std)
+        self.experts, self.activation = experts, config.activation
+        self.router = param(rngs, (d, e), ("embed", "experts"), init, dtype)
+        self.gate = param(rngs, (e, d, f), ("experts", "embed", "mlp"), init, dtype) if config.gated else None
+        self.up = param(rngs, (e, d, f), ("experts", "embed", "mlp"), init, dtype)
+        self.down = param(rngs, (e, f, d), ("experts", "mlp", "embed"), residual_init(config), dtype)
+        # Float32 always: it moves by small steps.
+        zeros = nnx.initializers.zeros
+        self.correction = param(rngs, (e,), ("experts",), zeros, jnp.float32) if experts.correction else None
+        self.shared = FeedForward(config, rngs, experts.shared_dim) if experts.shared_dim else None
+        self.shared_gate = param(rngs, (d, 1), ("embed", "experts"), init, dtype) if experts.shared_gate else None
+
+    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, RouterStats]:
+        """Feed forward.
+
+        Args:
+          real_BT: false for padding, which only the shared expert sees and no statistic counts; None: all are real.
+
+        Returns:
+          (y [B, T, D] in x's dtype, the router's statistics of the whole batch, float32).
+        """
+        with jax.default_matmul_precision("highest"):  # float32 that is float32 on a TPU too
+            logits = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, ("batch", "length", "experts"))
+        y_BTD, stats = self._routed(x_BTD, logits, real_BT)
+        if self.correction is not None:
+            y_BTD = balanced_by_correction(y_BTD, self.correction[...], stats.load_E)
+        if self.shared is not None:
+            shared_BTD = self.shared(x_BTD)
+            if self.shared_gate is not None:
+                gate = einsum("BTD,DE->BTE", x_BTD, self.shared_gate, ("batch", "length", "experts"))
+                shared_BTD *= jax.nn.sigmoid(gate.astype(jnp.float32)).astype(x_BTD.dtype)
+            y_BTD += shared_BTD
+        return y_BTD, stats
+
+    def _routed(self, x_BTD, logits_BTE, real_BT):
+        """The chosen experts' part: every device on its rows, with its part of each expert."""
+        weights = [None if w is None else gathered(w, x_BTD.dtype) for w in (self.gate, self.up, self.down)]
+        correction_E = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
+        if not axes.has_mesh():
+            return self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
+        names = lambda *logical: tuple(jax.tree.leaves(tuple(axes.out(*logical))))
+        split, inner = names("batch", "length"), names("mlp")
+
+        def on_each_device(x_BTD, logits_BTE, real_BT, correction_E, *weights):
+            # The transposes of these casts are the sums of gradients over devices, one for each tensor.
+            x_BTD = jax.lax.pcast(x_BTD, inner, to="varying")
+            weights = [None if w is None else jax.lax.pcast(w, split, to="varying") for w in weights]
+            y_BTD, stats = self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
+            return jax.lax.psum(y_BTD, inner), jax.lax.psum(stats, split)
+
+        rows, wide, narrow = axes.out(*RESIDUAL), axes.out(None, None, "mlp"), axes.out(None, "mlp", None)
+        in_specs = (rows, rows, axes.out("batch", "length"), PartitionSpec(), wide, wide, narrow)
+        mesh = jax.sharding.get_abstract_mesh()
+        return jax.shard_map(
+            on_each_device,
+            axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+            in_specs=in_specs,
+            out_specs=(rows, PartitionSpec()),
+        )(x_BTD, logits_BTE, real_BT, correction_E, *weights)
+
+    def _local(self, x_BTD, logits_BTE, real_BT, correction_E, gate, up, down):
+        real_N = jnp.ones(x_BTD.shape[:2], bool) if real_BT is None else real_BT
+        logits_NE = logits_BTE.reshape(-1, self.experts.count)
+        routing, stats = route(self.experts, logits_NE, correction_E, real_N.reshape(-1))
+
+        def apply(x, product):
+            h = product(x, up)
+            h = activate(h, self.activation) if gate is None else activate(product(x, gate), self.activation) * h
+            return product(h, down)
+
+        limited = self.experts.capacity or self.experts.capacity_factor
+        run = dispatch.capacity if limited else dispatch.dropless
+        y_BTD, dropped = run(self.experts, x_BTD, routing, apply)
+        return y_BTD, stats._replace(dropped=stats.dropped + dropped)

@@ -1,0 +1,87 @@
+"""Blocks of ModelConfig that describe one part each: Rope, Experts. They check themselves."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (arXiv:2104.09864), and how their angles are rescaled for longer contexts.
+
+    Raises:
+      ValueError: a value that is not possible; the message names the field.
+    """
+
+    theta: float = 10_000.0
+    local_theta: float = 0.0  # of layers that see a window only, never rescaled (Gemma 3); 0: as the others
+    scaling: str = "none"  # none, linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071)
+    factor: float = 1.0
+    original_length: int = 0  # the context before rescaling; llama3 and yarn need it
+    low_factor: float = 1.0  # llama3: wavelengths above original_length / low_factor are divided by `factor`
+    high_factor: float = 4.0  # llama3: those below original_length / high_factor are left as they are
+    beta_fast: float = 32.0  # yarn: angles that turn more often over the original context are left as they are
+    beta_slow: float = 1.0  # yarn: those that turn less often are divided by `factor`
+    attention_factor: float = 1.0  # yarn: multiplies cosines and sines
+    interleaved: bool = False  # pairs of features are (2i, 2i + 1), and not (i, i + head_dim / 2) (DeepSeek)
+
+    def __post_init__(self):
+        scalings = ("none", "linear", "llama3", "yarn")
+        if self.scaling not in scalings:
+            raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
+        if self.scaling in ("llama3", "yarn") and self.original_length < 1:
+            raise ValueError(f"model.rope.original_length must be set for the scaling {self.scaling!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A feed-forward as a mixture of experts; activation, gating and initialization are the ModelConfig's.
+
+    Every token goes to `per_token` of `count` experts, whatever their load, unless a capacity is set: then an expert
+    takes so many tokens of a row, and what comes later is dropped (Switch Transformer, arXiv:2101.03961).
+
+    Raises:
+      ValueError: a value that is not possible; the message names the field.
+    """
+
+    count: int
+    per_token: int
+    mlp_dim: int  # hidden size of one expert
+    shared_dim: int = 0  # hidden size of the expert(s) that every token goes to (arXiv:2401.06066); 0: none
+    shared_gate: bool = False  # the shared expert's output is scaled by a sigmoid of the token (Qwen2-MoE)
+    score: str = "softmax"  # of the router's logits: over experts, or each by itself (DeepSeek-V3)
+    normalize: bool = True  # the weights of a token's experts are divided by their sum
+    scale: float = 1.0  # of the weights, after normalizing
+    # Only the experts of a token's best `groups_per_token` groups are eligible; a group is as good as its best expert
+    # (DeepSeek-V2, arXiv:2405.04434) or the sum of its best two (DeepSeek-V3, arXiv:2412.19437).
+    groups: int = 1
+    groups_per_token: int = 1
+    group_score: str = "max"
+    correction: bool = False  # a bias that balances the load; it selects and does not weigh (arXiv:2408.15664)
+    capacity: int = 0  # tokens of a row that an expert takes; 0: by the factor
+    capacity_factor: float = 0.0  # as a multiple of the mean load; 0, without a capacity: nothing is dropped
+
+    def __post_init__(self):
+        for name, least in dict(count=1, per_token=1, mlp_dim=1, shared_dim=0, capacity=0).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"experts.{name} is {value!r}; it must be an integer of at least {least}")
+        for name, choices in dict(score=("softmax", "sigmoid"), group_score=("max", "top2")).items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"experts.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
+        if self.groups < 1 or self.count % self.groups:
+            raise ValueError(f"experts.count {self.count} is not a multiple of experts.groups {self.groups}")
+        if not 1 <= self.groups_per_token <= self.groups:
+            raise ValueError(f"experts.groups_per_token {self.groups_per_token} must lie in [1, groups {self.groups}]")
+        size = self.count // self.groups
+        if self.per_token > self.groups_per_token * size:
+            raise ValueError(
+                f"experts.per_token {self.per_token} is more than the {self.groups_per_token * size} experts that a "
+                "token can choose from (groups_per_token * count / groups)"
+            )
+        if self.per_token == 1 and self.normalize:
+            raise ValueError("experts.normalize makes the weight of a single expert 1: its router would never learn")
+        if self.groups > 1 and self.group_score == "top2" and size < 2:
+            raise ValueError(f"experts.group_score top2 needs groups of two or more experts; they have {size}")
+        if self.shared_gate and not self.shared_dim:
+            raise ValueError("experts.shared_gate needs a shared expert: set experts.shared_dim")
+        if self.capacity_factor < 0 or (self.capacity and self.capacity_factor):
+            raise ValueError("experts.capacity_factor must not be negative; set it or experts.capacity, not both")
