@@ -118,6 +118,29 @@ class Decoder(nnx.Module):
         return [*states[:-1], self._leave(states[-1])]
 
 
+class Encoder(Decoder):
+    """Every token sees every other of its document: masked tokens, classes, or one vector for a text."""
+
+    causal = False
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        d, c = config.embed_dim, config.num_labels
+        pooled, labels = config.head in ("sequence", "none"), config.head in ("sequence", "token")
+        self.pooler = Linear(config, rngs, d, d, bias=True) if pooled else None
+        self.classifier = Linear(config, rngs, d, c, bias=True) if labels else None
+
+    def pooled(self, x_BTD) -> jax.Array:
+        """One vector for each row, [B, D]: of its first token, through the pooler (BERT, its released code)."""
+        return jnp.tanh(self.pooler(x_BTD[:, :1]))[:, 0]
+
+    def classes(self, x_BTD) -> jax.Array:
+        """Scores of classes in float32: [B, C] of rows (head 'sequence'), [B, T, C] of tokens ('token')."""
+        x = self.pooled(x_BTD)[:, None] if self.pooler is not None else x_BTD
+        scores = self.classifier(x).astype(jnp.float32)
+        return scores[:, 0] if self.pooler is not None else scores
+
+
 def context(config: ModelConfig, mask: masks.Mask, positions_BT, **memory) -> Context:
     """What the layers of a stack share."""
     turns = {
@@ -134,4 +157,4 @@ def make(config: ModelConfig, rngs: nnx.Rngs):
     return _ARCHITECTURES[config.architecture](config, rngs)
 
 
-_ARCHITECTURES = {"decoder": Decoder}
+_ARCHITECTURES = {"decoder": Decoder, "encoder": Encoder}

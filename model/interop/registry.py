@@ -4,12 +4,15 @@ import contextlib
 import json
 
 from model.config import ModelConfig
-from model.interop import bloom, gemma, gpt2, llama, load, opt
+from model.interop import bert, bloom, gemma, gpt2, llama, load, opt
 from model.interop.family import Family
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 
 FAMILIES: dict[str, Family] = {
+    "albert": bert.ALBERT,
+    "bert": bert.BERT,
+    "roberta": bert.ROBERTA,
     "gpt2": gpt2.GPT2,
     "llama": llama.LLAMA,
     "mistral": llama.MISTRAL,

@@ -66,10 +66,13 @@ CHECKPOINTS = {
 
 @functools.cache
 def reference(name: str):
-    """(transformers' model, the folder it was saved to). Every parameter is redrawn: initial 0 and 1 hide mistakes."""
+    """(transformers' model, the folder it was saved to)."""
     kind, values = CHECKPOINTS[name]
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(kind(**values, attn_implementation="eager"))
+    return saved(transformers.AutoModelForCausalLM.from_config(kind(**values, attn_implementation="eager")))
+
+
+def saved(model):
+    """(the model with every parameter redrawn, for initial 0 and 1 hide mistakes; a folder that holds it)."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
