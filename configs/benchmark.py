@@ -8,18 +8,9 @@ one_b     a 1B-class decoder, sequence 2048, for one accelerator
 from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
+from configs.sizes import SIZES
 
-_GPT2 = dict(
-    num_kv_heads=0,
-    norm="layernorm",
-    position="learned",
-    activation="gelu_tanh",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied=True,
-)
+_GPT2 = dict(SIZES["gpt2"], num_kv_heads=0, head_dim=0)
 _SIZES = {
     "small": dict(_GPT2, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1536, max_length=1024),
     "gpt2": dict(_GPT2, vocab_size=50304, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, max_length=1024),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from model.parts import Rope
 
 CHOICES = {
-    "architecture": ("decoder", "encoder", "encoder_decoder"),
+    "architecture": ("decoder", "encoder"),
     "norm": ("rmsnorm", "layernorm"),
     "norm_position": ("pre", "post", "both"),
     "position": ("rotary", "learned", "alibi", "relative", "none"),
@@ -49,13 +49,12 @@ class ModelConfig:
     """
 
     vocab_size: int
-    num_layers: int  # of the decoder where there is one, else of the encoder
+    num_layers: int
     embed_dim: int
     num_heads: int
     mlp_dim: int
     max_length: int  # the longest context, in tokens
     architecture: str = "decoder"
-    encoder_layers: int = 0  # of an encoder_decoder
     num_kv_heads: int = 0  # key/value heads, each shared by a group of queries (arXiv:2305.13245); 0: as many as heads
     head_dim: int = 0  # 0: embed_dim / num_heads
     table_dim: int = 0  # features of the embedding table, projected to embed_dim (arXiv:1909.11942); 0: embed_dim
@@ -147,10 +146,6 @@ class ModelConfig:
             raise ValueError("model.mlp_pattern: layers of experts cannot be part of a model yet, only used alone")
         if "local" in self.attention_pattern and self.window < 1:
             raise ValueError(f"model.window is {self.window!r}; layers of the kind 'local' need one of at least 1")
-        if (self.architecture == "encoder_decoder") != (self.encoder_layers > 0):
-            raise ValueError(
-                f"model.encoder_layers is {self.encoder_layers}, but model.architecture is {self.architecture}"
-            )
         if self.share_groups and self.num_layers % self.share_groups:
             raise ValueError(
                 f"model.num_layers {self.num_layers} is not a multiple of model.share_groups {self.share_groups}"

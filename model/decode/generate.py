@@ -139,6 +139,10 @@ def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig) ->
     Raises:
       ValueError: see `generate`.
     """
+    if config.architecture != "decoder" or config.head != "language_model":
+        raise ValueError(
+            f"the model is an {config.architecture} with the head {config.head}; only decoders continue text"
+        )
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
     if max_new_tokens < 1:
