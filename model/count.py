@@ -7,6 +7,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.families import make
+from model.weights import by_name
 
 _TABLES = ("inputs/tokens", "inputs/positions", "inputs/types", "unembedding/table")
 
@@ -45,6 +46,4 @@ def _shared(config: ModelConfig, path: str) -> bool:
 
 @functools.lru_cache
 def _shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = jax.eval_shape(lambda key: nnx.state(make(config, nnx.Rngs(key)), nnx.Param), jax.random.key(0))
-    named = jax.tree.leaves_with_path(nnx.to_pure_dict(shapes))
-    return {"/".join(str(getattr(step, "key", step)) for step in path): leaf for path, leaf in named}
+    return by_name(jax.eval_shape(lambda key: make(config, nnx.Rngs(key)), jax.random.key(0)))

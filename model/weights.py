@@ -27,6 +27,12 @@ def gathered(w: nnx.Param, dtype) -> jax.Array:
     return axes.gather(w[...].astype(dtype))
 
 
+def by_name(tree) -> dict[str, jax.Array]:
+    """The leaves of a model (or any tree) by path, such as 'stack/segments/0/0/attention/query'."""
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.Array:
     """Contract activations with a weight, in the dtype of the activations.
 

@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from model.weights import by_name
 from train.state import TrainState
 
 BEST = "validation/loss"
@@ -62,7 +63,7 @@ class Checkpoints:
 
     def save_model(self, step: int, model) -> None:
         """Save a model alone: to read it for inference and export, and to start a run from it."""
-        items = ocp.args.Composite(model=ocp.args.StandardSave(_names(model)))
+        items = ocp.args.Composite(model=ocp.args.StandardSave(by_name(model)))
         self._guard("write", step, lambda: self._manager.save(step, args=items))
         self.wait()
 
@@ -81,7 +82,7 @@ class Checkpoints:
     def restore_model(self, abstract_model, step: int | None = None):
         """The model alone."""
         step = self.latest_step if step is None else step
-        items = ocp.args.Composite(model=ocp.args.StandardRestore(_names(abstract_model)))
+        items = ocp.args.Composite(model=ocp.args.StandardRestore(by_name(abstract_model)))
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
         return _rename(abstract_model, found["model"])
 
@@ -107,20 +108,13 @@ class Checkpoints:
             raise CheckpointError(f"could not {verb} {which} in {self.directory} ({good}): {reason}") from error
 
 
-def _names(tree) -> dict[str, jax.Array]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf for path, leaf in leaves
-    }
-
-
 def _rename(tree, values: dict):
-    return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in _names(tree)])
+    return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in by_name(tree)])
 
 
 def _split(state: TrainState):
     rest = (state.opt_state, state.skipped, state.streak)
-    return _names(state.model), _names({"step": state.step, "rest": rest})
+    return by_name(state.model), by_name({"step": state.step, "rest": rest})
 
 
 def _join(abstract: TrainState, model: dict, training: dict) -> TrainState:

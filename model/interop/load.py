@@ -20,6 +20,7 @@ from model.interop.folder import Folder
 from model.interop.table import Piece, Table
 from model.interop.tensorfile import CheckpointFolderError
 from model.interop.writer import Writer
+from model.weights import by_name
 
 
 class Source(NamedTuple):
@@ -41,7 +42,7 @@ def load(abstract_model, table: Table, folder: Folder):
         damaged.
       ValueError: the table contradicts itself or the model.
     """
-    leaves = tables.parameters(abstract_model)
+    leaves = by_name(abstract_model)
     wanted = tables.expected(table, leaves)
     sources: dict[str, list[Source]] = {path: [] for path in leaves}
     for name, file_name in tables.match(table, wanted, folder).items():
@@ -71,7 +72,7 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
       CheckpointFolderError: the folder can't be written; a parameter has no place in their format.
       ValueError: the table contradicts itself or the model.
     """
-    leaves = tables.parameters(model)
+    leaves = by_name(model)
     wanted = tables.expected(table, leaves)
     for entry in table.entries:
         if entry.absent is not None and entry.path in leaves:

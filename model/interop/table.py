@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax
-
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
@@ -38,12 +36,6 @@ class Theirs(NamedTuple):
     pieces: list[Piece]  # more than one where it is fused
     sizes: dict[str, int]  # of the dims of all pieces
     shape: tuple[int, ...]
-
-
-def parameters(model) -> dict:
-    """The model's leaves by path, such as 'stack/segments/0/0/attention/query'."""
-    path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value")
-    return {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(model)}
 
 
 def expected(table: Table, leaves: Mapping) -> dict[str, Theirs]:

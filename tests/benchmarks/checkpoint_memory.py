@@ -54,9 +54,9 @@ def measure(folder: str, layers: int, param_dtype: str, devices: int) -> None:
     from model import axes
     from model.config import ModelConfig
     from model.families import Decoder
+    from model.interop import llama
     from model.interop.folder import Folder
     from model.interop.load import load
-    from tests.model.interop.made_up import LLAMA as TABLE
     from train import state
 
     config = ModelConfig(**LLAMA, num_layers=layers, param_dtype=param_dtype)
@@ -71,7 +71,7 @@ def measure(folder: str, layers: int, param_dtype: str, devices: int) -> None:
         before = memory()
         threading.Thread(target=sample).start()
         start = time.perf_counter()
-        model = load(abstract, TABLE, Folder(folder))
+        model = load(abstract, llama.table(config), Folder(folder))
         seconds = time.perf_counter() - start
         stop.set()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(model)) / 1e6

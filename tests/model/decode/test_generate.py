@@ -10,7 +10,7 @@ import pytest
 from model import axes
 from model.decode import generate as module
 from model.decode import sampling
-from model.decode.generate import generate
+from model.decode.generate import check, generate
 from model.families import Decoder
 from tests.model import tiny
 
@@ -127,3 +127,9 @@ def test_bfloat16_stays_near_float32():
 def test_what_is_refused(prompts, options, words):
     with pytest.raises(ValueError, match=words):
         run(model(), prompts, **options)
+
+
+def test_an_encoder_is_refused():
+    config = dataclasses.replace(tiny.GPT, architecture="encoder", head="masked")
+    with pytest.raises(ValueError, match="only decoders continue text"):
+        check([[1]], 1, 64, config)

@@ -21,8 +21,9 @@ from model.interop import load as load_module
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.load import load, save
-from model.interop.table import Table, parameters
+from model.interop.table import Table
 from model.interop.tensorfile import CheckpointFolderError
+from model.weights import by_name
 from tests.model import tiny
 from tests.model.interop import made_up
 from tests.model.test_families import redrawn
@@ -219,8 +220,8 @@ def test_experts_and_fused_parts_of_unequal_size(small, inside, tmp_path):
     with axes.use_mesh(axes.make_mesh({"data": 8})) if inside else contextlib.nullcontext():
         model = load(abstract, SMALL, Folder(tmp_path))
         save(model, SMALL, tmp_path / "out", {})
-    likes = parameters(abstract)
-    for name, leaf in parameters(model).items():
+    likes = by_name(abstract)
+    for name, leaf in by_name(model).items():
         assert leaf.sharding == likes[name].sharding
         np.testing.assert_array_equal(np.asarray(leaf).view(np.uint8), values[name].view(np.uint8), err_msg=name)
     assert_same(tensors(tmp_path / "out"), tensors(tmp_path))
@@ -229,7 +230,7 @@ def test_experts_and_fused_parts_of_unequal_size(small, inside, tmp_path):
 def test_gathering_over_devices_of_other_processes(small):
     """The program that `save` runs where a process has not all of a parameter, here with devices of one."""
     abstract, values = small
-    like = parameters(abstract)["experts"]
+    like = by_name(abstract)["experts"]
     experts = jax.device_put(values["experts"], like.sharding)
     with jax.set_mesh(like.sharding.mesh):
         for layer, expert in ((0, 0), (3, 5)):
