@@ -233,7 +233,10 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
 
 def adopted(workdir: Path) -> Prepared:
     """The data that the run in `workdir` reads."""
-    return load(_read_json(workdir / "data.json")["directory"])
+    path = workdir / "data.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} reads no data: its model was imported, or it holds no run of launch.train")
+    return load(_read_json(path)["directory"])
 
 
 def _read_json(path: Path) -> dict:

@@ -76,8 +76,8 @@ def _cpu_backward(spec, sharding, residuals, dy):
     first, second, dims = (x, dy, contract) if x.size <= dy.size else (dy, x, contract[::-1])
     names = x_dims + y_dims if x.size <= dy.size else y_dims + x_dims
     names = [dim for dim in names if dim not in batch]
-    by_name = dict(zip(w_dims, like(w) or (None,) * w.ndim, strict=True)) if axes.has_mesh() else {}
-    placed = axes.PartitionSpec(*(by_name[dim] for dim in names)) if axes.has_mesh() else None
+    placing = dict(zip(w_dims, like(w) or (None,) * w.ndim, strict=True)) if axes.has_mesh() else {}
+    placed = axes.PartitionSpec(*(placing[dim] for dim in names)) if axes.has_mesh() else None
     dw = jax.lax.dot_general(first, second, (dims, ((), ())), out_sharding=placed)
     dw = jax.lax.optimization_barrier(dw)  # or the transposition below would turn the product round again
     return dx, jnp.transpose(dw, [names.index(dim) for dim in w_dims])

@@ -49,6 +49,8 @@ def test_in_and_out(folder, tmp_path):
     for name in old.tensors:
         np.testing.assert_array_equal(old.read(name), new.read(name))
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
+    with pytest.raises(build.ConfigError, match="reads no data"):
+        build.adopted(tmp_path / "run")
     again = convert(from_hf=folder, workdir=tmp_path / "run")
     assert again.returncode == 1 and "holds a run already" in again.stderr and "Traceback" not in again.stderr
     absent = convert(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
