@@ -1,13 +1,13 @@
 """The families that can be read and written, and both directions for a whole checkpoint folder."""
 
 import contextlib
-import json
 
 from model.config import ModelConfig
 from model.interop import bert, bloom, gemma, gpt2, llama, load, opt
 from model.interop.family import Family
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
+from model.interop.writer import json_text
 
 FAMILIES: dict[str, Family] = {
     "albert": bert.ALBERT,
@@ -77,5 +77,5 @@ def write(model, name: str, path, files: dict[str, str] | None = None, **extra) 
     family = FAMILIES[name]
     described = {"architectures": [family.architecture], "model_type": name} | family.describe(model.config) | extra
     described["dtype"] = described["torch_dtype"] = model.config.param_dtype
-    files = {"config.json": json.dumps(described, indent=2) + "\n"} | (files or {})
+    files = {"config.json": json_text(described)} | (files or {})
     load.save(model, family.table(model.config), path, files)
