@@ -5,12 +5,14 @@ sizes (configs/sizes.py), counts (count.py) and everything about training (confi
 """
 
 import dataclasses
+import operator
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from model.parts import Rope
+from model.parts import Experts, Latent, Rope
 
 CHOICES = {
-    "architecture": ("decoder", "encoder"),
+    "architecture": ("decoder", "encoder", "encoder_decoder"),
     "norm": ("rmsnorm", "layernorm"),
     "norm_position": ("pre", "post", "both"),
     "position": ("rotary", "learned", "alibi", "relative", "none"),
@@ -55,6 +57,7 @@ class ModelConfig:
     mlp_dim: int
     max_length: int  # the longest context, in tokens
     architecture: str = "decoder"
+    encoder_layers: int = 0  # of an encoder-decoder, whose num_layers are the decoder's; 0: as many as those
     num_kv_heads: int = 0  # key/value heads, each shared by a group of queries (arXiv:2305.13245); 0: as many as heads
     head_dim: int = 0  # 0: embed_dim / num_heads
     table_dim: int = 0  # features of the embedding table, projected to embed_dim (arXiv:1909.11942); 0: embed_dim
@@ -81,8 +84,10 @@ class ModelConfig:
     qk_norm: bool = False  # a norm over each head's query and key (arXiv:2302.05442)
     qkv_bias: bool = False
     out_bias: bool = False
+    latent: Latent | None = None  # keys and values come from a narrow vector a token (arXiv:2405.04434), see mla.py
 
-    mlp_pattern: tuple[str, ...] = ("dense",)
+    mlp_pattern: tuple[str, ...] = ("dense",)  # 'dense', 'sparse' (a mixture of experts): cycled over the layers
+    experts: Experts | None = None  # of sparse layers
     activation: str = "silu"
     gated: bool = True  # down(act(gate(x)) * up(x)), arXiv:2002.05202
     mlp_bias: bool = False
@@ -118,10 +123,13 @@ class ModelConfig:
             if not pattern or set(pattern) - set(choices):
                 raise ValueError(f"model.{name} is {pattern!r}; it must be some of {', '.join(choices)}")
             fill(name, pattern)
-        if not isinstance(self.rope, Rope):
-            fill("rope", _nested("rope", Rope, self.rope))
+        for name, kind in (("rope", Rope), ("latent", Latent), ("experts", Experts)):
+            if isinstance(getattr(self, name), Mapping):
+                fill(name, _nested(name, kind, getattr(self, name)))
         if not self.num_kv_heads:
             fill("num_kv_heads", self.num_heads)
+        if self.latent:
+            fill("head_dim", self.latent.content_dim + self.latent.rope_dim)
         if not self.head_dim:
             if self.embed_dim % self.num_heads:
                 raise ValueError(
@@ -142,8 +150,10 @@ class ModelConfig:
             )
         if self.position == "rotary" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
-        if "sparse" in self.mlp_pattern:
-            raise ValueError("model.mlp_pattern: layers of experts cannot be part of a model yet, only used alone")
+        if self.latent and (self.num_kv_heads, self.position) != (self.num_heads, "rotary"):
+            raise ValueError("model.latent has a key for each head, and rotary positions: leave num_kv_heads at 0")
+        if "sparse" in self.mlp_pattern and not self.experts:
+            raise ValueError("model.mlp_pattern has sparse layers; say in model.experts what they are")
         if "local" in self.attention_pattern and self.window < 1:
             raise ValueError(f"model.window is {self.window!r}; layers of the kind 'local' need one of at least 1")
         if self.share_groups and self.num_layers % self.share_groups:
@@ -182,8 +192,10 @@ class ModelConfig:
             ("vocab_size", "tensor", tensor),
             ("embed_dim", "fsdp", fsdp),
             ("table_dim", "fsdp", fsdp),
+            ("experts.mlp_dim", "tensor", tensor),
+            ("experts.shared_dim", "tensor", tensor),
         ):
-            dim = getattr(self, name)
+            dim = operator.attrgetter(name)(self) if self.experts or "." not in name else 0
             if dim % size:
                 fits = [n for n in range(1, 2 * size) if dim % n == 0]
                 hint = f"; {-(-dim // size) * size} would divide" if name == "vocab_size" else ""

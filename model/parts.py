@@ -1,4 +1,4 @@
-"""Blocks of ModelConfig that describe one part each: Rope, Experts. They check themselves."""
+"""Blocks of ModelConfig that describe one part each: Rope, Latent, Experts. They check themselves."""
 
 import dataclasses
 
@@ -29,6 +29,32 @@ class Rope:
             raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
         if self.scaling in ("llama3", "yarn") and self.original_length < 1:
             raise ValueError(f"model.rope.original_length must be set for the scaling {self.scaling!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    Each head's query and key have features that know no position, from the token's latent vector, and rotary ones; the
+    rotary key is shared by all heads.
+
+    Raises:
+      ValueError: a value that is not possible; the message names the field.
+    """
+
+    kv_rank: int  # width of the latent vector from which keys and values are made, and which a cache keeps
+    content_dim: int  # features of a head's query and key without position
+    rope_dim: int  # those with
+    value_dim: int  # features of a head's value
+    query_rank: int = 0  # width of the latent vector of queries; 0: queries come straight from the residual stream
+
+    def __post_init__(self):
+        for name, least in dict(kv_rank=1, content_dim=1, rope_dim=2, value_dim=1, query_rank=0).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"model.latent.{name} is {value!r}; it must be an integer of at least {least}")
+        if self.rope_dim % 2:
+            raise ValueError(f"model.latent.rope_dim {self.rope_dim} is odd; rotary positions turn pairs of features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +89,31 @@ class Experts:
         for name, least in dict(count=1, per_token=1, mlp_dim=1, shared_dim=0, capacity=0).items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"experts.{name} is {value!r}; it must be an integer of at least {least}")
+                raise ValueError(f"model.experts.{name} is {value!r}; it must be an integer of at least {least}")
         for name, choices in dict(score=("softmax", "sigmoid"), group_score=("max", "top2")).items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"experts.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
+                raise ValueError(f"model.experts.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
         if self.groups < 1 or self.count % self.groups:
-            raise ValueError(f"experts.count {self.count} is not a multiple of experts.groups {self.groups}")
+            raise ValueError(f"model.experts.count {self.count} is not a multiple of experts.groups {self.groups}")
         if not 1 <= self.groups_per_token <= self.groups:
-            raise ValueError(f"experts.groups_per_token {self.groups_per_token} must lie in [1, groups {self.groups}]")
+            raise ValueError(
+                f"model.experts.groups_per_token {self.groups_per_token} must lie in [1, groups {self.groups}]"
+            )
         size = self.count // self.groups
         if self.per_token > self.groups_per_token * size:
             raise ValueError(
-                f"experts.per_token {self.per_token} is more than the {self.groups_per_token * size} experts that a "
-                "token can choose from (groups_per_token * count / groups)"
+                f"model.experts.per_token {self.per_token} is more than the {self.groups_per_token * size} experts "
+                "that a token can choose from (groups_per_token * count / groups)"
             )
         if self.per_token == 1 and self.normalize:
-            raise ValueError("experts.normalize makes the weight of a single expert 1: its router would never learn")
+            raise ValueError(
+                "model.experts.normalize makes the weight of a single expert 1: its router would never learn"
+            )
         if self.groups > 1 and self.group_score == "top2" and size < 2:
-            raise ValueError(f"experts.group_score top2 needs groups of two or more experts; they have {size}")
+            raise ValueError(f"model.experts.group_score top2 needs groups of two or more experts; they have {size}")
         if self.shared_gate and not self.shared_dim:
-            raise ValueError("experts.shared_gate needs a shared expert: set experts.shared_dim")
+            raise ValueError("model.experts.shared_gate needs a shared expert: set model.experts.shared_dim")
         if self.capacity_factor < 0 or (self.capacity and self.capacity_factor):
-            raise ValueError("experts.capacity_factor must not be negative; set it or experts.capacity, not both")
+            raise ValueError(
+                "model.experts.capacity_factor must not be negative; set it or model.experts.capacity, not both"
+            )
