@@ -38,8 +38,10 @@ def get_config(size: str = "tiny") -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.decay = (("norm|bias", False), (".*", True))  # first pattern found in a parameter's name decides
     config.optimizer.clip_norm = 1.0
+    config.optimizer.correction_rate = 1e-3  # of the biases that balance experts (model.experts.correction)
 
-    config.objective = ConfigDict(dict(name="next_token", z_loss=0.0, label_smoothing=0.0))
+    config.objective = ConfigDict(dict(name="language", z_loss=0.0, label_smoothing=0.0))
+    config.objective.update(balance_loss=0.0, router_z_loss=0.0)  # of experts, see train/objectives/language.py
 
     config.data = ConfigDict()
     config.data.dir = "runs/data"  # prepared once, shared by all runs

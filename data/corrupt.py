@@ -89,13 +89,17 @@ class Spans:
         self._end_id = tokenizer.eot_id
         self._start_id = tokenizer.eot_id if start_id is None else start_id
 
+    def target_length(self, seq_len: int) -> int:
+        """D, the decoder's tokens a row."""
+        return decoder_length(seq_len, self._rate, self._mean_length)
+
     def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int) -> Batch:
         tokens, segments = rows[:, 0].astype(np.int32), rows[:, 2].astype(np.int32)
         text = (segments > 0) & (tokens != self._end_id)
         noise = _noise(_random(seed, places, tokens.shape[1]), text.sum(1), self._rate, self._mean_length)
         # The noise is drawn over the text of a row as one sequence; here it goes to where that text stands.
         noise = text & np.take_along_axis(noise, np.cumsum(text, axis=1) - text, axis=1)
-        width = decoder_length(tokens.shape[1], self._rate, self._mean_length)
+        width = self.target_length(tokens.shape[1])
         begins, noise = _fitting(noise, segments, width)
         number = _number_in_segment(begins, segments)
         sentinels = self._sentinels[np.maximum(number - 1, 0)]

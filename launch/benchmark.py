@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from launch import build
 from model import axes, count, families
-from train import metrics, state
+from train import mfu, state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
@@ -74,18 +74,16 @@ def main() -> None:
                 print(json.dumps(timed(int(line))), flush=True)
             return
         # The peak is measured before and after: a shared machine's speed drifts.
-        before = metrics.peak_flops(mesh.devices.flat, model.dtype)[0]
+        before = mfu.peak_flops(mesh.devices.flat, model.dtype)[0]
         seconds = timed(_STEPS.value)
-        peak, words = metrics.peak_flops(mesh.devices.flat, model.dtype)
+        peak, words = mfu.peak_flops(mesh.devices.flat, model.dtype)
     rate = config.batch_size * config.data.seq_len / statistics.median(seconds)
     figures = {
         "parameters": count.num_params(model),
         "compile_seconds": compile_seconds,
         "step_seconds": statistics.median(seconds),
         "tokens_per_second": rate,
-        "mfu": metrics.model_flops_utilization(
-            count.flops_per_token(model, config.data.seq_len), rate, max(before, peak)
-        ),
+        "mfu": mfu.model_flops_utilization(count.flops_per_token(model, config.data.seq_len), rate, max(before, peak)),
         "peak_memory_bytes": peak_memory(mesh),
     }
     if _JSON.value:
@@ -98,7 +96,7 @@ def main() -> None:
     print(f"MFU           {100 * figures['mfu']:8.1f} %")
     print(f"peak memory   {figures['peak_memory_bytes'] / 2**30:8.2f} GiB")
     print(f"XLA_FLAGS     {os.environ.get('XLA_FLAGS') or 'none'}")
-    print(metrics.MFU_CONVENTION)
+    print(mfu.MFU_CONVENTION)
 
 
 def peak_memory(mesh: jax.sharding.Mesh) -> int:

@@ -15,16 +15,19 @@ from data import corrupt, pipeline, tokenizer
 from data.prepare import Prepared, load, prepare
 from model import axes, families
 from model.config import ModelConfig
+from model.count import flops_per_token
 from train import state as states
 from train.checkpoint import Checkpoints
 from train.evals.perplexity import evaluate
 from train.evals.unigram import unigram
 from train.loop import Schedule
-from train.objectives.language import next_token
+from train.objectives.language import language
 from train.optimizer import make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
-OBJECTIVES = {"next_token": next_token}
+OBJECTIVES = {"language": language}
+
+CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
 
 BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
 
@@ -88,6 +91,12 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     model = model_config(config, tokenizer_size=1)
     with checking("config.mesh"):
         model.check_mesh(dict(mesh.shape))
+    kind, fitting = config.data.corruption.kind, CORRUPTION[model.architecture]
+    if kind != fitting:
+        raise ConfigError(
+            f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
+            f"{fitting!r}; change one of them"
+        )
     optimizer(config)
     objective(config)
 
@@ -135,6 +144,13 @@ def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | N
     return corrupt.make(config.data.get("corruption", {}), tokenizer.load(prepared.tokenizer_path), prepared.seq_len)
 
 
+def flops(config: ConfigDict, model: ModelConfig, corruption: corrupt.Corruption | None) -> float:
+    """Model FLOPs of training on one token of the data's rows."""
+    spans = isinstance(corruption, corrupt.Spans)
+    target_length = corruption.target_length(config.data.seq_len) if spans else 0
+    return flops_per_token(model, config.data.seq_len, target_length=target_length)
+
+
 def put(mesh: jax.sharding.Mesh):
     """host batch -> global batch: each process brings its own rows."""
     sharding = axes.batch_sharding(mesh)
@@ -149,11 +165,10 @@ def steps(config: ConfigDict, tx):
     return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
 
 
-def evaluation(config: ConfigDict, prepared: Prepared, eval_step, put):
+def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, put):
     """(model, rows) -> figures of the held-out text; rows None: all of it."""
-    corrupted = corruption(config, prepared)
     tokens = sum(source.validation_tokens for source in prepared.sources)
-    bytes_per_token = prepared.validation_bytes / max(tokens, 1)
+    bytes_per_token = prepared.validation_bytes / max(tokens, 1) if corrupted is None else None
 
     @functools.cache
     def baseline(rows):

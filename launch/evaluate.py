@@ -35,7 +35,9 @@ def main() -> None:
     mesh, model, tokenizer = build.restore_for_inference(workdir, build.mesh(config))
     with axes.use_mesh(mesh):
         eval_step = build.steps(config, None)[1]
-        figures = build.evaluation(config, prepared, eval_step, build.put(mesh))(model, None)
+        figures = build.evaluation(config, prepared, build.corruption(config, prepared), eval_step, build.put(mesh))(
+            model, None
+        )
         samples = []
         if _PROMPTS.value:
             prompts = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in _PROMPTS.value]
@@ -51,17 +53,20 @@ def main() -> None:
                 )
             texts = [tokenizer.decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
             samples = [{"prompt": p, "text": t} for p, t in zip(_PROMPTS.value, texts, strict=True)]
-    compressors = compressed_bits_per_byte(prepared.validation_texts())
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
+    # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
+    whole = "bits_per_byte" in figures
+    compressors = compressed_bits_per_byte(prepared.validation_texts()) if whole else {}
     summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
     print(f"held-out text: {prepared.validation_bytes:,} bytes, never trained on")
-    for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
-        print(f"  {name:12} {value:6.3f} bits per byte")
+    if whole:
+        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
+            print(f"  {name:12} {value:6.3f} bits per byte")
     print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
-    if "unigram" in figures:
-        print(f"  unigram {figures['unigram']:.4f} nats a target, what token frequencies alone reach")
+    if not whole:
+        print(f"  token frequencies alone: {figures['unigram']:.4f} nats a token")
     print(f"report: {report.write_report(workdir)}")
 
 

@@ -21,8 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from data import pipeline
 from launch import build
 from model import axes, families
-from model.count import flops_per_token
-from train import loop, metrics, report, state, summary
+from train import loop, metrics, mfu, report, state, summary
 from train.checkpoint import Checkpoints
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
@@ -42,7 +41,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     make_model = lambda rngs: families.make(model_config, rngs)
     put = build.put(mesh)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
-    peak, peak_words = metrics.peak_flops(mesh.devices.flat, model_config.dtype)
+    peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
     if step >= config.steps:
         print(f"{workdir} is done: {step} steps. To train longer, start a new run with more config.steps.")
@@ -54,9 +53,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         else:
             train_state, saved = state.create(make_model, tx, config.seed), {}
         share = (jax.process_index(), jax.process_count())
-        tokens, flops = config.batch_size * config.data.seq_len, flops_per_token(model_config, config.data.seq_len)
         corruption = build.corruption(config, prepared)
-        evaluate = build.evaluation(config, prepared, eval_step, put)
+        tokens, flops = config.batch_size * config.data.seq_len, build.flops(config, model_config, corruption)
+        evaluate = build.evaluation(config, prepared, corruption, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,
             source=pipeline.train_pipeline(
@@ -70,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             progress=metrics.Progress(config.steps, tokens, flops, peak, step),
             workdir=workdir,
         )
-        facts = summary.facts(config, model_config, mesh, prepared, f"{metrics.MFU_CONVENTION} Here: {peak_words}")
+        facts = summary.facts(model_config, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
         print(summary.headline(facts))
         train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}

@@ -38,7 +38,7 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
 
     Args:
       aligned: queries and keys are the same rows in the same order, so a causal query never needs a later key.
-      bias: learned scores, distance_BTS -> [B, K, G, T, S] (positions.RelativeBias), or None.
+      bias: added to the scores, [B, K, G, T, S] in float32, or None.
     """
     implementation = rule.implementation
     if implementation == "auto":
@@ -60,7 +60,7 @@ def _scores(rule, q_BTKGH, k_BSKH, mask: Mask, queries: slice, keys: slice, bias
         slopes_KG = jnp.asarray(alibi_slopes(scores.shape[1] * scores.shape[2])).reshape(scores.shape[1:3])
         scores += slopes_KG[:, :, None, None] * mask.distance(queries, keys)[:, None, None]
     if bias is not None:
-        scores += bias(mask.distance(queries, keys))
+        scores += bias
     visible = mask.block(queries, keys, rule.causal, rule.window)
     return jnp.where(visible[:, None, None], scores, MASKED)
 

@@ -4,7 +4,7 @@ Weights keep their head dims apart (no reshapes), so that they split over `tenso
 Dims: B batch, T length, S length of the memory, D embed, K key/value heads, G queries per key/value head, H head_dim.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,22 @@ QUERIES = ("batch", "length", "kv_heads", "group", "head_dim")
 KEYS = ("batch", "length", "kv_heads", "head_dim")
 
 
+class Memory(NamedTuple):
+    """What an encoder made of its rows."""
+
+    x_BSD: jax.Array  # in the compute dtype
+    segments_BS: jax.Array  # int32
+    positions_BS: jax.Array  # int32
+    keys: tuple | None = None  # keys and values of each layer, for cached decoding; None: each layer makes its own
+
+
 class Context(NamedTuple):
     """What every layer is told beside the residual stream."""
 
     mask: Mask
     turns: dict[str, Rotation | None]  # by kind of attention
-    bias: Any = None  # positions.RelativeBias
-    memory_BSD: jax.Array | None = None  # what an encoder made
-    memory_mask: Mask | None = None
+    bias: jax.Array | None = None  # added to all layers' scores, [B, K, G, T, S] in float32
+    memory: Memory | None = None
 
 
 class Attention(nnx.Module):
@@ -73,8 +81,9 @@ class Attention(nnx.Module):
         if turn is not None:
             q_BTKGH = rotate(q_BTKGH, turn, self.interleaved)
         if self.cross:
-            mask, bias = context.memory_mask, None
-            k_BSKH, v_BSKH = self.keys(context.memory_BSD, None) if cache is None else cache.memory[layer]
+            memory, bias = context.memory, None
+            mask = context.mask._replace(kv_segments_BS=memory.segments_BS, kv_positions_BS=memory.positions_BS)
+            k_BSKH, v_BSKH = self.keys(memory.x_BSD, None) if memory.keys is None else memory.keys[layer]
         else:
             mask, bias = context.mask, context.bias
             k_BSKH, v_BSKH = self.keys(x_BTD, turn)

@@ -18,26 +18,46 @@ def num_params(config: ModelConfig, *, embedding: bool = True) -> int:
     return sum(leaf.size for path, leaf in shapes.items() if embedding or not path.startswith(_TABLES))
 
 
-def flops_per_token(config: ModelConfig, length: int, *, training: bool = True) -> float:
+def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0, training: bool = True) -> float:
     """Model FLOPs for one token of a sequence of `length` tokens.
 
     2 a weight forward and 4 backward, plus the two products of attention, with the keys that a token sees on average:
-    of the causal ones half (length / 2), of a window at most its width. Recomputation (remat) is not counted, so that
-    a slower policy does not look better. PaLM's appendix B (arXiv:2204.02311) with the mask taken into account.
+    of the causal ones half (length / 2), of a window at most its width. Of experts, those that a token goes to.
+    Recomputation (remat) is not counted, so that a slower policy does not look better. PaLM's appendix B
+    (arXiv:2204.02311) with the mask taken into account.
+
+    Args:
+      target_length: of an encoder-decoder, for which `length` is that of the source: the result is all FLOPs for a
+        source and its target, over the tokens of the source.
     """
-    weights = config.vocab_size * config.table_dim if config.head in ("language_model", "masked") else 0
+    both = config.architecture == "encoder_decoder"
+    own = target_length if both else length
+    scores = config.head in ("language_model", "masked")
+    products = own * config.vocab_size * config.table_dim if scores else 0
     for path, leaf in _shapes(config).items():
         name = path.rsplit("/", 1)[-1]
-        if not path.startswith(_TABLES) and "bias" not in path and name != "scale":
-            weights += leaf.size * (config.num_layers // config.share_groups if _shared(config, path) else 1)
-    attention = 0
-    for segment in config.segments():
+        if not path.startswith(_TABLES) and "bias" not in path and name not in ("scale", "correction"):
+            runs = config.num_layers // config.share_groups if _shared(config, path) else 1
+            used = config.experts.per_token / config.experts.count if name.startswith("experts_") else 1
+            reads_source = path.startswith("encoder/") or path.endswith(("cross/key", "cross/value"))
+            products += leaf.size * runs * used * (length if reads_source else own)
+    if both:
+        layers = config.encoder_layers or config.num_layers
+        products += _attention(config, layers, length, length) + _attention(config, config.num_layers, own, length)
+    seen = own if config.architecture == "encoder" else own / 2
+    products += _attention(config, config.num_layers, own, seen)
+    return 2 * products / length * (3 if training else 1)
+
+
+def _attention(config: ModelConfig, layers: int, queries: int, seen: float) -> float:
+    """Multiply-adds of the two products of attention in a stack, where a query sees so many keys if it may."""
+    total = 0
+    for segment in config.segments(layers):
         for kind in segment.kinds:
-            seen = length if config.architecture == "encoder" else length / 2
-            if kind.attention == "local" and config.window < length:
-                seen = config.window - config.window**2 / (2 * length)
-            attention += segment.repeats * 2 * 2 * config.num_heads * config.head_dim * seen
-    return (2 * weights + attention) * (3 if training else 1)
+            if kind.attention == "local" and config.window < queries:
+                seen = config.window - config.window**2 / (2 * queries)
+            total += segment.repeats * 2 * config.num_heads * config.head_dim * queries * seen
+    return total
 
 
 def _shared(config: ModelConfig, path: str) -> bool:

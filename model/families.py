@@ -13,17 +13,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import masks
-from model.attention import Context
+from model.attention import Context, Memory
 from model.config import ModelConfig
 from model.layers import Embedding, Linear, Norm, dropout
 from model.output import Output, Unembedding
 from model.positions import rotation
-from model.transformer import Stack
+from model.router import RouterStats
+from model.transformer import Stack, concatenated
+
+
+class Source(NamedTuple):
+    """Rows that an encoder reads, int32 [B, S] each."""
+
+    tokens_BS: jax.Array
+    segments_BS: jax.Array
+    positions_BS: jax.Array
 
 
 class Hidden(NamedTuple):
     x_BTD: jax.Array  # the hidden states after the last norm, in the compute dtype
     cache: object = None  # of cached decoding (decode/cache.py)
+    router: RouterStats | None = None  # of sparse layers, their number leading
 
 
 class Inputs(nnx.Module):
@@ -64,12 +74,12 @@ class Inputs(nnx.Module):
 class Decoder(nnx.Module):
     """A causal language model."""
 
-    causal = True
+    causal, cross = True, False
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         self.inputs = Inputs(config, rngs)
-        self.stack = Stack(config, rngs, causal=self.causal)
+        self.stack = Stack(config, rngs, causal=self.causal, cross=self.cross)
         self.norm = Norm(config, rngs) if config.final_norm else None
         scores = config.head in ("language_model", "masked")
         self.unembedding = Unembedding(config, rngs) if scores else None
@@ -89,33 +99,27 @@ class Decoder(nnx.Module):
         """
         keys = (None, None) if key is None else jax.random.split(key)
         x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT, keys[0], mask)
-        x_BTD, cache = self.stack(x_BTD, context, keys[1], cache)
-        return Hidden(self._leave(x_BTD), cache)
+        x_BTD, *rest = self.stack(x_BTD, context, keys[1], cache)
+        return Hidden(_normed(self.norm, x_BTD), *rest)
 
-    def _enter(self, tokens_BT, segments_BT, positions_BT, types_BT, key, mask):
+    def _enter(self, tokens_BT, segments_BT, positions_BT, types_BT=None, key=None, mask=None):
         if segments_BT is None:
             segments_BT, positions_BT = masks.default_segments(tokens_BT)
         mask = masks.packed(segments_BT, positions_BT) if mask is None else mask
         return self.inputs(tokens_BT, positions_BT, types_BT, key), context(self.config, mask, positions_BT)
 
-    def _leave(self, x_BTD):
-        return x_BTD if self.norm is None else self.norm(x_BTD)
-
     def output(self, x_BTD) -> Output:
         """What a loss or `logits` reads: from hidden states to scores of every token."""
         return self.unembedding(x_BTD, self.inputs.tokens.table)
 
-    def logits(self, tokens_BT, segments_BT=None, positions_BT=None, types_BT=None) -> jax.Array:
-        """Scores of every token, [B, T, V] in float32."""
-        return self.output(self(tokens_BT, segments_BT, positions_BT, types_BT=types_BT).x_BTD).logits()
+    def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
+        """Scores of every token, [B, T, V] in float32; arguments as those of a call."""
+        return self.output(self(tokens_BT, segments_BT, positions_BT, **others).x_BTD).logits()
 
     def states(self, tokens_BT, segments_BT=None, positions_BT=None, types_BT=None) -> list[jax.Array]:
         """The residual stream before the first layer and after each, [B, T, D]; the last one after the last norm."""
-        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT, None, None)
-        states = [x_BTD]
-        for layer in self.stack.layers():
-            states.append(layer(states[-1], context._replace(bias=self.stack.bias))[0])
-        return [*states[:-1], self._leave(states[-1])]
+        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT)
+        return _states(self.stack, self.norm, x_BTD, context)
 
 
 class Encoder(Decoder):
@@ -141,7 +145,80 @@ class Encoder(Decoder):
         return scores[:, 0] if self.pooler is not None else scores
 
 
-def context(config: ModelConfig, mask: masks.Mask, positions_BT, **memory) -> Context:
+class EncoderDecoder(Decoder):
+    """A decoder that also attends to what an encoder, a stack of its own, made of a source (arXiv:1706.03762).
+
+    Both read the same embedding table (T5, arXiv:1910.10683).
+    """
+
+    cross = True
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        layers = config.encoder_layers or config.num_layers
+        self.encoder = Stack(config, rngs, causal=False, num_layers=layers)
+        self.encoder_norm = Norm(config, rngs) if config.final_norm else None
+
+    def __call__(
+        self,
+        tokens_BT,
+        segments_BT=None,
+        positions_BT=None,
+        *,
+        source: Source | None = None,
+        memory: Memory | None = None,
+        key=None,
+        mask=None,
+        cache=None,
+    ):
+        """Hidden states of the decoder's tokens.
+
+        Args:
+          source: what the encoder reads; a token sees that part of it which has its own segment number.
+          memory: in its place, what `encode` made of it before.
+          The others are as in Decoder.
+        """
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        encoded = None
+        if memory is None:
+            memory, encoded = self.encode(source, keys[2:])
+        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, key=keys[0], mask=mask)
+        x_BTD, cache, router = self.stack(x_BTD, context._replace(memory=memory), keys[1], cache)
+        routers = [part for part in (encoded, router) if part is not None]
+        return Hidden(_normed(self.norm, x_BTD), cache, concatenated(routers))
+
+    def encode(self, source: Source, keys=(None, None)) -> tuple[Memory, RouterStats | None]:
+        x_BSD, context = self._enter(*source, key=keys[0])
+        x_BSD, _, router = self.encoder(x_BSD, context, keys[1])
+        return Memory(_normed(self.encoder_norm, x_BSD), *source[1:]), router
+
+    def remember(self, source: Source) -> Memory:
+        """What cached decoding reads: the memory with the keys and values that each layer makes of it."""
+        memory, _ = self.encode(source)
+        return memory._replace(keys=tuple(layer.cross.keys(memory.x_BSD, None) for layer in self.stack.layers()))
+
+    def states(self, tokens_BT, segments_BT=None, positions_BT=None, *, source: Source) -> list[jax.Array]:
+        """The decoder's residual stream, as in Decoder."""
+        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT)
+        return _states(self.stack, self.norm, x_BTD, context._replace(memory=self.encode(source)[0]))
+
+    def encoder_states(self, source: Source) -> list[jax.Array]:
+        """The encoder's."""
+        return _states(self.encoder, self.encoder_norm, *self._enter(*source))
+
+
+def _normed(norm: Norm | None, x_BTD):
+    return x_BTD if norm is None else norm(x_BTD)
+
+
+def _states(stack: Stack, norm: Norm | None, x_BTD, context: Context) -> list[jax.Array]:
+    states, context = [x_BTD], stack.prepared(context)
+    for layer in stack.layers():
+        states.append(layer(states[-1], context)[0])
+    return [*states[:-1], _normed(norm, states[-1])]
+
+
+def context(config: ModelConfig, mask: masks.Mask, positions_BT) -> Context:
     """What the layers of a stack share."""
     turns = {
         kind: rotation(positions_BT, config.head_dim, config.rope, local=kind == "local")
@@ -149,7 +226,7 @@ def context(config: ModelConfig, mask: masks.Mask, positions_BT, **memory) -> Co
         else None
         for kind in dict.fromkeys(config.attention_pattern)
     }
-    return Context(mask, turns, **memory)
+    return Context(mask, turns)
 
 
 def make(config: ModelConfig, rngs: nnx.Rngs):
@@ -157,4 +234,4 @@ def make(config: ModelConfig, rngs: nnx.Rngs):
     return _ARCHITECTURES[config.architecture](config, rngs)
 
 
-_ARCHITECTURES = {"decoder": Decoder, "encoder": Encoder}
+_ARCHITECTURES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}

@@ -14,22 +14,23 @@ from jax.sharding import PartitionSpec
 from model import axes, dispatch
 from model.config import ModelConfig
 from model.layers import RESIDUAL, FeedForward, activate, residual_init
-from model.parts import Experts
 from model.router import RouterStats, balanced_by_correction, route
 from model.weights import einsum, gathered, param
 
 
 class MoE(nnx.Module):
-    """In place of a FeedForward. The experts have no biases; the shared one has where the config says so."""
+    """In place of a FeedForward, by config.experts. The experts have no biases."""
 
-    def __init__(self, config: ModelConfig, experts: Experts, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        experts = config.experts
         e, d, f, dtype = experts.count, config.embed_dim, experts.mlp_dim, jnp.dtype(config.param_dtype)
         init = nnx.initializers.normal(config.init_std)
         self.experts, self.activation = experts, config.activation
         self.router = param(rngs, (d, e), ("embed", "experts"), init, dtype)
-        self.gate = param(rngs, (e, d, f), ("experts", "embed", "mlp"), init, dtype) if config.gated else None
-        self.up = param(rngs, (e, d, f), ("experts", "embed", "mlp"), init, dtype)
-        self.down = param(rngs, (e, f, d), ("experts", "mlp", "embed"), residual_init(config), dtype)
+        matrix = lambda shape, *names, init=init: param(rngs, shape, ("experts", *names), init, dtype)
+        self.experts_gate = matrix((e, d, f), "embed", "mlp") if config.gated else None
+        self.experts_up = matrix((e, d, f), "embed", "mlp")
+        self.experts_down = matrix((e, f, d), "mlp", "embed", init=residual_init(config))
         # Float32 always: it moves by small steps.
         zeros = nnx.initializers.zeros
         self.correction = param(rngs, (e,), ("experts",), zeros, jnp.float32) if experts.correction else None
@@ -60,7 +61,8 @@ class MoE(nnx.Module):
 
     def _routed(self, x_BTD, logits_BTE, real_BT):
         """The chosen experts' part: every device on its rows, with its part of each expert."""
-        weights = [None if w is None else gathered(w, x_BTD.dtype) for w in (self.gate, self.up, self.down)]
+        weights = (self.experts_gate, self.experts_up, self.experts_down)
+        weights = [None if w is None else gathered(w, x_BTD.dtype) for w in weights]
         correction_E = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
         if not axes.has_mesh():
             return self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)

@@ -5,13 +5,16 @@ long whatever the depth.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
 from model.attention import Attention, Context
 from model.config import Kind, ModelConfig, Segment
 from model.layers import FeedForward, Norm, dropout
+from model.moe import MoE
 from model.positions import RelativeBias
+from model.router import RouterStats
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
 _POLICIES = {
@@ -34,10 +37,11 @@ class Block(nnx.Module):
         self.cross = Attention(config, rngs, "global", causal=False, cross=True) if cross else None
         self.cross_after = after() if cross else None
         self.feed_forward_norm = Norm(config, rngs)
-        self.feed_forward = FeedForward(config, rngs)
+        self.feed_forward = MoE(config, rngs) if kind.mlp == "sparse" else FeedForward(config, rngs)
         self.feed_forward_after = after()
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None, layer=None):
+        """Returns the stream [B, T, D], the cache with this layer's keys and values, and the router's statistics."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
 
         def add(x_BTD, part, norm, after, key):
@@ -49,9 +53,13 @@ class Block(nnx.Module):
         x_BTD, cache = add(x_BTD, attend(self.attention, cache), self.attention_norm, self.attention_after, keys[0])
         if self.cross is not None:
             x_BTD, cache = add(x_BTD, attend(self.cross, cache), self.cross_norm, self.cross_after, keys[1])
-        feed = lambda x_BTD: (self.feed_forward(x_BTD), None)
-        x_BTD, _ = add(x_BTD, feed, self.feed_forward_norm, self.feed_forward_after, keys[2])
-        return x_BTD, cache
+        feed = self.feed_forward
+        if isinstance(feed, FeedForward):
+            run = lambda x_BTD: (feed(x_BTD), None)
+        else:
+            run = lambda x_BTD: feed(x_BTD, context.mask.q_segments_BT != 0)
+        x_BTD, router = add(x_BTD, run, self.feed_forward_norm, self.feed_forward_after, keys[2])
+        return x_BTD, cache, router
 
 
 class Stack(nnx.Module):
@@ -73,34 +81,47 @@ class Stack(nnx.Module):
         self.segments = nnx.List(nnx.List(stacked(segment, kind) for kind in segment.kinds) for segment in self.plan)
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None):
-        """Returns the residual stream after the last layer, [B, T, D], and the cache with all new keys and values."""
-        context = context._replace(bias=self.bias)
+        """Returns the residual stream after the last layer, [B, T, D], the cache with all new keys and values, and the
+        statistics of routers with a leading dim of sparse layers (None: there are none, or in cached decoding)."""
+        context = self.prepared(context)
         if cache is not None:
-            return self._decode(x_BTD, context, cache)
+            return (*self._decode(x_BTD, context, cache), None)
+        routers = []
         for number, (segment, blocks) in enumerate(zip(self.plan, self.segments, strict=True)):
             keys = None if key is None else jax.random.split(jax.random.fold_in(key, number), segment.repeats)
-            x_BTD = self._scan(x_BTD, context, segment, blocks, keys)
-        return x_BTD, None
+            x_BTD, found = self._scan(x_BTD, context, segment, blocks, keys)
+            routers += found
+        return x_BTD, None, concatenated(routers)
+
+    def prepared(self, context: Context) -> Context:
+        """With what is computed once for all layers."""
+        if self.bias is None:
+            return context
+        return context._replace(bias=self.bias(context.mask.distance(slice(None), slice(None))))
 
     def _scan(self, x_BTD, context, segment: Segment, blocks, keys):
         def body(x_BTD, repeat):
             own, key = repeat
             layers = [_layer(block, 0) for block in blocks] if own is None else own
             keys = (None,) * len(layers) if key is None else jax.random.split(key, len(layers))
+            routers = []
             for block, key in zip(layers, keys, strict=True):
-                x_BTD = block(x_BTD, context, key)[0]
-            return x_BTD, None
+                x_BTD, _, router = block(x_BTD, context, key)
+                routers += [] if router is None else [router]
+            return x_BTD, routers
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         unroll = min(self.unroll or (segment.repeats if axes.platform() == "cpu" else 1), segment.repeats)
         own = None if segment.shared else list(blocks)
-        return jax.lax.scan(body, x_BTD, (own, keys), length=segment.repeats, unroll=unroll)[0]
+        x_BTD, routers = jax.lax.scan(body, x_BTD, (own, keys), length=segment.repeats, unroll=unroll)
+        in_order = lambda *parts: jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+        return x_BTD, [jax.tree.map(in_order, *routers)] if routers else []
 
     def _decode(self, x_BTD, context, cache):
         """Layer after layer: a scan would copy the caches of all layers at each of them."""
         for layer, block in enumerate(self.layers()):
-            x_BTD, cache = block(x_BTD, context, None, cache, layer)
+            x_BTD, cache, _ = block(x_BTD, context, None, cache, layer)
         return x_BTD, cache
 
     def layers(self):
@@ -121,6 +142,11 @@ class Stack(nnx.Module):
             nnx.List(cut(segment, block) for block in blocks)
             for segment, blocks in zip(self.plan, self.segments, strict=True)
         )
+
+
+def concatenated(routers: list[RouterStats]) -> RouterStats | None:
+    """Along their dim of layers."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
 
 
 def _layer(block: Block, index: int) -> Block:

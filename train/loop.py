@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from train.checkpoint import Checkpoints
 from train.metrics import Clock, Progress, Writer
@@ -66,7 +67,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
     def read(pending) -> None:
         """Take in the result of an earlier step; log it where due."""
         at, result = pending
-        result = {name: float(value) for name, value in jax.device_get(result).items()}
+        result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
         window.add(result)
         if result["streak"] >= schedule.max_bad_steps:
             raise TrainingStopped(
@@ -80,7 +81,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             _log(at, window.flush(), clock.lap(at), parts)
 
     def save() -> None:
-        position = {"position": parts.source.position(), "window": dict(window.sums)}  # written while we go on
+        position = {"position": parts.source.position(), "window": window.to_json()}  # written while we go on
         parts.checkpoints.save(step, state, position, evaluation)
 
     with _stop_requests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
@@ -135,10 +136,13 @@ class _Window:
     """Sums of the steps since the last log. Saved with a checkpoint, so a continued run logs the same means."""
 
     def __init__(self, sums: dict | None):
-        self.sums = dict(sums or {})
+        self.sums = {name: np.asarray(value) for name, value in (sums or {}).items()}
+
+    def to_json(self) -> dict:
+        return {name: np.asarray(value).tolist() for name, value in self.sums.items()}
 
     def add(self, result: dict[str, float]) -> None:
-        self.latest = {"grad_norm": result["grad_norm"], "skipped": int(result["skipped"])}
+        self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
         if result["streak"]:
             return  # what was skipped would make the mean NaN; `skipped` counts it
         weight = result["weight"]

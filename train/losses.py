@@ -27,7 +27,7 @@ class Loss(NamedTuple):
 
     total: jax.Array  # float32 scalar: what is differentiated
     weight: jax.Array  # float32 scalar: what it is divided by, e.g. the number of tokens
-    metrics: dict[str, jax.Array]  # further float32 sums, divided by `weight` as well
+    metrics: dict[str, jax.Array]  # further float32 sums (or arrays of them), divided by `weight` as well
 
 
 class TokenLoss(NamedTuple):

@@ -1,15 +1,12 @@
-"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line, MFU and goodput.
+"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line, goodput.
 
     Writer    one JSON object a line in WORKDIR/metrics.jsonl and the same values as events in WORKDIR/tensorboard
     Progress  one live line on a terminal, one plain line a log anywhere else
     Clock     median seconds a step, and the part of the wall time that went into steps
-    MFU       what a device can do at best (published, or measured here) and how much of it a run uses
 
 Left out: which metrics there are and when (loop.py), event files (events.py), the report (report.py). Paths are local.
 """
 
-import fnmatch
-import functools
 import json
 import math
 import os
@@ -18,88 +15,14 @@ import time
 from collections import deque
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from train.events import EventFile
-
-MFU_CONVENTION = (
-    "MFU = model FLOPs per second / peak FLOPs per second. Model FLOPs: 6 per matmul weight and token (2 forward, "
-    "4 backward) plus attention with only the causal half counted; recomputed activations are not counted. Peak: the "
-    "published dense bf16 rate times the number of devices, whatever the run's dtype; on CPUs and unknown devices the "
-    "best rate of a large square matmul in the compute dtype, measured at start-up."
-)
-
-# jax's device_kind -> published dense bf16 FLOP/s a device; the first match wins. Vendors' sheets, without the factor
-# of two for 2:4 sparsity that NVIDIA prints. A slice of a GPU (MIG) has no published rate: it is measured.
-DEVICE_FLOPS = (
-    ("*MIG*", None),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5*", 459e12),  # v5p calls itself "TPU v5"
-    ("TPU v6*", 918e12),  # v6e: "TPU v6 lite"
-    ("*A100*", 312e12),
-    ("*H100 PCIe*", 756.5e12),
-    ("*H[12]00 NVL*", 835.5e12),
-    ("*H[12]00*", 989.4e12),
-    ("*GB200*", 2500e12),
-    ("*B200*", 2250e12),
-)
-
-
-def flops_rate(device) -> float | None:
-    """Published dense bf16 peak of one `jax.Device`, in FLOP/s; None for a device that is not in the table."""
-    return next((rate for pattern, rate in DEVICE_FLOPS if fnmatch.fnmatchcase(device.device_kind, pattern)), None)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _chain(x_NN, w_NN, products):
-    # Not inside its caller: jaxlib 0.12 aborts where a program with oneDNN products is dropped right after it ran.
-    return functools.reduce(lambda x_NN, _: x_NN @ w_NN, range(products), x_NN)
-
-
-def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of a large square matmul in `dtype` on this process's first device.
-
-    The best of as many calls as fit into `seconds` (three at least), so that it is a ceiling and not a mean.
-    Operands are random: GPUs clock higher on zeros. Precision is jax's default, as it is in training.
-    """
-    device = jax.local_devices()[0]
-    # Large enough that the rate no longer grows; on accelerators several products a call, so that launching it is free.
-    size, products = (2048, 1) if device.platform == "cpu" else (8192, 8)
-
-    # A mesh of its own: under the run's mesh every device would compute the whole product, 8 fake CPU devices in turn.
-    with jax.set_mesh(jax.sharding.Mesh([device], ("one",))):
-        x_NN = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        w_NN = x_NN / math.sqrt(size)  # unit variance in, unit variance out
-        jax.block_until_ready(_chain(x_NN, w_NN, products))  # compile
-        times, end = [], time.perf_counter() + seconds
-        while len(times) < 3 or time.perf_counter() < end:
-            start = time.perf_counter()
-            jax.block_until_ready(_chain(x_NN, w_NN, products))
-            times.append(time.perf_counter() - start)
-    return 2 * size**3 * products / min(times)
-
-
-def peak_flops(devices, dtype) -> tuple[float, str]:
-    """Peak FLOP/s of all `devices` together, and where the figure comes from, in words to print beside the MFU."""
-    kind, count = devices[0].device_kind, len(devices)
-    if (rate := flops_rate(devices[0])) is not None:
-        return rate * count, f"{count} x {kind}, published bf16 peak {rate / 1e12:g} TFLOP/s each"
-    if devices[0].platform == "cpu":  # the CPU devices of a process share its cores: one rate a process
-        count = len({device.process_index for device in devices})
-    rate = measure_matmul_rate(dtype)
-    return rate * count, f"{count} x {kind}, measured {jnp.dtype(dtype).name} matmul {rate / 1e9:,.0f} GFLOP/s each"
-
-
-def model_flops_utilization(flops_per_token: float, tokens_per_second: float, peak: float) -> float:
-    """MFU as a fraction; `tokens_per_second` and `peak` are of all devices together."""
-    return flops_per_token * tokens_per_second / peak
+from train.mfu import model_flops_utilization
 
 
 class Clock:
@@ -171,14 +94,19 @@ class Writer:
 
     def write(self, step: int, values: dict[str, float]):
         """One line {"step", "time" (unix seconds), **values}. JSON has no nan or infinity: they are written as null,
-        and as what they are to TensorBoard. Arrays of one element are taken as numbers."""
+        and as what they are to TensorBoard, which gets no arrays. Arrays of one element are taken as numbers."""
         if not self.enabled:
             return
         now = time.time()
-        values = {key: value if isinstance(value, int) else float(value) for key, value in values.items()}
-        row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        numbers = {
+            key: value if isinstance(value, int) else float(value)
+            for key, value in values.items()
+            if np.size(value) == 1
+        }
+        row = {key: np.asarray(value).round(4).tolist() for key, value in values.items() if key not in numbers}
+        row |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self.lines.write(json.dumps({"step": int(step), "time": round(now, 3), **row}, allow_nan=False) + "\n")
-        self.events.write(int(step), now, values)
+        self.events.write(int(step), now, numbers)
 
     def flush(self):
         """Waits until everything is on disk. Not needed for others to read along: every write reaches the system."""

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from model import axes
@@ -55,6 +56,31 @@ def by_pattern(params, rules):
     return jax.tree.map_with_path(value, params)
 
 
+def gradient_norm(grads) -> jax.Array:
+    """Global norm of the gradients."""
+    return optax.tree.norm(_without_corrections(grads))
+
+
+def _without_corrections(grads):
+    """Zeros for what the correction biases of routers have in place of a gradient: counts of tokens (router.py)."""
+    return jax.tree.map_with_path(lambda path, g: jnp.zeros_like(g) if _is_correction(path) else g, grads)
+
+
+def _is_correction(path) -> bool:
+    return param_name(path).endswith("/correction")
+
+
+def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+    """`chain` for all parameters but the correction biases of routers, which move by `rate` against an uneven load."""
+
+    def update(grads, state, params):
+        updates, state = chain.update(_without_corrections(grads), state, params)
+        move = lambda path, u, g: -rate * jnp.sign(g) if _is_correction(path) else u
+        return jax.tree.map_with_path(move, updates, grads), state
+
+    return optax.GradientTransformation(chain.init, update)
+
+
 def param_name(path) -> str:
     """'stack/segments/0/0/attention/query' for a leaf's key path."""
     return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path[:-1])
@@ -75,6 +101,9 @@ def _muon(rate, o, mask):
         "gate": numbers((1,), (2,)),
         "up": numbers((1,), (2,)),
         "down": numbers((1,), (2,)),
+        "experts_gate": numbers((2,), (3,)),
+        "experts_up": numbers((2,), (3,)),
+        "experts_down": numbers((2,), (3,)),
     }
     muon = optax.contrib.muon(
         rate,
@@ -121,11 +150,14 @@ def make_optimizer(o, rate) -> optax.GradientTransformation:
     """The chain that a config's `optimizer` block describes: clip by global norm, then the named optimizer.
 
     Args:
-      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), clip_norm (0: no clipping).
+      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), clip_norm (0: no clipping),
+        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2).
       rate: learning rate by step.
     """
     if o.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {o.name!r}; choose from {', '.join(OPTIMIZERS)}")
     mask = lambda params: by_pattern(params, o.decay)
     chain = OPTIMIZERS[o.name](rate, o, mask)
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), chain) if o.clip_norm else chain
+    if o.clip_norm:
+        chain = optax.chain(optax.clip_by_global_norm(o.clip_norm), chain)
+    return _corrected(chain, o.correction_rate)

@@ -3,11 +3,11 @@
 Reads from the workdir, each file and each key optional:
 
     metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped) and
-                    evaluation lines (validation/loss, validation/perplexity, validation/bits_per_byte)
+                    evaluation lines (validation/loss, /perplexity, and /bits_per_byte or /unigram)
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
-                    validation {loss, perplexity, bits_per_byte}, compressors {name: bits per byte}, goodput (a
-                    fraction), mfu_convention, samples [{prompt, text: the continuation}],
+                    validation {loss, perplexity, bits_per_byte or unigram}, compressors {name: bits per byte},
+                    goodput (a fraction), mfu_convention, samples [{prompt, text: the continuation}],
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from train.metrics import MFU_CONVENTION, duration, read, short
+from train.metrics import duration, read, short
+from train.mfu import MFU_CONVENTION
 
 # matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
 _INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
@@ -136,7 +137,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
 
     model, goodput, skipped = summary.get("model") or {}, summary.get("goodput"), last("skipped")
     bodies = model.get("non_embedding_parameters")
-    validation = {key: last("validation/" + key) for key in ("loss", "perplexity", "bits_per_byte")}
+    validation = {key: last("validation/" + key) for key in ("loss", "perplexity", "bits_per_byte", "unigram")}
     validation |= summary.get("validation") or {}
     train_loss = _smooth(_series(rows, "loss")[1])
     facts = (
@@ -154,16 +155,19 @@ def _headline(rows: list[dict], summary: dict) -> str:
     for name, value, note in facts:
         note = "" if "–" in value + note else escape(note)
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
-    bits = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
-    shown = {name: value for name, value in bits.items() if _show(value, str) != "–" and value > 0}
+    if validation["unigram"] is None:
+        what, where = "bits per byte", "all on the same held-out files"
+        figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
+    else:
+        what, where = "nats a token", "targets are hidden tokens of held-out files"
+        figures = {"this model": validation["loss"], "token frequencies": validation["unigram"]}
+    shown = {name: value for name, value in figures.items() if _show(value, str) != "–" and value > 0}
     bars = ""
     for name, value in shown.items():
         width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
-    note = (
-        "Lower is better; all on the same held-out files." if len(shown) > 1 else "" if shown else "No evaluation yet."
-    )
-    chart = f"""<small>Validation, bits per byte</small><div class="figure">{_show(bits["this model"], "{:.3f}")}</div>
+    note = f"Lower is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
+    chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
     return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'
 

@@ -6,13 +6,14 @@ import optax
 
 from model import axes
 from train.losses import Loss
+from train.optimizer import gradient_norm
 from train.state import TrainState
 
 
 def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0):
     """The compiled step (state, batch) -> (state, metrics); it donates the state.
 
-    Metrics are float32 scalars: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
+    Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
     `skipped` and `streak` (see TrainState), `finite`.
 
     Args:
@@ -37,7 +38,7 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
         else:
             grads, loss = _accumulate(jax.grad(total, has_aux=True), state.model, _split(batch, accumulate), key)
             grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
-        norm = optax.tree.norm(grads)
+        norm = gradient_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.model)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

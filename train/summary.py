@@ -6,11 +6,11 @@ from pathlib import Path
 from model import count
 
 
-def facts(config, model, mesh, prepared, convention: str) -> dict:
+def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dict:
     """What is known before the first step.
 
     Args:
-      config: the run's config.  model: its ModelConfig.  prepared: data.prepare.Prepared.
+      model: the ModelConfig.  prepared: data.prepare.Prepared.
       convention: how MFU is counted, in words.
     """
     corpus = [
@@ -29,7 +29,7 @@ def facts(config, model, mesh, prepared, convention: str) -> dict:
         "model": {
             "parameters": count.num_params(model),
             "non_embedding_parameters": count.num_params(model, embedding=False),
-            "flops_per_token": count.flops_per_token(model, config.data.seq_len),
+            "flops_per_token": flops_per_token,
         },
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "mesh": split or "one device",

@@ -21,6 +21,7 @@ from model import axes
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
+from model.families import Source
 
 _SMALLEST_BUCKET = 32
 
@@ -39,16 +40,18 @@ def generate(
     settings: Settings = Settings(),  # noqa: B008 (immutable)
     eos_id: int | None = None,
     vocab_size: int | None = None,
+    sources: Sequence[Sequence[int]] | None = None,
 ) -> Generated:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
     Args:
-      model: a Decoder.
-      prompts: token ids, of any lengths.
+      model: a Decoder or EncoderDecoder.
+      prompts: token ids, of any lengths; an encoder-decoder's usually are one start token each.
       key: a random key. A row's tokens depend on it, the row's number and its prompt, not on the other rows.
       settings: how tokens are drawn, see sampling.py; greedy by default.
       eos_id: the token that ends a row; the loop ends early when every row has ended. None: rows never end.
       vocab_size: tokens from this id on (rows that only pad the table) are never drawn. None: the model's.
+      sources: what the encoder of an encoder-decoder reads, token ids for each prompt.
 
     Raises:
       ValueError: no or empty prompts, ids outside the vocabulary, or a prompt and its continuation longer than the
@@ -56,34 +59,31 @@ def generate(
     """
     config = model.config
     vocab_size = vocab_size or config.vocab_size
-    check(prompts, max_new_tokens, vocab_size, config)
-    lengths = [len(prompt) for prompt in prompts]
+    check(prompts, max_new_tokens, vocab_size, config, sources)
     # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
-    tokens_BP = np.zeros((rows, _bucket(max(lengths))), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens_BP[row, tokens_BP.shape[1] - len(prompt) :] = prompt
-    lengths_B = np.asarray(lengths + [0] * (rows - len(prompts)), np.int32)
+    starts, read = _padded(prompts, rows), None if sources is None else _padded(sources, rows)
     limit, eos = np.int32(max_new_tokens), np.int32(-1 if eos_id is None else eos_id)
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
-    tokens_BN, lengths_B = run(model, tokens_BP, lengths_B, key, limit, settings, eos)
+    tokens_BN, lengths_B = run(model, starts, read, key, limit, settings, eos)
     return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)))
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size"))
-def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, vocab_size):
+def _generate(model, starts, read, key, limit, settings, eos, *, slots, vocab_size):
     _prepare(model)
-    b, p = tokens_BP.shape
-    lengths_B = axes.place(lengths_B, "batch")
+    b, p = starts[0].shape
+    lengths_B = axes.place(starts[1], "batch")
+    memory = {} if read is None else {"memory": model.remember(Source(*_segmented(*read)))}
     rows_B = axes.place(jnp.arange(b), "batch")
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
     def forward(cache, tokens_BT, segments_BT, positions_BT):
         """The logits [B, V] that follow the last of T tokens, and the cache with all of them."""
         cache, mask = cache.admit(segments_BT, positions_BT)
-        x_BTD, cache = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache)
-        logits_BV = axes.place(model.output(x_BTD[:, -1:]).logits()[:, 0], "batch", None)
-        return logits_BV[:, :vocab_size], cache.advance(tokens_BT.shape[1])
+        hidden = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache, **memory)
+        logits_BV = axes.place(model.output(hidden.x_BTD[:, -1:]).logits()[:, 0], "batch", None)
+        return logits_BV[:, :vocab_size], hidden.cache.advance(tokens_BT.shape[1])
 
     def draw(logits_BV, step):
         return sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, step), settings)
@@ -103,11 +103,8 @@ def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, 
         counts_B += ~ended_B
         return step + 1, cache, token_B, write(out_BN, token_B, step), counts_B, ended_B | (token_B == eos)
 
-    # Left padding: the last column is the last token of every prompt.
-    places_BP = axes.place(jnp.arange(p, dtype=jnp.int32)[None], None, None) - (p - lengths_B)[:, None]
-    segments_BP, positions_BP = (places_BP >= 0).astype(jnp.int32), jnp.maximum(places_BP, 0)
     cache = KVCache.create(model.config, b, p + slots)
-    logits_BV, cache = forward(cache, axes.place(tokens_BP, "batch", None), segments_BP, positions_BP)
+    logits_BV, cache = forward(cache, *_segmented(*starts))
     empty_B = lengths_B == 0
     token_B = jnp.where(empty_B, 0, draw(logits_BV, 0))
     out_BN = write(jnp.zeros((b, slots), jnp.int32, out_sharding=axes.out("batch", None)), token_B, 0)
@@ -118,13 +115,32 @@ def _generate(model, tokens_BP, lengths_B, key, limit, settings, eos, *, slots, 
     return axes.place(out_BN, None, None), axes.place(counts_B, None)
 
 
+def _padded(sequences, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [rows, P], lengths [rows]) of sequences, padded on the left: the last column is the last of each."""
+    lengths_B = np.zeros(rows, np.int32)
+    lengths_B[: len(sequences)] = [len(ids) for ids in sequences]
+    tokens_BP = np.zeros((rows, _bucket(int(lengths_B.max()))), np.int32)
+    for row, ids in enumerate(sequences):
+        tokens_BP[row, tokens_BP.shape[1] - len(ids) :] = ids
+    return tokens_BP, lengths_B
+
+
+def _segmented(tokens_BP, lengths_B):
+    """(tokens, segments, positions) as a model reads them."""
+    lengths_B, p = axes.place(lengths_B, "batch"), tokens_BP.shape[1]
+    places_BP = axes.place(jnp.arange(p, dtype=jnp.int32)[None], None, None) - (p - lengths_B)[:, None]
+    segments_BP, positions_BP = (places_BP >= 0).astype(jnp.int32), jnp.maximum(places_BP, 0)
+    return axes.place(tokens_BP, "batch", None), segments_BP, positions_BP
+
+
 def _prepare(model) -> None:
     """Do once, before the loop, what each step would repeat. Changes only the tracer's copy of the model."""
     dtype = jnp.dtype(model.config.dtype)
 
     def cast(param):
         names = param.get_metadata("out_sharding")
-        return param if "norm" in names else param.replace(param[...].astype(dtype))  # norms compute in float32
+        wide = names[-1] in ("norm", "experts")  # norms and routers compute in float32
+        return param if wide else param.replace(param[...].astype(dtype))
 
     params = jax.tree.map(cast, nnx.state(model, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     nnx.update(model, params)
@@ -133,29 +149,35 @@ def _prepare(model) -> None:
         model.stack.unstack()
 
 
-def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig) -> None:
+def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None) -> None:
     """What `generate` refuses, for a caller who wants to know before anything compiles.
 
     Raises:
       ValueError: see `generate`.
     """
-    if config.architecture != "decoder" or config.head != "language_model":
+    if config.architecture == "encoder" or config.head != "language_model":
         raise ValueError(
-            f"the model is an {config.architecture} with the head {config.head}; only decoders continue text"
+            f"the model is an {config.architecture} with the head {config.head}; only models with a decoder and the "
+            "head language_model continue text"
         )
+    if (config.architecture == "encoder_decoder") != (sources is not None):
+        raise ValueError("an encoder-decoder, and no other model, needs sources: a text to read for each prompt")
+    if sources is not None and (len(sources) != len(prompts) or not all(map(len, sources))):
+        raise ValueError(f"{len(prompts)} prompts and {len(sources)} sources; each prompt needs one, not empty")
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if not 0 < vocab_size <= config.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
-    for row, prompt in enumerate(prompts):
-        if not len(prompt):
+    for row, ids in [*enumerate(prompts), *enumerate(sources or ())]:
+        if not len(ids):
             raise ValueError(f"prompt {row} is empty; begin it with the token that ends a document")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
             raise ValueError(
-                f"prompt {row} has ids from {min(prompt)} to {max(prompt)}, but the vocabulary has {config.vocab_size}"
+                f"prompt {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {config.vocab_size}"
             )
+    for row, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > config.max_length:
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones "

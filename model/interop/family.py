@@ -60,15 +60,25 @@ def attention(q: str, k: str, v: str, o: str) -> list[Row]:
     return [*rows, ("attention/out_bias", f"{o}.bias", "embed", "embed")]
 
 
-def feed_forward(up: str, down: str, gate: str = "") -> list[Row]:
-    """Two or three torch Linear layers."""
+def feed_forward(up: str, down: str, gate: str = "", ours: str = "feed_forward") -> list[Row]:
+    """Two or three torch Linear layers; `ours` is where they lie in our Block."""
     rows = []
     for path, name in (("gate", gate), ("up", up)):
         if name:
-            rows += [(f"feed_forward/{path}", f"{name}.weight", "mlp embed", "embed mlp")]
-            rows += [(f"feed_forward/{path}_bias", f"{name}.bias", "mlp", "mlp")]
-    rows += [("feed_forward/down", f"{down}.weight", "embed mlp", "mlp embed")]
-    return [*rows, ("feed_forward/down_bias", f"{down}.bias", "embed", "embed")]
+            rows += [(f"{ours}/{path}", f"{name}.weight", "mlp embed", "embed mlp")]
+            rows += [(f"{ours}/{path}_bias", f"{name}.bias", "mlp", "mlp")]
+    rows += [(f"{ours}/down", f"{down}.weight", "embed mlp", "mlp embed")]
+    return [*rows, (f"{ours}/down_bias", f"{down}.bias", "embed", "embed")]
+
+
+def experts(router: str, gate: str, up: str, down: str) -> list[Row]:
+    """A router and its experts, torch Linear layers; names of experts have {expert} in them."""
+    return [
+        ("feed_forward/router", f"{router}.weight", "expert embed", "embed expert"),
+        ("feed_forward/experts_gate", f"{gate}.weight", "mlp embed", "expert embed mlp"),
+        ("feed_forward/experts_up", f"{up}.weight", "mlp embed", "expert embed mlp"),
+        ("feed_forward/experts_down", f"{down}.weight", "embed mlp", "expert mlp embed"),
+    ]
 
 
 def norm_entries(path: str, name: str) -> list[Entry]:

@@ -5,14 +5,17 @@ from model.interop import family
 from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
 from model.interop.table import Table
 
-ROWS = (
+NORMS = (
     *norm("attention_norm", "input_layernorm"),
     *norm("feed_forward_norm", "post_attention_layernorm"),
+)
+ATTENTION = (
     *norm("attention/query_norm", "self_attn.q_norm", "head"),
     *norm("attention/key_norm", "self_attn.k_norm", "head"),
     *family.attention("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *family.feed_forward("mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"),
 )
+FEED_FORWARD = tuple(family.feed_forward("mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"))
+ROWS = (*NORMS, *ATTENTION, *FEED_FORWARD)
 IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
@@ -73,12 +76,12 @@ def _llama(c: dict) -> dict:
     return common(c) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=c.get("mlp_bias", False))
 
 
-def _mistral(c: dict) -> dict:
+def mistral(c: dict) -> dict:
     window = c.get("sliding_window")
     return common(c) | (dict(window=window, attention_pattern=("local",)) if window else {})
 
 
-def _qwen(c: dict) -> dict:
+def qwen(c: dict) -> dict:
     """Layers from `max_window_layers` on see a window, where it is used at all."""
     fields = common(c)
     if c.get("use_sliding_window") and c.get("sliding_window"):
@@ -87,12 +90,12 @@ def _qwen(c: dict) -> dict:
     return fields
 
 
-def _qwen3(c: dict) -> dict:
+def qwen3(c: dict) -> dict:
     bias = c.get("attention_bias", False)
-    return _qwen(c) | dict(qk_norm=True, qkv_bias=bias, out_bias=bias)
+    return qwen(c) | dict(qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
-def _describe_qwen(config: ModelConfig) -> dict:
+def describe_qwen(config: ModelConfig) -> dict:
     windowed = "local" in config.attention_pattern
     first = family.layer_types(config).index("sliding_attention") if windowed else config.num_layers
     return describe(config) | {
@@ -110,9 +113,9 @@ LLAMA = Family(
     table,
 )
 MISTRAL = Family(
-    "MistralForCausalLM", _mistral, lambda config: describe(config) | {"sliding_window": config.window or None}, table
+    "MistralForCausalLM", mistral, lambda config: describe(config) | {"sliding_window": config.window or None}, table
 )
-QWEN2 = Family("Qwen2ForCausalLM", lambda c: _qwen(c) | dict(qkv_bias=True), _describe_qwen, table)
+QWEN2 = Family("Qwen2ForCausalLM", lambda c: qwen(c) | dict(qkv_bias=True), describe_qwen, table)
 QWEN3 = Family(
-    "Qwen3ForCausalLM", _qwen3, lambda config: _describe_qwen(config) | {"attention_bias": config.qkv_bias}, table
+    "Qwen3ForCausalLM", qwen3, lambda config: describe_qwen(config) | {"attention_bias": config.qkv_bias}, table
 )

@@ -3,7 +3,7 @@
 import contextlib
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, gemma, gpt2, llama, load, opt
+from model.interop import bert, bloom, gemma, gpt2, llama, load, mixture, opt
 from model.interop.family import Family
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
@@ -20,6 +20,9 @@ FAMILIES: dict[str, Family] = {
     "bloom": bloom.BLOOM,
     "qwen2": llama.QWEN2,
     "qwen3": llama.QWEN3,
+    "mixtral": mixture.MIXTRAL,
+    "qwen2_moe": mixture.QWEN2,
+    "qwen3_moe": mixture.QWEN3,
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,

@@ -199,7 +199,8 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
         ({"optimizer.name": "adan"}, ("optimizer.name", "adamw")),
         ({"optimizer.schedule": "linear"}, ("optimizer.schedule", "cosine")),
         ({"optimizer.warmup_steps": 100}, ("warmup_steps is 100",)),
-        ({"objective.name": "gan"}, ("objective.name", "next_token")),
+        ({"objective.name": "gan"}, ("objective.name", "language")),
+        ({"data.corruption.kind": "masked"}, ("corruption.kind is 'masked'", "decoder", "'none'")),
         ({"mesh.fsdp": 3}, ("config.mesh", "1 devices")),
         ({"data.seq_len": 128}, ("seq_len 128", "max_length 64")),
         ({"data.sources": (("files:/nowhere/*.txt", 1.0),)}, ("/nowhere/*.txt",)),
@@ -223,15 +224,20 @@ def test_vocabulary_that_does_not_fit(tiny, tmp_path):
     refused(tiny, tmp_path / "run", build.ConfigError, "vocab_size is 100", "257")
 
 
-@pytest.mark.parametrize("kind", ["masked", "spans"])
-def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys, kind):
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [("masked", dict(architecture="encoder", head="masked")), ("spans", dict(architecture="encoder_decoder"))],
+)
+def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys, kind, architecture):
     tiny.data.tokenizer.update(mask=True, sentinels=4)
+    tiny.model.update(architecture)
     tiny.data.corruption.kind = kind
     train(tiny, tmp_path)
     rows = metrics.read(tmp_path / "metrics.jsonl")
     baselines = {row["validation/unigram"] for row in rows if "validation/loss" in row}
     assert len(baselines) == 1 and 2 < baselines.pop() < np.log(257)
     assert "unigram" in capsys.readouterr().out
+    assert not any("validation/bits_per_byte" in row for row in rows)
 
 
 def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from model import axes
 from model.families import Decoder
 from tests.model import tiny
-from train.objectives.language import next_token
+from train.objectives.language import language
 
 SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
 MISTAKE = "Involuntary full rematerialization"
@@ -40,7 +40,7 @@ def batch():
 
 def compiled(model, rows):
     """The program (model, batch) -> (gradients, Loss)."""
-    objective = next_token(z_loss=1e-3)
+    objective = language(z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
         def total(model):

@@ -26,7 +26,7 @@ def drawn(experts, config=tiny.LLAMA, seed=0):
 
     @jax.jit
     def make(key):
-        leaves, tree = jax.tree.flatten(MoE(config, experts, nnx.Rngs(key)))
+        leaves, tree = jax.tree.flatten(MoE(dataclasses.replace(config, experts=experts), nnx.Rngs(key)))
         keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
         return tree.unflatten([w + 0.2 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
 
@@ -103,19 +103,20 @@ def transformers_block(name):
         for tensor in [*block.parameters(), *block.buffers()]:
             tensor.normal_(0, 0.3)
     theirs = {key: tensor.numpy() for key, tensor in block.state_dict().items()}
-    ours = MoE(SWITCH if name == "switch" else tiny.LLAMA, experts, nnx.Rngs(0))
+    config = dataclasses.replace(SWITCH if name == "switch" else tiny.LLAMA, experts=experts)
+    ours = MoE(config, nnx.Rngs(0))
     put = lambda leaf, value: leaf.set_value(jnp.array(value, leaf.dtype))
     if name == "switch":
         put(ours.router, theirs["router.classifier.weight"].T)
         of = lambda part: np.stack([theirs[f"experts.expert_{e}.{part}.weight"].T for e in range(E)])
-        put(ours.up, of("wi"))
-        put(ours.down, of("wo"))
+        put(ours.experts_up, of("wi"))
+        put(ours.experts_down, of("wo"))
         return block, ours
     put(ours.router, theirs["gate.weight"].T)
     gate_up = theirs["experts.gate_up_proj"].swapaxes(1, 2)
-    put(ours.gate, gate_up[..., :F])
-    put(ours.up, gate_up[..., F:])
-    put(ours.down, theirs["experts.down_proj"].swapaxes(1, 2))
+    put(ours.experts_gate, gate_up[..., :F])
+    put(ours.experts_up, gate_up[..., F:])
+    put(ours.experts_down, theirs["experts.down_proj"].swapaxes(1, 2))
     if experts.correction:
         put(ours.correction, theirs["gate.e_score_correction_bias"])
     if experts.shared_dim:

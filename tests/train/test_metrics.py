@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from train import events, metrics
+from train import events, metrics, mfu
 
 
 def steps(workdir):
@@ -145,7 +145,7 @@ def test_short_numbers_and_durations():
 
 def test_mfu():
     # 1e9 FLOPs a token at 100k tokens/s is 1e14 FLOP/s, of two devices with 1e14 each
-    assert metrics.model_flops_utilization(1e9, 1e5, 2e14) == 0.5
+    assert mfu.model_flops_utilization(1e9, 1e5, 2e14) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -167,22 +167,22 @@ def test_mfu():
     ],
 )
 def test_published_rates(kind, teraflops):
-    rate = metrics.flops_rate(SimpleNamespace(device_kind=kind))
+    rate = mfu.flops_rate(SimpleNamespace(device_kind=kind))
     assert rate == (teraflops and pytest.approx(teraflops * 1e12))
 
 
 def test_peak_of_many_devices(monkeypatch):
-    monkeypatch.setattr(metrics, "measure_matmul_rate", lambda dtype: 5e11)
+    monkeypatch.setattr(mfu, "measure_matmul_rate", lambda dtype: 5e11)
     tpus = [SimpleNamespace(device_kind="TPU v4", platform="tpu", process_index=i // 4) for i in range(8)]
-    peak, source = metrics.peak_flops(tpus, jnp.bfloat16)
+    peak, source = mfu.peak_flops(tpus, jnp.bfloat16)
     assert peak == 8 * 275e12 and "published" in source
     cpus = [SimpleNamespace(device_kind="cpu", platform="cpu", process_index=i // 4) for i in range(8)]
-    peak, source = metrics.peak_flops(cpus, jnp.float32)
+    peak, source = mfu.peak_flops(cpus, jnp.float32)
     assert peak == 2 * 5e11 and "measured float32" in source  # cores are shared within a process
 
 
 def test_matmul_rate_is_plausible():
-    assert 1e9 < metrics.measure_matmul_rate(jnp.float32, seconds=0.01) < 1e16
+    assert 1e9 < mfu.measure_matmul_rate(jnp.float32, seconds=0.01) < 1e16
 
 
 def test_clock_counts_steps_only():

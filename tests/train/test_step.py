@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.families import Decoder
 from tests.train.torch_decoder import losses_in_pytorch
 from train import optimizer, state, step
-from train.objectives.language import next_token
+from train.objectives.language import language
 
 CONFIG = ModelConfig(
     vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=16, dtype="float32", tied=True
@@ -44,7 +44,7 @@ def run(steps=3, accumulate=1, mesh=None, **settings):
     """Metrics of each step, and the final parameters."""
     with axes.use_mesh(mesh or axes.make_mesh({"data": 1}, jax.devices()[:1])) as mesh:
         tx, current = start(**settings)
-        train_step = step.make_train_step(next_token(), tx, accumulate=accumulate)
+        train_step = step.make_train_step(language(), tx, accumulate=accumulate)
         put = lambda b: jax.device_put(b, axes.batch_sharding(mesh))
         seen = []
         for i in range(steps):
@@ -71,7 +71,7 @@ def test_clipping_bounds_the_update():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1)
         before = jax.device_get(jax.tree.leaves(current.model))
-        current, metrics = step.make_train_step(next_token(), tx)(current, batch())
+        current, metrics = step.make_train_step(language(), tx)(current, batch())
         after = jax.device_get(jax.tree.leaves(current.model))
     moved = np.sqrt(sum(np.square(a - b).sum() for a, b in zip(after, before, strict=True)))
     assert metrics["grad_norm"] > 0.2
@@ -82,7 +82,7 @@ def test_skips_what_is_not_finite():
     """A bad batch changes neither parameters nor optimizer state and is counted; a good one resets the streak."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
-        train_step = step.make_train_step(next_token(), tx)
+        train_step = step.make_train_step(language(), tx)
         current, _ = train_step(current, batch())
         before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
         bad = batch() | {"weights": np.full((ROWS, LENGTH), np.nan, np.float32)}
@@ -99,7 +99,7 @@ def test_skips_what_is_not_finite():
 def test_a_batch_without_weight_is_harmless():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(weight_decay=0.0)
-        _, metrics = step.make_train_step(next_token(), tx)(
+        _, metrics = step.make_train_step(language(), tx)(
             current, batch() | {"weights": np.zeros((ROWS, LENGTH), np.float32)}
         )
     assert metrics["grad_norm"] == 0 and metrics["skipped"] == 0
@@ -108,7 +108,7 @@ def test_a_batch_without_weight_is_harmless():
 def test_dropout_differs_by_step_and_repeats_by_seed():
     config = ModelConfig(**{**CONFIG.__dict__, "dropout": 0.5})
     model = Decoder(config, nnx.Rngs(0))
-    loss = jax.jit(lambda key: next_token()(model, batch(), key).total)
+    loss = jax.jit(lambda key: language()(model, batch(), key).total)
     keys = [jax.random.fold_in(jax.random.key(0), step) for step in (0, 1, 0)]
     first, second, again = (float(loss(key)) for key in keys)
     assert first == again != second
@@ -120,7 +120,7 @@ def test_pure_bfloat16():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01)
         current = state.create(lambda rngs: Decoder(config, rngs), tx, seed=0)
-        train_step = step.make_train_step(next_token(), tx)
+        train_step = step.make_train_step(language(), tx)
         losses = []
         for _ in range(20):
             current, metrics = train_step(current, batch())
@@ -135,7 +135,7 @@ def test_golden_curve():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
         model = jax.device_get(nnx.to_pure_dict(nnx.state(current.model)))
-        train_step = step.make_train_step(next_token(), tx)
+        train_step = step.make_train_step(language(), tx)
         ours = []
         for i in range(12):
             current, metrics = train_step(current, batch(i % 3))

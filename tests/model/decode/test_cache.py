@@ -14,7 +14,7 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (3, 16), np.int32)
 def extended(model, cache, tokens, segments, positions):
     """The logits after each of these tokens, and the cache with them."""
     cache, mask = cache.admit(segments, positions)
-    states, cache = model(tokens, segments, positions, mask=mask, cache=cache)
+    states, cache, _ = model(tokens, segments, positions, mask=mask, cache=cache)
     return model.output(states).logits(), cache.advance(tokens.shape[1])
 
 

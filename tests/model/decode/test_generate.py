@@ -131,5 +131,5 @@ def test_what_is_refused(prompts, options, words):
 
 def test_an_encoder_is_refused():
     config = dataclasses.replace(tiny.GPT, architecture="encoder", head="masked")
-    with pytest.raises(ValueError, match="only decoders continue text"):
+    with pytest.raises(ValueError, match="only models with a decoder"):
         check([[1]], 1, 64, config)

@@ -9,6 +9,7 @@ import transformers
 
 _SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=64)
 _LLAMA = _SMALL | dict(intermediate_size=48, num_key_value_heads=2, rms_norm_eps=0.01, tie_word_embeddings=False)
+_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
 _GEMMA = _LLAMA | dict(head_dim=16, tie_word_embeddings=True)
 _ROPE = {"rope_type": "default", "rope_theta": 100.0}
 _LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0) | dict(
@@ -43,6 +44,18 @@ CHECKPOINTS = {
         _LLAMA | dict(rope_parameters=_ROPE, use_sliding_window=True, sliding_window=5, max_window_layers=2),
     ),
     "qwen3": (transformers.Qwen3Config, _LLAMA | dict(rope_parameters=_ROPE, head_dim=16)),
+    "mixtral": (
+        transformers.MixtralConfig,
+        _LLAMA | dict(rope_parameters=_ROPE, num_local_experts=4, sliding_window=5),
+    ),
+    "qwen2 experts": (
+        transformers.Qwen2MoeConfig,
+        _LLAMA | _EXPERTS | dict(rope_parameters=_ROPE, decoder_sparse_step=2, shared_expert_intermediate_size=20),
+    ),
+    "qwen3 experts": (
+        transformers.Qwen3MoeConfig,
+        _LLAMA | _EXPERTS | dict(rope_parameters=_ROPE, head_dim=16, mlp_only_layers=[1], norm_topk_prob=True),
+    ),
     "gemma": (transformers.GemmaConfig, _GEMMA | dict(rope_parameters=_ROPE)),
     "gemma2": (
         transformers.Gemma2Config,
