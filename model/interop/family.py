@@ -17,7 +17,8 @@ class Family(NamedTuple):
     """A kind of checkpoint: what `model_type` in config.json says."""
 
     architecture: str  # transformers' class, for `architectures`
-    fields: Callable[[dict], dict[str, Any]]  # config.json -> fields of ModelConfig
+    # config.json -> fields of ModelConfig. Beside its keys, `tensors` has the folder's, for what it does not say.
+    fields: Callable[[dict], dict[str, Any]]
     describe: Callable[[ModelConfig], dict[str, Any]]  # and back
     table: Callable[[ModelConfig], Table]
 
@@ -26,10 +27,12 @@ class Family(NamedTuple):
 Row = tuple
 
 
-def layer_entries(config: ModelConfig, rows: Iterable[Row], prefix: str, stack: str = "stack") -> Iterator[Entry]:
+def layer_entries(
+    config: ModelConfig, rows: Iterable[Row], prefix: str, stack: str = "stack", num_layers: int = 0
+) -> Iterator[Entry]:
     """An entry for each row and each stack of layers; `prefix` is their name of a layer, with {layer} in it."""
     rows, start = list(rows), 0
-    for number, segment in enumerate(config.segments()):
+    for number, segment in enumerate(config.segments(num_layers)):
         length = len(segment.kinds)
         end = start + length * segment.repeats
         for place in range(length):
@@ -49,15 +52,15 @@ def norm(path: str, name: str, dim: str = "embed") -> list[Row]:
     return [(f"{path}/scale", f"{name}.weight", dim, dim), (f"{path}/bias", f"{name}.bias", dim, dim)]
 
 
-def attention(q: str, k: str, v: str, o: str) -> list[Row]:
-    """Four torch Linear layers, whose weights are [out, in]."""
+def attention(q: str, k: str, v: str, o: str, ours: str = "attention") -> list[Row]:
+    """Four torch Linear layers, whose weights are [out, in]; `ours` is where they lie in our Block."""
     heads = {"query": (q, "kv group head"), "key": (k, "kv head"), "value": (v, "kv head")}
     rows = []
     for path, (name, dims) in heads.items():
-        rows += [(f"attention/{path}", f"{name}.weight", f"({dims}) embed", f"embed {dims}")]
-        rows += [(f"attention/{path}_bias", f"{name}.bias", f"({dims})", dims)]
-    rows += [("attention/out", f"{o}.weight", "embed (kv group head)", "kv group head embed")]
-    return [*rows, ("attention/out_bias", f"{o}.bias", "embed", "embed")]
+        rows += [(f"{ours}/{path}", f"{name}.weight", f"({dims}) embed", f"embed {dims}")]
+        rows += [(f"{ours}/{path}_bias", f"{name}.bias", f"({dims})", dims)]
+    rows += [(f"{ours}/out", f"{o}.weight", "embed (kv group head)", "kv group head embed")]
+    return [*rows, (f"{ours}/out_bias", f"{o}.bias", "embed", "embed")]
 
 
 def feed_forward(up: str, down: str, gate: str = "", ours: str = "feed_forward") -> list[Row]:
@@ -71,14 +74,12 @@ def feed_forward(up: str, down: str, gate: str = "", ours: str = "feed_forward")
     return [*rows, (f"{ours}/down_bias", f"{down}.bias", "embed", "embed")]
 
 
-def experts(router: str, gate: str, up: str, down: str) -> list[Row]:
+def experts(router: str, up: str, down: str, gate: str = "") -> list[Row]:
     """A router and its experts, torch Linear layers; names of experts have {expert} in them."""
-    return [
-        ("feed_forward/router", f"{router}.weight", "expert embed", "embed expert"),
-        ("feed_forward/experts_gate", f"{gate}.weight", "mlp embed", "expert embed mlp"),
-        ("feed_forward/experts_up", f"{up}.weight", "mlp embed", "expert embed mlp"),
-        ("feed_forward/experts_down", f"{down}.weight", "embed mlp", "expert mlp embed"),
-    ]
+    rows = [("feed_forward/router", f"{router}.weight", "expert embed", "embed expert")]
+    for path, name in (("gate", gate), ("up", up)):
+        rows += [(f"feed_forward/experts_{path}", f"{name}.weight", "mlp embed", "expert embed mlp")] if name else []
+    return [*rows, ("feed_forward/experts_down", f"{down}.weight", "embed mlp", "expert mlp embed")]
 
 
 def norm_entries(path: str, name: str) -> list[Entry]:

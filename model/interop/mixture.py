@@ -9,10 +9,10 @@ from model.interop.table import Table
 from model.parts import Experts
 
 _MIXTRAL = family.experts(
-    "block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{expert}}.{w}" for w in ("w1", "w3", "w2"))
+    "block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{expert}}.{w}" for w in ("w3", "w2", "w1"))
 )
 QWEN = (
-    *family.experts("mlp.gate", *(f"mlp.experts.{{expert}}.{w}_proj" for w in ("gate", "up", "down"))),
+    *family.experts("mlp.gate", *(f"mlp.experts.{{expert}}.{w}_proj" for w in ("up", "down", "gate"))),
     *family.feed_forward(*(f"mlp.shared_expert.{w}_proj" for w in ("up", "down", "gate")), ours="feed_forward/shared"),
     ("feed_forward/shared_gate", "mlp.shared_expert_gate.weight", "one embed", "embed one"),
 )

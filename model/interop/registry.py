@@ -3,7 +3,7 @@
 import contextlib
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, gemma, gpt2, llama, load, mixture, opt
+from model.interop import bert, bloom, gemma, gpt2, llama, load, mixture, opt, t5
 from model.interop.family import Family
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
@@ -26,6 +26,8 @@ FAMILIES: dict[str, Family] = {
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
+    "t5": t5.T5,
+    "switch_transformers": t5.SWITCH,
 }
 # Fields of ModelConfig that are of a run and not of its checkpoint.
 _RUNNING = ("dropout", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
@@ -44,7 +46,7 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
             f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
         )
     try:
-        fields = FAMILIES[name].fields(given)
+        fields = FAMILIES[name].fields(given | {"tensors": folder.tensors})
     except KeyError as error:
         raise CheckpointFolderError(f"{folder.path}: config.json has no {error}, which {name} needs") from error
     try:
@@ -60,7 +62,8 @@ def family_of(config: ModelConfig) -> str:
       CheckpointFolderError: none can.
     """
     for name, family in FAMILIES.items():
-        with contextlib.suppress(CheckpointFolderError, ValueError, KeyError):
+        # AttributeError: of experts and the like, which a family has and this config has not.
+        with contextlib.suppress(CheckpointFolderError, ValueError, KeyError, AttributeError):
             fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in _RUNNING}}
             if ModelConfig(**fields) == config:
                 return name

@@ -77,6 +77,29 @@ CHECKPOINTS = {
 }
 
 
+_T5 = dict(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=3, num_heads=4, layer_norm_epsilon=0.01)
+_T5 |= dict(relative_attention_num_buckets=12, relative_attention_max_distance=16)  # so that distances share buckets
+_SWITCH = _T5 | dict(
+    num_layers=4, num_decoder_layers=4, num_experts=4, num_sparse_encoder_layers=2, num_sparse_decoder_layers=2
+)
+ENCODER_DECODERS = {
+    "t5": (transformers.T5Config, _T5 | dict(num_decoder_layers=2)),
+    "t5 gated": (transformers.T5Config, _T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    "switch": (transformers.SwitchTransformersConfig, _SWITCH | dict(expert_capacity=64)),
+    "switch full": (transformers.SwitchTransformersConfig, _SWITCH | dict(expert_capacity=3)),
+}
+
+
+@functools.cache
+def encoder_decoder(name: str):
+    """As `reference`."""
+    kind, values = ENCODER_DECODERS[name]
+    model = transformers.AutoModelForSeq2SeqLM.from_config(kind(**values, attn_implementation="eager"))
+    if not values.get("tie_word_embeddings", True):  # transformers 5 ties them; files of T5 1.1 don't
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(64, 32))
+    return saved(model)
+
+
 @functools.cache
 def reference(name: str):
     """(transformers' model, the folder it was saved to)."""
