@@ -17,7 +17,7 @@ from model.families import Source
 from model.interop import registry
 from model.interop.folder import Folder
 from tests.model.interop import hub
-from tests.model.interop.test_families import PAD, TOLERANCE, batch, padded
+from tests.model.interop.test_families import TOLERANCE, batch, padded
 
 LENGTHS = (17, 9, 12)  # of targets
 # In "switch full" experts are full, and there padding takes places; see test_a_full_expert_drops_tokens.
@@ -91,15 +91,17 @@ def test_greedy_generation_with_the_cache(name):
     model = hub.encoder_decoder(name)[0]
     source, real, _ = padded("left", (12, 5, 9), 12)
     settings = transformers.GenerationConfig(
-        max_new_tokens=12, do_sample=False, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=0
+        max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0
     )
     with torch.no_grad():
         expected = model.generate(
             torch.tensor(source), attention_mask=torch.tensor(real.astype(np.int64)), generation_config=settings
         )[:, 1:]
     sources = [row[mask].tolist() for row, mask in zip(source, real, strict=True)]
-    found = generate(ours(name), [[0]] * 3, jax.random.key(0), max_new_tokens=12, sources=sources)
-    np.testing.assert_array_equal(found.tokens, expected.numpy())
+    found = generate(ours(name), [[0]] * 3, jax.random.key(0), max_new_tokens=12, sources=sources, eos_id=1)
+    width = expected.shape[1]  # theirs stop when all rows have ended
+    np.testing.assert_array_equal(found.tokens[:, :width], expected.numpy())
+    assert not found.tokens[:, width:].any() and width > 5
 
 
 @pytest.mark.parametrize("name", hub.ENCODER_DECODERS)
