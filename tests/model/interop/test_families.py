@@ -108,3 +108,9 @@ def test_the_way_back_is_exact(name, tmp_path):
     tokens = torch.arange(20)[None] + 2
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, reference(tokens).logits)
+
+
+def test_gelu_in_the_first_releases_of_gemma():
+    values = hub.CHECKPOINTS["gemma"][1] | dict(hidden_act="gelu")
+    assert transformers.GemmaConfig(**values).hidden_act == "gelu_pytorch_tanh"
+    assert registry.FAMILIES["gemma"].fields(values)["activation"] == "gelu_tanh"
