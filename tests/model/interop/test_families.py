@@ -114,3 +114,13 @@ def test_gelu_in_the_first_releases_of_gemma():
     values = hub.CHECKPOINTS["gemma"][1] | dict(hidden_act="gelu")
     assert transformers.GemmaConfig(**values).hidden_act == "gelu_pytorch_tanh"
     assert registry.FAMILIES["gemma"].fields(values)["activation"] == "gelu_tanh"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_a_pattern_of_layers_is_found_again(name):
+    """A model of `pattern` over more layers than it has, as in the published sizes, can be written."""
+    config = ours(name).config
+    pattern = {"gemma2": ("local", "global"), "gemma3": ("local",) * 5 + ("global",)}[name]
+    assert config.num_layers % len(pattern)
+    assert config.attention_pattern == pattern
+    assert registry.family_of(config) == hub.CHECKPOINTS[name][0].model_type
