@@ -1,4 +1,4 @@
-"""README's table of the supported families, made from registry.FAMILIES, configs/sizes/ and the released config.json.
+"""README's table of the supported families, made from the tables of the code.
 
     python -m tests.support     # writes it into README.md, between the two comments that mark its place
 
@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from configs.sizes import SIZES
+from launch.build import CORRUPTION
 from model.config import ModelConfig
 from model.interop.registry import FAMILIES, family_of
 from tests.configs.published import CONFIGS
@@ -16,25 +17,25 @@ from tests.configs.published import CONFIGS
 README = Path(__file__).resolve().parents[1] / "README.md"
 MARKS = ("<!-- python -m tests.support -->", "<!-- end of what it writes -->")
 NAMES = {
-    "llama": "LLaMA 1, 2, 3",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "gemma": "Gemma 1",
-    "gemma2": "Gemma 2",
-    "gemma3_text": "Gemma 3 (text)",
     "gpt2": "GPT-2, GPT-3",
     "opt": "OPT",
     "bloom": "BLOOM",
+    "llama": "LLaMA 1, 2, 3",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2-MoE",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3-MoE",
+    "gemma": "Gemma 1",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
     "bert": "BERT",
     "roberta": "RoBERTa",
     "albert": "ALBERT",
 }
-TITLES = {
-    "decoder": "**Decoders**, trained on next tokens",
-    "encoder": "**Encoders**, trained on masked tokens",
-    "encoder_decoder": "**Encoder-decoders**, trained on spans taken out",
-}
+TITLES = {"decoder": "Decoders", "encoder": "Encoders", "encoder_decoder": "Encoder-decoders"}
+TARGETS = {"none": "next tokens", "masked": "masked tokens", "spans": "spans taken out"}
 
 
 def _position(c: ModelConfig) -> tuple[str, ...]:
@@ -99,7 +100,8 @@ def table() -> str:
     lines = [f"| | {' | '.join(COLUMNS)} | sizes |", "|" + "---|" * (len(COLUMNS) + 2)]
     for architecture, title in TITLES.items():
         members = [family for family in NAMES if next(iter(families[family].values())).architecture == architecture]
-        lines += [f"| {title} |" + " |" * (len(COLUMNS) + 1)] if members else []
+        heading = f"**{title}**, trained on {TARGETS[CORRUPTION[architecture]]}"
+        lines += [f"| {heading} |" + " |" * (len(COLUMNS) + 1)] if members else []
         for family in members:
             cells = [_cell(column, list(families[family].values())) for column in COLUMNS.values()]
             lines.append(f"| {' | '.join([NAMES[family], *cells, _names(list(families[family]))])} |")

@@ -8,7 +8,8 @@ from configs.sizes.decoders import SIZES as _DECODERS
 from configs.sizes.encoders import SIZES as _ENCODERS
 from configs.sizes.gemma import SIZES as _GEMMA
 from configs.sizes.llama import SIZES as _LLAMA
+from configs.sizes.mixtures import SIZES as _MIXTURES
 
-DECODERS = {**_LLAMA, **_GEMMA, **_DECODERS}
+DECODERS = {**_LLAMA, **_GEMMA, **_DECODERS, **_MIXTURES}
 ENCODERS = {**_ENCODERS}
 SIZES = {**DECODERS, **ENCODERS}

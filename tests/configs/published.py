@@ -4,15 +4,9 @@ They are in the form in which they were released (transformers 4: `rope_theta`, 
 to the defaults of transformers' configuration class is written out.
 """
 
-
-def _released(model_type: str, names: str, shared: dict, sizes: dict[str, tuple]) -> dict[str, dict]:
-    """A config for each size; `names` are those of its values, after which may come a dict of further ones."""
-    configs, names = {}, names.split()
-    for size, values in sizes.items():
-        further = values[len(names)] if len(values) > len(names) else {}
-        own = dict(zip(names, values[: len(names)], strict=True))
-        configs[size] = {"model_type": model_type, "initializer_range": 0.02} | shared | own | further
-    return configs
+from tests.configs import published_encoders as encoders
+from tests.configs import published_mixtures as mixtures
+from tests.configs.released import released
 
 
 def _llama3(factor: float) -> dict:
@@ -41,18 +35,8 @@ _GEMMA3_LARGE = dict(vocab_size=262208, max_position_embeddings=131072, sliding_
 _OPT = dict(vocab_size=50272, max_position_embeddings=2048, activation_function="relu", do_layer_norm_before=True)
 _GPT2 = dict(vocab_size=50257, n_positions=1024, layer_norm_epsilon=1e-5, activation_function="gelu_new")
 _BLOOM = dict(vocab_size=250880, layer_norm_epsilon=1e-5, apply_residual_connection_post_layernorm=False)
-_BERT = dict(vocab_size=30522, max_position_embeddings=512, type_vocab_size=2, layer_norm_eps=1e-12, hidden_act="gelu")
-_BERT |= dict(architectures=["BertForMaskedLM"], pad_token_id=0)
-_CASED = dict(vocab_size=28996)
-_ROBERTA = dict(
-    vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, hidden_act="gelu"
-)
-_ROBERTA |= dict(architectures=["RobertaForMaskedLM"], pad_token_id=1)
-_ALBERT = _BERT | dict(vocab_size=30000, embedding_size=128, num_hidden_groups=1, inner_group_num=1)
-_ALBERT |= dict(architectures=["AlbertForMaskedLM"], hidden_act="gelu_new")
-
 CONFIGS = {
-    **_released(
+    **released(
         "gpt2",
         "n_embd n_layer n_head",
         _GPT2,
@@ -63,7 +47,7 @@ CONFIGS = {
             "gpt2_xl": (1600, 48, 25),
         },
     ),
-    **_released(
+    **released(
         "llama",
         _DIMS,
         _LLAMA1,
@@ -74,7 +58,7 @@ CONFIGS = {
             "llama_65b": (8192, 80, 64, 22016, dict(rms_norm_eps=1e-5)),
         },
     ),
-    **_released(
+    **released(
         "llama",
         _GROUPED,
         _LLAMA2,
@@ -84,7 +68,7 @@ CONFIGS = {
             "llama2_70b": (8192, 80, 64, 28672, 8),
         },
     ),
-    **_released(
+    **released(
         "llama",
         _GROUPED,
         _LLAMA3,
@@ -98,7 +82,7 @@ CONFIGS = {
             "llama3.2_3b": (3072, 28, 24, 8192, 8, _llama3(32.0) | _TIED | dict(head_dim=128)),
         },
     ),
-    **_released(
+    **released(
         "mistral",
         _GROUPED,
         _MISTRAL,
@@ -113,7 +97,7 @@ CONFIGS = {
             ),
         },
     ),
-    **_released(
+    **released(
         "qwen2",
         _GROUPED,
         _QWEN2,
@@ -124,7 +108,7 @@ CONFIGS = {
             "qwen2_72b": (8192, 80, 64, 29568, 8, dict(rms_norm_eps=1e-5)),
         },
     ),
-    **_released(
+    **released(
         "qwen3",
         f"{_GROUPED} head_dim",
         _QWEN3,
@@ -137,13 +121,13 @@ CONFIGS = {
             "qwen3_32b": (5120, 64, 64, 25600, 8, 128),
         },
     ),
-    **_released(
+    **released(
         "gemma",
         _GROUPED,
         _GEMMA | dict(hidden_act="gelu"),  # which means the tanh one
         {"gemma_2b": (2048, 18, 8, 16384, 1), "gemma_7b": (3072, 28, 16, 24576, 16)},
     ),
-    **_released(
+    **released(
         "gemma2",
         _GROUPED,
         _GEMMA2 | dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
@@ -153,7 +137,7 @@ CONFIGS = {
             "gemma2_27b": (4608, 46, 32, 36864, 16, dict(head_dim=128, query_pre_attn_scalar=144)),
         },
     ),
-    **_released(
+    **released(
         "gemma3_text",
         _GROUPED,
         _GEMMA3,
@@ -168,7 +152,7 @@ CONFIGS = {
             ),
         },
     ),
-    **_released(
+    **released(
         "opt",
         "hidden_size num_hidden_layers num_attention_heads ffn_dim word_embed_proj_dim",
         _OPT,
@@ -184,7 +168,7 @@ CONFIGS = {
             "opt_175b": (12288, 96, 96, 49152, 12288),
         },
     ),
-    **_released(
+    **released(
         "bloom",
         "hidden_size n_layer n_head",
         _BLOOM,
@@ -197,32 +181,6 @@ CONFIGS = {
             "bloom_176b": (14336, 70, 112),
         },
     ),
-    **_released(
-        "bert",
-        _DIMS,
-        _BERT,
-        {
-            "bert_base_uncased": (768, 12, 12, 3072),
-            "bert_large_uncased": (1024, 24, 16, 4096),
-            "bert_base_cased": (768, 12, 12, 3072, _CASED),
-            "bert_large_cased": (1024, 24, 16, 4096, _CASED),
-        },
-    ),
-    **_released(
-        "roberta",
-        _DIMS,
-        _ROBERTA,
-        {"roberta_base": (768, 12, 12, 3072), "roberta_large": (1024, 24, 16, 4096)},
-    ),
-    **_released(
-        "albert",
-        _DIMS,
-        _ALBERT,
-        {
-            "albert_base": (768, 12, 12, 3072),
-            "albert_large": (1024, 24, 16, 4096),
-            "albert_xlarge": (2048, 24, 16, 8192),
-            "albert_xxlarge": (4096, 12, 64, 16384),
-        },
-    ),
+    **mixtures.CONFIGS,
+    **encoders.CONFIGS,
 }
