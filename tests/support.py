@@ -74,9 +74,17 @@ def _cell(column, configs: list[ModelConfig]) -> str:
     """What the sizes of a family have in a column; where they differ, all of it."""
     found = []
     for values in zip(*map(column, configs), strict=True):
-        text = " or ".join(dict.fromkeys(filter(None, values)))
-        found += [text + " in some" if "" in values else text] if text else []
+        if text := _either(list(dict.fromkeys(filter(None, values)))):
+            found.append(text + " in some" if "" in values else text)
     return ", ".join(found)
+
+
+def _either(values: list[str]) -> str:
+    """`2 of 8 experts`, `2 of 16 experts` -> `2 of 8 or 2 of 16 experts`; of more such quantities, first and last."""
+    noun = " " + values[-1].split()[-1] if values else ""
+    if len(values) < 2 or not all(value.endswith(noun) for value in values):
+        return " or ".join(values)
+    return f"{values[0].removesuffix(noun)} {'or' if len(values) == 2 else 'to'} {values[-1]}"
 
 
 def _names(sizes: list[str]) -> str:
@@ -96,7 +104,8 @@ def table() -> str:
             config = ModelConfig(**fields)
             family = CONFIGS[name]["model_type"] if name in CONFIGS else family_of(config)
             families[family][name] = config
-    assert families.keys() == FAMILIES.keys() == NAMES.keys(), "a family has no size or no name"
+    lacking = (FAMILIES.keys() | NAMES.keys()) - (families.keys() & NAMES.keys())
+    assert not lacking, f"no size in configs/sizes/, or no name here: {', '.join(sorted(lacking))}"
     lines = [f"| | {' | '.join(COLUMNS)} | sizes |", "|" + "---|" * (len(COLUMNS) + 2)]
     for architecture, title in TITLES.items():
         members = [family for family in NAMES if next(iter(families[family].values())).architecture == architecture]
