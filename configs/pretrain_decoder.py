@@ -1,16 +1,16 @@
-"""Pre-train a decoder. The argument is a size of configs/sizes.py: --config=configs/pretrain_decoder.py:llama3_8b
+"""Pre-train a decoder. The argument is a size of configs/sizes/: --config=configs/pretrain_decoder.py:llama3_8b
 
 Every field can be set on the command line: --config.optimizer.learning_rate=3e-4
 """
 
 from ml_collections import ConfigDict
 
-from configs.sizes import SIZES
+from configs.sizes import DECODERS as SIZES
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
     if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}; configs/sizes.py has {', '.join(SIZES)}")
+        raise ValueError(f"unknown size {size!r}; configs/sizes/ has {', '.join(SIZES)}")
     config = ConfigDict()
     config.seed = 0
     config.steps = 1000

@@ -1,7 +1,7 @@
 """ModelConfig: the architecture as data. It checks itself and says how its layers repeat.
 
 What differs between families is here: a family of known parts is a set of these values. What it leaves out: published
-sizes (configs/sizes.py), counts (count.py) and everything about training (configs/*.py).
+sizes (configs/sizes/), counts (count.py) and everything about training (configs/*.py).
 """
 
 import dataclasses

@@ -45,7 +45,9 @@ def test_packages_import_only_what_stands_below(package):
 
 def test_configs_are_data():
     allowed = {"ml_collections", "configs"}
-    roots = {name.split(".")[0] for path in FILES if path.parts[-2] == "configs" for name in imports(path)}
+    roots = {
+        name.split(".")[0] for path in FILES if "configs" in path.relative_to(ROOT).parts for name in imports(path)
+    }
     assert roots and roots <= allowed
 
 

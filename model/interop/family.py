@@ -122,11 +122,19 @@ def only(config: dict, **values) -> None:
 
 
 def layer_pattern(config: dict, default: Iterable[bool]) -> tuple[str, ...]:
-    """The kind of attention of each layer: from `layer_types`, or from which layers a family makes local."""
+    """The kinds of attention that the layers cycle through, as few as there are (two models that cycle alike have the
+    same ModelConfig): from `layer_types`, or from which layers a family makes local."""
     types = {"full_attention": "global", "sliding_attention": "local"}
     if config.get("layer_types"):
-        return tuple(known("layer_types", kind, types) for kind in config["layer_types"])
-    return tuple("local" if local else "global" for local in default)
+        return cycle(known("layer_types", kind, types) for kind in config["layer_types"])
+    return cycle("local" if local else "global" for local in default)
+
+
+def cycle(kinds: Iterable[str]) -> tuple[str, ...]:
+    """The shortest pattern which, repeated and cut off, gives these kinds."""
+    kinds = tuple(kinds)
+    fits = (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n])
+    return kinds[: next(fits, len(kinds))]
 
 
 def layer_types(config: ModelConfig) -> list[str]:

@@ -21,11 +21,17 @@ def _common(c: dict) -> dict:
     return llama.common(c) | dict(
         norm_offset=1.0,
         embedding_scale=math.sqrt(c["hidden_size"]),
-        activation=activation(c.get("hidden_activation") or c.get("hidden_act") or "gelu_pytorch_tanh"),
+        activation=_activation(c),
         tied=c.get("tie_word_embeddings", True),
         qkv_bias=bias,
         out_bias=bias,
     )
+
+
+def _activation(c: dict) -> str:
+    """The first releases say `hidden_act` "gelu" and mean the tanh one; later ones have `hidden_activation`."""
+    older = c.get("hidden_act") or "gelu"
+    return activation(c.get("hidden_activation") or ("gelu_pytorch_tanh" if older == "gelu" else older))
 
 
 def _second(c: dict, period: int) -> dict:

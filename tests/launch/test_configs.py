@@ -10,7 +10,7 @@ from tests.launch.conftest import shrink
 from tests.launch.test_train import losses
 from train.checkpoint import Checkpoints
 
-FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {"sizes", "__init__"}
+FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {"__init__"}
 ARGUMENTS = {"pretrain_decoder": ["tiny", "gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}
 RUNS = [(name, argument) for name in sorted(FILES) for argument in ARGUMENTS.get(name, [""])]
 
@@ -31,3 +31,8 @@ def test_two_steps(name, argument, data_dir, corpus, tmp_path):
 def test_unknown_sizes_are_named(name):
     with pytest.raises(ValueError, match=r"unknown size 'huge'.*(tiny|small)"):
         importlib.import_module(f"configs.{name}").get_config("huge")
+
+
+def test_a_decoder_is_not_made_from_the_size_of_an_encoder():
+    with pytest.raises(ValueError, match="unknown size 'bert_base_uncased'"):
+        importlib.import_module("configs.pretrain_decoder").get_config("bert_base_uncased")

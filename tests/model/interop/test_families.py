@@ -108,3 +108,23 @@ def test_the_way_back_is_exact(name, tmp_path):
     tokens = torch.arange(20)[None] + 2
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, reference(tokens).logits)
+
+
+def test_gelu_in_the_first_releases_of_gemma():
+    values = hub.CHECKPOINTS["gemma"][1] | dict(hidden_act="gelu")
+    assert transformers.GemmaConfig(**values).hidden_act == "gelu_pytorch_tanh"
+    assert registry.FAMILIES["gemma"].fields(values)["activation"] == "gelu_tanh"
+
+
+@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+def test_the_family_of_a_model_is_found(name):
+    """What launch.convert asks for a model that was trained here."""
+    assert registry.family_of(ours(name).config) == hub.CHECKPOINTS[name][0].model_type
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("gemma2", "lg"), ("gemma3", "lllllg")])
+def test_layers_are_read_as_a_pattern(name, pattern):
+    """The shortest there is, as in the published sizes, though it does not go into the number of layers."""
+    config = ours(name).config
+    assert config.num_layers % len(pattern)
+    assert "".join(kind[0] for kind in config.attention_pattern) == pattern

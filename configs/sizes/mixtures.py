@@ -1,0 +1,62 @@
+"""Decoders whose feed-forwards are mixtures of experts: Mixtral, Qwen2-MoE, Qwen3-MoE."""
+
+from configs.sizes.llama import llama, rope
+
+
+def experts(count: int, per_token: int, mlp_dim: int, **fields) -> dict:
+    """Fields of model.parts.Experts."""
+    return dict(
+        count=count,
+        per_token=per_token,
+        mlp_dim=mlp_dim,
+        shared_dim=0,
+        shared_gate=False,
+        score="softmax",
+        normalize=False,
+        scale=1.0,
+        groups=1,
+        groups_per_token=1,
+        group_score="max",
+        correction=False,
+        capacity=0,
+        capacity_factor=0.0,
+    ) | dict(fields)
+
+
+def _mixtral(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
+    """Mixtral (arXiv:2401.04088, table 1)."""
+    shared = dict(num_kv_heads=8, vocab_size=32_000, norm_epsilon=1e-5, rope=rope(1_000_000.0))
+    shared |= dict(mlp_pattern=("sparse",), experts=experts(8, 2, mlp_dim, normalize=True))
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
+
+
+def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
+    """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1); no layer is dense, so mlp_dim is of none."""
+    shared = dict(vocab_size=151_936, rope=rope(1_000_000.0), qkv_bias=True, mlp_pattern=("sparse",))
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
+
+
+def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, expert_dim: int) -> dict:
+    """Qwen3-MoE (arXiv:2505.09388, table 2)."""
+    shared = dict(num_kv_heads=4, head_dim=128, vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0))
+    shared |= dict(qk_norm=True, mlp_pattern=("sparse",), experts=experts(128, 8, expert_dim, normalize=True))
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared)
+
+
+SIZES = {
+    "mixtral_8x7b": _mixtral(32, 4096, 32, 14336, max_length=32_768),
+    "mixtral_8x22b": _mixtral(56, 6144, 48, 16384, max_length=65_536),
+    "qwen1.5_moe_a2.7b": _qwen2(
+        *(24, 2048, 16, 5632),
+        max_length=8192,
+        experts=experts(60, 4, 1408, shared_dim=5632, shared_gate=True),
+    ),
+    "qwen2_57b_a14b": _qwen2(
+        *(28, 3584, 28, 18944),
+        num_kv_heads=4,
+        max_length=131_072,
+        experts=experts(64, 8, 2560, shared_dim=20480, shared_gate=True),
+    ),
+    "qwen3_30b_a3b": _qwen3(48, 2048, 32, 6144, 768),
+    "qwen3_235b_a22b": _qwen3(94, 4096, 64, 12288, 1536),
+}
