@@ -51,6 +51,8 @@ class Attention(nnx.Module):
         d, h, k = config.embed_dim, config.head_dim, config.num_kv_heads
         g, dtype = config.num_heads // k, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
+        # Scores begin as small as with the usual scale, whichever it is (T5's is 1, its queries' are smaller instead).
+        query_init = nnx.initializers.normal(config.init_std * h**-0.5 / config.attention_scale)
         self.kind, self.cross, self.interleaved = kind, cross, config.rope.interleaved
         self.rule = Rule(
             causal=causal and not cross,
@@ -60,7 +62,7 @@ class Attention(nnx.Module):
             alibi=config.position == "alibi" and not cross,
             implementation=config.attention,
         )
-        self.query = param(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), init, dtype)
+        self.query = param(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init, dtype)
         self.key = param(rngs, (d, k, h), ("embed", *KEYS[2:]), init, dtype)
         self.value = param(rngs, (d, k, h), ("embed", *KEYS[2:]), init, dtype)
         self.out = param(rngs, (k, g, h, d), (*QUERIES[2:], "embed"), residual_init(config), dtype)

@@ -96,7 +96,7 @@ class RelativeBias(nnx.Module):
         k, g = config.num_kv_heads, config.num_heads // config.num_kv_heads
         self.buckets, self.furthest, self.causal = config.relative_buckets, config.relative_distance, causal
         init = nnx.initializers.normal(config.init_std)
-        shape, names = (config.relative_buckets, k, g), ("buckets", "kv_heads", "group")
+        shape, names = (config.relative_buckets, k, g), ("positions", "kv_heads", "group")
         self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype))
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:

@@ -4,12 +4,21 @@ Every field that the family sets is there, so that a flag can override it. Conte
 says. How a size is trained (dropout, precision, remat) is not here: that is each config's own.
 """
 
+from configs.sizes import tiny
 from configs.sizes.decoders import SIZES as _DECODERS
 from configs.sizes.encoders import SIZES as _ENCODERS
 from configs.sizes.gemma import SIZES as _GEMMA
 from configs.sizes.llama import SIZES as _LLAMA
 from configs.sizes.mixtures import SIZES as _MIXTURES
 
-DECODERS = {**_LLAMA, **_GEMMA, **_DECODERS, **_MIXTURES}
-ENCODERS = {**_ENCODERS}
-SIZES = {**DECODERS, **ENCODERS}
+DECODERS = {**tiny.DECODERS, **_LLAMA, **_GEMMA, **_DECODERS, **_MIXTURES}
+ENCODERS = {**tiny.ENCODERS, **_ENCODERS}
+ENCODER_DECODERS = {**tiny.ENCODER_DECODERS}
+SIZES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
+
+
+def sized(name: str, sizes: dict[str, dict]) -> dict:
+    """The fields of one of `sizes`, for a config whose argument is `name`."""
+    if name not in sizes:
+        raise ValueError(f"unknown size {name!r}; configs/sizes/ has {', '.join(sizes)}")
+    return sizes[name]

@@ -1,7 +1,7 @@
 """Encoders with the head for masked tokens: BERT, RoBERTa, ALBERT (version 2)."""
 
 
-def _bert(num_layers: int, embed_dim: int, num_heads: int, vocab_size: int = 30_522, **fields) -> dict:
+def bert(num_layers: int, embed_dim: int, num_heads: int, vocab_size: int = 30_522, **fields) -> dict:
     """BERT (arXiv:1810.04805, section 3), with the vocabulary of the uncased release."""
     return dict(
         architecture="encoder",
@@ -36,20 +36,20 @@ def _bert(num_layers: int, embed_dim: int, num_heads: int, vocab_size: int = 30_
 def _roberta(num_layers: int, embed_dim: int, num_heads: int) -> dict:
     """RoBERTa (arXiv:1907.11692): BERT with another vocabulary; padding takes the first two rows of positions."""
     fields = dict(norm_epsilon=1e-5, position_offset=2, token_types=1)
-    return _bert(num_layers, embed_dim, num_heads, vocab_size=50_265, **fields)
+    return bert(num_layers, embed_dim, num_heads, vocab_size=50_265, **fields)
 
 
 def _albert(num_layers: int, embed_dim: int, num_heads: int) -> dict:
     """ALBERT (arXiv:1909.11942, table 1): one layer for all, and a table of 128 features."""
     fields = dict(table_dim=128, share_groups=1, share_inner=1, activation="gelu_tanh")
-    return _bert(num_layers, embed_dim, num_heads, vocab_size=30_000, **fields)
+    return bert(num_layers, embed_dim, num_heads, vocab_size=30_000, **fields)
 
 
 SIZES = {
-    "bert_base_uncased": _bert(12, 768, 12),
-    "bert_large_uncased": _bert(24, 1024, 16),
-    "bert_base_cased": _bert(12, 768, 12, vocab_size=28_996),
-    "bert_large_cased": _bert(24, 1024, 16, vocab_size=28_996),
+    "bert_base_uncased": bert(12, 768, 12),
+    "bert_large_uncased": bert(24, 1024, 16),
+    "bert_base_cased": bert(12, 768, 12, vocab_size=28_996),
+    "bert_large_cased": bert(24, 1024, 16, vocab_size=28_996),
     "roberta_base": _roberta(12, 768, 12),
     "roberta_large": _roberta(24, 1024, 16),
     "albert_base": _albert(12, 768, 12),

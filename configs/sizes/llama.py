@@ -71,8 +71,6 @@ def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fiel
 
 
 SIZES = {
-    # For two CPU cores. A vocabulary of 0 is the tokenizer's.
-    "tiny": llama(4, 256, 4, 704, num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True),
     "llama_7b": _llama1(32, 4096, 32, 11008),
     "llama_13b": _llama1(40, 5120, 40, 13824),
     "llama_33b": _llama1(60, 6656, 52, 17920),

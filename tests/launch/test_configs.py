@@ -10,7 +10,7 @@ from tests.launch.conftest import shrink
 from tests.launch.test_train import losses
 from train.checkpoint import Checkpoints
 
-FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {"__init__"}
+FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {"__init__", "base"}
 ARGUMENTS = {"pretrain_decoder": ["tiny", "gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}
 RUNS = [(name, argument) for name in sorted(FILES) for argument in ARGUMENTS.get(name, [""])]
 

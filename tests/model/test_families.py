@@ -19,7 +19,7 @@ logits = jax.jit(Decoder.logits)
 
 @functools.cache
 def model(name):
-    return tiny.decoder(tiny.BOTH[name])
+    return tiny.drawn(tiny.BOTH[name])
 
 
 @pytest.mark.parametrize("name", tiny.BOTH)
@@ -97,7 +97,7 @@ def test_logits_are_those_of_transformers_gpt2():
             )
         )
     )
-    model, state = tiny.decoder(config), reference.state_dict()
+    model, state = tiny.drawn(config), reference.state_dict()
     take = functools.partial(weights, reference)
     model.inputs.tokens.table[...] = state["transformer.wte.weight"].numpy()
     model.inputs.positions.table[...] = state["transformer.wpe.weight"].numpy()
@@ -131,7 +131,7 @@ def test_logits_are_those_of_transformers_llama():
             transformers.LlamaConfig(**settings, rope_parameters=rope, tie_word_embeddings=False)
         )
     )
-    model, state = tiny.decoder(tiny.LLAMA), reference.state_dict()
+    model, state = tiny.drawn(tiny.LLAMA), reference.state_dict()
     # Linear keeps [out, in].
     take = lambda name: np.moveaxis(weights(reference, f"model.layers.{{}}.{name}.weight"), -1, 1)
     block = model.stack.segments[0][0]

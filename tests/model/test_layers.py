@@ -68,7 +68,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean():
 
 def test_dropout_is_off_without_a_key_and_differs_between_keys():
     config = dataclasses.replace(tiny.LLAMA, dropout=0.5)
-    model, plain = tiny.decoder(config), tiny.decoder(tiny.LLAMA)
+    model, plain = tiny.drawn(config), tiny.drawn(tiny.LLAMA)
     tokens = jnp.arange(16)[None]
     run = jax.jit(lambda model, key: model(tokens, key=key).x_BTD)
     np.testing.assert_array_equal(run(model, None), run(plain, None))

@@ -12,8 +12,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from model import axes
-from model.families import Decoder
+from model import axes, families
 from tests.model import tiny
 from train.objectives.language import language
 
@@ -31,16 +30,26 @@ def compiled_afresh():
     compilation_cache.reset_cache()
 
 
-def batch():
+MODELS = tiny.BOTH | {"switch": tiny.SWITCH}
+CASES = [(name, shape) for name in tiny.BOTH for shape in SHAPES]
+CASES += [("switch", shape) for shape in ((1, 8, 1), (1, 1, 8), (2, 2, 2))]
+IDS = [name + "-" + "x".join(map(str, shape)) for name, shape in CASES]
+
+
+def batch(name):
     tokens, segments, positions = tiny.packed_rows(8, 16)
+    source = zip(
+        ("encoder_tokens", "encoder_segment_ids", "encoder_positions"), tiny.packed_rows(8, 24, 2), strict=True
+    )
     weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32) * (segments > 0)
     targets = np.roll(tokens, -1, axis=1)
-    return dict(tokens=tokens, targets=targets, segment_ids=segments, positions=positions, weights=weights)
+    rows = dict(tokens=tokens, targets=targets, segment_ids=segments, positions=positions, weights=weights)
+    return rows | dict(source if name == "switch" else ())
 
 
 def compiled(model, rows):
     """The program (model, batch) -> (gradients, Loss)."""
-    objective = language(z_loss=1e-3)
+    objective = language(z_loss=1e-3, balance_loss=1e-2, router_z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
         def total(model):
@@ -68,28 +77,31 @@ def captured(run):
 
 @functools.cache
 def on_one_device(name):
-    model = tiny.decoder(tiny.BOTH[name])
-    gradients, loss = compiled(model, batch())(model, batch())
+    model, rows = tiny.drawn(MODELS[name]), batch(name)
+    gradients, loss = compiled(model, rows)(model, rows)
     return model, jax.device_get((jax.tree.leaves(gradients), loss))
 
 
-@pytest.mark.parametrize("name", tiny.BOTH)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize(
+    ("name", "shape"), CASES, ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value))
+)
 def test_every_mesh_equals_one_device(name, shape):
-    config = tiny.BOTH[name]
+    config = MODELS[name]
     model, (expected, expected_loss) = on_one_device(name)
     mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
     config.check_mesh(dict(mesh.shape))
     with axes.use_mesh(mesh):
-        target = jax.eval_shape(lambda key: Decoder(config, nnx.Rngs(key)), jax.random.key(0))
+        target = jax.eval_shape(lambda key: families.make(config, nnx.Rngs(key)), jax.random.key(0))
         place = lambda leaf, like: jax.device_put(np.asarray(leaf), NamedSharding(mesh, like.sharding.spec))
         leaves, (likes, tree) = jax.tree.leaves(model), jax.tree.flatten(target)
         model = tree.unflatten([place(leaf, like) for leaf, like in zip(leaves, likes, strict=True)])
-        rows = jax.device_put(batch(), axes.batch_sharding(mesh))
+        rows = jax.device_put(batch(name), axes.batch_sharding(mesh))
         program, log = captured(lambda: compiled(model, rows))
         gradients, loss = program(model, rows)
     assert MISTAKE not in log, log
     np.testing.assert_allclose(loss.total, expected_loss.total, rtol=1e-6)
+    for figure, reference in zip(jax.tree.leaves(loss.metrics), jax.tree.leaves(expected_loss.metrics), strict=True):
+        np.testing.assert_allclose(figure, reference, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(loss.weight, expected_loss.weight, rtol=1e-6)
     for gradient, reference, like in zip(jax.tree.leaves(gradients), expected, likes, strict=True):
         assert gradient.sharding.spec == like.sharding.spec

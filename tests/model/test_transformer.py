@@ -16,7 +16,7 @@ TOKENS, SEGMENTS, POSITIONS = tiny.packed_rows(2, 16)
 
 @functools.cache
 def gradients(remat, scan_unroll):
-    model = tiny.decoder(dataclasses.replace(CONFIG, remat=remat, scan_unroll=scan_unroll))
+    model = tiny.drawn(dataclasses.replace(CONFIG, remat=remat, scan_unroll=scan_unroll))
     key = jax.random.key(3)
     loss = lambda model: jnp.sin(3 * model(TOKENS, SEGMENTS, POSITIONS, key=key).x_BTD).sum()
     return jax.device_get(jax.tree.leaves(jax.jit(jax.grad(loss))(model)))
@@ -30,5 +30,5 @@ def test_remat_and_unrolling_keep_the_gradient(remat, scan_unroll):
 
 def test_layers_differ():
     """Each layer is drawn by a key of its own."""
-    query = tiny.decoder(CONFIG).stack.segments[0][0].attention.query[...]
+    query = tiny.drawn(CONFIG).stack.segments[0][0].attention.query[...]
     assert jnp.abs(query[0] - query[1]).max() > 0.1

@@ -1,11 +1,12 @@
-"""Two small models that together use every part of the architecture, and rows of packed documents for them."""
+"""Small models that together use every part of the architecture, and rows of packed documents for them."""
 
 import jax
 import numpy as np
 from flax import nnx
 
+from model import families
 from model.config import ModelConfig, Rope
-from model.families import Decoder
+from model.parts import Experts
 
 _SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
 # Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
@@ -24,14 +25,25 @@ GPT = ModelConfig(
     tied=True,
 )
 BOTH = {"llama": LLAMA, "gpt": GPT}
+# An encoder-decoder with relative positions and experts in every other layer.
+SWITCH = ModelConfig(
+    **_SHARED,
+    architecture="encoder_decoder",
+    num_heads=8,
+    position="relative",
+    relative_buckets=8,
+    relative_distance=10,
+    mlp_pattern=("dense", "sparse"),
+    experts=Experts(count=4, per_token=2, mlp_dim=16),
+)
 
 
-def decoder(config: ModelConfig, seed: int = 0) -> Decoder:
+def drawn(config: ModelConfig, seed: int = 0):
     """A model whose every parameter is drawn, norms and biases too: what is left at 0 or 1 hides mistakes."""
 
     @jax.jit
     def make(key):
-        model = Decoder(config, nnx.Rngs(key))
+        model = families.make(config, nnx.Rngs(key))
         leaves, tree = jax.tree.flatten(model)
         keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
         return tree.unflatten([w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])

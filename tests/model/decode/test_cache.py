@@ -22,7 +22,7 @@ def extended(model, cache, tokens, segments, positions):
 @pytest.mark.parametrize("name", tiny.BOTH)
 def test_cached_equals_full(name, rows):
     """Prompts of 5, 2 and 7 tokens, padded on the left to 8; then pieces of 1, 1 and 3 tokens, in 20 slots."""
-    model, lengths = tiny.decoder(tiny.BOTH[name]), np.array([5, 2, 7])[:rows]
+    model, lengths = tiny.drawn(tiny.BOTH[name]), np.array([5, 2, 7])[:rows]
     full = jax.jit(lambda model: model.logits(TOKENS))(model)
     cache, start = KVCache.create(model.config, rows, 20), lengths - 8
     for width in (8, 1, 1, 3):

@@ -20,7 +20,7 @@ WARM = sampling.settings(temperature=1.5)
 
 @functools.cache
 def model(name="llama", **changes):
-    return tiny.decoder(dataclasses.replace(tiny.BOTH[name], **changes))
+    return tiny.drawn(dataclasses.replace(tiny.BOTH[name], **changes))
 
 
 def run(model, prompts=PROMPTS, seed=0, new=12, **options):
@@ -91,7 +91,7 @@ def test_on_a_mesh(name):
     """Three rows on four row devices; heads and vocabulary in two."""
     expected, drawn = run(model(name)), run(model(name), settings=WARM)
     with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        split = tiny.decoder(tiny.BOTH[name])
+        split = tiny.drawn(tiny.BOTH[name])
         np.testing.assert_array_equal(run(split).tokens, expected.tokens)
         out = run(split, settings=WARM)
     np.testing.assert_array_equal(out.tokens, drawn.tokens)

@@ -1,0 +1,62 @@
+"""What every training run has: the fields of a config, with defaults. The experiments change them.
+
+Every field can be set on the command line: --config.optimizer.learning_rate=3e-4
+"""
+
+from ml_collections import ConfigDict
+
+
+def base(model: dict) -> ConfigDict:
+    """A run of a model with these fields of ModelConfig."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.batch_size = 16  # rows of the global batch
+    config.accumulate = 1  # micro-batches a step
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices an axis; -1: the rest
+
+    config.model = ConfigDict(model)
+    config.model.remat = "none"  # none, dots, full: keep less of a layer, compute it again
+    config.model.scan_unroll = 0  # layers an iteration of the scan over them; 0: by platform
+    config.model.dtype = "bfloat16"
+    config.model.param_dtype = "float32"
+    config.model.dropout = 0.0
+    config.model.attention = "auto"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, adam, sgd, adafactor, lion, muon
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.schedule = "cosine"  # cosine, constant, wsd
+    config.optimizer.warmup_steps = 100
+    config.optimizer.final = 0.1  # of the peak, at the end
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.decay = (("norm|bias", False), (".*", True))  # first pattern found in a parameter's name decides
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.correction_rate = 1e-3  # of the biases that balance experts (model.experts.correction)
+
+    config.objective = ConfigDict(dict(name="language", z_loss=0.0, label_smoothing=0.0))
+    config.objective.update(balance_loss=0.0, router_z_loss=0.0)  # of experts, see train/objectives/language.py
+
+    config.data = ConfigDict()
+    config.data.dir = "runs/data"  # prepared once, shared by all runs
+    config.data.sources = (("stdlib", 1.0),)  # (source, weight): stdlib, files:GLOB, tfds:NAME
+    config.data.validation = 0.05
+    config.data.split = "document"
+    config.data.seq_len = 256
+    config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0))
+    config.data.max_bad_lines = 100
+    config.data.corruption = ConfigDict(dict(kind="none"))  # none, masked, spans: their fields are in data/corrupt.py
+
+    config.log_every = 10
+    config.eval_every = 200
+    config.eval_rows = 512  # held-out rows that each evaluation takes; 0: all
+    config.checkpoint_every = 200
+    config.keep_last = 2
+    config.keep_best = 1
+    config.max_bad_steps = 10  # updates in a row that are not finite, before the run stops
+    config.profile_start = 10
+    config.profile_steps = 0
+    return config

@@ -1,0 +1,18 @@
+"""Pre-train an encoder-decoder to put back stretches that were taken out of a text (T5, arXiv:1910.10683).
+
+    python -m launch.train --config=configs/pretrain_encdec.py:t5_v1_1_base --workdir=runs/encdec
+
+The argument is a size of configs/sizes/.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base
+from configs.sizes import ENCODER_DECODERS, sized
+
+
+def get_config(size: str = "tiny_encdec") -> ConfigDict:
+    config = base(sized(size, ENCODER_DECODERS))
+    config.data.tokenizer.sentinels = 100
+    config.data.corruption = ConfigDict(dict(kind="spans", rate=0.15, mean_length=3.0))
+    return config

@@ -1,0 +1,18 @@
+"""Pre-train an encoder to predict hidden tokens (BERT, arXiv:1810.04805, with RoBERTa's new masks each epoch).
+
+    python -m launch.train --config=configs/pretrain_encoder.py:bert_base_uncased --workdir=runs/encoder
+
+The argument is a size of configs/sizes/. Whole words are hidden with --config.data.corruption.whole_words=True
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base
+from configs.sizes import ENCODERS, sized
+
+
+def get_config(size: str = "tiny_encoder") -> ConfigDict:
+    config = base(sized(size, ENCODERS))
+    config.data.tokenizer.mask = True
+    config.data.corruption = ConfigDict(dict(kind="masked", rate=0.15, mask=0.8, random=0.1, whole_words=False))
+    return config
