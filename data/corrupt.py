@@ -90,7 +90,6 @@ class Spans:
         self._start_id = tokenizer.eot_id if start_id is None else start_id
 
     def target_length(self, seq_len: int) -> int:
-        """D, the decoder's tokens a row."""
         return decoder_length(seq_len, self._rate, self._mean_length)
 
     def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int) -> Batch:

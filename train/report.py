@@ -2,7 +2,8 @@
 
 Reads from the workdir, each file and each key optional:
 
-    metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped) and
+    metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped; with
+                    experts their load [layers, experts] and the part of choices dropped) and
                     evaluation lines (validation/loss, /perplexity, and /bits_per_byte or /unigram)
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
@@ -14,10 +15,8 @@ What isn't there is left out or said to be missing, so the report of a run that 
 Left out: comparing runs, which is TensorBoard's.
 """
 
-import io
 import json
 import math
-import re
 import time
 from html import escape
 from pathlib import Path
@@ -25,12 +24,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from train import plots
 from train.metrics import duration, read, short
 from train.mfu import MFU_CONVENTION
-
-# matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
-_INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _TRAIN: "var(--accent)", _VALIDATION: "var(--second)"}
 
 _CSS = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1f2328; --muted: #666d75; --line: #e3e3df;
@@ -87,7 +83,9 @@ def write_report(workdir) -> Path:
     rows = read(workdir / "metrics.jsonl")
     summary, config = _load(workdir / "summary.json"), _load(workdir / "config.json")
     sections = _headline(rows, summary) + _plots(rows)
-    sections += _samples(summary.get("samples") or []) + _corpus(summary.get("corpus") or []) + _config(config)
+    sections += (
+        _experts(rows) + _samples(summary.get("samples") or []) + _corpus(summary.get("corpus") or []) + _config(config)
+    )
     name = escape(workdir.resolve().name)
     run = " · ".join(escape(str(summary[key])) for key in ("device", "mesh") if summary.get(key))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
@@ -139,7 +137,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
     bodies = model.get("non_embedding_parameters")
     validation = {key: last("validation/" + key) for key in ("loss", "perplexity", "bits_per_byte", "unigram")}
     validation |= summary.get("validation") or {}
-    train_loss = _smooth(_series(rows, "loss")[1])
+    train_loss = plots.smooth(_series(rows, "loss")[1])
     facts = (
         ("Validation loss", _show(validation["loss"], "{:.3f}"), _show(validation["perplexity"], "perplexity {:.4g}")),
         ("Train loss", _show(float(train_loss[-1]) if train_loss.size else None, "{:.3f}"), "smoothed"),
@@ -172,29 +170,6 @@ def _headline(rows: list[dict], summary: dict) -> str:
     return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about 3 % of the curve, over fewer points at its steep start; nan is passed over."""
-    mean, seen, result = math.nan, 0, np.full(values.shape, math.nan)
-    for i, value in enumerate(values):
-        if math.isfinite(value):
-            mean = value if not seen else mean + (value - mean) / min(1 + 0.03 * values.size, 1 + 0.1 * seen)
-            seen += 1
-        result[i] = mean
-    return result
-
-
-def _thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """At most 3 points a bin, its first and its extremes, so that a long curve keeps every spike and stays small."""
-    if values.size <= 3 * bins:
-        return steps, values
-    keep = []
-    for part in np.array_split(np.arange(values.size), bins):
-        order = part[np.argsort(values[part])]  # nan last
-        keep += [part[0], order[0], order[max(np.isfinite(values[part]).sum() - 1, 0)]]
-    keep = np.unique(keep)
-    return steps[keep], values[keep]
-
-
 def _plots(rows: list[dict]) -> str:
     loss, validation, bits = (_series(rows, key) for key in ("loss", "validation/loss", "validation/bits_per_byte"))
     if not np.isfinite([*loss[1], *validation[1]]).any():
@@ -202,63 +177,30 @@ def _plots(rows: list[dict]) -> str:
     none = _series([], "")
     key = '<span class="key"><i class="thin"></i>train<i></i>smoothed<i class="dot"></i>validation</span>'
     wide, narrow = (9.6, 3.4), (4.3, 2.9)  # the loss in two shapes, since a wide plot is too small to read on a phone
-    plots = {
-        f"Loss{key}": f'<div class="wide">{_plot(wide, loss, validation)}</div>'
-        f'<div class="narrow">{_plot(narrow, loss, validation)}</div>',
-        "Learning rate": _plot(narrow, _series(rows, "learning_rate"), none, raw=True),
-        "Gradient norm": _plot(narrow, _series(rows, "grad_norm"), none),
-        "Tokens per second": _plot(narrow, _series(rows, "tokens_per_second"), none),
-        "Validation bits per byte": _plot(narrow, none, bits),
+    drawn = {
+        f"Loss{key}": f'<div class="wide">{plots.curve(wide, loss, validation)}</div>'
+        f'<div class="narrow">{plots.curve(narrow, loss, validation)}</div>',
+        "Learning rate": plots.curve(narrow, _series(rows, "learning_rate"), none, raw=True),
+        "Gradient norm": plots.curve(narrow, _series(rows, "grad_norm"), none),
+        "Tokens per second": plots.curve(narrow, _series(rows, "tokens_per_second"), none),
+        "Validation bits per byte": plots.curve(narrow, none, bits),
     }
-    cards = "".join(f'<figure class="card"><h3>{title}</h3>{svg}</figure>' for title, svg in plots.items() if svg)
+    cards = "".join(f'<figure class="card"><h3>{title}</h3>{svg}</figure>' for title, svg in drawn.items() if svg)
     return f'<section><h2>Curves</h2><div class="plots">{cards}</div></section>'
 
 
-def _plot(size, line, dots, raw: bool = False) -> str:
-    """Inline SVG of a curve (`raw`, or thin with its smoothed form over it) and of dots; empty if there are neither.
-    The axis is logarithmic where a smoothed curve spans more than a factor of 4."""
-    # Here and not above: half a second that the start of a training run need not pay. Figure keeps no global state.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    values = np.concatenate([line[1], dots[1]])
-    values = values[np.isfinite(values)]
-    if not values.size:
+def _experts(rows: list[dict]) -> str:
+    row = next((row for row in reversed(rows) if "experts/load" in row), None)
+    if row is None:
         return ""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
-        axes.plot(*_thin(*line), color=_TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
-        if not raw:
-            axes.plot(*_thin(line[0], _smooth(line[1])), color=_TRAIN, lw=1.6)
-        axes.plot(*dots, color=_VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
-        if not raw and values.min() > 0 and (span := values.max() / values.min()) > 4:
-            digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
-        axes.xaxis.set_major_locator(MaxNLocator(size[0] + 1, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
-        axes.xaxis.set_major_formatter(_tick)
-        axes.yaxis.set_major_formatter(_tick)
-        axes.set_xlabel("step", color=_INK)
-        axes.grid(color=_GRID, lw=0.7)
-        axes.tick_params(length=0, colors=_INK)
-        axes.spines[:].set_visible(False)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", svg)  # HTML needs neither
-    return re.sub("|".join(_VARIABLES), lambda color: _VARIABLES[color[0]], svg)
-
-
-def _tick(value: float, _) -> str:
-    unit, name = next(((10**e, name) for e, name in ((9, "B"), (6, "M"), (3, "k")) if abs(value) >= 10**e), (1, ""))
-    return f"{value / unit:.4g}{name}".replace("e-0", "e-")
+    load_LE = np.atleast_2d(row["experts/load"])
+    note = (
+        f"Tokens of each expert in each layer, around step {row['step']}: a row a layer, full colour from twice an "
+        f"even share on. The fullest has {load_LE.max():.2f} times that share; {row['experts/dropped']:.1%} of all "
+        "choices were dropped."
+    )
+    body = f'<figure class="card">{plots.loads(load_LE)}<p>{note}</p></figure>'
+    return f"<section><h2>Load of experts</h2>{body}</section>"
 
 
 def _samples(samples: list[dict]) -> str:

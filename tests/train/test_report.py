@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from train import metrics, report
+from train import metrics, plots, report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -109,7 +109,7 @@ def test_text_from_files_is_escaped(run):
 def test_plots_follow_light_and_dark(run):
     html, _ = page(run)
     svg = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
-    assert set(re.findall(r"(?:stroke|fill): (#\w+|var\(--\w+\))", svg)) <= set(report._VARIABLES.values())
+    assert set(re.findall(r"(?:stroke|fill): (#\w+|var\(--\w+\))", svg)) <= set(plots.VARIABLES.values())
     assert "prefers-color-scheme: dark" in html
 
 
@@ -146,14 +146,24 @@ def test_long_curves_stay_small_and_keep_spikes():
     steps, values = np.arange(100_000.0), np.ones(100_000)
     values[54_321], values[77_777] = 9.0, -3.0
     values[60_000:61_000] = math.nan
-    thin_steps, thin_values = report._thin(steps, values)
+    thin_steps, thin_values = plots.thin(steps, values)
     assert thin_steps.size <= 900 and (np.diff(thin_steps) > 0).all()
     assert {9.0, -3.0} <= set(thin_values.tolist()) and np.isnan(thin_values).any()
 
 
 def test_smoothing():
-    assert np.allclose(report._smooth(np.full(50, 3.0)), 3.0)
+    assert np.allclose(plots.smooth(np.full(50, 3.0)), 3.0)
     noisy = np.sin(np.arange(2000.0)) + 5
     noisy[[0, 7]] = math.nan
-    smooth = report._smooth(noisy)
+    smooth = plots.smooth(noisy)
     assert np.isnan(smooth[0]) and np.isfinite(smooth[1:]).all() and abs(smooth[-1] - 5) < 0.05
+
+
+def test_loads_of_experts_are_drawn(tmp_path):
+    writer = metrics.Writer(tmp_path)
+    writer.write(1, {"loss": 2.0, "experts/load": np.array([[0.5, 1.5], [2.5, 0.0]]), "experts/dropped": 0.125})
+    writer.close()
+    html, parsed = page(tmp_path)
+    assert "Load of experts" in parsed.headings
+    assert re.findall(r'<rect [^>]*fill-opacity="([\d.]+)"', html) == ["0.25", "0.75", "1.00", "0.00"]
+    assert "2.50 times" in html and "12.5%" in html

@@ -1,0 +1,99 @@
+"""What a report shows as inline SVG: curves over steps, and how evenly experts are used. No script, nothing loaded."""
+
+import io
+import math
+import re
+
+import numpy as np
+
+# matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
+_INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
+VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _TRAIN: "var(--accent)", _VALIDATION: "var(--second)"}
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential mean over about 3 % of the curve, over fewer points at its steep start; nan is passed over."""
+    mean, seen, result = math.nan, 0, np.full(values.shape, math.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            mean = value if not seen else mean + (value - mean) / min(1 + 0.03 * values.size, 1 + 0.1 * seen)
+            seen += 1
+        result[i] = mean
+    return result
+
+
+def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """At most 3 points a bin, its first and its extremes, so that a long curve keeps every spike and stays small."""
+    if values.size <= 3 * bins:
+        return steps, values
+    keep = []
+    for part in np.array_split(np.arange(values.size), bins):
+        order = part[np.argsort(values[part])]  # nan last
+        keep += [part[0], order[0], order[max(np.isfinite(values[part]).sum() - 1, 0)]]
+    keep = np.unique(keep)
+    return steps[keep], values[keep]
+
+
+def curve(size, line, dots, raw: bool = False) -> str:
+    """Inline SVG of a curve (`raw`, or thin with its smoothed form over it) and of dots; empty if there are neither.
+    The axis is logarithmic where a smoothed curve spans more than a factor of 4."""
+    # Here and not above: half a second that the start of a training run need not pay. Figure keeps no global state.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    values = np.concatenate([line[1], dots[1]])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return ""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
+        axes.plot(*thin(*line), color=_TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
+        if not raw:
+            axes.plot(*thin(line[0], smooth(line[1])), color=_TRAIN, lw=1.6)
+        axes.plot(*dots, color=_VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+        if not raw and values.min() > 0 and (span := values.max() / values.min()) > 4:
+            digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
+        axes.xaxis.set_major_locator(MaxNLocator(size[0] + 1, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
+        axes.xaxis.set_major_formatter(_tick)
+        axes.yaxis.set_major_formatter(_tick)
+        axes.set_xlabel("step", color=_INK)
+        axes.grid(color=_GRID, lw=0.7)
+        axes.tick_params(length=0, colors=_INK)
+        axes.spines[:].set_visible(False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", svg)  # HTML needs neither
+    return re.sub("|".join(VARIABLES), lambda color: VARIABLES[color[0]], svg)
+
+
+def _tick(value: float, _) -> str:
+    unit, name = next(((10**e, name) for e, name in ((9, "B"), (6, "M"), (3, "k")) if abs(value) >= 10**e), (1, ""))
+    return f"{value / unit:.4g}{name}".replace("e-0", "e-")
+
+
+def loads(load_LE: np.ndarray) -> str:
+    """Inline SVG: a row of squares for each layer, one for each expert, the stronger the more tokens chose it.
+
+    Args:
+      load_LE: multiples of an even share; full colour from 2 on.
+    """
+    layers, experts = load_LE.shape
+    squares = "".join(
+        f'<rect x="{e}.05" y="{layer}.05" width=".9" height=".9" fill-opacity="{min(load / 2, 1):.2f}"/>'
+        for layer, row in enumerate(load_LE)
+        for e, load in enumerate(row)
+    )
+    # A square has at most 28 pixels.
+    return (
+        f'<svg viewBox="0 0 {experts} {layers}" style="max-width:{28 * experts}px" fill="var(--accent)">{squares}</svg>'
+    )
