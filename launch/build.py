@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -215,7 +214,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     """Keep with the run its config, its tokenizer, and which prepared data it reads."""
     workdir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(prepared.tokenizer_path, workdir / "tokenizer.json")
+    tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json")
     (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
     partial = workdir / "config.json.partial"
     partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
@@ -230,20 +229,40 @@ def recorded_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_read_json(path))
 
 
+def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
+    """Architecture and tokenizer of the run in `workdir`, whose parameters are in its checkpoints."""
+    config = recorded_config(workdir)
+    words = tokenizer.load(workdir / "tokenizer.json")
+    return architecture(config, words.vocab_size), words
+
+
 def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
     """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on a mesh or on one device."""
     workdir = Path(workdir).absolute()
-    config = recorded_config(workdir)
-    words = tokenizer.load(workdir / "tokenizer.json")
+    config, words = contents(workdir)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
-    make = lambda rngs: families.make(architecture(config, words.vocab_size), rngs)
+    with axes.use_mesh(mesh):
+        return mesh, restore_model(workdir, config), words
+
+
+def restore_model(workdir: Path, config: ModelConfig):
+    """The model of the latest checkpoint in `workdir`, on the mesh that is set."""
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
-    with axes.use_mesh(mesh):
-        model = checkpoints.restore_model(states.abstract_model(make))
+    model = checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
     checkpoints.close()
-    return mesh, model, words
+    return model
+
+
+def spread(config: ModelConfig) -> jax.sharding.Mesh:
+    """An fsdp mesh of as many devices as the model can be split over."""
+    devices = jax.devices()
+    for size in range(len(devices), 1, -1):
+        with contextlib.suppress(ValueError):
+            config.check_mesh({"fsdp": size})
+            return axes.make_mesh({"fsdp": size}, devices[:size])
+    return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
 def adopted(workdir: Path) -> Prepared:

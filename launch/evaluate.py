@@ -40,7 +40,7 @@ def main() -> None:
         )
         samples = []
         if _PROMPTS.value:
-            prompts = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in _PROMPTS.value]
+            prompts = tokenizer.prompts(_PROMPTS.value)
             with build.checking("--prompt, --max_new_tokens"):
                 out = generate(
                     model,
@@ -48,7 +48,7 @@ def main() -> None:
                     jax.random.key(config.seed),
                     max_new_tokens=_TOKENS.value,
                     settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
-                    eos_id=tokenizer.eot_id,
+                    eos_id=tokenizer.special.end,
                     vocab_size=tokenizer.vocab_size,
                 )
             texts = [tokenizer.decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]

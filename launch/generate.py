@@ -32,8 +32,7 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     mesh, model, tokenizer = build.restore_for_inference(_WORKDIR.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
-    # Documents follow the token that ends the one before; so does a prompt.
-    prompts = [[tokenizer.eot_id, *ids] for ids in tokenizer.encode_batch(texts)]
+    prompts = tokenizer.prompts(texts)
     with build.checking("flags"):
         check(prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config)
     with axes.use_mesh(mesh):
@@ -43,7 +42,7 @@ def main() -> None:
             jax.random.key(_SEED.value),
             max_new_tokens=_MAX_NEW_TOKENS.value,
             settings=settings,
-            eos_id=tokenizer.eot_id,
+            eos_id=tokenizer.special.end,
             vocab_size=tokenizer.vocab_size,
         )
     for number, (prompt, tokens, length) in enumerate(zip(prompts, result.tokens, result.lengths, strict=True), 1):
