@@ -132,10 +132,16 @@ def optimizer(config: ConfigDict):
         return make_optimizer(config.optimizer, learning_rate(config))
 
 
-def data(config: ConfigDict, log=print) -> Prepared:
-    """The prepared data of a config: found in config.data.dir, or made there."""
+def data(config: ConfigDict, workdir: Path) -> Prepared:
+    """The prepared data of a config: found in config.data.dir, or made there.
+
+    A run that has begun has a copy of its tokenizer, and needs the file no more that config.data.tokenizer names.
+    """
     fields = config.data.to_dict()
-    return prepare(fields, fields.pop("dir"), log)
+    own = workdir / "tokenizer.json"
+    if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
+        fields["tokenizer"]["path"] = str(own)
+    return prepare(fields, fields.pop("dir"))
 
 
 def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:
@@ -197,7 +203,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = _flat(_read_json(path)), _flat(json.loads(config.to_json()))
+    old, new = flat(_read_json(path)), flat(json.loads(config.to_json()))
     differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     lines = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
@@ -247,12 +253,15 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
 
 def restore_model(workdir: Path, config: ModelConfig):
     """The model of the latest checkpoint in `workdir`, on the mesh that is set."""
+    with contextlib.closing(finished_checkpoints(workdir)) as checkpoints:
+        return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
+
+
+def finished_checkpoints(workdir: Path) -> Checkpoints:
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
-    model = checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
-    checkpoints.close()
-    return model
+    return checkpoints
 
 
 def spread(config: ModelConfig) -> jax.sharding.Mesh:
@@ -280,8 +289,9 @@ def _read_json(path: Path) -> dict:
         raise ConfigError(f"{path} is damaged ({error}); restore it, or use a new --workdir") from error
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested fields by their names with dots."""
+    found = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
