@@ -62,6 +62,8 @@ def export(workdir: Path, path: Path) -> None:
         registry.write(model, name, path, hub_tokenizer.files(words), **words.special.config)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
+        if name == "qwen2" and not words.published:
+            print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
 
 
 def main() -> None:

@@ -83,5 +83,5 @@ def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[st
                 lines.append(f"config.{name}: {there!r} there, {value!r} now")
     if lines:
         raise ConfigError(
-            f"config.init_from {config.init_from} is of another architecture; leave these out:\n  " + "\n  ".join(lines)
+            f"config.init_from {config.init_from} says otherwise; leave these flags out:\n  " + "\n  ".join(lines)
         )

@@ -62,6 +62,14 @@ def read(path):
     return hub_tokenizer.read(path, json.loads((path / "config.json").read_text()))
 
 
+def written(ours, path):
+    """What AutoTokenizer makes of the files that an export writes."""
+    (path / "out").mkdir()
+    for file, text in hub_tokenizer.files(ours).items():
+        (path / "out" / file).write_text(text, encoding="utf-8")
+    return transformers.AutoTokenizer.from_pretrained(path / "out")
+
+
 def assert_same(ours, theirs, texts=AWKWARD):
     """The same ids of each text, where what looks like a special token is text."""
     for text in texts:
@@ -82,8 +90,9 @@ def test_vocab_json_and_merges(family, space, tmp_path):
     special, kind = FAMILIES[family]
     settings = {"add_prefix_space": space} | (OPT | {"add_bos_token": True} if family == "opt" else {})
     folder = byte_level(tmp_path, family, special, **settings)
-    ours = read(folder)
-    assert_same(ours, kind.from_pretrained(folder, split_special_tokens=True))
+    ours, theirs = read(folder), kind.from_pretrained(folder, split_special_tokens=True)
+    assert_same(ours, theirs)
+    assert written(ours, tmp_path).encode("the fox") == theirs.encode("the fox")
     assert ours.eot_id == special.index({"gpt2": "<|endoftext|>"}.get(family, "</s>"))
     assert ours.special.begin == special.index({"gpt2": "<|endoftext|>", "opt": "</s>", "roberta": "<s>"}[family])
 
@@ -103,6 +112,9 @@ def test_vocab_txt(settings, tmp_path):
     assert_same(ours, theirs)
     assert (ours.special.begin, ours.eot_id, ours.mask_id) == (2, 3, 4)
     assert [*ours.prompts(["the fox"])[0], ours.eot_id] == theirs.encode("the fox")
+    again = written(ours, tmp_path)
+    assert again.encode("the fox", "fox") == theirs.encode("the fox", "fox")
+    assert again.mask_token == theirs.mask_token
 
 
 def test_added_tokens(tmp_path):
@@ -199,11 +211,7 @@ def test_written_files_give_the_ids_that_the_folder_gave(name, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
     ours = load(tmp_path / "tokenizer.json")  # with its special tokens, as a run keeps it
     assert ours.published and ours.special == read(folder).special
-    out = tmp_path / "out"
-    out.mkdir()
-    for file, text in hub_tokenizer.files(ours).items():
-        (out / file).write_text(text)
-    again = transformers.AutoTokenizer.from_pretrained(out)
+    again = written(ours, tmp_path)
     assert again.encode("ab ba") == theirs.encode("ab ba")
     assert again.eos_token_id == ours.eot_id
     for role in ("bos_token_id", "pad_token_id"):

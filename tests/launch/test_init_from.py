@@ -33,6 +33,9 @@ def imported(tmp_path_factory):
     shape = dict(vocab_size=300, n_positions=48, n_embd=32, n_layer=3, n_head=4)
     config = transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))  # so that its loss is not that of any untrained model
     model.save_pretrained(folder)
     command = [sys.executable, "-m", "launch.convert", f"--from_hf={folder}", f"--workdir={folder / 'run'}"]
     subprocess.run(command, check=True, capture_output=True)
@@ -101,7 +104,7 @@ def test_from_a_run(tiny, tmp_path):
 @pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])
 def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     tiny.init_from = str(imported[0])
-    with pytest.raises(ConfigError, match=rf"another architecture; leave these out:\n  config.{field}: "):
+    with pytest.raises(ConfigError, match=rf"says otherwise; leave these flags out:\n  config.{field}: "):
         train(tiny, tmp_path / "run", [field, "model.dtype", "optimizer.learning_rate"])
     assert not (tmp_path / "run").exists()
 
