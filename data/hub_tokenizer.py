@@ -106,10 +106,12 @@ def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generatio
     pad = _first(given("pad_token") + named("pad_token"))
     ids = {"bos_token_id": _first(given("bos_token") + named("bos_token"))}
     ids["eos_token_id"] = end if len(end) > 1 else end[0]
+    start = _first(given("decoder_start_token"))
     ids |= {} if pad is None else {"pad_token_id": pad}
     tokens = {"bos_token": token_of.get(bos), "eos_token": token_of[end[0]], "pad_token": token_of.get(pad)}
     tokens |= {role: name for role, name in names.items() if name in vocab}
-    return SpecialTokens(begin, tuple(end), ids, {role: token for role, token in tokens.items() if token is not None})
+    tokens = {role: token for role, token in tokens.items() if token is not None}
+    return SpecialTokens(begin, tuple(end), start, ids, tokens)
 
 
 def _build(folder: Path, family: str, settings: Mapping, names: Mapping) -> Backend:

@@ -56,6 +56,7 @@ class SpecialTokens:
 
     begin: int | None  # stands before a prompt and a document; None: nothing does
     end: tuple[int, ...]  # each of them ends a text; the first is written after a document
+    start: int | None = None  # what a decoder beside an encoder begins with; None: as its documents end
     # For an export: fields of config.json (bos_token_id, ...) and of tokenizer_config.json (bos_token, ...).
     config: dict[str, int | list[int] | None] = dataclasses.field(default_factory=dict)
     tokenizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -80,12 +81,15 @@ class Tokenizer:
         self.vocab_size: int = max(vocab.values()) + 1  # published vocabularies may have holes
         self.special = special or usual_special_tokens(vocab)
         self.published = special is not None
-        if not all(0 <= i < self.vocab_size for i in {self.special.begin, *self.special.end} - {None}):
+        if not all(
+            0 <= i < self.vocab_size for i in {self.special.begin, self.special.start, *self.special.end} - {None}
+        ):
             raise DataError(
                 f"A special token lies outside of the vocabulary of {self.vocab_size} tokens: begin "
-                f"{self.special.begin}, end {', '.join(map(str, self.special.end))}."
+                f"{self.special.begin}, end {', '.join(map(str, self.special.end))}, start {self.special.start}."
             )
         self.eot_id: int = self.special.end[0]
+        self.start_id: int = self.eot_id if self.special.start is None else self.special.start
         self.unknown_id: int | None = vocab.get(UNKNOWN)
         self.mask_id: int | None = next((vocab[name] for name in _MASK_NAMES if name in vocab), None)
         # In the order of their names, whatever their ids: T5's run downwards.
@@ -109,6 +113,16 @@ class Tokenizer:
         """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""
         begin = [] if self.special.begin is None else [self.special.begin]
         return [begin + ids for ids in self.encode_batch(texts)]
+
+    def inputs(self, texts: Sequence[str], encoder: bool) -> dict[str, list[list[int]] | None]:
+        """`prompts` and `sources` of model.decode.generate: an encoder, where there is one, reads the texts."""
+        if not encoder:
+            return {"prompts": self.prompts(texts), "sources": None}
+        if self.published:  # as its tokenizer says: T5's texts end with </s>
+            sources = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=True)]
+        else:
+            sources = self.prompts(texts)
+        return {"prompts": [[self.start_id]] * len(texts), "sources": sources}
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -161,7 +175,7 @@ def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
     if eot is None:
         raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
     i = vocab[eot]
-    return SpecialTokens(i, (i,), {"bos_token_id": i, "eos_token_id": i}, {"bos_token": eot, "eos_token": eot})
+    return SpecialTokens(i, (i,), None, {"bos_token_id": i, "eos_token_id": i}, {"bos_token": eot, "eos_token": eot})
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:

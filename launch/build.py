@@ -264,16 +264,6 @@ def finished_checkpoints(workdir: Path) -> Checkpoints:
     return checkpoints
 
 
-def spread(config: ModelConfig) -> jax.sharding.Mesh:
-    """An fsdp mesh of as many devices as the model can be split over."""
-    devices = jax.devices()
-    for size in range(len(devices), 1, -1):
-        with contextlib.suppress(ValueError):
-            config.check_mesh({"fsdp": size})
-            return axes.make_mesh({"fsdp": size}, devices[:size])
-    return axes.make_mesh({"fsdp": 1}, devices[:1])
-
-
 def adopted(workdir: Path) -> Prepared:
     """The data that the run in `workdir` reads."""
     path = workdir / "data.json"

@@ -11,6 +11,7 @@ from launch import runtime
 
 runtime.configure()
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from data import hub_tokenizer
 from launch import build
 from model import axes, count, families
+from model.config import ModelConfig
 from model.interop import registry
 from model.interop.folder import Folder
 from train import state
@@ -42,7 +44,7 @@ def import_folder(path: Path, workdir: Path) -> None:
         )
     if (workdir / "config.json").exists():
         raise build.ConfigError(f"{workdir} holds a run already; use a new --workdir")
-    with axes.use_mesh(build.spread(config)):
+    with axes.use_mesh(spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir)
@@ -57,13 +59,26 @@ def import_folder(path: Path, workdir: Path) -> None:
 def export(workdir: Path, path: Path) -> None:
     config, words = build.contents(workdir)
     name = build.recorded_config(workdir).get("model_type") or registry.family_of(config)
-    mesh, model, _ = build.restore_for_inference(workdir, build.spread(config))
+    ids = words.special.config
+    if config.architecture == "encoder_decoder":
+        ids = ids | {"decoder_start_token_id": words.start_id}
+    mesh, model, _ = build.restore_for_inference(workdir, spread(config))
     with axes.use_mesh(mesh):
-        registry.write(model, name, path, hub_tokenizer.files(words), **words.special.config)
+        registry.write(model, name, path, hub_tokenizer.files(words), **ids)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
         if name == "qwen2" and not words.published:
             print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+
+
+def spread(config: ModelConfig) -> jax.sharding.Mesh:
+    """An fsdp mesh of as many devices as the model can be split over."""
+    devices = jax.devices()
+    for size in range(len(devices), 1, -1):
+        with contextlib.suppress(ValueError):
+            config.check_mesh({"fsdp": size})
+            return axes.make_mesh({"fsdp": size}, devices[:size])
+    return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
 def main() -> None:

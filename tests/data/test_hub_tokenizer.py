@@ -142,6 +142,7 @@ def tokenizer_json(path, special, lead="", trail="", config=None, **files):
 
 
 ADDED = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "rstrip": False, "normalized": False}
+T5 = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
 LLAMA, QWEN = ["<unk>", "<s>", "</s>"], ["<|im_end|>", "<|endoftext|>"]
 # Files as the families publish them: what stands in them, then the begin token, the end tokens, ids for config.json.
 PUBLISHED = {
@@ -180,7 +181,7 @@ PUBLISHED = {
         (None, (2,), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}),
     ),
     "t5": (
-        dict(special=["<pad>", "</s>"], trail="</s>", config={"eos_token_id": 1, "pad_token_id": 0}),
+        dict(special=["<pad>", "</s>"], trail="</s>", config=T5),
         (None, (1,), {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}),
     ),
     "bert": (
@@ -217,6 +218,13 @@ def test_written_files_give_the_ids_that_the_folder_gave(name, tmp_path):
     for role in ("bos_token_id", "pad_token_id"):
         if getattr(theirs, role) is not None:
             assert getattr(again, role) == getattr(theirs, role)
+
+
+def test_what_encoder_and_decoder_of_a_t5_read(tmp_path):
+    folder = tokenizer_json(tmp_path, **PUBLISHED["t5"][0])
+    ours, theirs = read(folder), transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    assert ours.inputs(["ab", ""], encoder=True) == {"prompts": [[0], [0]], "sources": theirs(["ab", ""])["input_ids"]}
+    assert ours.inputs(["ab"], encoder=False) == {"prompts": [ours.encode("ab")], "sources": None}
 
 
 def test_chat_templates_are_handed_on(tmp_path):
