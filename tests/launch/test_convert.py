@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from data import tokenizer
 from launch import build
@@ -100,6 +102,32 @@ def test_special_tokens_on_the_way(folder, tmp_path):
     assert (written["eos_token_id"], written["pad_token_id"], written["bos_token_id"]) == ([0, 77], 5, 1)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.generation_config.eos_token_id == [0, 77]
+
+
+def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
+    """What encoder and decoder are given: </s> after the text, the family's start token."""
+    words = tokenizer.train([], "byte", specials=["<pad>", "</s>"])
+    backend = Backend.from_str(words.to_json())
+    backend.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 2)])
+    shape = dict(vocab_size=288, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    config = transformers.T5Config(**shape, decoder_start_token_id=1, pad_token_id=1, eos_token_id=2)
+    source, workdir = tmp_path / "hf", tmp_path / "run"
+    transformers.set_seed(0)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape))
+    theirs.save_pretrained(source)
+    backend.save(str(source / "tokenizer.json"))
+    done = convert(from_hf=source, workdir=workdir)
+    assert done.returncode == 0, done.stderr
+    (workdir / "config.json").write_text((workdir / "config.json").read_text().replace("bfloat16", "float32"))
+    mesh, model, ours = build.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        inputs = ours.inputs(["hello there"], encoder=True)
+        out = generate(model, key=jax.random.key(0), max_new_tokens=8, eos_id=ours.special.end, **inputs)
+    expected = theirs.generate(torch.tensor([backend.encode("hello there").ids]), max_new_tokens=8, do_sample=False)
+    assert [1, *out.tokens[0, : out.lengths[0]]] == expected[0].tolist()
 
 
 def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
