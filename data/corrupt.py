@@ -86,8 +86,7 @@ class Spans:
         self.description = repr(settings)
         self._rate, self._mean_length, start_id = (settings[name] for name in ("rate", "mean_length", "start_id"))
         self._sentinels = np.array(tokenizer.sentinel_ids, np.int32)
-        self._end_id = tokenizer.eot_id
-        self._start_id = tokenizer.start_id if start_id is None else start_id
+        self._end_id, self._start_id = tokenizer.eot_id, tokenizer.start_id if start_id is None else start_id
 
     def target_length(self, seq_len: int) -> int:
         """D, the decoder's tokens a row."""
