@@ -10,6 +10,7 @@ def base(model: dict) -> ConfigDict:
     """A run of a model with these fields of ModelConfig."""
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # a workdir, trained or imported, whose parameters, architecture and tokenizer to begin with
     config.steps = 1000
     config.batch_size = 16  # rows of the global batch
     config.accumulate = 1  # micro-batches a step

@@ -26,7 +26,7 @@ FIELDS = {
     "none": {},
     # Of all tokens, `rate` are predicted; of these, `mask` become the mask token, `random` another one, the rest stay.
     "masked": {"rate": 0.15, "mask": 0.8, "random": 0.1, "whole_words": False},
-    # `start_id` is the decoder's first input; None: the token that ends a document. T5's is 0.
+    # `start_id` is the decoder's first input; None: that of a published tokenizer (T5's 0), else the end of a document.
     "spans": {"rate": 0.15, "mean_length": 3.0, "start_id": None},
 }
 VALIDATION_SEED = 0
@@ -86,8 +86,7 @@ class Spans:
         self.description = repr(settings)
         self._rate, self._mean_length, start_id = (settings[name] for name in ("rate", "mean_length", "start_id"))
         self._sentinels = np.array(tokenizer.sentinel_ids, np.int32)
-        self._end_id = tokenizer.eot_id
-        self._start_id = tokenizer.eot_id if start_id is None else start_id
+        self._end_id, self._start_id = tokenizer.eot_id, tokenizer.start_id if start_id is None else start_id
 
     def target_length(self, seq_len: int) -> int:
         return decoder_length(seq_len, self._rate, self._mean_length)
@@ -177,7 +176,7 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
         if not (isinstance(length, int | float) and 1 <= length < float("inf")):
             raise DataError(f"data.corruption.mean_length must be a number of at least 1, not {length!r}.")
         if not (start is None or (isinstance(start, int) and start >= 0)):
-            raise DataError(f"data.corruption.start_id must be a token id, or None for the end token, not {start!r}.")
+            raise DataError(f"data.corruption.start_id must be a token id, or None for the tokenizer's, not {start!r}.")
         spans = int(span_counts(seq_len, settings["rate"], length)[1])
         if spans > sentinels:
             raise DataError(

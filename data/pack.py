@@ -1,7 +1,8 @@
 """Packing: documents of any length become rows of one length, once, on disk.
 
 A document t1..tn is the stream [EOT] t1 .. tn [EOT], which has n + 1 (input, target) pairs: the model predicts t1 from
-EOT alone and EOT from the whole document. The pairs of all documents are laid one after another and cut into rows of
+EOT alone and EOT from the whole document. (Where a published model has a token of its own to begin with, like LLaMA's
+<s>, that one is the first input.) The pairs of all documents are laid one after another and cut into rows of
 `seq_len` pairs ("concat and split"). A document that crosses the end of a row goes on in the next one as a new piece,
 with positions from 0 again, so each token is a target exactly once and never across documents. Only the last row is
 padded.
@@ -36,9 +37,10 @@ def row_dtype(vocab_size: int, seq_len: int) -> np.dtype:
 class Packer:
     """Cuts a stream of documents into rows [N, 3, seq_len], handed out as they fill up; holds less than one row."""
 
-    def __init__(self, seq_len: int, eot_id: int, dtype: np.dtype):
+    def __init__(self, seq_len: int, eot_id: int, dtype: np.dtype, begin_id: int | None = None):
         self._seq_len = seq_len
         self._eot = np.array([eot_id], dtype)
+        self._begin = np.array(eot_id if begin_id is None else begin_id, dtype)
         # Pairs that don't fill a row yet: inputs, targets, and whether the input begins a document.
         self._pending = np.empty((3, 0), dtype)
 
@@ -54,7 +56,8 @@ class Packer:
         stream = np.concatenate(pieces)
         starts = np.zeros(len(stream) - 1, dtype)
         starts[np.cumsum([0] + [len(document) + 1 for document in documents[:-1]])] = 1
-        self._pending = np.concatenate([self._pending, np.stack([stream[:-1], stream[1:], starts])], axis=1)
+        inputs = np.where(starts, self._begin, stream[:-1])
+        self._pending = np.concatenate([self._pending, np.stack([inputs, stream[1:], starts])], axis=1)
         full = self._pending.shape[1] // self._seq_len * self._seq_len
         ready, self._pending = self._pending[:, :full], self._pending[:, full:].copy()
         return self._cut(ready)
@@ -98,7 +101,7 @@ def write_rows(directory: Path, rows: Iterable[np.ndarray]) -> int:
 def pack_texts(texts: Iterator[str], tokenizer: Tokenizer, seq_len: int, folder: Path) -> tuple[int, int, int]:
     """Writes the packed rows of `texts`; returns how many rows, targets and unknown tokens there are."""
     dtype = row_dtype(tokenizer.vocab_size, seq_len)
-    packer = Packer(seq_len, tokenizer.eot_id, dtype)
+    packer = Packer(seq_len, tokenizer.eot_id, dtype, tokenizer.special.begin)
     tokens = unknown = 0
 
     def rows() -> Iterator[np.ndarray]:

@@ -1,7 +1,9 @@
 """Tokenizers: train one, load one, and a thin wrapper around both.
 
 `tokenizer.json` (the format of the `tokenizers` library and of Hugging Face) is the only truth: whatever it says is
-what training, evaluation and serving use. Three kinds can be trained here:
+what training, evaluation and serving use. Beside the one of a published model (data/hub_tokenizer.py) stands
+`special_tokens.json`: what a text begins with and ends at, which tokenizer.json has no place for. Three kinds can be
+trained here:
 
     bpe   byte-level BPE (GPT-2; Llama 3's split into words). Lossless for every text.
     byte  the 256 bytes, no merges. Lossless.
@@ -13,6 +15,7 @@ in a tokenizer.json of other people these are found by their usual names.
 Left out: chat templates; Unigram and WordPiece training (a tokenizer.json of either kind can be loaded).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -27,6 +31,7 @@ from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
 
+SPECIAL_FILE = "special_tokens.json"
 EOT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 MASK = "<|mask|>"
@@ -45,10 +50,27 @@ _WORDS = (
 )
 
 
-class Tokenizer:
-    """Text to ids and back. Nothing is added to what is encoded, and a text can't smuggle a special token in."""
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """What a text begins with and ends at: the content of special_tokens.json."""
 
-    def __init__(self, backend: Backend):
+    begin: int | None  # stands before a prompt and a document; None: nothing does
+    end: tuple[int, ...]  # each of them ends a text; the first is written after a document
+    start: int | None = None  # what a decoder beside an encoder begins with; None: as its documents end
+    # For an export: fields of config.json (bos_token_id, ...) and of tokenizer_config.json (bos_token, ...).
+    config: dict[str, int | list[int] | None] = dataclasses.field(default_factory=dict)
+    tokenizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Tokenizer:
+    """Text to ids and back. Nothing is added to what is encoded, and a text can't smuggle a special token in.
+
+    Args:
+      special: of a published model. None: a document begins after the token that ends the one before, which is found
+        by its usual names.
+    """
+
+    def __init__(self, backend: Backend, special: SpecialTokens | None = None):
         # The text "<|endoftext|>" inside a document is text; only the packer writes the token. This property and the
         # two below aren't (or shouldn't be) part of the file, so they are set each time.
         backend.encode_special_tokens = True
@@ -57,17 +79,24 @@ class Tokenizer:
         self._backend = backend
         vocab = backend.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocab.values()) + 1  # published vocabularies may have holes
-        eot = next((name for name in _EOT_NAMES if name in vocab), None)
-        if eot is None:
-            raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
-        self.eot_id: int = vocab[eot]
+        self.special = special or usual_special_tokens(vocab)
+        self.published = special is not None
+        if not all(
+            0 <= i < self.vocab_size for i in {self.special.begin, self.special.start, *self.special.end} - {None}
+        ):
+            raise DataError(
+                f"A special token lies outside of the vocabulary of {self.vocab_size} tokens: begin "
+                f"{self.special.begin}, end {', '.join(map(str, self.special.end))}, start {self.special.start}."
+            )
+        self.eot_id: int = self.special.end[0]
+        self.start_id: int = self.eot_id if self.special.start is None else self.special.start
         self.unknown_id: int | None = vocab.get(UNKNOWN)
         self.mask_id: int | None = next((vocab[name] for name in _MASK_NAMES if name in vocab), None)
         # In the order of their names, whatever their ids: T5's run downwards.
         names = takewhile(vocab.__contains__, map(SENTINEL.format, count()))
         self.sentinel_ids: tuple[int, ...] = tuple(vocab[name] for name in names)
         special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-        special |= {self.eot_id, *self.sentinel_ids} | ({self.mask_id} - {None})
+        special |= {*self.special.end, *self.sentinel_ids} | ({self.special.begin, self.mask_id} - {None})
         self.special_ids: tuple[int, ...] = tuple(sorted(special))
 
     def encode(self, text: str) -> list[int]:
@@ -79,6 +108,21 @@ class Tokenizer:
         except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
             raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
         return [encoding.ids for encoding in encodings]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""
+        begin = [] if self.special.begin is None else [self.special.begin]
+        return [begin + ids for ids in self.encode_batch(texts)]
+
+    def inputs(self, texts: Sequence[str], encoder: bool) -> dict[str, list[list[int]] | None]:
+        """`prompts` and `sources` of model.decode.generate: an encoder, where there is one, reads the texts."""
+        if not encoder:
+            return {"prompts": self.prompts(texts), "sources": None}
+        if self.published:  # as its tokenizer says: T5's texts end with </s>
+            sources = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=True)]
+        else:
+            sources = self.prompts(texts)
+        return {"prompts": [[self.start_id]] * len(texts), "sources": sources}
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -106,11 +150,32 @@ class Tokenizer:
         return result
 
     def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(self._backend.to_str(), encoding="utf-8")
+        """Writes `path`, and special_tokens.json beside it where there are some of a published model."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+        if self.published:
+            text = json.dumps(dataclasses.asdict(self.special), indent=2)
+            Path(path).with_name(SPECIAL_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return self._backend.to_str()
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+        """Of everything that the ids of a document depend on."""
+        text = self.to_json()
+        if self.published:
+            text += json.dumps([self.special.begin, self.special.end])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
+    """Those of a tokenizer about which nothing else is known: the first token of _EOT_NAMES parts documents."""
+    eot = next((name for name in _EOT_NAMES if name in vocab), None)
+    if eot is None:
+        raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
+    i = vocab[eot]
+    return SpecialTokens(i, (i,), None, {"bos_token_id": i, "eos_token_id": i}, {"bos_token": eot, "eos_token": eot})
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:
@@ -180,7 +245,16 @@ def _train_char(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) 
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer.json `path`, with the special_tokens.json beside it where there is one.
+
+    Raises:
+      DataError: no file, or a damaged one.
+    """
     path = Path(path)
+    return Tokenizer(load_backend(path), _load_special(path.with_name(SPECIAL_FILE)))
+
+
+def load_backend(path: Path) -> Backend:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -188,7 +262,18 @@ def load(path: str | os.PathLike) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The tokenizer {path} can't be read: {error}.") from error
     try:
-        backend = Backend.from_str(content)
+        return Backend.from_str(content)
     except Exception as error:  # the library raises a plain Exception for every kind of broken file
         raise DataError(f"{path} is not a tokenizer.json: {error}.") from error
-    return Tokenizer(backend)
+
+
+def _load_special(path: Path) -> SpecialTokens | None:
+    try:
+        given = SpecialTokens(**json.loads(path.read_text(encoding="utf-8")))
+        if not given.end or not all(isinstance(i, int) for i in [*given.end, given.begin or 0]):
+            raise ValueError(f"begin is {given.begin!r}, end {given.end!r}")
+        return dataclasses.replace(given, end=tuple(given.end))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): begin must be an id or null, end a list of ids.") from error

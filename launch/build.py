@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -133,10 +132,16 @@ def optimizer(config: ConfigDict):
         return make_optimizer(config.optimizer, learning_rate(config))
 
 
-def data(config: ConfigDict, log=print) -> Prepared:
-    """The prepared data of a config: found in config.data.dir, or made there."""
+def data(config: ConfigDict, workdir: Path) -> Prepared:
+    """The prepared data of a config: found in config.data.dir, or made there.
+
+    A run that has begun has a copy of its tokenizer, and needs the file no more that config.data.tokenizer names.
+    """
     fields = config.data.to_dict()
-    return prepare(fields, fields.pop("dir"), log)
+    own = workdir / "tokenizer.json"
+    if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
+        fields["tokenizer"]["path"] = str(own)
+    return prepare(fields, fields.pop("dir"))
 
 
 def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:
@@ -198,7 +203,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = _flat(_read_json(path)), _flat(json.loads(config.to_json()))
+    old, new = flat(_read_json(path)), flat(json.loads(config.to_json()))
     differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     lines = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
@@ -215,7 +220,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     """Keep with the run its config, its tokenizer, and which prepared data it reads."""
     workdir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(prepared.tokenizer_path, workdir / "tokenizer.json")
+    tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json")
     (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
     partial = workdir / "config.json.partial"
     partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
@@ -230,20 +235,33 @@ def recorded_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_read_json(path))
 
 
+def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
+    """Architecture and tokenizer of the run in `workdir`, whose parameters are in its checkpoints."""
+    config = recorded_config(workdir)
+    words = tokenizer.load(workdir / "tokenizer.json")
+    return architecture(config, words.vocab_size), words
+
+
 def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
     """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on a mesh or on one device."""
     workdir = Path(workdir).absolute()
-    config = recorded_config(workdir)
-    words = tokenizer.load(workdir / "tokenizer.json")
+    config, words = contents(workdir)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
-    make = lambda rngs: families.make(architecture(config, words.vocab_size), rngs)
+    with axes.use_mesh(mesh):
+        return mesh, restore_model(workdir, config), words
+
+
+def restore_model(workdir: Path, config: ModelConfig):
+    """The model of the latest checkpoint in `workdir`, on the mesh that is set."""
+    with contextlib.closing(finished_checkpoints(workdir)) as checkpoints:
+        return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
+
+
+def finished_checkpoints(workdir: Path) -> Checkpoints:
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
-    with axes.use_mesh(mesh):
-        model = checkpoints.restore_model(states.abstract_model(make))
-    checkpoints.close()
-    return mesh, model, words
+    return checkpoints
 
 
 def adopted(workdir: Path) -> Prepared:
@@ -261,8 +279,9 @@ def _read_json(path: Path) -> dict:
         raise ConfigError(f"{path} is damaged ({error}); restore it, or use a new --workdir") from error
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested fields by their names with dots."""
+    found = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

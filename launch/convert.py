@@ -3,25 +3,27 @@
     python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
     python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer
 
-A folder needs config.json, safetensors and tokenizer.json. Tensors pass one at a time, onto all local devices.
+A folder needs config.json, safetensors and a tokenizer (data/hub_tokenizer.py). Tensors pass one at a time, onto as
+many devices as the model can be split over.
 """
 
 from launch import runtime
 
 runtime.configure()
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from data import tokenizer
+from data import hub_tokenizer
 from launch import build
 from model import axes, count, families
+from model.config import ModelConfig
 from model.interop import registry
 from model.interop.folder import Folder
 from train import state
@@ -35,36 +37,48 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where
 def import_folder(path: Path, workdir: Path) -> None:
     folder = Folder(path)
     name, config = registry.read_config(folder)
-    words = tokenizer.load(path / "tokenizer.json")
+    words = hub_tokenizer.read(path, folder.config())
     if words.vocab_size > config.vocab_size:
         raise build.ConfigError(
-            f"{path}: tokenizer.json has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
+            f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
         )
     if (workdir / "config.json").exists():
         raise build.ConfigError(f"{workdir} holds a run already; use a new --workdir")
-    mesh = axes.make_mesh({"fsdp": -1})
-    with build.checking("this machine's devices"):
-        config.check_mesh(dict(mesh.shape))
-    with axes.use_mesh(mesh):
+    with axes.use_mesh(spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir)
     checkpoints.save_model(0, model)
     checkpoints.close()
-    shutil.copy(path / "tokenizer.json", workdir / "tokenizer.json")
+    words.save(workdir / "tokenizer.json")
     record = ConfigDict({"model": dataclasses.asdict(config), "model_type": name})
     (workdir / "config.json").write_text(json.dumps(json.loads(record.to_json()), indent=2) + "\n")
     print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
 
 
 def export(workdir: Path, path: Path) -> None:
-    mesh, model, words = build.restore_for_inference(workdir, axes.make_mesh({"fsdp": -1}))
-    name = build.recorded_config(workdir).get("model_type") or registry.family_of(model.config)
+    config, words = build.contents(workdir)
+    name = build.recorded_config(workdir).get("model_type") or registry.family_of(config)
+    ids = words.special.config
+    if config.architecture == "encoder_decoder":
+        ids = ids | {"decoder_start_token_id": words.start_id}
+    mesh, model, _ = build.restore_for_inference(workdir, spread(config))
     with axes.use_mesh(mesh):
-        files = {"tokenizer.json": (workdir / "tokenizer.json").read_text()}
-        registry.write(model, name, path, files, eos_token_id=words.eot_id, bos_token_id=words.eot_id)
+        registry.write(model, name, path, hub_tokenizer.files(words), **ids)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
+        if name == "qwen2" and not words.published:
+            print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+
+
+def spread(config: ModelConfig) -> jax.sharding.Mesh:
+    """An fsdp mesh of as many devices as the model can be split over."""
+    devices = jax.devices()
+    for size in range(len(devices), 1, -1):
+        with contextlib.suppress(ValueError):
+            config.check_mesh({"fsdp": size})
+            return axes.make_mesh({"fsdp": size}, devices[:size])
+    return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
 def main() -> None:

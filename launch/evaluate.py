@@ -40,16 +40,16 @@ def main() -> None:
         )
         samples = []
         if _PROMPTS.value:
-            prompts = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in _PROMPTS.value]
+            inputs = tokenizer.inputs(_PROMPTS.value, model.config.architecture == "encoder_decoder")
             with build.checking("--prompt, --max_new_tokens"):
                 out = generate(
                     model,
-                    prompts,
-                    jax.random.key(config.seed),
+                    key=jax.random.key(config.seed),
                     max_new_tokens=_TOKENS.value,
                     settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
-                    eos_id=tokenizer.eot_id,
+                    eos_id=tokenizer.special.end,
                     vocab_size=tokenizer.vocab_size,
+                    **inputs,
                 )
             texts = [tokenizer.decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
             samples = [{"prompt": p, "text": t} for p, t in zip(_PROMPTS.value, texts, strict=True)]

@@ -2,7 +2,8 @@
 
     python -m launch.generate --workdir=DIR --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
 
-Several --prompt are one batch. Writes each prompt with its continuation to stdout, so that it can be piped.
+Several --prompt are one batch; where there is an encoder, it reads them. Writes each prompt with its continuation (of
+an encoder-decoder the continuation alone) to stdout, so that it can be piped.
 """
 
 from launch import runtime
@@ -32,23 +33,23 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     mesh, model, tokenizer = build.restore_for_inference(_WORKDIR.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
-    # Documents follow the token that ends the one before; so does a prompt.
-    prompts = [[tokenizer.eot_id, *ids] for ids in tokenizer.encode_batch(texts)]
+    inputs = tokenizer.inputs(texts, model.config.architecture == "encoder_decoder")
     with build.checking("flags"):
-        check(prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config)
+        check(inputs["prompts"], _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
     with axes.use_mesh(mesh):
         result = generate(
             model,
-            prompts,
-            jax.random.key(_SEED.value),
+            key=jax.random.key(_SEED.value),
             max_new_tokens=_MAX_NEW_TOKENS.value,
             settings=settings,
-            eos_id=tokenizer.eot_id,
+            eos_id=tokenizer.special.end,
             vocab_size=tokenizer.vocab_size,
+            **inputs,
         )
-    for number, (prompt, tokens, length) in enumerate(zip(prompts, result.tokens, result.lengths, strict=True), 1):
-        if len(prompts) > 1:
-            print(f"--- {number} of {len(prompts)} ---")
+    rows = zip(inputs["prompts"], result.tokens, result.lengths, strict=True)
+    for number, (prompt, tokens, length) in enumerate(rows, 1):
+        if len(texts) > 1:
+            print(f"--- {number} of {len(texts)} ---")
         print(tokenizer.decode([*prompt, *tokens[:length]]))
 
 

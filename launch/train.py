@@ -12,6 +12,7 @@ from launch import runtime
 
 runtime.configure("training")
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import pipeline
-from launch import build
+from launch import build, init_from
 from model import axes, families
 from train import loop, metrics, mfu, report, state, summary
 from train.checkpoint import Checkpoints
@@ -28,11 +29,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None:
+    config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)
     build.check_workdir(workdir, config)
-    prepared = build.data(config)
+    prepared = build.data(config, workdir)
     model_config = build.model_config(config, prepared.vocab_size)
     build.claim(workdir, config, prepared)
 
@@ -51,7 +53,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             train_state, saved = checkpoints.restore(state.abstract(make_model, tx))
             print(f"continuing {workdir} after step {step}")
         else:
-            train_state, saved = state.create(make_model, tx, config.seed), {}
+            train_state, saved = init_from.create(config, make_model, model_config, tx), {}
         share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
         tokens, flops = config.batch_size * config.data.seq_len, build.flops(config, model_config, corruption)
@@ -80,7 +82,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def main() -> None:
-    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+    chosen = config_flags.get_override_values(flags.FLAGS["config"])
+    train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
 
 
 if __name__ == "__main__":

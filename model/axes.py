@@ -31,6 +31,7 @@ RULES = (
     ("embed", "fsdp"),
     ("norm", None),
     ("positions", None),
+    ("buckets", None),
     ("vocab", "tensor"),
     ("mlp", "tensor"),
     ("kv_heads", "tensor"),

@@ -29,6 +29,11 @@ def create(make_model, tx, seed: int) -> TrainState:
     return jax.jit(lambda key: _new(make_model, tx, key))(jax.random.key(seed))
 
 
+def around(model: nnx.Module, tx) -> TrainState:
+    """A new state whose parameters are those of `model`, which is given away."""
+    return jax.jit(lambda model: _around(model, tx), donate_argnums=0)(model)
+
+
 def abstract(make_model, tx) -> TrainState:
     """Shapes, dtypes and shardings of what `create` would make, without making it: where a checkpoint is read into."""
     return _placed(jax.eval_shape(lambda key: _new(make_model, tx, key), jax.random.key(0)))
@@ -40,7 +45,10 @@ def abstract_model(make_model) -> nnx.Module:
 
 
 def _new(make_model, tx, key) -> TrainState:
-    model = make_model(nnx.Rngs(key))
+    return _around(make_model(nnx.Rngs(key)), tx)
+
+
+def _around(model: nnx.Module, tx) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, model, tx.init(model), zero, zero)
 

@@ -5,7 +5,7 @@ as many rows whose prompts and continuations fall into the same buckets of lengt
 
 Left out: text (the caller's tokenizer), requests that come and go while others run.
 
-Dims: B rows, P padded prompt length, N new tokens, V vocabulary.
+Dims: B rows, P padded prompt length, N new tokens, V vocabulary, E tokens that end a row.
 """
 
 import functools
@@ -28,7 +28,7 @@ _SMALLEST_BUCKET = 32
 
 class Generated(NamedTuple):
     tokens: np.ndarray  # int32 [B, N]: what follows each prompt; past a row's length, 0
-    lengths: np.ndarray  # int32 [B]: how many of them count, eos_id included
+    lengths: np.ndarray  # int32 [B]: how many of them count, the one that ended the row included
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
     *,
     max_new_tokens: int,
     settings: Settings = Settings(),  # noqa: B008 (immutable)
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     vocab_size: int | None = None,
     sources: Sequence[Sequence[int]] | None = None,
 ) -> Generated:
@@ -49,7 +49,8 @@ def generate(
       prompts: token ids, of any lengths; an encoder-decoder's usually are one start token each.
       key: a random key. A row's tokens depend on it, the row's number and its prompt, not on the other rows.
       settings: how tokens are drawn, see sampling.py; greedy by default.
-      eos_id: the token that ends a row; the loop ends early when every row has ended. None: rows never end.
+      eos_id: the token, or any of the tokens, that end a row; the loop ends early when every row has ended. None: rows
+        never end.
       vocab_size: tokens from this id on (rows that only pad the table) are never drawn. None: the model's.
       sources: what the encoder of an encoder-decoder reads, token ids for each prompt.
 
@@ -63,14 +64,14 @@ def generate(
     # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
     starts, read = _padded(prompts, rows), None if sources is None else _padded(sources, rows)
-    limit, eos = np.int32(max_new_tokens), np.int32(-1 if eos_id is None else eos_id)
+    limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
-    tokens_BN, lengths_B = run(model, starts, read, key, limit, settings, eos)
+    tokens_BN, lengths_B = run(model, starts, read, key, limit, settings, eos_E)
     return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)))
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size"))
-def _generate(model, starts, read, key, limit, settings, eos, *, slots, vocab_size):
+def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_size):
     _prepare(model)
     b, p = starts[0].shape
     lengths_B = axes.place(starts[1], "batch")
@@ -88,6 +89,9 @@ def _generate(model, starts, read, key, limit, settings, eos, *, slots, vocab_si
     def draw(logits_BV, step):
         return sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, step), settings)
 
+    def ends(token_B):
+        return (token_B[:, None] == eos_E).any(-1)
+
     def write(out_BN, token_B, step):
         return jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], step, axis=1)
 
@@ -101,7 +105,7 @@ def _generate(model, starts, read, key, limit, settings, eos, *, slots, vocab_si
         logits_BV, cache = forward(cache, token_B[:, None], ones_B1, (lengths_B + step - 1)[:, None])
         token_B = jnp.where(ended_B, 0, draw(logits_BV, step))
         counts_B += ~ended_B
-        return step + 1, cache, token_B, write(out_BN, token_B, step), counts_B, ended_B | (token_B == eos)
+        return step + 1, cache, token_B, write(out_BN, token_B, step), counts_B, ended_B | ends(token_B)
 
     cache = KVCache.create(model.config, b, p + slots)
     logits_BV, cache = forward(cache, *_segmented(*starts))
@@ -109,7 +113,7 @@ def _generate(model, starts, read, key, limit, settings, eos, *, slots, vocab_si
     token_B = jnp.where(empty_B, 0, draw(logits_BV, 0))
     out_BN = write(jnp.zeros((b, slots), jnp.int32, out_sharding=axes.out("batch", None)), token_B, 0)
     counts_B = (~empty_B).astype(jnp.int32)
-    state = (jnp.int32(1), cache, token_B, out_BN, counts_B, empty_B | (token_B == eos))
+    state = (jnp.int32(1), cache, token_B, out_BN, counts_B, empty_B | ends(token_B))
     _, _, _, out_BN, counts_B, _ = jax.lax.while_loop(unfinished, body, state)
     # On every device, so that every process of a pod can read them.
     return axes.place(out_BN, None, None), axes.place(counts_B, None)
@@ -172,7 +176,7 @@ def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, so
         raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
     for row, ids in [*enumerate(prompts), *enumerate(sources or ())]:
         if not len(ids):
-            raise ValueError(f"prompt {row} is empty; begin it with the token that ends a document")
+            raise ValueError(f"prompt {row} is empty; begin it with a special token, or with text")
         if min(ids) < 0 or max(ids) >= config.vocab_size:
             raise ValueError(
                 f"prompt {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {config.vocab_size}"

@@ -30,7 +30,7 @@ FAMILIES: dict[str, Family] = {
     "switch_transformers": t5.SWITCH,
 }
 # Fields of ModelConfig that are of a run and not of its checkpoint.
-_RUNNING = ("dropout", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
+RUNNING = ("dropout", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
 
 
 def read_config(folder: Folder) -> tuple[str, ModelConfig]:
@@ -64,7 +64,7 @@ def family_of(config: ModelConfig) -> str:
     for name, family in FAMILIES.items():
         # AttributeError: of experts and the like, which a family has and this config has not.
         with contextlib.suppress(CheckpointFolderError, ValueError, KeyError, AttributeError):
-            fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in _RUNNING}}
+            fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in RUNNING}}
             if ModelConfig(**fields) == config:
                 return name
     raise CheckpointFolderError(

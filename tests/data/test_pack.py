@@ -14,18 +14,18 @@ def documents(seed: int, count: int, longest: int = 40) -> list[np.ndarray]:
     return [random.integers(1, 1000, random.integers(1, longest)) for _ in range(count)]
 
 
-def packed(docs, seq_len: int, groups: int = 1) -> np.ndarray:
-    packer = Packer(seq_len, EOT, np.dtype("<u2"))
+def packed(docs, seq_len: int, groups: int = 1, begin: int | None = None) -> np.ndarray:
+    packer = Packer(seq_len, EOT, np.dtype("<u2"), begin)
     size = -(-len(docs) // groups)
     parts = [packer.add(docs[i : i + size]) for i in range(0, len(docs), size)]
     return np.concatenate([*parts, packer.flush()])
 
 
-def reference(docs, seq_len: int) -> list[list[tuple[int, int, int, int]]]:
+def reference(docs, seq_len: int, begin: int = EOT) -> list[list[tuple[int, int, int, int]]]:
     """(token, target, segment, position) of each place, by one loop over everything."""
     rows, row, segment = [], [], 0
     for doc in docs:
-        ids = [EOT, *doc.tolist(), EOT]
+        ids = [begin, *doc.tolist(), EOT]
         segment, position = segment + 1, 0
         for token, target in pairwise(ids):
             row.append((token, target, segment, position))
@@ -49,6 +49,13 @@ def test_equals_a_loop(seq_len, groups):
     got = np.stack([batch[key] for key in ("tokens", "targets", "segment_ids", "positions")], axis=-1)
     np.testing.assert_array_equal(got, reference(docs, seq_len))
     np.testing.assert_array_equal(batch["weights"], batch["segment_ids"] > 0)
+
+
+def test_documents_of_a_model_with_a_begin_token():
+    docs = documents(5, 60)
+    batch = from_rows(packed(docs, 16, 5, begin=1000))
+    got = np.stack([batch[key] for key in ("tokens", "targets", "segment_ids", "positions")], axis=-1)
+    np.testing.assert_array_equal(got, reference(docs, 16, begin=1000))
 
 
 def test_nothing_is_lost_or_repeated():

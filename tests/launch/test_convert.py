@@ -1,5 +1,7 @@
 """A checkpoint folder in and out, and a model that was trained here out."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from data import tokenizer
 from launch import build
@@ -22,8 +26,11 @@ from model.interop.folder import Folder
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("hf")
     words = tokenizer.train(["some text, " * 50], "byte")
-    settings = dict(vocab_size=words.vocab_size + 7, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    settings |= dict(intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False)
+    # The eight devices do not divide 36; six of them do.
+    settings = dict(vocab_size=words.vocab_size + 7, hidden_size=36, num_hidden_layers=2, num_attention_heads=4)
+    settings |= dict(head_dim=8)
+    settings |= dict(intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=1)
+    settings["eos_token_id"] = words.eot_id
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     model.save_pretrained(path, max_shard_size="20KB")
@@ -62,7 +69,7 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
     tiny.optimizer.warmup_steps = 1
     train(tiny, tmp_path / "run")
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
-    mesh, model, _ = build.restore_for_inference(tmp_path / "run")
+    mesh, model, words = build.restore_for_inference(tmp_path / "run")
     tokens = np.arange(12, dtype=np.int32)[None] + 40
     with axes.use_mesh(mesh):
         ours = model.logits(jnp.asarray(tokens))
@@ -70,3 +77,71 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
     assert type(theirs).__name__ == "LlamaForCausalLM"
     with torch.no_grad():
         np.testing.assert_allclose(ours, theirs(torch.tensor(tokens).long()).logits, atol=2e-4)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", split_special_tokens=True)
+    for text in ("the quick", "", " Café\n\n<|endoftext|> 東京"):
+        assert again.encode(text) == words.prompts([text])[0]
+    assert again.decode(again.encode("the  quick"), skip_special_tokens=True) == "the  quick"
+    prompt = words.prompts(["the quick"])
+    with axes.use_mesh(mesh):
+        expected = generate(model, prompt, jax.random.key(0), max_new_tokens=12, eos_id=words.special.end).tokens[0]
+    greedy = theirs.generate(torch.tensor(again.encode("the quick"))[None], max_new_tokens=12, do_sample=False)[0]
+    np.testing.assert_array_equal(expected, greedy[len(prompt[0]) :])
+
+
+def test_special_tokens_on_the_way(folder, tmp_path):
+    """An end token of generation_config.json ends what launch.generate's model writes, and is in the export."""
+    source = tmp_path / "hf"
+    shutil.copytree(folder, source)
+    (source / "generation_config.json").write_text('{"eos_token_id": [0, 77], "pad_token_id": 5}')
+    (source / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|endoftext|>"}')
+    assert convert(from_hf=source, workdir=tmp_path / "run").returncode == 0
+    words = build.contents(tmp_path / "run")[1]
+    assert words.prompts(["a"]) == [words.encode("a")] and words.special.end == (0, 77)
+    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["eos_token_id"], written["pad_token_id"], written["bos_token_id"]) == ([0, 77], 5, 1)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.generation_config.eos_token_id == [0, 77]
+
+
+def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
+    """What encoder and decoder are given: </s> after the text, the family's start token."""
+    words = tokenizer.train([], "byte", specials=["<pad>", "</s>"])
+    backend = Backend.from_str(words.to_json())
+    backend.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 2)])
+    shape = dict(vocab_size=288, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    config = transformers.T5Config(**shape, decoder_start_token_id=1, pad_token_id=1, eos_token_id=2)
+    source, workdir = tmp_path / "hf", tmp_path / "run"
+    transformers.set_seed(0)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape))
+    theirs.save_pretrained(source)
+    backend.save(str(source / "tokenizer.json"))
+    done = convert(from_hf=source, workdir=workdir)
+    assert done.returncode == 0, done.stderr
+    (workdir / "config.json").write_text((workdir / "config.json").read_text().replace("bfloat16", "float32"))
+    mesh, model, ours = build.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        inputs = ours.inputs(["hello there"], encoder=True)
+        out = generate(model, key=jax.random.key(0), max_new_tokens=8, eos_id=ours.special.end, **inputs)
+    expected = theirs.generate(torch.tensor([backend.encode("hello there").ids]), max_new_tokens=8, do_sample=False)
+    assert [1, *out.tokens[0, : out.lengths[0]]] == expected[0].tolist()
+
+
+def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
+    """One line, and no workdir; data/hub_tokenizer.py has tests of what it refuses."""
+    source = tmp_path / "hf"
+    shutil.copytree(folder, source)
+    (source / "tokenizer.json").rename(source / "tokenizer.model")
+    done = convert(from_hf=source, workdir=tmp_path / "run")
+    assert done.stderr.startswith(f"error: {source} has no tokenizer (only tokenizer.model"), done.stderr
+    (source / "tokenizer.model").rename(source / "tokenizer.json")
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 200}
+    (source / "config.json").write_text(json.dumps(config))
+    done = convert(from_hf=source, workdir=tmp_path / "run")
+    assert done.stderr == (f"error: {source}: the tokenizer has 257 tokens, but config.json says vocab_size 200\n"), (
+        done.stderr
+    )
+    assert not (tmp_path / "run").exists()

@@ -57,15 +57,17 @@ def test_seeds():
     assert len({tuple(row) for row in same_prompt.tolist()}) == 3
 
 
-def test_a_row_ends_with_its_end_token():
+def test_a_row_ends_with_an_end_token():
     free = run(model())
-    eos = int(free.tokens[0, 3])
-    ended = run(model(), eos_id=eos)
-    for tokens, expected, length in zip(ended.tokens, free.tokens, ended.lengths, strict=True):
-        where = np.flatnonzero(expected == eos)
-        assert length == (where[0] + 1 if len(where) else 12)
-        np.testing.assert_array_equal(tokens, np.where(np.arange(12) < length, expected, 0))
-    assert ended.lengths[0] < 12
+    first, other = int(free.tokens[0, 3]), int(free.tokens[1, 5])
+    for eos in (first, [first, other]):
+        ended = run(model(), eos_id=eos)
+        for tokens, expected, length in zip(ended.tokens, free.tokens, ended.lengths, strict=True):
+            where = np.flatnonzero(np.isin(expected, eos))
+            assert length == (where[0] + 1 if len(where) else 12)
+            np.testing.assert_array_equal(tokens, np.where(np.arange(12) < length, expected, 0))
+        assert ended.lengths[0] < 12
+    assert ended.lengths[1] < 12
 
 
 def test_tokens_that_only_pad_the_table_never_come():

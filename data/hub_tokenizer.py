@@ -1,0 +1,204 @@
+"""The tokenizer of a Hugging Face checkpoint folder, in and out.
+
+    tokenizer.json               taken as it is
+    vocab.json, merges.txt       byte-level BPE of GPT-2, OPT, RoBERTa
+    vocab.txt                    WordPiece of BERT
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json, generation_config.json
+                                 special tokens: what a text begins with and ends at
+
+Left out: a sentencepiece file alone. Normalization, the space before a text and the order of merges differ between
+families and are not in the file, so transformers has to make a tokenizer.json of it once.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from data.batch import DataError
+from data.tokenizer import EOT, SpecialTokens, Tokenizer, load_backend, usual_special_tokens
+
+_HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+_BPE_FILES = ("vocab.json", "merges.txt")
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+# What else of tokenizer_config.json an export hands on.
+_HANDED_ON = ("chat_template", "model_max_length", "padding_side", "clean_up_tokenization_spaces")
+
+# What a family calls its special tokens where tokenizer_config.json does not say it (as transformers' classes do).
+_BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+_NAMES = {
+    "gpt2": {"bos_token": EOT, "eos_token": EOT, "unk_token": EOT},
+    "opt": {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"},
+    "roberta": _ROBERTA | {"unk_token": "<unk>", "pad_token": "<pad>"},
+    "bert": _BERT | {"unk_token": "[UNK]", "pad_token": "[PAD]"},
+    "albert": _BERT | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"},
+}
+
+
+def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder whose config.json says `config`.
+
+    Raises:
+      DataError: there is none that can be read, or a file is damaged.
+    """
+    family = config.get("model_type")
+    settings, generation = (_json(folder / f"{name}_config.json") for name in ("tokenizer", "generation"))
+    named = _NAMES.get(family, {}) | _json(folder / "special_tokens_map.json") | settings
+    names = {role: _content(named[role]) for role in _ROLES if role in named}
+    if (folder / "tokenizer.json").exists():
+        backend = load_backend(folder / "tokenizer.json")
+    else:
+        backend = _build(folder, family, settings, names)
+    special = _special_tokens(backend, names, config, generation, settings.get("add_bos_token", False))
+    handed_on = {name: settings[name] for name in _HANDED_ON if settings.get(name) is not None}
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        handed_on["chat_template"] = template.read_text(encoding="utf-8")
+    return Tokenizer(backend, dataclasses.replace(special, tokenizer_config=special.tokenizer_config | handed_on))
+
+
+def files(words: Tokenizer) -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json, for transformers to read.
+
+    The tokenizer of a published model stays as it is. One that was trained here gets a post-processor, which begins a
+    text as the documents began that the model has seen.
+    """
+    backend, special = Backend.from_str(words.to_json()), words.special
+    if not words.published:
+        backend.post_processor = _begin_with(backend.id_to_token(special.begin), special.begin)
+    # The class that takes tokenizer.json at its word; a family's own class would build its own from the vocabulary.
+    settings = special.tokenizer_config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+
+
+def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generation: Mapping, add_begin: bool):
+    """What the files say; the tokenizer's names come before the ids of the model, of which old folders have wrong ones.
+
+    Args:
+      names: role ('bos_token') to token; None says that there is no such token.
+      config, generation: config.json, and generation_config.json, which comes first.
+      add_begin: add_bos_token of tokenizer_config.json.
+    """
+    vocab = backend.get_vocab(with_added_tokens=True)
+    token_of = {i: token for token, i in vocab.items()}
+
+    def named(role: str) -> list[int]:
+        return [vocab[names[role]]] if names.get(role) in vocab else []
+
+    def given(role: str) -> list[int]:
+        value = generation.get(f"{role}_id", config.get(f"{role}_id"))
+        return [i for i in (value if isinstance(value, list) else [value]) if i in token_of]  # -1 means none
+
+    end = list(dict.fromkeys(named("eos_token") + given("eos_token"))) or named("sep_token")
+    end = end or list(usual_special_tokens(vocab).end)
+    bos = _first(named("bos_token") if "bos_token" in names else given("bos_token"))
+    encoding = backend.encode("a")
+    pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    begin = _first([i for i, added in takewhile(lambda pair: pair[1], pairs)])
+    if begin is None and (add_begin or bos == end[0]):  # what both begins and ends stands between documents (GPT-2)
+        begin = bos
+    pad = _first(given("pad_token") + named("pad_token"))
+    ids = {"bos_token_id": _first(given("bos_token") + named("bos_token"))}
+    ids["eos_token_id"] = end if len(end) > 1 else end[0]
+    start = _first(given("decoder_start_token"))
+    ids |= {} if pad is None else {"pad_token_id": pad}
+    tokens = {"bos_token": token_of.get(bos), "eos_token": token_of[end[0]], "pad_token": token_of.get(pad)}
+    tokens |= {role: name for role, name in names.items() if name in vocab}
+    tokens = {role: token for role, token in tokens.items() if token is not None}
+    return SpecialTokens(begin, tuple(end), start, ids, tokens)
+
+
+def _build(folder: Path, family: str, settings: Mapping, names: Mapping) -> Backend:
+    """The tokenizer of a folder without a tokenizer.json."""
+    if all((folder / name).exists() for name in _BPE_FILES):
+        files, build, families = _BPE_FILES, _byte_level, ("gpt2", "opt", "roberta")
+    elif (folder / "vocab.txt").exists():
+        files, build, families = ("vocab.txt",), _word_piece, ("bert",)
+    else:
+        pieces = sorted(path.name for path in folder.glob("*.model"))
+        found = f"only {', '.join(pieces)}, which can't be read alone" if pieces else "none of the files of one"
+        raise DataError(f"{folder} has no tokenizer ({found}): {_HINT}.")
+    if family not in families:
+        raise DataError(f"{folder} has {' and '.join(files)}, which is not all of a tokenizer of {family}: {_HINT}.")
+    try:
+        backend = build([str(folder / name) for name in files], settings, names)
+    except Exception as error:  # the library raises a plain Exception for every kind of broken file
+        raise DataError(f"{folder}: {' and '.join(files)} can't be read: {error}.") from error
+    extra = [(int(i), AddedToken(**token)) for i, token in settings.get("added_tokens_decoder", {}).items()]
+    extra = extra or [(i, AddedToken(token)) for token, i in _json(folder / "added_tokens.json").items()]
+    for i, token in sorted(extra, key=lambda pair: pair[0]):
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != i:
+            raise DataError(f"{folder}: the added token {token.content!r} has id {i}, which leaves a gap; {_HINT}.")
+    backend.add_special_tokens([name for name in names.values() if name and backend.token_to_id(name) is not None])
+    backend.post_processor = _post_processor(backend, family, settings, names)
+    return backend
+
+
+def _byte_level(files: list[str], settings: Mapping, names: Mapping) -> Backend:
+    backend = Backend(models.BPE.from_file(*files))
+    space = settings.get("add_prefix_space", False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _word_piece(files: list[str], settings: Mapping, names: Mapping) -> Backend:
+    backend = Backend(models.WordPiece.from_file(*files, unk_token=names["unk_token"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _post_processor(backend: Backend, family: str, settings: Mapping, names: Mapping):
+    """What the family's tokenizer puts around a text."""
+
+    def token(role: str) -> tuple[str, int]:
+        i = backend.token_to_id(names[role])
+        if i is None:
+            raise DataError(f"The vocabulary has no token {names[role]!r}, which is the {role} of {family}.")
+        return names[role], i
+
+    if family == "bert":
+        return processors.BertProcessing(token("sep_token"), token("cls_token"))
+    if family == "roberta":
+        return processors.RobertaProcessing(token("sep_token"), token("cls_token"))
+    if settings.get("add_bos_token"):
+        return _begin_with(*token("bos_token"))
+    return processors.ByteLevel(trim_offsets=False)
+
+
+def _begin_with(token: str, i: int):
+    return processors.TemplateProcessing(single=[token, "$A"], pair=[token, "$A", "$B"], special_tokens=[(token, i)])
+
+
+def _content(token) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _first(values: list[int]) -> int | None:
+    return values[0] if values else None
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is damaged: it is no JSON object.")
+    return value

@@ -1,0 +1,87 @@
+"""config.init_from: a run that begins with the parameters, the architecture and the tokenizer of another workdir.
+
+Optimizer and step are new. Once the run has its first checkpoint it needs the other workdir no more.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from launch import build
+from launch.build import ConfigError
+from model.interop.registry import RUNNING
+from train import state
+
+
+def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> ConfigDict:
+    """The config with architecture and tokenizer of config.init_from; without one, the config as it is.
+
+    Fields that are of a run and not of its parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
+
+    Args:
+      workdir: of the run; once it has begun, what it has recorded counts.
+      chosen: fields that the user has set, 'model.num_layers': they must not contradict.
+
+    Raises:
+      ConfigError: there is nothing to begin with, or a chosen field says something else.
+    """
+    if not config.get("init_from"):
+        return config
+    if (workdir / "config.json").exists():
+        record = build.recorded_config(workdir)
+        if record.get("init_from") != config.init_from:
+            raise ConfigError(
+                f"{workdir} holds a run with config.init_from {record.get('init_from', '')!r}, not "
+                f"{config.init_from!r}; use a new --workdir, or the same value"
+            )
+        fields = record.model.to_dict()
+    else:
+        record = build.recorded_config(_source(config))
+        fields = dataclasses.asdict(build.contents(_source(config))[0])
+        build.finished_checkpoints(_source(config)).close()
+    fields = {name: value for name, value in fields.items() if name not in RUNNING}
+    _refuse_contradictions(config, fields, chosen)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        running = {name: value for name, value in config.model.items() if name in RUNNING}
+        config.model = ConfigDict(running | fields)
+        config.data.tokenizer = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
+        if "model_type" in record:
+            config.model_type = record.model_type
+    return config
+
+
+def create(config: ConfigDict, make_model, model_config, tx) -> state.TrainState:
+    """The state that a run begins with: parameters of config.init_from or random ones, and a new optimizer."""
+    if not config.get("init_from"):
+        return state.create(make_model, tx, config.seed)
+    build.recorded_config(_source(config))  # says so where the workdir is gone
+    model = build.restore_model(_source(config), model_config)
+    print(f"begins with the parameters of {config.init_from}")
+    return state.around(model, tx)
+
+
+def _source(config: ConfigDict) -> Path:
+    return Path(config.init_from).absolute()
+
+
+def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[str]) -> None:
+    of_the_source = build.flat({"model": fields})
+    lines = []
+    for name in chosen:
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        if name.startswith("data.tokenizer."):
+            lines.append(f"config.{name}: a run takes the tokenizer with the parameters")
+        elif name.startswith("model.") and name.split(".")[1] not in RUNNING:
+            there = of_the_source.get(name)
+            if json.dumps(there) != json.dumps(value):  # where a tuple is a list
+                lines.append(f"config.{name}: {there!r} there, {value!r} now")
+    if lines:
+        raise ConfigError(
+            f"config.init_from {config.init_from} says otherwise; leave these flags out:\n  " + "\n  ".join(lines)
+        )
