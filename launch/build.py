@@ -177,9 +177,7 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
 
     @functools.cache
     def baseline(rows):
-        """What corrupted text is predicted without looking at the rest; every process counts all rows, so all agree."""
-        if corrupted is None:
-            return {}
+        """What token frequencies alone reach; every process counts all rows, so all agree."""
         train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted)
         validation = pipeline.validation_batches(prepared, BASELINE_ROWS, limit_rows=rows, corruption=corrupted)
         with contextlib.closing(train):

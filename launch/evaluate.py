@@ -65,8 +65,7 @@ def main() -> None:
         for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
             print(f"  {name:12} {value:6.3f} bits per byte")
     print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
-    if not whole:
-        print(f"  token frequencies alone: {figures['unigram']:.4f} nats a token")
+    print(f"  token frequencies alone: {figures['unigram']:.4f} nats a token")
     print(f"report: {report.write_report(workdir)}")
 
 

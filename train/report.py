@@ -4,10 +4,10 @@ Reads from the workdir, each file and each key optional:
 
     metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped; with
                     experts their load [layers, experts] and the part of choices dropped) and
-                    evaluation lines (validation/loss, /perplexity, and /bits_per_byte or /unigram)
+                    evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram)
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
-                    validation {loss, perplexity, bits_per_byte or unigram}, compressors {name: bits per byte},
+                    validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
                     goodput (a fraction), mfu_convention, samples [{prompt, text: the continuation}],
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
@@ -153,7 +153,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
     for name, value, note in facts:
         note = "" if "–" in value + note else escape(note)
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
-    if validation["unigram"] is None:
+    if validation["bits_per_byte"] is not None or validation["unigram"] is None:
         what, where = "bits per byte", "all on the same held-out files"
         figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
     else:

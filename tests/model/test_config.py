@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from model import families
 from model.config import ModelConfig
 from model.count import flops_per_token
 from model.families import Decoder
@@ -83,6 +84,27 @@ def test_flops_are_those_of_the_program(name):
     # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
     for program, flag in ((forward, False), (training, True)):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
+
+
+def test_flops_of_an_encoder_decoder_are_those_of_the_program():
+    config = dataclasses.replace(tiny.SWITCH, mlp_pattern=("dense",), experts=None, attention="xla", encoder_layers=3)
+    rows, length, target = 2, 24, 8
+    model = jax.eval_shape(lambda key: families.make(config, nnx.Rngs(key)), jax.random.key(0))
+    zeros = lambda width: jnp.zeros((rows, width), jnp.int32)
+    source = families.Source(*(zeros(length),) * 3)
+    program = jax.make_jaxpr(lambda model: model.logits(zeros(target), source=source))(model)
+    counted = flops_per_token(config, length, target_length=target, training=False) * rows * length
+    # The decoder's attention to itself computes what the mask hides as well.
+    hidden = rows * 2 * 2 * config.num_layers * config.num_heads * config.head_dim * target * target / 2
+    assert dot_flops(program.jaxpr) == counted + hidden
+
+
+def test_flops_of_experts_are_those_that_a_token_goes_to():
+    """2 of 4 experts of 16 features cost what a dense layer of 32 does, and the router."""
+    config = dataclasses.replace(tiny.LLAMA, mlp_pattern=("sparse",), experts=Experts(4, 2, 16))
+    dense = dataclasses.replace(tiny.LLAMA, mlp_dim=32)
+    router = 6 * config.num_layers * config.embed_dim * 4
+    assert flops_per_token(config, 32) == flops_per_token(dense, 32) + router
 
 
 def test_impossible_experts_are_refused():
