@@ -100,6 +100,24 @@ def test_on_a_mesh(name):
     np.testing.assert_array_equal(out.lengths, drawn.lengths)
 
 
+def test_an_encoder_decoder_with_experts_on_a_mesh():
+    options = dict(sources=[[7, 8, 9, 10], [3], [5, 4]])
+    expected = run(tiny.drawn(tiny.SWITCH), [[0]] * 3, **options)
+    assert len({tuple(row) for row in expected.tokens}) == 3
+    with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+        found = run(tiny.drawn(tiny.SWITCH), [[0]] * 3, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_sources_belong_to_encoder_decoders():
+    with pytest.raises(ValueError, match="needs sources"):
+        check([[1]], 1, 64, tiny.SWITCH)
+    with pytest.raises(ValueError, match="and no other model, needs sources"):
+        check([[1]], 1, 64, tiny.LLAMA, [[1]])
+    with pytest.raises(ValueError, match="1 prompts and 2 sources"):
+        check([[1]], 1, 64, tiny.SWITCH, [[1], [2]])
+
+
 def test_bfloat16_stays_near_float32():
     """The tokens it chose are among the likeliest of the float32 model, and the model itself is left as it was."""
     narrow = model(dtype="bfloat16")
