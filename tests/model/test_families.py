@@ -1,4 +1,4 @@
-"""The decoder: who sees whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
+"""The architectures: who sees whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from model import families
 from model.families import Decoder
 from tests.model import tiny
 
@@ -55,6 +56,21 @@ def test_packed_documents_do_not_know_of_each_other(name):
     alone[0, :length] = tokens[0, segments[0] == 2]
     expected = run(model(name), alone, None, None)[0, :length]
     np.testing.assert_allclose(states[0, segments[0] == 2], expected, atol=1e-5)
+
+
+def test_a_decoder_reads_the_source_of_its_own_document():
+    """All of it, from either side; and nothing of the others'."""
+    rows = tiny.packed_rows(2, 24, seed=2)
+    source, segments = families.Source(*tiny.packed_rows(2, 32, seed=3)), rows[1]
+    forward = jax.jit(lambda source: tiny.drawn(tiny.SWITCH)(*rows, source=source).x_BTD)
+    states = np.asarray(forward(source))
+    for end in (0, -1):  # the first and the last token of document 2
+        row, place = (indices[end] for indices in np.nonzero(source.segments_BS == 2))
+        other = source.tokens_BS.copy()
+        other[row, place] = (other[row, place] + 7) % 64
+        moved = np.abs(np.asarray(forward(source._replace(tokens_BS=other))) - states).max(-1)
+        of_the_document = (segments == 2) & (np.arange(2)[:, None] == row)
+        assert moved[of_the_document].min() > 1e-4 and moved[~of_the_document].max() == 0
 
 
 @pytest.mark.parametrize("name", tiny.BOTH)
