@@ -1,7 +1,7 @@
 """Pre-train a decoder with sparse experts. The argument is a size of configs/sizes/, such as mixtral_8x7b.
 
 The load of the experts is kept even by a loss (Switch Transformer, arXiv:2101.03961), or by a bias that only chooses
-(DeepSeek-V3, arXiv:2412.19437) where the size has one: see config.optimizer.correction_rate.
+(DeepSeek-V3, arXiv:2412.19437), beside a smaller loss, where the size has one: see config.optimizer.correction_rate.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from configs.sizes import DECODERS, sized
 
 def get_config(size: str = "tiny_moe") -> ConfigDict:
     config = base(sized(size, {name: model for name, model in DECODERS.items() if model.get("experts")}))
-    config.objective.balance_loss = 1e-2
-    config.objective.router_z_loss = 1e-3
+    corrected = config.model.experts.correction
+    config.objective.balance_loss = 1e-4 if corrected else 1e-2
+    config.objective.router_z_loss = 0.0 if corrected else 1e-3  # arXiv:2202.08906
     return config

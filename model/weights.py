@@ -27,9 +27,13 @@ def gathered(w: nnx.Param, dtype) -> jax.Array:
     return axes.gather(w[...].astype(dtype))
 
 
+def name(path) -> str:
+    """Of a parameter: its path in the model, such as 'stack/segments/0/0/attention/query'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
 def by_name(tree) -> dict[str, jax.Array]:
-    """The leaves of a model (or any tree) by path, such as 'stack/segments/0/0/attention/query'."""
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    """The leaves of a model (or any tree) by name."""
     return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 

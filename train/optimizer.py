@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from model import axes
+from model import axes, weights
 
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
@@ -40,18 +40,17 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
 def by_pattern(params, rules):
     """The tree of values that an ordered list of (regular expression, value) gives to the parameters.
 
-    A parameter's name is its path, e.g. 'stack/segments/0/0/attention/query'; the first pattern found in it decides.
+    The first pattern found in a parameter's name (model/weights.py) decides.
 
     Raises:
       ValueError: a parameter that no pattern matches.
     """
 
     def value(path, _):
-        name = param_name(path)
         for pattern, result in rules:
-            if re.search(pattern, name):
+            if re.search(pattern, weights.name(path)):
                 return result
-        raise ValueError(f'no pattern matches parameter {name}; end the list with (".*", ...)')
+        raise ValueError(f'no pattern matches parameter {weights.name(path)}; end the list with (".*", ...)')
 
     return jax.tree.map_with_path(value, params)
 
@@ -67,7 +66,7 @@ def _without_corrections(grads):
 
 
 def _is_correction(path) -> bool:
-    return param_name(path).endswith("/correction")
+    return weights.name(path).endswith("/correction")
 
 
 def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
@@ -79,11 +78,6 @@ def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.Gradie
         return jax.tree.map_with_path(move, updates, grads), state
 
     return optax.GradientTransformation(chain.init, update)
-
-
-def param_name(path) -> str:
-    """'stack/segments/0/0/attention/query' for a leaf's key path."""
-    return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path[:-1])
 
 
 def _adamw(rate, o, mask):
@@ -116,7 +110,7 @@ def _muon(rate, o, mask):
         # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
         consistent_rms=0.2,
         muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
-            lambda path, _: dims.get(param_name(path).rsplit("/", 1)[-1]), params
+            lambda path, _: dims.get(weights.name(path).rsplit("/", 1)[-1]), params
         ),
     )
     return optax.GradientTransformation(muon.init, _compiler_sharded(muon.update))

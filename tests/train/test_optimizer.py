@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
+from model import weights
 from model.config import ModelConfig
 from model.families import Decoder
 from train import optimizer
@@ -75,15 +76,15 @@ def test_norms_and_biases_do_not_decay():
     )
     model = Decoder(config, nnx.Rngs(0))
     decays = optimizer.by_pattern(model, settings().decay)
-    flat = {optimizer.param_name(path): value for path, value in jax.tree.leaves_with_path(decays)}
+    flat = {weights.name(path): value for path, value in jax.tree.leaves_with_path(decays)}
     assert flat["stack/segments/0/0/attention/query"] and flat["inputs/tokens/table"]
     assert not any(value for name, value in flat.items() if "norm" in name or "bias" in name)
     assert len(flat) == len(jax.tree.leaves(model))
     # And in effect: with zero gradients, what decays shrinks and the rest stays as it is.
     tx = optimizer.make_optimizer(settings(), lambda step: 0.1)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model)
-    moved = {optimizer.param_name(p): bool(jnp.any(u != 0)) for p, u in jax.tree.leaves_with_path(updates)}
-    zero = {optimizer.param_name(p) for p, v in jax.tree.leaves_with_path(model) if not jnp.any(v)}
+    moved = {weights.name(p): bool(jnp.any(u != 0)) for p, u in jax.tree.leaves_with_path(updates)}
+    zero = {weights.name(p) for p, v in jax.tree.leaves_with_path(model) if not jnp.any(v)}
     assert {name for name, yes in moved.items() if yes} == {name for name, yes in flat.items() if yes} - zero
 
 
@@ -123,7 +124,7 @@ def test_muon_takes_the_matrices():
     tx = optimizer.make_optimizer(settings(name="muon"), lambda step: 0.01)
     state = tx.init(model)
     paths = [path for path, _ in jax.tree.leaves_with_path(state) if "'muon'" in jax.tree_util.keystr(path)]
-    muon = {"/".join(name.split("/")[-2:]) for name in map(optimizer.param_name, paths) if "stack/" in name}
+    muon = {"/".join(name.split("/")[-2:]) for name in map(weights.name, paths) if "stack/" in name}
     matrices = {"attention/query", "attention/key", "attention/value", "attention/out"}
     matrices |= {"feed_forward/gate", "feed_forward/up", "feed_forward/down"}
     assert muon == matrices
