@@ -4,7 +4,8 @@
     blocked  queries in blocks of 128 that skip the keys after them: a quarter less work at 256 tokens, towards half
              at long lengths. The choice for training on a CPU, where nothing fuses the two products.
 
-Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, H head_dim.
+Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, H head_dim (of values it may
+be another one, and is then that of the result).
 """
 
 import functools

@@ -37,6 +37,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("group", None),
     ("head_dim", None),
+    ("latent", "fsdp"),
     ("experts", None),
 )
 # Parameters are stored split over these axes, and gathered at the moment they are used.

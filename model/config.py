@@ -5,7 +5,6 @@ sizes (configs/sizes/), counts (count.py) and everything about training (configs
 """
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -152,6 +151,12 @@ class ModelConfig:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
         if self.latent and (self.num_kv_heads, self.position) != (self.num_heads, "rotary"):
             raise ValueError("model.latent has a key for each head, and rotary positions: leave num_kv_heads at 0")
+        if self.latent and self.architecture == "encoder_decoder":
+            raise ValueError("model.latent has no attention to an encoder: choose the architecture decoder or encoder")
+        if self.latent and (self.qk_norm or self.qkv_bias or self.out_bias):
+            raise ValueError(
+                "model.latent has neither biases nor norms of heads: leave qkv_bias, out_bias, qk_norm off"
+            )
         if "sparse" in self.mlp_pattern and not self.experts:
             raise ValueError("model.mlp_pattern has sparse layers; say in model.experts what they are")
         if "local" in self.attention_pattern and self.window < 1:
@@ -194,8 +199,11 @@ class ModelConfig:
             ("table_dim", "fsdp", fsdp),
             ("experts.mlp_dim", "tensor", tensor),
             ("experts.shared_dim", "tensor", tensor),
+            ("latent.kv_rank", "fsdp", fsdp),
+            ("latent.query_rank", "fsdp", fsdp),
         ):
-            dim = operator.attrgetter(name)(self) if self.experts or "." not in name else 0
+            part, _, inner = name.partition(".")
+            dim = getattr(self, part) if not inner else getattr(getattr(self, part), inner, 0)
             if dim % size:
                 fits = [n for n in range(1, 2 * size) if dim % n == 0]
                 hint = f"; {-(-dim // size) * size} would divide" if name == "vocab_size" else ""

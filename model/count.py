@@ -51,12 +51,13 @@ def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0,
 
 def _attention(config: ModelConfig, layers: int, queries: int, seen: float) -> float:
     """Multiply-adds of the two products of attention in a stack, where a query sees so many keys if it may."""
+    widths = config.head_dim + (config.latent.value_dim if config.latent else config.head_dim)
     total = 0
     for segment in config.segments(layers):
         for kind in segment.kinds:
-            if kind.attention == "local" and config.window < queries:
-                seen = config.window - config.window**2 / (2 * queries)
-            total += segment.repeats * 2 * config.num_heads * config.head_dim * queries * seen
+            windowed = kind.attention == "local" and config.window < queries
+            keys = config.window - config.window**2 / (2 * queries) if windowed else seen
+            total += segment.repeats * config.num_heads * widths * queries * keys
     return total
 
 

@@ -220,8 +220,9 @@ def _states(stack: Stack, norm: Norm | None, x_BTD, context: Context) -> list[ja
 
 def context(config: ModelConfig, mask: masks.Mask, positions_BT) -> Context:
     """What the layers of a stack share."""
+    turned = config.latent.rope_dim if config.latent else config.head_dim
     turns = {
-        kind: rotation(positions_BT, config.head_dim, config.rope, local=kind == "local")
+        kind: rotation(positions_BT, turned, config.rope, local=kind == "local")
         if config.position == "rotary"
         else None
         for kind in dict.fromkeys(config.attention_pattern)

@@ -12,6 +12,7 @@ from model import axes
 from model.attention import Attention, Context
 from model.config import Kind, ModelConfig, Segment
 from model.layers import FeedForward, Norm, dropout
+from model.mla import LatentAttention
 from model.moe import MoE
 from model.positions import RelativeBias
 from model.router import RouterStats
@@ -31,7 +32,7 @@ class Block(nnx.Module):
         self.dropout, self.norm_position = config.dropout, config.norm_position
         after = lambda: Norm(config, rngs) if config.norm_position == "both" else None
         self.attention_norm = Norm(config, rngs)
-        self.attention = Attention(config, rngs, kind.attention, causal=causal)
+        self.attention = (LatentAttention if config.latent else Attention)(config, rngs, kind.attention, causal=causal)
         self.attention_after = after()
         self.cross_norm = Norm(config, rngs) if cross else None
         self.cross = Attention(config, rngs, "global", causal=False, cross=True) if cross else None

@@ -47,9 +47,10 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
       out: logical names of the result's dims.
     """
     w = gathered(w, x.dtype)
-    x_dims, w_dims = spec.split("->")[0].split(",")
+    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
     rows = math.prod(size for dim, size in zip(x_dims, x.shape, strict=True) if dim not in w_dims)
-    own_gradient = axes.platform() == "cpu" and rows * w.size < _CPU_GRADIENT_LIMIT
+    apart = not set(x_dims) & set(w_dims) & set(y_dims)  # as of the heads of absorbed latent attention
+    own_gradient = axes.platform() == "cpu" and rows * w.size < _CPU_GRADIENT_LIMIT and apart
     return (_cpu_einsum if own_gradient else _einsum)(spec, axes.out(*out), x, w)
 
 

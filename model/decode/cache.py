@@ -1,4 +1,4 @@
-"""KVCache: the keys and values of the tokens seen so far.
+"""KVCache: the keys and values of the tokens seen so far, or the latents from which they are made (mla.py).
 
 Buffers of a fixed size, so that a loop of any length is one program; one pair a layer, so that each is updated in
 place. Rows may hold prompts of different lengths, padded on the left: all of them write the same slot at the same time,
@@ -6,7 +6,7 @@ and `segments` (0 for padding and for slots not yet written) keeps what is not t
 
 Left out: a batch whose rows come and go, each at a slot of its own.
 
-Dims: B batch, T new tokens, S slots, K key/value heads, H head_dim.
+Dims: B batch, T new tokens, S slots, K key/value heads, H head_dim, F features of a latent and its rotary key.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class KVCache:
     # In the compute dtype, and in the orders in which attention contracts them, so that nothing is transposed at each
     # token. Without the dim B where there is one row: XLA's CPU compiler drops a dim of 1 from a product, which would
     # put a second copy of every buffer between its update and its use.
-    keys: tuple[jax.Array, ...]  # a layer: [B, K, S, H]
-    values: tuple[jax.Array, ...]  # a layer: [B, K, H, S]
+    keys: tuple[jax.Array, ...]  # a layer: [B, K, S, H]; of latent attention [B, S, F], on every device of `tensor`
+    values: tuple[jax.Array, ...]  # a layer: [B, K, H, S]; of latent attention none
     segments_BS: jax.Array  # int32
     positions_BS: jax.Array  # int32
     index: jax.Array  # int32 scalar: slots written
@@ -36,15 +36,22 @@ class KVCache:
         """An empty cache: `length` slots on the mesh that is set, rows split like a batch's, heads like a layer's."""
 
         def zeros(*dims, dtype=jnp.int32):
-            names, shape = zip(*dims[batch == 1 and len(dims) == 4 :], strict=True)
+            names, shape = zip(*dims, strict=True)
             return jnp.zeros(shape, dtype, out_sharding=axes.out(*names))
 
+        def buffers(*dims):
+            return tuple(zeros(*dims[batch == 1 :], dtype=config.dtype) for _ in range(config.num_layers))
+
         rows, slots = ("batch", batch), ("length", length)
-        heads, features = ("kv_heads", config.num_kv_heads), ("head_dim", config.head_dim)
-        layers = range(config.num_layers)
+        if config.latent:
+            keys = buffers(rows, slots, ("features", config.latent.kv_rank + config.latent.rope_dim))
+            values = ()
+        else:
+            heads, features = ("kv_heads", config.num_kv_heads), ("head_dim", config.head_dim)
+            keys, values = buffers(rows, heads, slots, features), buffers(rows, heads, features, slots)
         return cls(
-            keys=tuple(zeros(rows, heads, slots, features, dtype=config.dtype) for _ in layers),
-            values=tuple(zeros(rows, heads, features, slots, dtype=config.dtype) for _ in layers),
+            keys=keys,
+            values=values,
             segments_BS=zeros(rows, slots),
             positions_BS=zeros(rows, slots),
             index=jnp.zeros((), jnp.int32),
@@ -61,20 +68,29 @@ class KVCache:
         """Write a layer's new keys and values; returns the cache and all of the layer's, [B, S, K, H] each."""
         keys, k_BSKH = _write(self.keys[layer], k_BTKH, (0, 2, 1, 3), self.index)
         values, v_BSKH = _write(self.values[layer], v_BTKH, (0, 2, 3, 1), self.index)
-        put = lambda buffers, new: (*buffers[:layer], new, *buffers[layer + 1 :])
-        cache = dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
+        cache = dataclasses.replace(self, keys=_put(self.keys, layer, keys), values=_put(self.values, layer, values))
         return cache, k_BSKH, v_BSKH
+
+    def extend_latent(self, layer: int, latent_BTF: jax.Array) -> tuple["KVCache", jax.Array]:
+        """Write a layer's new latents; returns the cache and all of the layer's, [B, S, F]."""
+        keys, latent_BSF = _write(self.keys[layer], latent_BTF, (0, 1, 2), self.index)
+        return dataclasses.replace(self, keys=_put(self.keys, layer, keys)), latent_BSF
 
     def advance(self, tokens: int) -> "KVCache":
         """After all layers: the next tokens go behind these."""
         return dataclasses.replace(self, index=self.index + tokens)
 
 
-def _write(buffer, new_BTKH, order, index):
-    """Update a buffer whose dims are [B, T, K, H] in this order; returns it, and as a view [B, S, K, H]."""
-    new = jnp.transpose(new_BTKH, order)
-    squeezed = buffer.ndim == 3
+def _put(buffers, layer, new):
+    return *buffers[:layer], new, *buffers[layer + 1 :]
+
+
+def _write(buffer, new, order, index):
+    """Update a buffer whose dims are those of [B, T, K, H] or [B, T, F] in this order; returns it, and as a view with
+    the dims in the order of `new`."""
+    new = jnp.transpose(new, order)
+    squeezed = buffer.ndim < new.ndim
     slots = order.index(1) - squeezed
     buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[0] if squeezed else new, index, axis=slots)
     view = buffer[None] if squeezed else buffer
-    return buffer, jnp.transpose(view, [order.index(dim) for dim in range(4)])
+    return buffer, jnp.transpose(view, [order.index(dim) for dim in range(new.ndim)])
