@@ -3,7 +3,7 @@
 import contextlib
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, gemma, gpt2, llama, load, mixture, opt, t5
+from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
 from model.interop.family import Family
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
@@ -26,6 +26,8 @@ FAMILIES: dict[str, Family] = {
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
+    "deepseek_v2": deepseek.V2,
+    "deepseek_v3": deepseek.V3,
     "t5": t5.T5,
     "switch_transformers": t5.SWITCH,
 }

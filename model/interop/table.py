@@ -10,6 +10,7 @@ from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
 
 _LISTED = 5  # names in a message
+_SCALES = re.compile(r"\.weight_scale(_inv)?$")
 
 
 class Table(NamedTuple):
@@ -77,8 +78,14 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder) -> dict[st
     """Their name -> the name in this folder, of all tensors that are wanted and there.
 
     Raises:
-      CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them.
+      CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them. Or
+        quantized ones.
     """
+    if scales := [name for name in folder.tensors if _SCALES.search(name)]:
+        raise CheckpointFolderError(
+            f"{folder.path} holds quantized (FP8) weights: {len(scales)} tensors such as {scales[0]}; dequantize "
+            "them to bfloat16 first (DeepSeek's inference/fp8_cast_bf16.py makes such a folder)"
+        )
     found: dict[str, str] = {}
     unexpected, misshapen = [], []
     for file_name in folder.tensors:

@@ -16,6 +16,10 @@ _LLAMA3 = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor
     original_max_position_embeddings=16
 )
 _YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=16)
+_DEEPSEEK = _SMALL | dict(intermediate_size=48, rms_norm_eps=0.01, rope_parameters=_ROPE, num_key_value_heads=4)
+_DEEPSEEK |= dict(kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, q_lora_rank=None)
+_DEEPSEEK |= dict(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2)
+_DEEPSEEK |= dict(first_k_dense_replace=1, routed_scaling_factor=1.5, eos_token_id=None)
 _GPT2 = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=3, n_head=4, n_inner=48, layer_norm_epsilon=0.01)
 _OPT = _SMALL | dict(ffn_dim=48)
 
@@ -74,6 +78,23 @@ CHECKPOINTS = {
             }
         ),
     ),
+    "deepseek2": (transformers.DeepseekV2Config, _DEEPSEEK),
+    "deepseek2 groups": (
+        transformers.DeepseekV2Config,
+        _DEEPSEEK
+        | dict(q_lora_rank=8, topk_method="group_limited_greedy", n_group=4, topk_group=2)
+        | dict(rope_parameters=_YARN | dict(mscale=0.707, mscale_all_dim=0.5)),
+    ),
+    "deepseek3": (
+        transformers.DeepseekV3Config,
+        _DEEPSEEK
+        | dict(q_lora_rank=8, n_group=4, topk_group=2, first_k_dense_replace=2)
+        | dict(rope_parameters=_YARN | dict(mscale=1.0, mscale_all_dim=1.0)),
+    ),
+    "deepseek3 one group": (
+        transformers.DeepseekV3Config,
+        _DEEPSEEK | dict(n_group=1, topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, rope_interleave=False),
+    ),
 }
 
 
@@ -111,7 +132,8 @@ def saved(model):
     """(the model with every parameter redrawn, for initial 0 and 1 hide mistakes; a folder that holds it)."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        biases = (b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias"))
+        for parameter in (*model.parameters(), *biases):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
     model.eval().save_pretrained(folder)
