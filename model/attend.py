@@ -38,6 +38,7 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     """softmax(scale q k^T + bias) v under `mask`; scores and softmax in float32, the result in the dtype of q.
 
     Args:
+      v_BSKH: None: the keys are the values too.
       aligned: queries and keys are the same rows in the same order, so a causal query never needs a later key.
       bias: added to the scores, [B, K, G, T, S] in float32, or None.
     """
@@ -49,7 +50,11 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
         return _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask)
     everything = slice(None)
     scores = _scores(rule, q_BTKGH, k_BSKH, mask, everything, everything, bias)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(q_BTKGH.dtype)
+    if v_BSKH is None:
+        # With its dims in this order the product reads a cache that lies as keys do: in the other one, XLA's CPU
+        # compiler transposes it at each token.
+        return jnp.moveaxis(jnp.einsum("BKGTS,BSKH->BKGTH", probabilities, k_BSKH), 3, 1)
     return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v_BSKH)
 
 

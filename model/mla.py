@@ -112,8 +112,7 @@ class LatentAttention(nnx.Module):
         q_BTGKF = jnp.concatenate([q_BTGKR, jnp.swapaxes(q_BTKGP, 2, 3)], axis=-1)
         # The rotary features are carried through the second product and dropped: to cut them off the cache beforehand
         # would copy all of it at each token.
-        both_BSGF = both_BSF[:, :, None]
-        y_BTGKF = attend(q_BTGKF, both_BSGF, both_BSGF, mask, self.rule, aligned=False)
+        y_BTGKF = attend(q_BTGKF, both_BSF[:, :, None], None, mask, self.rule, aligned=False)
         return einsum("BTGKR,KVR->BTKGV", y_BTGKF[..., : self.latent.kv_rank], self.value_up, QUERIES)
 
 
