@@ -21,7 +21,7 @@ _ATTENTION = (
     ("attention/out", "self_attn.o_proj.weight", "embed (kv group value)", "kv group value embed"),
 )
 _EXPERTS = (
-    *family.experts("mlp.gate", *(f"mlp.experts.{{expert}}.{w}_proj" for w in ("gate", "up", "down"))),
+    *family.experts("mlp.gate", *(f"mlp.experts.{{expert}}.{w}_proj" for w in ("up", "down", "gate"))),
     *family.feed_forward(*(f"mlp.shared_experts.{w}_proj" for w in ("up", "down", "gate")), ours="feed_forward/shared"),
     ("feed_forward/correction", "mlp.gate.e_score_correction_bias", "expert", "expert"),
 )
