@@ -30,9 +30,9 @@ def compiled_afresh():
     compilation_cache.reset_cache()
 
 
-MODELS = tiny.BOTH | {"switch": tiny.SWITCH}
+MODELS = tiny.BOTH | {"switch": tiny.SWITCH, "latent": tiny.LATENT}
 CASES = [(name, shape) for name in tiny.BOTH for shape in SHAPES]
-CASES += [("switch", shape) for shape in ((1, 8, 1), (1, 1, 8), (2, 2, 2))]
+CASES += [(name, shape) for name in ("switch", "latent") for shape in ((1, 8, 1), (1, 1, 8), (2, 2, 2))]
 IDS = [name + "-" + "x".join(map(str, shape)) for name, shape in CASES]
 
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from model import families
 from model.config import ModelConfig, Rope
-from model.parts import Experts
+from model.parts import Experts, Latent
 
 _SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
 # Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
@@ -35,6 +35,14 @@ SWITCH = ModelConfig(
     relative_distance=10,
     mlp_pattern=("dense", "sparse"),
     experts=Experts(count=4, per_token=2, mlp_dim=16),
+)
+# Latent attention.
+LATENT = ModelConfig(
+    **_SHARED,
+    num_heads=8,
+    latent=Latent(kv_rank=16, content_dim=6, rope_dim=4, value_dim=5, query_rank=8),
+    attention_scale=0.4,
+    rope=Rope(theta=100.0, interleaved=True),
 )
 
 
