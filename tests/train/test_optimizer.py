@@ -13,6 +13,7 @@ from configs import pretrain_decoder
 from model import weights
 from model.config import ModelConfig
 from model.families import Decoder
+from model.parts import Latent
 from train import optimizer
 
 TINY = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=16, dtype="float32")
@@ -118,14 +119,17 @@ def test_learns(name):
     assert values[-1] < 0.8 * values[0]
 
 
-def test_muon_takes_the_matrices():
+@pytest.mark.parametrize("latent", [None, Latent(kv_rank=8, content_dim=4, rope_dim=2, value_dim=4, query_rank=8)])
+def test_muon_takes_the_matrices(latent):
     """Its momentum covers every hidden matrix and nothing else."""
-    model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
+    fields = TINY | dict(num_kv_heads=0, latent=latent) if latent else TINY
+    model = Decoder(ModelConfig(**fields), nnx.Rngs(0))
     tx = optimizer.make_optimizer(settings(name="muon"), lambda step: 0.01)
     state = tx.init(model)
     paths = [path for path, _ in jax.tree.leaves_with_path(state) if "'muon'" in jax.tree_util.keystr(path)]
     muon = {"/".join(name.split("/")[-2:]) for name in map(weights.name, paths) if "stack/" in name}
-    matrices = {"attention/query", "attention/key", "attention/value", "attention/out"}
+    names = ("query_down", "query_up", "latent_down", "key_up", "value_up") if latent else ("query", "key", "value")
+    matrices = {"attention/out", *(f"attention/{name}" for name in names)}
     matrices |= {"feed_forward/gate", "feed_forward/up", "feed_forward/down"}
     assert muon == matrices
 
