@@ -6,6 +6,7 @@ says. How a size is trained (dropout, precision, remat) is not here: that is eac
 
 from configs.sizes import tiny
 from configs.sizes.decoders import SIZES as _DECODERS
+from configs.sizes.encoder_decoders import SIZES as _ENCODER_DECODERS
 from configs.sizes.encoders import SIZES as _ENCODERS
 from configs.sizes.gemma import SIZES as _GEMMA
 from configs.sizes.llama import SIZES as _LLAMA
@@ -13,7 +14,7 @@ from configs.sizes.mixtures import SIZES as _MIXTURES
 
 DECODERS = {**tiny.DECODERS, **_LLAMA, **_GEMMA, **_DECODERS, **_MIXTURES}
 ENCODERS = {**tiny.ENCODERS, **_ENCODERS}
-ENCODER_DECODERS = {**tiny.ENCODER_DECODERS}
+ENCODER_DECODERS = {**tiny.ENCODER_DECODERS, **_ENCODER_DECODERS}
 SIZES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
 

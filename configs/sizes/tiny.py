@@ -1,5 +1,6 @@
 """Models for two CPU cores, one of each kind; not published. A vocabulary of 0 is the tokenizer's."""
 
+from configs.sizes.encoder_decoders import t5_v1_1
 from configs.sizes.encoders import bert
 from configs.sizes.llama import llama
 from configs.sizes.mixtures import experts
@@ -9,31 +10,4 @@ _MIXTURE = _LLAMA | dict(mlp_pattern=("sparse",), experts=experts(8, 2, 352, nor
 
 DECODERS = {"tiny": llama(4, 256, 4, 704, **_LLAMA), "tiny_moe": llama(4, 256, 4, 352, **_MIXTURE)}
 ENCODERS = {"tiny_encoder": bert(4, 256, 4, vocab_size=0)}
-# T5 1.1's parts (arXiv:1910.10683 and its released code).
-ENCODER_DECODERS = {
-    "tiny_encdec": dict(
-        architecture="encoder_decoder",
-        vocab_size=0,
-        num_layers=3,
-        encoder_layers=3,
-        embed_dim=256,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=64,
-        mlp_dim=512,
-        max_length=512,
-        norm="rmsnorm",
-        norm_epsilon=1e-6,
-        position="relative",
-        relative_buckets=32,
-        relative_distance=128,
-        attention_scale=1.0,
-        activation="gelu_tanh",
-        gated=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        tied=False,
-        init_std=0.02,
-    )
-}
+ENCODER_DECODERS = {"tiny_encdec": t5_v1_1(3, 256, 4, 512, vocab_size=0)}

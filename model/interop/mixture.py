@@ -6,7 +6,6 @@ from model.config import ModelConfig
 from model.interop import family, llama
 from model.interop.family import Family
 from model.interop.table import Table
-from model.interop.tensorfile import CheckpointFolderError
 from model.parts import Experts
 
 _MIXTRAL = family.experts(
@@ -33,19 +32,12 @@ def _mixtral(c: dict) -> dict:
     return llama.mistral(c) | dict(experts=experts, mlp_pattern=("sparse",))
 
 
-def _experts(config: ModelConfig) -> Experts:
-    if config.experts is None:
-        raise CheckpointFolderError("these families have experts, and the model has none")
-    return config.experts
-
-
 def _describe_mixtral(config: ModelConfig) -> dict:
-    experts = _experts(config)
     return llama.describe(config) | {
         "sliding_window": config.window or None,
-        "intermediate_size": experts.mlp_dim,
-        "num_local_experts": experts.count,
-        "num_experts_per_tok": experts.per_token,
+        "intermediate_size": config.experts.mlp_dim,
+        "num_local_experts": config.experts.count,
+        "num_experts_per_tok": config.experts.per_token,
     }
 
 
@@ -67,7 +59,7 @@ def _qwen2(c: dict) -> dict:
 
 
 def _describe_qwen(config: ModelConfig) -> dict:
-    experts, pattern = _experts(config), config.mlp_pattern
+    experts, pattern = config.experts, config.mlp_pattern
     return llama.describe_qwen(config) | {
         "num_experts": experts.count,  # what transformers 4 says, and 5 for Qwen2
         "num_local_experts": experts.count,  # what 5 says for Qwen3

@@ -4,6 +4,7 @@ They are in the form in which they were released (transformers 4: `rope_theta`, 
 to the defaults of transformers' configuration class is written out.
 """
 
+from tests.configs import published_encoder_decoders as encoder_decoders
 from tests.configs import published_encoders as encoders
 from tests.configs import published_mixtures as mixtures
 from tests.configs.released import released
@@ -183,4 +184,5 @@ CONFIGS = {
     ),
     **mixtures.CONFIGS,
     **encoders.CONFIGS,
+    **encoder_decoders.CONFIGS,
 }

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 
-from configs.sizes import DECODERS, ENCODERS, SIZES
+from configs.sizes import DECODERS, ENCODER_DECODERS, ENCODERS, SIZES, tiny
 from model.config import ModelConfig
 from model.count import flops_per_token, num_params
 from model.interop.registry import FAMILIES, family_of
 from tests.configs.published import CONFIGS
 
-OURS = {"tiny", "gpt3_175b"}  # no checkpoint was released
+OURS = {*tiny.DECODERS, *tiny.ENCODERS, *tiny.ENCODER_DECODERS, "gpt3_175b"}  # no checkpoint was released
 
 # Parameters, and those without embedding and output layer: as written by those who published the model, in its paper
 # or on its card. Zeros that stand for rounding are left out ("0.34B", and not "340M").
@@ -82,13 +82,27 @@ FIGURES = {
     "albert_large": ("17M",),
     "albert_xlarge": ("58M",),
     "albert_xxlarge": ("223M",),
+    "t5_small": ("60M",),
+    "t5_base": ("223M",),
+    "t5_3b": ("2.8B",),
+    "t5_11b": ("11B",),
+    "t5_v1_1_small": ("77M",),
+    "t5_v1_1_base": ("0.25B",),
+    "t5_v1_1_large": ("0.8B",),
+    "t5_v1_1_xl": ("3B",),
+    "t5_v1_1_xxl": ("11B",),
+    "switch_base_16": ("1.1B",),
+    "switch_base_32": ("2.0B",),
+    "switch_base_64": ("3.8B",),
+    "switch_base_128": ("7.4B",),
+    "switch_base_256": ("14.7B",),
+    "switch_large_128": ("26B",),
 }
 DEFAULTS = ("gpt2", "llama_7b", "opt_125m", "gemma_7b", "gemma2_2b", "bert_base_uncased", "albert_xxlarge")
 
 
 def config(name: str) -> ModelConfig:
-    fields = dict(SIZES[name])
-    return ModelConfig(**fields | {"vocab_size": fields["vocab_size"] or 4096})
+    return ModelConfig(**SIZES[name])
 
 
 def test_every_size_has_its_release():
@@ -115,7 +129,10 @@ def test_parameters_are_those_of_transformers(name):
     kind = values.pop("model_type")
     with torch.device("meta"):
         theirs = getattr(transformers, FAMILIES[kind].architecture)(transformers.AutoConfig.for_model(kind, **values))
-    assert num_params(config(name)) == theirs.num_parameters()
+    count = theirs.num_parameters()
+    if kind == "t5" and not values.get("tie_word_embeddings", True):
+        count += theirs.lm_head.weight.numel()  # released with T5 1.1; transformers 5 makes it the embedding table
+    assert num_params(config(name)) == count
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -148,6 +165,7 @@ def test_flops_are_near_published_training_compute():
 
 
 def test_sizes_are_sorted_by_architecture():
-    for sizes, architecture in ((DECODERS, "decoder"), (ENCODERS, "encoder")):
+    groups = {"decoder": DECODERS, "encoder": ENCODERS, "encoder_decoder": ENCODER_DECODERS}
+    for architecture, sizes in groups.items():
         assert {fields["architecture"] for fields in sizes.values()} == {architecture}
-    assert SIZES == {**DECODERS, **ENCODERS}
+    assert SIZES == {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
