@@ -30,6 +30,8 @@ NAMES = {
     "gemma": "Gemma 1",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3 (text)",
+    "deepseek_v2": "DeepSeek-V2",
+    "deepseek_v3": "DeepSeek-V3",
     "bert": "BERT",
     "roberta": "RoBERTa",
     "albert": "ALBERT",

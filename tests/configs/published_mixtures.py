@@ -10,6 +10,15 @@ _QWEN = _SHARED | dict(vocab_size=151936, use_sliding_window=False, decoder_spar
 _QWEN2 = _QWEN | dict(norm_topk_prob=False)
 _QWEN3 = _QWEN | dict(norm_topk_prob=True, head_dim=128, max_position_embeddings=40960, attention_bias=False)
 _QWEN3 |= dict(num_experts=128, num_experts_per_tok=8, mlp_only_layers=[])
+_DEEPSEEK = _SHARED | dict(rope_theta=10000.0, max_position_embeddings=163840, attention_bias=False, moe_layer_freq=1)
+_DEEPSEEK |= dict(kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)
+_DEEPSEEK_NAMES = f"{_DIMS} moe_intermediate_size n_routed_experts n_shared_experts num_experts_per_tok q_lora_rank"
+
+
+def _yarn(mscale: float) -> dict:
+    scaling = dict(type="yarn", factor=40, beta_fast=32, beta_slow=1, original_max_position_embeddings=4096)
+    return dict(rope_scaling=scaling | dict(mscale=mscale, mscale_all_dim=mscale))
+
 
 CONFIGS = {
     **released(
@@ -41,5 +50,33 @@ CONFIGS = {
         f"{_DIMS} moe_intermediate_size",
         _QWEN3,
         {"qwen3_30b_a3b": (2048, 48, 32, 6144, 4, 768), "qwen3_235b_a22b": (4096, 94, 64, 12288, 4, 1536)},
+    ),
+    **released(
+        "deepseek_v2",
+        _DEEPSEEK_NAMES,
+        _DEEPSEEK | _yarn(0.707) | dict(vocab_size=102400, scoring_func="softmax", norm_topk_prob=False),
+        {
+            "deepseek_v2_lite": (
+                *(2048, 27, 16, 10944, 16, 1408, 64, 2, 6, None),
+                dict(first_k_dense_replace=1, topk_method="greedy", n_group=1, topk_group=1, routed_scaling_factor=1.0),
+            ),
+            "deepseek_v2": (
+                *(5120, 60, 128, 12288, 128, 1536, 160, 2, 6, 1536),
+                dict(first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=8, topk_group=3)
+                | dict(routed_scaling_factor=16.0),
+            ),
+        },
+    ),
+    **released(
+        "deepseek_v3",
+        _DEEPSEEK_NAMES,
+        _DEEPSEEK | _yarn(1.0) | dict(vocab_size=129280, scoring_func="sigmoid", norm_topk_prob=True),
+        {
+            "deepseek_v3": (
+                *(7168, 61, 128, 18432, 128, 2048, 256, 1, 8, 1536),
+                dict(first_k_dense_replace=3, topk_method="noaux_tc", n_group=8, topk_group=4)
+                | dict(routed_scaling_factor=2.5),
+            ),
+        },
     ),
 }

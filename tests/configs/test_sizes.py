@@ -74,6 +74,9 @@ FIGURES = {
     "qwen2_57b_a14b": ("57.41B", "56.32B"),
     "qwen3_30b_a3b": ("30.5B", "29.9B"),
     "qwen3_235b_a22b": ("235B", "234B"),
+    "deepseek_v2_lite": ("15.7B",),
+    "deepseek_v2": ("236B",),
+    "deepseek_v3": ("671B",),
     "bert_base_uncased": ("0.11B",),
     "bert_large_uncased": ("0.34B",),
     "roberta_base": ("125M",),
@@ -130,6 +133,8 @@ def test_parameters_are_those_of_transformers(name):
     with torch.device("meta"):
         theirs = getattr(transformers, FAMILIES[kind].architecture)(transformers.AutoConfig.for_model(kind, **values))
     count = theirs.num_parameters()
+    # DeepSeek-V3's biases of experts are trained, though not by gradients, and no parameters to torch.
+    count += sum(buffer.numel() for path, buffer in theirs.named_buffers() if path.endswith("correction_bias"))
     if kind == "t5" and not values.get("tie_word_embeddings", True):
         count += theirs.lm_head.weight.numel()  # released with T5 1.1; transformers 5 makes it the embedding table
     assert num_params(config(name)) == count
