@@ -191,3 +191,12 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
     if r.scaling == "yarn":
         found |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow, "attention_factor": r.attention_factor}
     return found
+
+
+def rope_of_transformers_4(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4 reads in place of `rope_parameters`."""
+    whole, local = parameters.get("full_attention", parameters), parameters.get("sliding_attention")
+    scaling = {key: value for key, value in whole.items() if key != "rope_theta"}
+    found = {"rope_theta": whole["rope_theta"]}
+    found["rope_scaling"] = None if whole["rope_type"] == "default" else scaling
+    return found | ({"rope_local_base_freq": local["rope_theta"]} if local else {})

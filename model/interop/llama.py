@@ -64,7 +64,6 @@ def describe(config: ModelConfig) -> dict:
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": family.rope_parameters(config),
-        "rope_theta": config.rope.theta,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied,
         "initializer_range": config.init_std,

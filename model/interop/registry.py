@@ -4,7 +4,7 @@ import contextlib
 
 from model.config import ModelConfig
 from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
-from model.interop.family import Family
+from model.interop.family import Family, rope_of_transformers_4
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 from model.interop.writer import json_text
@@ -85,5 +85,7 @@ def write(model, name: str, path, files: dict[str, str] | None = None, **extra) 
     family = FAMILIES[name]
     described = {"architectures": [family.architecture], "model_type": name} | family.describe(model.config) | extra
     described["dtype"] = described["torch_dtype"] = model.config.param_dtype
+    if "rope_parameters" in described:
+        described |= rope_of_transformers_4(described["rope_parameters"])
     files = {"config.json": json_text(described)} | (files or {})
     load.save(model, family.table(model.config), path, files)
