@@ -115,6 +115,9 @@ def run(main) -> None:
             words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes what it says
             # What a config file raises as ValueError is meant for its user; anything else is a bug in it, shown whole.
             _, raised, reason = words.rpartition("\nValueError: ")
+            if isinstance(error, KeyError | AttributeError) and not raised:
+                reason = words.removeprefix("'")
+                words = f"the config has no field '{reason}" + ("" if "'" in reason else "': flags change what it sets")
             sys.exit(f"error: {reason if raised else words}")
 
     app.run(guarded, flags_parser=parse)

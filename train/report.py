@@ -190,13 +190,14 @@ def _plots(rows: list[dict]) -> str:
 
 
 def _experts(rows: list[dict]) -> str:
-    row = next((row for row in reversed(rows) if "experts/load" in row), None)
-    if row is None:
+    last = lambda name: next((row for row in reversed(rows) if f"experts/{name}" in row), None)
+    load, dropped = last("load"), last("dropped")
+    if not load or not dropped:
         return ""
-    load_LE = np.atleast_2d(row["experts/load"])
+    step, load_LE = load["step"], np.asarray(load["experts/load"])
     note = (
-        f"Tokens of each expert in each layer, around step {row['step']}: a row a layer, full colour from twice an "
-        f"even share on. The fullest has {load_LE.max():.2f} times that share; {row['experts/dropped']:.1%} of all "
+        f"Tokens of each expert in each layer, before step {step}: a row a layer, full colour from twice an even share "
+        f"on. The fullest has {load_LE.max():.2f} times that share; {dropped['experts/dropped']:.1%} of all "
         "choices were dropped."
     )
     body = f'<figure class="card">{plots.loads(load_LE)}<p>{note}</p></figure>'

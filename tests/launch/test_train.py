@@ -88,8 +88,11 @@ def test_a_finished_run_says_so(tiny, uninterrupted, capsys):
 
 
 def test_resume_equals_uninterrupted(tiny, uninterrupted, tmp_path, monkeypatch):
-    """Stopped by a signal in the middle of a log window and of a checkpoint interval, then continued."""
+    """Stopped by a signal in the middle of a log window and of a checkpoint interval, then continued. With experts,
+    whose loads are averaged from one evaluation to the next."""
     tiny.log_every = 4  # windows of the mean loss span the stop
+    experts = dict(count=4, per_token=2, mlp_dim=16, correction=True)
+    tiny.model.update(mlp_pattern=("sparse",), experts=experts)
     whole = tmp_path / "whole"
     train(tiny, whole)
     make = build.put
@@ -112,6 +115,9 @@ def test_resume_equals_uninterrupted(tiny, uninterrupted, tmp_path, monkeypatch)
     assert 4 < Checkpoints(workdir).latest_step < 8
     train(tiny, workdir)
     assert_same_run(tiny, whole, workdir)
+    rows, again = (metrics.read(path / "metrics.jsonl") for path in (whole, workdir))
+    loads, loads_again = ([row["experts/load"] for row in found if "experts/load" in row] for found in (rows, again))
+    assert np.shape(loads) == (2, 2, 4) and loads == loads_again  # evaluations, layers, experts
 
 
 def test_resume_from_an_earlier_checkpoint(tiny, uninterrupted, tmp_path):
@@ -264,7 +270,11 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
     cases = [
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.lerning_rate=1"],
-            "lerning_rate",
+            "the config has no field 'lerning_rate'. Did you mean",
+        ),
+        (
+            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.model.experts=1"],
+            "the config has no field 'experts': flags change what it sets",
         ),
         (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
         (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),

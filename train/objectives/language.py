@@ -41,10 +41,12 @@ def language(z_loss: float = 0.0, label_smoothing: float = 0.0, balance_loss: fl
 
 
 def _loads(router: RouterStats) -> dict[str, jax.Array]:
-    """How the choices of tokens fell on the experts [L, E] of each layer, as multiples of an even share, and the part
-    of all choices that was dropped."""
+    """How the choices of tokens fell on the experts [L, E] of each layer, as multiples of an even share, the largest
+    of these, and the part of all choices that was dropped."""
     choices_L1 = router.load_E.sum(-1, keepdims=True) + 1e-9  # a batch may be all padding
+    load_LE = router.load_E * router.load_E.shape[-1] / choices_L1
     return {
-        "load": router.load_E * router.load_E.shape[-1] / choices_L1,
+        "load": load_LE,
+        "max_load": load_LE.max(),
         "dropped": router.dropped.sum() / choices_L1.sum(),
     }
