@@ -7,6 +7,7 @@ from model.interop import family
 from model.interop.family import Family, activation, known, layer_entries, norm, norm_entries, table_entry
 from model.interop.layout import Entry
 from model.interop.table import Table
+from model.interop.tensorfile import CheckpointFolderError
 
 _HEADS = {
     "ForMaskedLM": "masked",
@@ -138,6 +139,10 @@ def _roberta_fields(c: dict) -> dict:
 
 
 def _albert_fields(c: dict) -> dict:
+    if c["num_hidden_groups"] < 1:
+        raise CheckpointFolderError(
+            "config.json: num_hidden_groups is 0; layers share the parameters of 1 group or more"
+        )
     return _fields(c) | dict(
         table_dim=c["embedding_size"],
         share_groups=c["num_hidden_groups"],

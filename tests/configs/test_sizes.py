@@ -7,14 +7,19 @@ config.json), and by those who published the model. Three sources agree, then: t
 import dataclasses
 import re
 
+import jax
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from configs.sizes import DECODERS, ENCODER_DECODERS, ENCODERS, SIZES, tiny
 from model.config import ModelConfig
 from model.count import flops_per_token, num_params
+from model.families import make
 from model.interop.registry import FAMILIES, family_of
+from model.interop.table import expected
+from model.weights import by_name
 from tests.configs.published import CONFIGS
 
 OURS = {*tiny.DECODERS, *tiny.ENCODERS, *tiny.ENCODER_DECODERS, "gpt3_175b"}  # no checkpoint was released
@@ -120,10 +125,17 @@ def test_a_size_is_what_its_config_json_says(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_size_can_be_exported(name):
+def test_a_size_describes_itself(name):
     ours, family = config(name), FAMILIES[CONFIGS[name]["model_type"]]
     assert ModelConfig(**family.fields(family.describe(ours))) == ours
-    assert family_of(ours) in FAMILIES
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_can_be_exported(name):
+    """To a family that is found by its parts, and has a place for every parameter."""
+    ours = ModelConfig(**SIZES[name] | {"vocab_size": SIZES[name]["vocab_size"] or 64})
+    leaves = by_name(jax.eval_shape(lambda key: make(ours, nnx.Rngs(key)), jax.random.key(0)))
+    assert expected(FAMILIES[family_of(ours)].table(ours), leaves)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
