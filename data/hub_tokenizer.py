@@ -70,10 +70,11 @@ def files(words: Tokenizer) -> dict[str, str]:
     text as the documents began that the model has seen.
     """
     backend, special = Backend.from_str(words.to_json()), words.special
-    if not words.published:
-        backend.post_processor = _begin_with(backend.id_to_token(special.begin), special.begin)
     # The class that takes tokenizer.json at its word; a family's own class would build its own from the vocabulary.
     settings = special.tokenizer_config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if not words.published:
+        backend.post_processor = _begin_with(backend.id_to_token(special.begin), special.begin)
+        settings |= {} if words.mask_id is None else {"mask_token": backend.id_to_token(words.mask_id)}
     return {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
 
 

@@ -66,6 +66,7 @@ class MoE(nnx.Module):
         correction_E = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
         if not axes.has_mesh():
             return self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
+        real_BT = None if real_BT is None else axes.place(real_BT, "batch", "length")  # made by default, it is whole
         names = lambda *logical: tuple(jax.tree.leaves(tuple(axes.out(*logical))))
         split, inner = names("batch", "length"), names("mlp")
 

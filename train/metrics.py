@@ -176,12 +176,12 @@ class Progress:
             "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
             "loss": f"{loss:.3f}",
             "ppl": short(math.exp(min(loss, 700.0))),
-            "tok/s": short(tokens_per_second),
+            "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # nothing but compiling yet
             "MFU": "",
             "left": duration((self.total_steps - step) * seconds_per_step),
             "lr": f"{learning_rate:.1e}".replace("e-0", "e-").replace("e+00", ""),
         }
-        if self.peak_flops:
+        if self.peak_flops and fields["tok/s"]:
             mfu = 100 * model_flops_utilization(self.flops_per_token, tokens_per_second, self.peak_flops)
             fields["MFU"] = f"{mfu:.{int(mfu < 9.95)}f} %"
         self.widths = {name: max(len(value), self.widths.get(name, 0)) for name, value in fields.items()}

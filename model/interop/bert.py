@@ -140,9 +140,7 @@ def _roberta_fields(c: dict) -> dict:
 
 def _albert_fields(c: dict) -> dict:
     if c["num_hidden_groups"] < 1:
-        raise CheckpointFolderError(
-            "config.json: num_hidden_groups is 0; layers share the parameters of 1 group or more"
-        )
+        raise CheckpointFolderError("config.json: num_hidden_groups is 0; layers share the parameters of at least 1")
     return _fields(c) | dict(
         table_dim=c["embedding_size"],
         share_groups=c["num_hidden_groups"],

@@ -1,6 +1,7 @@
 """The families that can be read and written, and both directions for a whole checkpoint folder."""
 
 import contextlib
+import dataclasses
 
 from model.config import ModelConfig
 from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
@@ -63,14 +64,19 @@ def family_of(config: ModelConfig) -> str:
     Raises:
       CheckpointFolderError: none can.
     """
+    differing = {}
     for name, family in FAMILIES.items():
         # AttributeError: of experts and the like, which a family has and this config has not.
         with contextlib.suppress(CheckpointFolderError, ValueError, KeyError, AttributeError):
             fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in RUNNING}}
-            if ModelConfig(**fields) == config:
+            found = dataclasses.asdict(ModelConfig(**fields))
+            differing[name] = [field for field, value in dataclasses.asdict(config).items() if found[field] != value]
+            if not differing[name]:
                 return name
+    nearest = min(differing, key=lambda name: len(differing[name]))
     raise CheckpointFolderError(
-        f"no family of checkpoints has just the parts of this model; known are {', '.join(FAMILIES)}"
+        f"no family of checkpoints has just the parts of this model; the nearest is {nearest}, which has no place for "
+        f"its values of {', '.join('model.' + field for field in differing[nearest])}"
     )
 
 

@@ -1,5 +1,6 @@
 """A checkpoint folder in and out, and a model that was trained here out."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ from tokenizers import processors
 from data import tokenizer
 from launch import build
 from launch.train import train
-from model import axes
+from model import axes, families, masks
 from model.decode.generate import generate
 from model.interop.folder import Folder
+from tests.launch.conftest import shrink
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,37 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
         expected = generate(model, prompt, jax.random.key(0), max_new_tokens=12, eos_id=words.special.end).tokens[0]
     greedy = theirs.generate(torch.tensor(again.encode("the quick"))[None], max_new_tokens=12, do_sample=False)[0]
     np.testing.assert_array_equal(expected, greedy[len(prompt[0]) :])
+
+
+_TARGET = dict(decoder_input_ids=torch.arange(5)[None] + 50)
+# config: (transformers' class, what it reads beside tokens, fields without which no family has such a model)
+ARCHITECTURES = {
+    "moe": (transformers.MixtralForCausalLM, {}, {"experts.mlp_dim": 48}),
+    "encoder": (transformers.BertForMaskedLM, {}, {"num_kv_heads": 4}),
+    "encdec": (transformers.T5ForConditionalGeneration, _TARGET, {"num_kv_heads": 4}),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures_trained_here(name, data_dir, corpus, tmp_path):
+    config = shrink(importlib.import_module(f"configs.pretrain_{name}").get_config(), data_dir, corpus)
+    config.steps = config.eval_every = config.checkpoint_every = 2
+    config.optimizer.warmup_steps = 1
+    kind, others, fields = ARCHITECTURES[name]
+    config.model.update_from_flattened_dict(fields)
+    train(config, tmp_path / "run")
+    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    mesh, model, words = build.restore_for_inference(tmp_path / "run")
+    tokens = torch.arange(12)[None] + 40
+    with torch.no_grad():
+        theirs = kind.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()(tokens, **others).logits
+    read = [jnp.asarray(rows.numpy(), jnp.int32) for rows in (tokens, *others.values())]
+    with axes.use_mesh(mesh):
+        source = {"source": families.Source(read[0], *masks.default_segments(read[0]))} if others else {}
+        ours = model.logits(read[-1], **source)
+    np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4)
+    settings = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert settings.mask_token_id == words.mask_id
 
 
 def test_special_tokens_on_the_way(folder, tmp_path):
