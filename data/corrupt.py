@@ -7,7 +7,8 @@ Random numbers of a row depend on the seed and its place in the stream alone: no
 read before. A row of the next epoch has another place, so its mask is another one (RoBERTa's dynamic masking,
 arXiv:1907.11692, section 4.1); held-out rows are masked alike each time, with `VALIDATION_SEED`.
 
-Left out: BERT's next-sentence prediction and fixed masks, which RoBERTa found no better; T5's longer inputs that fill
+Left out: BERT's next-sentence prediction and fixed masks, which RoBERTa found no better, and its [SEP] behind a text
+(packed rows hold only what begins one); T5's longer inputs that fill
 the encoder's row after corruption (rows are packed before, so about a tenth of the encoder's row stays empty).
 
 B rows, T tokens a row, D tokens a row of the decoder.
@@ -75,7 +76,7 @@ class Masked:
 class Spans:
     """Span corruption: (rows [B, 3, T], places [B], seed) -> Batch of the decoder's side [B, D] and the encoder's.
 
-    Spans are drawn over all tokens of a row but those that separate documents, as many and as long as `span_counts`
+    Spans are drawn over all tokens of a row but the ends of documents, as many and as long as `span_counts`
     says, and cut where a document ends. In the encoder's row (T long) a sentinel stands for each span. The decoder
     predicts, for each document with spans, [sentinel 0, span 0, sentinel 1, span 1, ..., end], with weight 1. Sentinels
     are numbered anew in each document. D is tokens + 2 spans of a full row, rounded up to a multiple of 8: enough for
@@ -92,7 +93,7 @@ class Spans:
         return decoder_length(seq_len, self._rate, self._mean_length)
 
     def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int) -> Batch:
-        tokens, segments = rows[:, 0].astype(np.int32), rows[:, 2].astype(np.int32)
+        tokens, segments = rows[:, 1].astype(np.int32), rows[:, 2].astype(np.int32)  # documents with their ends
         text = (segments > 0) & (tokens != self._end_id)
         noise = _noise(_random(seed, places, tokens.shape[1]), text.sum(1), self._rate, self._mean_length)
         # The noise is drawn over the text of a row as one sequence; here it goes to where that text stands.

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import count, takewhile
@@ -36,6 +37,7 @@ EOT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
+_SENTINELS = re.compile(r"<extra_id_(\d+)>")
 KINDS = ("bpe", "byte", "char")
 
 # What other people's tokenizers call the token that ends a document, most specific first.
@@ -115,17 +117,35 @@ class Tokenizer:
         return [begin + ids for ids in self.encode_batch(texts)]
 
     def inputs(self, texts: Sequence[str], encoder: bool) -> dict[str, list[list[int]] | None]:
-        """`prompts` and `sources` of model.decode.generate: an encoder, where there is one, reads the texts."""
+        """`prompts` and `sources` of model.decode.generate: an encoder, where there is one, reads the texts, which it
+        saw in training with their end, and with sentinels: "<extra_id_0>" stands for what is to be filled in."""
         if not encoder:
             return {"prompts": self.prompts(texts), "sources": None}
-        if self.published:  # as its tokenizer says: T5's texts end with </s>
-            sources = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=True)]
-        else:
-            sources = self.prompts(texts)
-        return {"prompts": [[self.start_id]] * len(texts), "sources": sources}
+        return {"prompts": [[self.start_id]] * len(texts), "sources": [self._source(text) for text in texts]}
+
+    def _source(self, text: str) -> list[int]:
+        pieces = _SENTINELS.split(text)  # text, number, text, number, ..., text
+        ids = self.encode(pieces[0])
+        for number, piece in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+            if number >= len(self.sentinel_ids):
+                raise DataError(
+                    f"The text has {SENTINEL.format(number)}, but the tokenizer has {len(self.sentinel_ids)} sentinels."
+                )
+            ids += [self.sentinel_ids[number], *self.encode(piece)]
+        return [*ids, self.eot_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def decode_spans(self, ids: Iterable[int]) -> str:
+        """As `decode`, with the sentinels shown: what an encoder-decoder fills in, gap by gap."""
+        pieces = [[]]
+        for i in map(int, ids):
+            if i in self.sentinel_ids:
+                pieces += [SENTINEL.format(self.sentinel_ids.index(i)), []]
+            else:
+                pieces[-1].append(i)
+        return "".join(piece if isinstance(piece, str) else self.decode(piece) for piece in pieces)
 
     def continuations(self) -> np.ndarray:
         """Which tokens go on with a word that began before them, bool [vocab_size]; all others begin one.

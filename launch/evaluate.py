@@ -17,7 +17,7 @@ from absl import flags
 
 from launch import build
 from model import axes
-from model.decode.generate import generate
+from model.decode.generate import check, generate
 from model.decode.sampling import settings
 from train import report, summary
 from train.evals.compressors import compressed_bits_per_byte
@@ -34,24 +34,28 @@ def main() -> None:
     config, prepared = build.recorded_config(workdir), build.adopted(workdir)
     mesh, model, tokenizer = build.restore_for_inference(workdir, build.mesh(config))
     with axes.use_mesh(mesh):
+        inputs = {}
+        if _PROMPTS.value:
+            inputs = tokenizer.inputs(_PROMPTS.value, model.config.architecture == "encoder_decoder")
+            with build.checking("--prompt, --max_new_tokens"):
+                check(inputs["prompts"], _TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
         eval_step = build.steps(config, None)[1]
         figures = build.evaluation(config, prepared, build.corruption(config, prepared), eval_step, build.put(mesh))(
             model, None
         )
         samples = []
-        if _PROMPTS.value:
-            inputs = tokenizer.inputs(_PROMPTS.value, model.config.architecture == "encoder_decoder")
-            with build.checking("--prompt, --max_new_tokens"):
-                out = generate(
-                    model,
-                    key=jax.random.key(config.seed),
-                    max_new_tokens=_TOKENS.value,
-                    settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
-                    eos_id=tokenizer.special.end,
-                    vocab_size=tokenizer.vocab_size,
-                    **inputs,
-                )
-            texts = [tokenizer.decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
+        if inputs:
+            out = generate(
+                model,
+                key=jax.random.key(config.seed),
+                max_new_tokens=_TOKENS.value,
+                settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
+                eos_id=tokenizer.special.end,
+                vocab_size=tokenizer.vocab_size,
+                **inputs,
+            )
+            decode = tokenizer.decode if inputs["sources"] is None else tokenizer.decode_spans
+            texts = [decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
             samples = [{"prompt": p, "text": t} for p, t in zip(_PROMPTS.value, texts, strict=True)]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.

@@ -33,7 +33,8 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     mesh, model, tokenizer = build.restore_for_inference(_WORKDIR.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
-    inputs = tokenizer.inputs(texts, model.config.architecture == "encoder_decoder")
+    reads = model.config.architecture == "encoder_decoder"
+    inputs = tokenizer.inputs(texts, reads)
     with build.checking("flags"):
         check(inputs["prompts"], _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
     with axes.use_mesh(mesh):
@@ -50,7 +51,7 @@ def main() -> None:
     for number, (prompt, tokens, length) in enumerate(rows, 1):
         if len(texts) > 1:
             print(f"--- {number} of {len(texts)} ---")
-        print(tokenizer.decode([*prompt, *tokens[:length]]))
+        print(tokenizer.decode_spans(tokens[:length]) if reads else tokenizer.decode([*prompt, *tokens[:length]]))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def cut_spans(batch, row: int, tokenizer) -> list[int]:
 def test_a_row_of_one_document_has_the_counts(tokenizer):
     rows = np.zeros((50, 3, 200), np.int32)
     for i, row in enumerate(rows, 2):
-        row[0, :i], row[2, :i] = tokenizer.vocab_size - 1, 1
+        row[1, :i], row[2, :i] = tokenizer.vocab_size - 1, 1
     batch = make({"kind": "spans"}, tokenizer, 200)(rows, np.arange(50), 1)
     for i in range(50):
         noise, spans = span_counts(i + 2, 0.15, 3.0)
@@ -156,7 +156,7 @@ def test_every_division_into_spans_is_as_likely(tokenizer):
     """7 tokens, 3 of noise in 2 spans: text is cut in 3 ways and noise in 2."""
     letters = np.arange(7) + tokenizer.vocab_size - 7
     rows = np.zeros((6000, 3, 7), np.int32)
-    rows[:, 0], rows[:, 2] = letters, 1
+    rows[:, 1], rows[:, 2] = letters, 1
     batch = make({"kind": "spans", "rate": 0.45, "mean_length": 1.5}, tokenizer, 7)(rows, np.arange(6000), 0)
     expected = set()
     for text, noise in product([(1, 3), (2, 2), (3, 1)], [(1, 2), (2, 1)]):
@@ -179,7 +179,7 @@ def test_decoder_and_encoder_give_back_the_documents(tokenizer, packed, seq_len,
     np.testing.assert_array_equal(batch["weights"], batch["segment_ids"] > 0)
     sentinels = tokenizer.sentinel_ids
     taken_out = 0
-    for i, (tokens, _, segments) in enumerate(rows):
+    for i, (_, tokens, segments) in enumerate(rows):  # an encoder reads what was to be predicted
         encoder = pieces(batch["encoder_tokens"][i], batch["encoder_segment_ids"][i])
         decoder = pieces(batch["targets"][i], batch["segment_ids"][i])
         inputs = pieces(batch["tokens"][i], batch["segment_ids"][i])
@@ -204,7 +204,7 @@ def test_decoder_and_encoder_give_back_the_documents(tokenizer, packed, seq_len,
         for side, segmented in (("encoder_", encoder), ("", decoder)):
             offsets = pieces(batch[f"{side}positions"][i], batch[f"{side}segment_ids"][i])
             assert all(offsets[key] == list(range(len(value))) for key, value in segmented.items())
-    text = ((rows[:, 2] > 0) & (rows[:, 0] != tokenizer.eot_id)).sum(1)
+    text = ((rows[:, 2] > 0) & (rows[:, 1] != tokenizer.eot_id)).sum(1)
     assert taken_out <= span_counts(text, rate, mean_length)[0].sum()
     if (rate, seq_len) == (0.15, 200):
         assert taken_out == span_counts(text, rate, mean_length)[0].sum()  # all spans fit
@@ -216,8 +216,27 @@ def test_spans_that_do_not_fit_stay_in_the_encoder(tokenizer):
     rows = Packer(32, tokenizer.eot_id, np.dtype("<u2")).add([np.array([letter])] * 16).astype(np.int32)
     batch = make({"kind": "spans", "rate": 0.75, "mean_length": 16.0}, tokenizer, 32)(rows, np.arange(1), 0)
     assert batch["targets"][0].tolist() == [sentinel, letter, tokenizer.eot_id] * 10 + [0, 0]
-    text = batch["encoder_tokens"][0, 1::2].tolist()
+    text = batch["encoder_tokens"][0, 0::2].tolist()
     assert text == [letter] * 4 + [sentinel] * 10 + [letter] * 2
+
+
+def test_an_encoder_reads_in_training_what_it_reads_when_prompted(tokenizer):
+    """The text and its end; where a span was, its sentinel."""
+    text = "the cat sat on the mat"
+    row = Packer(32, tokenizer.eot_id, np.dtype("<u2"))
+    row.add([np.array(tokenizer.encode(text))])
+    batch = make({"kind": "spans"}, tokenizer, 32)(row.flush().astype(np.int32), np.arange(1), 0)
+    real = batch["encoder_segment_ids"][0] > 0
+    found = batch["encoder_tokens"][0][real].tolist()
+    (place,) = (found.index(i) for i in tokenizer.sentinel_ids if i in found)
+    before, after = (tokenizer.decode(ids) for ids in (found[:place], found[place + 1 : -1]))
+    inputs = tokenizer.inputs([f"{before}<extra_id_0>{after}"], encoder=True)
+    assert inputs == {"prompts": [[tokenizer.eot_id]], "sources": [found]}
+    filled = batch["targets"][0][batch["segment_ids"][0] > 0]
+    shown = tokenizer.decode_spans(filled)
+    assert shown.startswith("<extra_id_0>") and before + shown.removeprefix("<extra_id_0>") + after == text
+    with pytest.raises(DataError, match="has <extra_id_77>, but the tokenizer has 60 sentinels"):
+        tokenizer.inputs(["<extra_id_77>"], encoder=True)
 
 
 def test_another_start(tokenizer, packed):
