@@ -39,6 +39,8 @@ def main() -> None:
     mesh = build.mesh(config)
     build.check(config, mesh)
     model = build.model_config(config)
+    if model.architecture == "encoder_decoder":
+        raise build.ConfigError("launch.benchmark times decoders and encoders; of others launch.train prints tokens/s")
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.data.seq_len)
     tokens = rng.integers(0, model.vocab_size, (shape[0], shape[1] + 1), np.int32)

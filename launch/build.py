@@ -90,6 +90,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     model = model_config(config, tokenizer_size=1)
     with checking("config.mesh"):
         model.check_mesh(dict(mesh.shape))
+    if model.head not in ("language_model", "masked"):
+        raise ConfigError(
+            f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
+            f"{config.objective.name!r} needs them"
+        )
     kind, fitting = config.data.corruption.kind, CORRUPTION[model.architecture]
     if kind != fitting:
         raise ConfigError(
@@ -190,6 +195,13 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
         return evaluate(eval_step, model, batches, put, bytes_per_token) | baseline(rows)
 
     return run
+
+
+def notes(config: ConfigDict, model: ModelConfig) -> list[str]:
+    """What a user would want to know of a run that can be made as it is."""
+    if model.experts and not model.experts.correction and not config.objective.balance_loss:
+        return ["note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would"]
+    return []
 
 
 def loop_schedule(config: ConfigDict) -> Schedule:

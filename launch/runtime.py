@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # What a program sets by itself: (platform, kind of program, first jaxlib, variables). A variable that the user has set
@@ -115,9 +116,15 @@ def run(main) -> None:
             words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes what it says
             # What a config file raises as ValueError is meant for its user; anything else is a bug in it, shown whole.
             _, raised, reason = words.rpartition("\nValueError: ")
+            where = traceback.extract_tb(error.__traceback__)[-1]
             if isinstance(error, KeyError | AttributeError) and not raised:
-                reason = words.removeprefix("'")
-                words = f"the config has no field '{reason}" + ("" if "'" in reason else "': flags change what it sets")
+                if "ml_collections" in where.filename:  # a flag for what is not there
+                    reason = words.removeprefix("'")
+                    words = f"the config has no field '{reason}" + (
+                        "" if "'" in reason else "': flags change what it sets"
+                    )
+                else:
+                    words = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
             sys.exit(f"error: {reason if raised else words}")
 
     app.run(guarded, flags_parser=parse)

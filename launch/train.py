@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
             workdir=workdir,
         )
         facts = summary.facts(model_config, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
-        print(summary.headline(facts))
+        print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
         train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
     summary.update(workdir, facts | done)

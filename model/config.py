@@ -22,7 +22,9 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
 }
-_AT_LEAST_ONE = ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")
+_AT_LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"), 1)
+_AT_LEAST |= dict.fromkeys(("encoder_layers", "num_kv_heads", "head_dim", "table_dim", "share_groups", "window"), 0)
+_AT_LEAST |= dict(scan_unroll=0, token_types=0, position_offset=0, relative_buckets=4, share_inner=1, num_labels=1)
 _LONGEST_PATTERN = 8
 
 
@@ -111,9 +113,9 @@ class ModelConfig:
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)
-        for name in _AT_LEAST_ONE:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least 1")
+        for name, least in _AT_LEAST.items():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least {least}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
@@ -165,8 +167,19 @@ class ModelConfig:
             raise ValueError(
                 f"model.num_layers {self.num_layers} is not a multiple of model.share_groups {self.share_groups}"
             )
-        if not isinstance(self.scan_unroll, int) or self.scan_unroll < 0:
-            raise ValueError(f"model.scan_unroll is {self.scan_unroll!r}; it must be an integer of at least 0")
+        one_kind = len({*self.attention_pattern}) == len({*self.mlp_pattern}) == 1
+        if self.share_groups and not (one_kind and self.architecture != "encoder_decoder"):
+            raise ValueError("model.share_groups: layers that share parameters are all of one kind, in one stack")
+        heads = {"decoder": ("language_model",), "encoder": CHOICES["head"][1:], "encoder_decoder": ("language_model",)}
+        if self.head not in heads[self.architecture]:
+            raise ValueError(
+                f"model.head is {self.head!r}; the architecture {self.architecture} can have "
+                + ", ".join(heads[self.architecture])
+            )
+        if self.position == "alibi" and self.architecture != "decoder":
+            raise ValueError("model.position alibi counts backwards; it is for decoders")
+        if self.experts and "sparse" not in self.mlp_pattern:
+            raise ValueError("model.experts is set, but no layer of model.mlp_pattern is 'sparse'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
 
@@ -214,9 +227,11 @@ class ModelConfig:
 
 
 def _nested(name: str, kind, fields):
+    if unknown := set(fields) - {field.name for field in dataclasses.fields(kind)}:
+        raise ValueError(f"model.{name}.{min(unknown)} is no field of {kind.__name__}")
     try:
         return kind(**fields)
-    except TypeError as error:
+    except TypeError as error:  # a field is missing
         raise ValueError(f"model.{name}: {error}") from error
 
 

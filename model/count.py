@@ -43,21 +43,21 @@ def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0,
             products += leaf.size * runs * used * (length if reads_source else own)
     if both:
         layers = config.encoder_layers or config.num_layers
-        products += _attention(config, layers, length, length) + _attention(config, config.num_layers, own, length)
-    seen = own if config.architecture == "encoder" else own / 2
-    products += _attention(config, config.num_layers, own, seen)
+        products += _attention(config, layers, length, causal=False)
+        products += config.num_layers * config.num_heads * 2 * config.head_dim * own * length  # of the source
+    products += _attention(config, config.num_layers, own, causal=config.architecture != "encoder")
     return 2 * products / length * (3 if training else 1)
 
 
-def _attention(config: ModelConfig, layers: int, queries: int, seen: float) -> float:
-    """Multiply-adds of the two products of attention in a stack, where a query sees so many keys if it may."""
+def _attention(config: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
+    """Multiply-adds of the two products of attention in a stack, of `length` tokens to themselves."""
     widths = config.head_dim + (config.latent.value_dim if config.latent else config.head_dim)
     total = 0
     for segment in config.segments(layers):
         for kind in segment.kinds:
-            windowed = kind.attention == "local" and config.window < queries
-            keys = config.window - config.window**2 / (2 * queries) if windowed else seen
-            total += segment.repeats * config.num_heads * widths * queries * keys
+            seen = config.window if kind.attention == "local" and config.window < length else length
+            seen -= seen**2 / (2 * length)  # on one side: the first tokens have fewer before them
+            total += segment.repeats * config.num_heads * widths * length * seen * (1 if causal else 2)
     return total
 
 

@@ -103,6 +103,8 @@ class Decoder(nnx.Module):
         return Hidden(_normed(self.norm, x_BTD), *rest)
 
     def _enter(self, tokens_BT, segments_BT, positions_BT, types_BT=None, key=None, mask=None):
+        if (segments_BT is None) != (positions_BT is None):
+            raise ValueError("give both segments and positions of the tokens, or neither")
         if segments_BT is None:
             segments_BT, positions_BT = masks.default_segments(tokens_BT)
         mask = masks.packed(segments_BT, positions_BT) if mask is None else mask

@@ -109,6 +109,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             if pending:
                 read(pending)
             save()
+        elif arrays := window.flush_arrays():  # no evaluation has written them
+            parts.writer.write(step, arrays)
         parts.checkpoints.wait()
         parts.writer.flush()
     return state, step, clock

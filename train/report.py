@@ -192,7 +192,7 @@ def _plots(rows: list[dict]) -> str:
 def _experts(rows: list[dict]) -> str:
     last = lambda name: next((row for row in reversed(rows) if f"experts/{name}" in row), None)
     load, dropped = last("load"), last("dropped")
-    if not load or not dropped:
+    if not load or not dropped or np.ndim(load["experts/load"]) != 2:
         return ""
     step, load_LE = load["step"], np.asarray(load["experts/load"])
     note = (

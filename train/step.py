@@ -14,7 +14,7 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
     """The compiled step (state, batch) -> (state, metrics); it donates the state.
 
     Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
-    `skipped` and `streak` (see TrainState), `finite`.
+    `skipped` and `streak` (see TrainState).
 
     Args:
       objective: (model, batch, key) -> Loss.

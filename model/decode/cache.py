@@ -40,8 +40,9 @@ class KVCache:
             return jnp.zeros(shape, dtype, out_sharding=axes.out(*names))
 
         def buffers(*dims):
-            return tuple(zeros(*dims[batch == 1 :], dtype=config.dtype) for _ in range(config.num_layers))
+            return tuple(zeros(*dims[batch == 1 :], dtype=config.dtype) for _ in range(blocks))
 
+        blocks = sum(len(segment.kinds) * segment.repeats for segment in config.segments())
         rows, slots = ("batch", batch), ("length", length)
         if config.latent:
             keys = buffers(rows, slots, ("features", config.latent.kv_rank + config.latent.rope_dim))

@@ -143,7 +143,7 @@ def _prepare(model) -> None:
 
     def cast(param):
         names = param.get_metadata("out_sharding")
-        wide = names[-1] in ("norm", "experts")  # norms and routers compute in float32
+        wide = names[-1] in ("norm", "experts", "group")  # norms, routers and T5's biases compute in float32
         return param if wide else param.replace(param[...].astype(dtype))
 
     params = jax.tree.map(cast, nnx.state(model, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
@@ -174,19 +174,19 @@ def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, so
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if not 0 < vocab_size <= config.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
-    for row, ids in [*enumerate(prompts), *enumerate(sources or ())]:
-        if not len(ids):
-            raise ValueError(f"prompt {row} is empty; begin it with a special token, or with text")
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            raise ValueError(
-                f"prompt {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {config.vocab_size}"
-            )
-    for row, prompt in enumerate(prompts):
-        if len(prompt) + max_new_tokens > config.max_length:
-            raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones "
-                f"{len(prompt) + max_new_tokens}, but the model's context is {config.max_length} (model.max_length)"
-            )
+    for what, rows, more in (("prompt", prompts, max_new_tokens), ("source", sources or (), 0)):
+        for row, ids in enumerate(rows):
+            if not len(ids):
+                raise ValueError(f"{what} {row} is empty; begin it with a special token, or with text")
+            if min(ids) < 0 or max(ids) >= config.vocab_size:
+                raise ValueError(
+                    f"{what} {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {config.vocab_size}"
+                )
+            if len(ids) + more > config.max_length:
+                raise ValueError(
+                    f"{what} {row} has {len(ids)} tokens, with {more} new ones {len(ids) + more}, but the model's "
+                    f"context is {config.max_length} (model.max_length)"
+                )
 
 
 def _bucket(length: int) -> int:

@@ -8,7 +8,7 @@ projections into one tensor, ours keep dims and parameters apart. An entry says 
     Entry("stack/segments/0/0/attention/key", "transformer.h.{layer}.attn.c_attn.weight",       # GPT-2: one of three
           theirs="embed (3 kv_heads head_dim)", ours="layer embed kv_heads head_dim", slot=1)
     Entry("stack/segments/0/0/attention/key_up", "model.layers.{layer}.kv_b_proj.weight",  # DeepSeek: unequal parts
-          theirs="(heads nope+value) latent", ours="layer latent heads nope")
+          theirs="(kv content+value) latent", ours="layer kv content latent")
 
 Every name in `ours` is a dim of the parameter, in its order; those that stand in the name's braces come first and say
 which tensor. `(a b)` is a dim in which a and b are flattened, a outermost. A number is a dim of that size that ours

@@ -50,12 +50,16 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
         )
     try:
         fields = FAMILIES[name].fields(given | {"tensors": folder.tensors})
+        return name, ModelConfig(**fields, param_dtype=_param_dtype(given))
     except KeyError as error:
         raise CheckpointFolderError(f"{folder.path}: config.json has no {error}, which {name} needs") from error
-    try:
-        return name, ModelConfig(**fields)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
+
+
+def _param_dtype(given: dict) -> str:
+    """That of the file, so that bfloat16 takes no more room than there; float16 has no place here."""
+    return "bfloat16" if given.get("dtype", given.get("torch_dtype")) == "bfloat16" else "float32"
 
 
 def family_of(config: ModelConfig) -> str:
@@ -73,7 +77,7 @@ def family_of(config: ModelConfig) -> str:
             differing[name] = [field for field, value in dataclasses.asdict(config).items() if found[field] != value]
             if not differing[name]:
                 return name
-    nearest = min(differing, key=lambda name: len(differing[name]))
+    nearest = min(differing, key=lambda name: len(differing[name]), default=None)
     raise CheckpointFolderError(
         f"no family of checkpoints has just the parts of this model; the nearest is {nearest}, which has no place for "
         f"its values of {', '.join('model.' + field for field in differing[nearest])}"

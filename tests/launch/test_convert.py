@@ -66,6 +66,22 @@ def test_in_and_out(folder, tmp_path):
     assert absent.stderr.startswith("error: there is no folder") and not (tmp_path / "new").exists()
 
 
+def test_bfloat16_stays_bfloat16(folder, tmp_path):
+    """In the workdir as well, where float32 would take twice the room."""
+    shutil.copytree(folder, tmp_path / "narrow")
+    for file in (tmp_path / "narrow").glob("*.safetensors*"):
+        file.unlink()
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "narrow")
+    assert convert(from_hf=tmp_path / "narrow", workdir=tmp_path / "run").returncode == 0
+    assert build.contents(tmp_path / "run")[0].param_dtype == "bfloat16"
+    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    old, new = Folder(tmp_path / "narrow"), Folder(tmp_path / "out")
+    for name in old.tensors:
+        assert old.read(name).dtype == new.read(name).dtype == jnp.bfloat16
+        np.testing.assert_array_equal(old.read(name), new.read(name))
+
+
 def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
     tiny.steps = 2
     tiny.optimizer.warmup_steps = 1

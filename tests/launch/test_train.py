@@ -207,6 +207,10 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
         ({"optimizer.warmup_steps": 100}, ("warmup_steps is 100",)),
         ({"objective.name": "gan"}, ("objective.name", "language")),
         ({"data.corruption.kind": "masked"}, ("corruption.kind is 'masked'", "decoder", "'none'")),
+        (
+            {"model.architecture": "encoder", "model.head": "token", "data.corruption.kind": "masked"},
+            ("model.head is 'token'", "no scores of tokens"),
+        ),
         ({"mesh.fsdp": 3}, ("config.mesh", "1 devices")),
         ({"data.seq_len": 128}, ("seq_len 128", "max_length 64")),
         ({"data.sources": (("files:/nowhere/*.txt", 1.0),)}, ("/nowhere/*.txt",)),
@@ -246,6 +250,16 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys,
     assert not any("validation/bits_per_byte" in row for row in rows)
 
 
+def test_loads_of_experts_without_evaluations(tiny, tmp_path, capsys):
+    """They are written once, at the end; and what is missing to keep them even is said."""
+    tiny.model.update(mlp_pattern=("sparse",), experts=dict(count=4, per_token=2, mlp_dim=16))
+    tiny.steps, tiny.eval_every = 3, 0
+    train(tiny, tmp_path)
+    (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
+    assert np.shape(loads) == (2, 4)
+    assert "note: nothing keeps the load of the experts even" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
     """The save fails with the system's words, the last good step and its place; that step is still there."""
     save = Checkpoints.save
@@ -266,7 +280,8 @@ def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
 def test_cli_prints_one_line_for_a_mistake(tmp_path):
     """No traceback for: an unknown field, a config that is not there, a wrong start, a missing file."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    workdir = f"--workdir={tmp_path / 'run'}"
+    workdir, broken = f"--workdir={tmp_path / 'run'}", tmp_path / "broken.py"
+    broken.write_text("def get_config():\n    return {}['absent']\n")
     cases = [
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.lerning_rate=1"],
@@ -277,6 +292,7 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
             "the config has no field 'experts': flags change what it sets",
         ),
         (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
+        (["-m", "launch.train", f"--config={broken}", workdir], "broken.py, line 2: KeyError: absent"),
         (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),
         (["launch/train.py", "--config=configs/quickstart.py", workdir], "python -m launch.train"),
         (["-m", "launch.generate", workdir, "--prompt=a"], "holds no run"),

@@ -27,6 +27,15 @@ from tests.model import tiny
         ({"num_kv_heads": 5}, "model.num_heads 16 is not a multiple of model.num_kv_heads 5"),
         ({"head_dim": 3}, "model.head_dim 3 is odd"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
+        ({"num_kv_heads": -2}, "model.num_kv_heads is -2; it must be an integer of at least 0"),
+        ({"head": "sequence"}, "model.head is 'sequence'; the architecture decoder can have language_model"),
+        ({"architecture": "encoder"}, "model.head is 'language_model'; the architecture encoder can have masked, seq"),
+        ({"architecture": "encoder_decoder", "position": "alibi"}, "model.position alibi"),
+        ({"share_groups": 2, "attention_pattern": ("global", "local"), "window": 4}, "model.share_groups"),
+        ({"share_groups": 2, "architecture": "encoder_decoder"}, "model.share_groups"),
+        ({"experts": dict(count=4, per_token=2, mlp_dim=8)}, "model.experts is set, but no layer"),
+        ({"mlp_pattern": ("sparse",)}, "model.mlp_pattern has sparse layers"),
+        ({"rope": dict(thetta=1.0)}, "model.rope.thetta is no field of Rope"),
     ],
 )
 def test_an_impossible_value_names_its_field(change, words):
@@ -97,6 +106,15 @@ def test_flops_of_an_encoder_decoder_are_those_of_the_program():
     # The decoder's attention to itself computes what the mask hides as well.
     hidden = rows * 2 * 2 * config.num_layers * config.num_heads * config.head_dim * target * target / 2
     assert dot_flops(program.jaxpr) == counted + hidden
+
+
+def test_a_window_of_an_encoder_has_two_sides():
+    """The products of attention alone: twice those of a decoder with the same window."""
+    decoder = dataclasses.replace(tiny.LLAMA, attention_pattern=("local",), window=8)
+    encoder = dataclasses.replace(decoder, architecture="encoder", head="none")
+    weights = {config: flops_per_token(dataclasses.replace(config, window=1), 64) for config in (decoder, encoder)}
+    wide = {config: flops_per_token(config, 64) for config in (decoder, encoder)}
+    assert wide[encoder] - weights[encoder] == pytest.approx(2 * (wide[decoder] - weights[decoder]))
 
 
 def test_flops_of_experts_are_those_that_a_token_goes_to():

@@ -1,5 +1,7 @@
 """Cached decoding gives the logits of the full pass, whatever the padding and however many tokens come at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -18,11 +20,14 @@ def extended(model, cache, tokens, segments, positions):
     return model.output(states).logits(), cache.advance(tokens.shape[1])
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("name", tiny.BOTH)
+SHARED = dataclasses.replace(tiny.LLAMA, num_layers=4, share_groups=2, share_inner=2)
+MODELS = tiny.BOTH | {"shared": SHARED}
+
+
+@pytest.mark.parametrize(("name", "rows"), [(name, rows) for name in tiny.BOTH for rows in (1, 3)] + [("shared", 3)])
 def test_cached_equals_full(name, rows):
     """Prompts of 5, 2 and 7 tokens, padded on the left to 8; then pieces of 1, 1 and 3 tokens, in 20 slots."""
-    model, lengths = tiny.drawn(tiny.BOTH[name]), np.array([5, 2, 7])[:rows]
+    model, lengths = tiny.drawn(MODELS[name]), np.array([5, 2, 7])[:rows]
     full = jax.jit(lambda model: model.logits(TOKENS))(model)
     cache, start = KVCache.create(model.config, rows, 20), lengths - 8
     for width in (8, 1, 1, 3):

@@ -114,6 +114,8 @@ def test_sources_belong_to_encoder_decoders():
         check([[1]], 1, 64, tiny.SWITCH)
     with pytest.raises(ValueError, match="and no other model, needs sources"):
         check([[1]], 1, 64, tiny.LLAMA, [[1]])
+    with pytest.raises(ValueError, match="source 0 has 65 tokens"):
+        check([[1]], 1, 64, tiny.SWITCH, [[1] * 65])
     with pytest.raises(ValueError, match="1 prompts and 2 sources"):
         check([[1]], 1, 64, tiny.SWITCH, [[1], [2]])
 

@@ -1,6 +1,7 @@
 """Every family against transformers: logits, hidden states, generation, and the way back."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from model import families
 from model.decode.generate import generate
 from model.interop import registry
 from model.interop.folder import Folder
+from model.interop.tensorfile import CheckpointFolderError
 from tests.model.interop import hub
 
 # What float32 leaves; the smallest wrong detail (one gelu for another) moves such models' logits by 1e-3.
@@ -131,3 +133,22 @@ def test_layers_are_read_as_a_pattern(name, pattern):
     config = ours(name).config
     assert config.num_layers % len(pattern)
     assert "".join(kind[0] for kind in config.attention_pattern) == pattern
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("mixtral", dict(num_experts_per_tok=9), "model.experts.per_token 9"),
+        ("llama", dict(num_attention_heads=None), "config.json: "),
+        ("llama", dict(hidden_size="32"), "config.json: "),
+        ("llama", dict(rope_parameters=None, rope_scaling="linear"), "config.json: "),
+        ("llama", dict(rms_norm_eps=...), "config.json has no 'rms_norm_eps', which llama needs"),
+    ],
+)
+def test_odd_values_of_config_json_are_named(name, change, words, tmp_path):
+    folder = hub.reference(name)[1]
+    given = {key: value for key, value in (Folder(folder).config() | change).items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CheckpointFolderError, match=words):
+        registry.read_config(Folder(tmp_path))
