@@ -280,7 +280,10 @@ def _checked(given: Mapping[str, Any]) -> dict:
             f"{mask!r} and {sentinels!r}."
         )
     if kind == "file" and (mask or sentinels):
-        raise DataError("data.tokenizer.mask and .sentinels are for tokenizers trained here; a file is taken as it is.")
+        raise DataError(
+            "data.tokenizer.mask and .sentinels are for tokenizers trained here, and a file is taken as it is: set "
+            "data.tokenizer.mask to False and data.tokenizer.sentinels to 0."
+        )
     corruption = config["corruption"] or {}
     if kind == "file" and corruption.get("kind", "none") != "none":
         corrupt.make(corruption, tokenizers.load(path), config["seq_len"])

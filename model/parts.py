@@ -62,7 +62,8 @@ class Experts:
     """A feed-forward as a mixture of experts; activation, gating and initialization are the ModelConfig's.
 
     Every token goes to `per_token` of `count` experts, whatever their load, unless a capacity is set: then an expert
-    takes so many tokens of a row, and what comes later is dropped (Switch Transformer, arXiv:2101.03961).
+    takes so many tokens of a row, and what comes later is dropped (Switch Transformer, arXiv:2101.03961). Padding
+    takes no place (in transformers' Switch it does).
 
     Raises:
       ValueError: a value that is not possible; the message names the field.

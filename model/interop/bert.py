@@ -103,7 +103,7 @@ def _albert_table(config: ModelConfig) -> Table:
 
 def _fields(c: dict) -> dict:
     name = (c.get("architectures") or [""])[0]
-    head = next((suffix for suffix in _HEADS if name.endswith(suffix)), name)
+    head = next((suffix for suffix in _HEADS if re.fullmatch(f"(Bert|Roberta|Albert){suffix}", name)), name)
     family.only(c, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     return dict(
         architecture="encoder",

@@ -147,12 +147,10 @@ def test_a_step_makes_no_keys_of_all_slots():
 
 def test_generation_on_a_mesh():
     prompts = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]
-    run = lambda model, prompts=prompts: generate(model, prompts, jax.random.key(0), max_new_tokens=12).tokens
+    run = lambda model: generate(model, prompts, jax.random.key(0), max_new_tokens=12).tokens
     expected = run(model())
     with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         np.testing.assert_array_equal(run(tiny.drawn(CONFIG)), expected)
-    with axes.use_mesh(axes.make_mesh({"tensor": 2}, jax.devices()[:2])):
-        np.testing.assert_array_equal(run(tiny.drawn(CONFIG), prompts[:1]), expected[:1])
 
 
 def test_counts():

@@ -26,7 +26,9 @@ def drawn(experts, config=tiny.LLAMA, seed=0):
 
     @jax.jit
     def make(key):
-        leaves, tree = jax.tree.flatten(MoE(dataclasses.replace(config, experts=experts), nnx.Rngs(key)))
+        leaves, tree = jax.tree.flatten(
+            MoE(dataclasses.replace(config, experts=experts, mlp_pattern=("sparse",)), nnx.Rngs(key))
+        )
         keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
         return tree.unflatten([w + 0.2 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
 
@@ -103,7 +105,7 @@ def transformers_block(name):
         for tensor in [*block.parameters(), *block.buffers()]:
             tensor.normal_(0, 0.3)
     theirs = {key: tensor.numpy() for key, tensor in block.state_dict().items()}
-    config = dataclasses.replace(SWITCH if name == "switch" else tiny.LLAMA, experts=experts)
+    config = dataclasses.replace(SWITCH if name == "switch" else tiny.LLAMA, experts=experts, mlp_pattern=("sparse",))
     ours = MoE(config, nnx.Rngs(0))
     put = lambda leaf, value: leaf.set_value(jnp.array(value, leaf.dtype))
     if name == "switch":

@@ -29,7 +29,9 @@ def test_every_mesh_equals_one_device(name, shape):
     leaves, expected = on_one_device(name)
     mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
     with axes.use_mesh(mesh):
-        target = jax.eval_shape(lambda: MoE(dataclasses.replace(tiny.LLAMA, experts=VARIANTS[name]), nnx.Rngs(0)))
+        target = jax.eval_shape(
+            lambda: MoE(dataclasses.replace(tiny.LLAMA, experts=VARIANTS[name], mlp_pattern=("sparse",)), nnx.Rngs(0))
+        )
         likes, tree = jax.tree.flatten(target)
         put = lambda leaf, like: jax.device_put(leaf, NamedSharding(mesh, like.sharding.spec))
         moe = tree.unflatten([put(leaf, like) for leaf, like in zip(leaves, likes, strict=True)])

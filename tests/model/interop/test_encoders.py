@@ -71,8 +71,10 @@ def found(model, head, tokens, segments, positions, types):
 
 
 @pytest.mark.parametrize(("name", "head"), ALL)
-def test_heads(name, head):
-    rows = padded("right")
+@pytest.mark.parametrize("late", [0, 31])
+def test_heads(name, head, late):
+    tokens, real, positions = padded("right")
+    rows = tokens, real, positions + late
     types = np.random.default_rng(1).integers(0, CONFIGS[name][1]["type_vocab_size"], rows[0].shape)
     expected = theirs(name, head, *rows, types)
     mine = np.asarray(found(ours(name, head), head, *batch(*rows), types.astype(np.int32)))
