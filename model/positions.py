@@ -5,7 +5,6 @@ Learned positions are a table in families.py, added to the embedding.
 Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, R buckets.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -102,11 +101,10 @@ class RelativeBias(nnx.Module):
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
         """float32 [B, K, G, T, S] from key position - query position."""
         table = axes.gather(self.table[...].astype(jnp.float32))
-        buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)[:, None, None]
-        # A chain of choices and not a look-up, whose gradient would add up millions of numbers one by one.
-        choose = lambda scores, r: jnp.where(buckets == r, table[r][None, :, :, None, None], scores)
-        zeros = jnp.zeros((), jnp.float32)
-        return functools.reduce(choose, range(self.buckets), zeros)
+        buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
+        sharding = axes.out("batch", "length", None, "kv_heads", "group")
+        scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
+        return jnp.transpose(scores, (0, 3, 4, 1, 2))
 
 
 def relative_bucket(distance: jax.Array, buckets: int, furthest: int, causal: bool) -> jax.Array:
