@@ -4,6 +4,7 @@ Weights keep their head dims apart (no reshapes), so that they split over `tenso
 Dims: B batch, T length, S length of the memory, D embed, K key/value heads, G queries per key/value head, H head_dim.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -62,10 +63,11 @@ class Attention(nnx.Module):
             alibi=config.position == "alibi" and not cross,
             implementation=config.attention,
         )
-        self.query = param(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init, dtype)
-        self.key = param(rngs, (d, k, h), ("embed", *KEYS[2:]), init, dtype)
-        self.value = param(rngs, (d, k, h), ("embed", *KEYS[2:]), init, dtype)
-        self.out = param(rngs, (k, g, h, d), (*QUERIES[2:], "embed"), residual_init(config), dtype)
+        matrix = functools.partial(param, dtype=dtype, inputs=("embed",))
+        self.query = matrix(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init)
+        self.key = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
+        self.value = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
+        self.out = matrix(rngs, (k, g, h, d), (*QUERIES[2:], "embed"), residual_init(config), inputs=QUERIES[2:])
         bias = lambda wanted, shape, names: param(rngs, shape, names, zeros, dtype) if wanted else None
         self.query_bias = bias(config.qkv_bias, (k, g, h), QUERIES[2:])
         self.key_bias = bias(config.qkv_bias, (k, h), KEYS[2:])

@@ -67,9 +67,10 @@ class FeedForward(nnx.Module):
         d, f, dtype = config.embed_dim, hidden_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
         self.activation = config.activation
-        self.gate = param(rngs, (d, f), ("embed", "mlp"), init, dtype) if config.gated else None
-        self.up = param(rngs, (d, f), ("embed", "mlp"), init, dtype)
-        self.down = param(rngs, (f, d), ("mlp", "embed"), residual_init(config), dtype)
+        widening = lambda: param(rngs, (d, f), ("embed", "mlp"), init, dtype, inputs=("embed",))
+        self.gate = widening() if config.gated else None
+        self.up = widening()
+        self.down = param(rngs, (f, d), ("mlp", "embed"), residual_init(config), dtype, inputs=("mlp",))
         bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.mlp_bias else None
         self.gate_bias = bias(f, "mlp") if config.gated else None
         self.up_bias = bias(f, "mlp")
@@ -92,7 +93,7 @@ class Linear(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, inputs: int, outputs: int, *, bias: bool):
         dtype = jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
-        self.weight = param(rngs, (inputs, outputs), ("embed", "features"), init, dtype)
+        self.weight = param(rngs, (inputs, outputs), ("embed", "features"), init, dtype, inputs=("embed",))
         self.bias = param(rngs, (outputs,), ("norm",), zeros, dtype) if bias else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:

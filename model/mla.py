@@ -56,17 +56,19 @@ class LatentAttention(nnx.Module):
             implementation=config.attention,
         )
         norm = lambda dim: Norm(dataclasses.replace(config, norm_epsilon=_EPSILON), rngs, dim)
-        self.query = None if q else param(rngs, (d, k, 1, h), ("embed", *QUERIES[2:]), init, dtype)
-        self.query_down = param(rngs, (d, q), ("embed", "features"), init, dtype) if q else None
+        matrix = lambda shape, names, inputs, init=init: param(rngs, shape, names, init, dtype, inputs=inputs)
+        heads = QUERIES[2:]
+        self.query = None if q else matrix((d, k, 1, h), ("embed", *heads), ("embed",))
+        self.query_down = matrix((d, q), ("embed", "features"), ("embed",)) if q else None
         self.query_norm = norm(q) if q else None
-        self.query_up = param(rngs, (q, k, 1, h), ("latent", *QUERIES[2:]), init, dtype) if q else None
-        self.latent_down = param(rngs, (d, r + latent.rope_dim), ("embed", "features"), init, dtype)
+        self.query_up = matrix((q, k, 1, h), ("latent", *heads), ("latent",)) if q else None
+        self.latent_down = matrix((d, r + latent.rope_dim), ("embed", "features"), ("embed",))
         self.latent_norm = norm(r)
         # Heads first: in both ways they are read as they lie.
         up = ("kv_heads", "head_dim", "latent")
-        self.key_up = param(rngs, (k, latent.content_dim, r), up, init, dtype)
-        self.value_up = param(rngs, (k, v, r), up, init, dtype)
-        self.out = param(rngs, (k, 1, v, d), (*QUERIES[2:], "embed"), residual_init(config), dtype)
+        self.key_up = matrix((k, latent.content_dim, r), up, ("latent",))
+        self.value_up = matrix((k, v, r), up, ("latent",))
+        self.out = matrix((k, 1, v, d), (*heads, "embed"), heads, residual_init(config))
 
     def __call__(self, x_BTD, context: Context, cache=None, layer=None):
         """Returns the layer's output [B, T, D] and the cache (decode/cache.py) with this layer's latents."""

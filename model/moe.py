@@ -27,7 +27,7 @@ class MoE(nnx.Module):
         init = nnx.initializers.normal(config.init_std)
         self.experts, self.activation = experts, config.activation
         self.router = param(rngs, (d, e), ("embed", "experts"), init, dtype)
-        matrix = lambda shape, *names, init=init: param(rngs, shape, ("experts", *names), init, dtype)
+        matrix = lambda shape, *names, init=init: param(rngs, shape, ("experts", *names), init, dtype, inputs=names[:1])
         self.experts_gate = matrix((e, d, f), "embed", "mlp") if config.gated else None
         self.experts_up = matrix((e, d, f), "embed", "mlp")
         self.experts_down = matrix((e, f, d), "mlp", "embed", init=residual_init(config))

@@ -1,10 +1,15 @@
 """Parameters, and THE einsum: every contraction with a weight goes through it.
 
-One seam, so that whatever kind of leaf a weight is, no model equation changes for it.
+One seam, so that whatever kind of leaf a weight is, no model equation changes for it. A weight is one of
+
+    nnx.Param   an array that trains
+    Frozen      an array that does not: it has no gradient and no optimizer state
+    Weight      something made of several of these: low-rank (adapt/lora.py), quantized (compress/quantized.py)
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +22,68 @@ from model import axes
 _CPU_GRADIENT_LIMIT = math.inf if jax.__version_info__ < (0, 12) else 2**29
 
 
-def param(rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], init, dtype) -> nnx.Param:
-    """A parameter whose dims have these logical names, split over the mesh that is set (none: not split)."""
-    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=names, eager_sharding=axes.has_mesh())
+class Frozen(nnx.Variable):
+    """An array that never trains: being no Param, it is in nothing that is differentiated or updated."""
 
 
-def gathered(w: nnx.Param, dtype) -> jax.Array:
+class Weight(nnx.Module):
+    """A weight that is not one array."""
+
+    def einsum(self, spec: str, x: jax.Array, out: tuple[str, ...]) -> jax.Array:
+        """See the function `einsum`."""
+        raise NotImplementedError
+
+    def gathered(self, dtype) -> jax.Array:
+        """The weight as one array, in this dtype, whole along fsdp."""
+        raise NotImplementedError
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], init, dtype, *, inputs: tuple[str, ...] = ()
+) -> nnx.Param:
+    """A parameter, split over the mesh that is set (none: not split).
+
+    Args:
+      names: logical names of its dims.
+      inputs: those of them that a linear layer sums over; what adapters and quantization go by. None: it is no matrix
+        of a linear layer.
+    """
+    value = init(rngs.params(), shape, dtype)
+    return nnx.Param(value, out_sharding=names, eager_sharding=axes.has_mesh(), inputs=inputs)
+
+
+def trained(model) -> dict[str, nnx.Param]:
+    """What trains of a model, by name."""
+    return {name(path): leaf for path, leaf in _variables(model) if isinstance(leaf, nnx.Param)}
+
+
+def replaced(model, variables: dict[str, nnx.Variable]):
+    """The model with these variables in the places of those of the same names."""
+    take = lambda path, variable: variables.get(name(path), variable)
+    return jax.tree.map_with_path(take, model, is_leaf=is_variable)
+
+
+def frozen(model, wanted: Callable[[str], bool] = lambda name: True):
+    """The model in which variables with these names do not train."""
+    freeze = lambda path, v: as_frozen(v) if wanted(name(path)) else v
+    return jax.tree.map_with_path(freeze, model, is_leaf=is_variable)
+
+
+def as_frozen(variable: nnx.Variable) -> Frozen:
+    return Frozen(variable[...], **variable.get_metadata()) if isinstance(variable, nnx.Param) else variable
+
+
+def is_variable(leaf) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _variables(model):
+    return jax.tree.leaves_with_path(model, is_leaf=is_variable)
+
+
+def gathered(w: nnx.Variable | Weight, dtype) -> jax.Array:
     """A weight as its layer needs it: cast before it is gathered over fsdp: half the bytes travel in bfloat16."""
-    return axes.gather(w[...].astype(dtype))
+    return w.gathered(dtype) if isinstance(w, Weight) else axes.gather(w[...].astype(dtype))
 
 
 def name(path) -> str:
@@ -37,7 +96,7 @@ def by_name(tree) -> dict[str, jax.Array]:
     return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.Array:
+def einsum(spec: str, x: jax.Array, w: nnx.Variable | Weight, out: tuple[str, ...]) -> jax.Array:
     """Contract activations with a weight, in the dtype of the activations.
 
     Args:
@@ -46,7 +105,11 @@ def einsum(spec: str, x: jax.Array, w: nnx.Param, out: tuple[str, ...]) -> jax.A
       w: the weight, as stored (float32, split over fsdp).
       out: logical names of the result's dims.
     """
-    w = gathered(w, x.dtype)
+    return w.einsum(spec, x, out) if isinstance(w, Weight) else contract(spec, x, gathered(w, x.dtype), out)
+
+
+def contract(spec: str, x: jax.Array, w: jax.Array, out: tuple[str, ...]) -> jax.Array:
+    """`einsum` with a weight as its layer needs it."""
     x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
     rows = math.prod(size for dim, size in zip(x_dims, x.shape, strict=True) if dim not in w_dims)
     apart = not set(x_dims) & set(w_dims) & set(y_dims)  # as of the heads of absorbed latent attention

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.weights import trained
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -14,7 +16,7 @@ class TrainState:
 
     step: jax.Array  # int32: batches consumed
     model: nnx.Module
-    opt_state: object
+    opt_state: object  # of what trains of the model (weights.trained), by name
     skipped: jax.Array  # int32: updates left out because loss or gradient was not finite
     streak: jax.Array  # int32: of these, the last ones in a row
 
@@ -50,7 +52,7 @@ def _new(make_model, tx, key) -> TrainState:
 
 def _around(model: nnx.Module, tx) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, model, tx.init(model), zero, zero)
+    return TrainState(zero, model, tx.init(trained(model)), zero, zero)
 
 
 def _placed(shapes):

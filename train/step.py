@@ -1,10 +1,13 @@
 """One optimizer step: accumulate, differentiate, clip, update; leave the update out if it is not finite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from model import axes
+from model.weights import replaced, trained
 from train.losses import Loss
 from train.optimizer import gradient_norm
 from train.state import TrainState
@@ -22,30 +25,32 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
         that of one large batch whatever weight each micro-batch has.
     """
 
-    def total(model, batch, key):
-        loss = objective(model, batch, key)
+    def total(params, model, batch, key):
+        loss = objective(replaced(model, params), batch, key)
         return loss.total, loss
 
-    def mean(model, batch, key):
+    def mean(params, model, batch, key):
         """Divides before it differentiates: a pass over all gradients less."""
-        loss = objective(model, batch, key)
+        loss = objective(replaced(model, params), batch, key)
         return loss.total / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
     def train_step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        params = trained(state.model)
         if accumulate == 1:
-            grads, loss = jax.grad(mean, has_aux=True)(state.model, batch, key)
+            grads, loss = jax.grad(mean, has_aux=True)(params, state.model, batch, key)
         else:
-            grads, loss = _accumulate(jax.grad(total, has_aux=True), state.model, _split(batch, accumulate), key)
+            differentiate = functools.partial(jax.grad(total, has_aux=True), params, state.model)
+            grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
             grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
         norm = gradient_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.model)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         bad = (~finite).astype(jnp.int32)
         new = TrainState(
             step=state.step + 1,
-            model=keep(optax.apply_updates(state.model, updates), state.model),
+            model=replaced(state.model, keep(optax.apply_updates(params, updates), params)),
             opt_state=keep(opt_state, state.opt_state),
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
@@ -73,15 +78,15 @@ def _split(batch, n):
     return jax.tree.map(lambda a: jnp.swapaxes(cut(a), 0, 1), batch)
 
 
-def _accumulate(differentiate, model, micro_batches, key):
+def _accumulate(differentiate, params, micro_batches, key):
     def body(carry, micro):
         index, batch = micro
-        more = differentiate(model, batch, jax.random.fold_in(key, index))
+        more = differentiate(batch, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, carry, more), None
 
     n = jax.tree.leaves(micro_batches)[0].shape[0]
-    shapes = jax.eval_shape(differentiate, model, jax.tree.map(lambda a: a[0], micro_batches), key)
+    shapes = jax.eval_shape(differentiate, jax.tree.map(lambda a: a[0], micro_batches), key)
     (_, loss) = shapes
-    zeros = (jax.tree.map(jnp.zeros_like, model), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), loss))
+    zeros = (jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), loss))
     (grads, loss), _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro_batches))
     return grads, Loss(*loss)

@@ -22,6 +22,7 @@ from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
 from model.families import Source
+from model.weights import Frozen, is_variable
 
 _SMALLEST_BUCKET = 32
 
@@ -72,7 +73,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size"))
 def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_size):
-    _prepare(model)
+    model = _prepare(model)
     b, p = starts[0].shape
     lengths_B = axes.place(starts[1], "batch")
     memory = {} if read is None else {"memory": model.remember(Source(*_segmented(*read)))}
@@ -137,20 +138,21 @@ def _segmented(tokens_BP, lengths_B):
     return axes.place(tokens_BP, "batch", None), segments_BP, positions_BP
 
 
-def _prepare(model) -> None:
-    """Do once, before the loop, what each step would repeat. Changes only the tracer's copy of the model."""
+def _prepare(model):
+    """The model with what each step would repeat done once, before the loop."""
     dtype = jnp.dtype(model.config.dtype)
 
-    def cast(param):
-        names = param.get_metadata("out_sharding")
+    def cast(variable):
+        names = variable.get_metadata("out_sharding")
         wide = names[-1] in ("norm", "experts", "group")  # norms, routers and T5's biases compute in float32
-        return param if wide else param.replace(param[...].astype(dtype))
+        quantized = not isinstance(variable, nnx.Param | Frozen)
+        return variable if wide or quantized else variable.replace(variable[...].astype(dtype))
 
-    params = jax.tree.map(cast, nnx.state(model, nnx.Param), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
-    nnx.update(model, params)
+    model = jax.tree.map(cast, model, is_leaf=is_variable)
     if axes.platform() == "cpu":
         # The CPU's products copy a slice before they read it. Elsewhere they don't, and memory is dearer.
         model.stack.unstack()
+    return model
 
 
 def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None) -> None:
