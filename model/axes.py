@@ -39,6 +39,7 @@ RULES = (
     ("head_dim", None),
     ("latent", "fsdp"),
     ("experts", None),
+    ("rank", None),
 )
 # Parameters are stored split over these axes, and gathered at the moment they are used.
 STORAGE_AXES = ("fsdp",)

@@ -1,0 +1,186 @@
+"""Low-rank adaptation (arXiv:2106.09685): a weight that stays as it is, plus the product of two narrow ones that train.
+
+    y = x W + scale (x A) B,    scale = alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)
+
+A is drawn from U(-1/sqrt(inputs), 1/sqrt(inputs)) and B is 0, so a new adapter changes nothing (peft's initialization;
+its rank-stabilized scale as well). A and B have the dims of W that are not theirs to contract: those of layers and
+experts. Where W's inputs are several dims (heads of attention's output), so are A's.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model import axes
+from model.layers import dropout
+from model.weights import Weight, as_frozen, einsum, gathered, is_variable, name, param
+
+_STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
+_RANK = "r"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """
+    Args:
+      targets: (pattern, bool) in order: which weights of linear layers get an adapter.
+      dropout: of the adapter's input, in training.
+
+    Raises:
+      ValueError: a value that is not possible.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+    targets: tuple[tuple[str, bool], ...] = (("attention|cross|feed_forward", True), (".*", False))
+
+    def __post_init__(self):
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank is {self.rank!r}; it must be a whole number of at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout!r}; it must lie in [0, 1)")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+class LowRank(Weight):
+    """
+    Args:
+      base: the weight that stays: Frozen or a Weight.
+      a: [..., inputs, rank].  b: [..., rank, outputs].
+      inputs: places of the weight's input dims, counted without the dim of layers.
+      experts: whether the first dim is one of experts.
+    """
+
+    def __init__(
+        self, base, a: nnx.Variable, b: nnx.Variable, scale: float, rate: float, inputs, experts: bool, key=None
+    ):
+        self.base, self.a, self.b = base, a, b
+        self.scale, self.rate, self.inputs, self.experts = scale, rate, inputs, experts
+        self.key = nnx.data(key)  # random keys of dropout, one a layer; None: no dropout
+
+    def einsum(self, spec, x, out):
+        y = einsum(spec, x, self.base, out)
+        x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+        if self.key is not None:
+            x = dropout(x, self.rate, self.key)
+        # x meets first the factor with the dims that are summed over: A, but in absorbed latent attention B.
+        a_dims, b_dims = self._dims(w_dims)
+        factors = [(a_dims, self.a), (b_dims, self.b)]
+        summed = set(x_dims) & set(w_dims) - set(y_dims)
+        (first_dims, first), (second_dims, second) = factors if summed <= set(a_dims) else factors[::-1]
+        names = dict(zip(y_dims, out, strict=True))
+        middle = [dim for dim in x_dims if dim not in summed]
+        x = einsum(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
+        delta = einsum(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
+        return y + self.scale * delta
+
+    def gathered(self, dtype):
+        return gathered(self.base, dtype) + self.delta(axes.gather(self.a[...]), axes.gather(self.b[...])).astype(dtype)
+
+    def delta(self, a, b) -> jax.Array:
+        """What is added to one layer's weight, in float32."""
+        w_dims = "cdefgh"[: a.ndim + b.ndim - 2 - self.experts]
+        a_dims, b_dims = self._dims(w_dims)
+        sharding = None
+        if axes.has_mesh():
+            split = dict(zip(b_dims, jax.typeof(b).sharding.spec, strict=True))
+            split |= dict(zip(a_dims, jax.typeof(a).sharding.spec, strict=True))
+            sharding = axes.PartitionSpec(*(split[dim] for dim in w_dims))
+        product = jnp.einsum(
+            f"{a_dims},{b_dims}->{w_dims}",
+            a.astype(jnp.float32),
+            b.astype(jnp.float32),
+            precision="highest",
+            out_sharding=sharding,
+        )
+        return self.scale * product
+
+    def _dims(self, w_dims: str) -> tuple[str, str]:
+        stacked = w_dims[: self.experts]
+        inputs = "".join(w_dims[place] for place in self.inputs)
+        outputs = "".join(dim for dim in w_dims if dim not in stacked + inputs)
+        return stacked + inputs + _RANK, stacked + _RANK + outputs
+
+
+def insert(model, settings: Lora, targets: Callable[[str], bool], key: jax.Array):
+    """The model with an adapter at each target; the weight under it does not train.
+
+    Args:
+      targets: name of a weight -> whether it gets one.
+
+    Raises:
+      ValueError: no weight is a target, or one cannot be.
+    """
+    found = []
+
+    def adapted(path, w):
+        if not (w.get_metadata("inputs") and targets(name(path))):
+            return w
+        found.append(name(path))
+        return _adapter(w, settings, jax.random.fold_in(key, len(found)), name(path))
+
+    model = jax.tree.map_with_path(adapted, model, is_leaf=is_variable)
+    if not found:
+        raise ValueError("targets: no pattern finds a weight of a linear layer")
+    return model
+
+
+def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
+    names, sizes = w.get_metadata("out_sharding"), dict(zip(w.get_metadata("out_sharding"), w.shape, strict=True))
+    inputs, stacked = w.get_metadata("inputs"), tuple(dim for dim in names if dim in _STACKED)
+    outputs = tuple(dim for dim in names if dim not in stacked + inputs)
+    if settings.dropout and "experts" in stacked:
+        raise ValueError(f"targets: {path} holds the weights of experts, which have no dropout; leave them or it out")
+    bound = math.prod(sizes[dim] for dim in inputs) ** -0.5
+    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+    shape = lambda dims: tuple(sizes.get(dim, settings.rank) for dim in dims)
+    a_dims, b_dims = (*stacked, *inputs, "rank"), (*stacked, "rank", *outputs)
+    a = param(nnx.Rngs(key), shape(a_dims), a_dims, uniform, jnp.float32)
+    b = param(nnx.Rngs(key), shape(b_dims), b_dims, nnx.initializers.zeros, jnp.float32)
+    own = [dim for dim in names if dim != "layers"]
+    places = tuple(own.index(dim) for dim in inputs)
+    return LowRank(as_frozen(w), a, b, settings.scale, settings.dropout, places, "experts" in stacked)
+
+
+def seeded(model, key: jax.Array):
+    """The model with random keys for the dropout of its adapters: for one step of training."""
+    counter = itertools.count()
+
+    def with_key(w):
+        if not (isinstance(w, LowRank) and w.rate):
+            return w
+        own = jax.random.fold_in(key, next(counter))
+        keys = jax.random.split(own, w.a.shape[0]) if "layers" in w.a.get_metadata("out_sharding") else own
+        return LowRank(w.base, w.a, w.b, w.scale, w.rate, w.inputs, w.experts, keys)
+
+    return jax.tree.map(with_key, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+
+
+def merged(model):
+    """The model without adapters: what they add is in its weights.
+
+    Raises:
+      ValueError: a weight under one is quantized: merge into the original weights.
+    """
+
+    def merge(path, w):
+        if not isinstance(w, LowRank):
+            return w
+        if not is_variable(w.base):
+            raise ValueError(f"{name(path)} is quantized; merge into the original weights")
+        layered = "layers" in w.a.get_metadata("out_sharding")
+        delta = (jax.vmap(w.delta) if layered else w.delta)(w.a[...], w.b[...])
+        value = (w.base[...].astype(jnp.float32) + delta).astype(w.base.dtype)
+        return w.base.replace(value)
+
+    return jax.tree.map_with_path(merge, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
