@@ -94,6 +94,7 @@ class ModelConfig:
     mlp_bias: bool = False
     share_groups: int = 0  # groups of consecutive layers with the same parameters (ALBERT); 0: each layer has its own
     share_inner: int = 1  # blocks of a group, which each of its layers runs one after the other
+    cuts: tuple[int, ...] = ()  # layers with which a new scan begins, so that those before can be frozen
 
     tied: bool = False  # the output layer is the embedding table
     output_bias: bool = False
@@ -124,6 +125,7 @@ class ModelConfig:
             if not pattern or set(pattern) - set(choices):
                 raise ValueError(f"model.{name} is {pattern!r}; it must be some of {', '.join(choices)}")
             fill(name, pattern)
+        fill("cuts", tuple(self.cuts))
         for name, kind in (("rope", Rope), ("latent", Latent), ("experts", Experts)):
             if isinstance(getattr(self, name), Mapping):
                 fill(name, _nested(name, kind, getattr(self, name)))
@@ -176,6 +178,8 @@ class ModelConfig:
                 f"model.head is {self.head!r}; the architecture {self.architecture} can have "
                 + ", ".join(heads[self.architecture])
             )
+        if self.cuts and (self.share_groups or list(self.cuts) != sorted({*self.cuts}) or min(self.cuts) < 1):
+            raise ValueError(f"model.cuts is {self.cuts!r}; it must rise from 1, and layers must not share parameters")
         if self.position == "alibi" and self.architecture != "decoder":
             raise ValueError("model.position alibi counts backwards; it is for decoders")
         if self.experts and "sparse" not in self.mlp_pattern:
@@ -190,11 +194,13 @@ class ModelConfig:
         kinds = [Kind(*pair) for pair in zip(cycle(self.attention_pattern), cycle(self.mlp_pattern), strict=True)]
         if self.share_groups:
             return (Segment(tuple(kinds[:1]) * self.share_inner, count // self.share_groups, True),) * self.share_groups
-        found = []
-        while kinds:
-            length, repeats = max(_repetitions(kinds), key=lambda pair: (pair[0] * pair[1], -pair[0]))
-            found.append(Segment(tuple(kinds[:length]), repeats, False))
-            kinds = kinds[length * repeats :]
+        found, ends = [], [*(cut for cut in self.cuts if cut < count), count]
+        for start, end in zip([0, *ends], ends, strict=False):
+            rest = kinds[start:end]
+            while rest:
+                length, repeats = max(_repetitions(rest), key=lambda pair: (pair[0] * pair[1], -pair[0]))
+                found.append(Segment(tuple(rest[:length]), repeats, False))
+                rest = rest[length * repeats :]
         return tuple(found)
 
     def check_mesh(self, mesh_shape: dict[str, int]) -> None:

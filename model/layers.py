@@ -52,11 +52,21 @@ class Embedding(nnx.Module):
         self.dtype = jnp.dtype(config.dtype)
         shape = (rows, dim or config.embed_dim)
         self.table = param(rngs, shape, (name, "embed"), init, jnp.dtype(config.param_dtype))
+        self.prompt = nnx.data(None)  # further rows, of prompt tuning (adapt/prompt.py)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        """Look up ids: [B, T] -> [B, T, D]. Gathered over fsdp first: a look-up in a table whose vectors are split
-        makes XLA replicate the activations ("involuntary full rematerialization")."""
-        table = axes.gather(self.table[...].astype(self.dtype))
+        """Look up ids: [B, T] -> [B, T, D]."""
+        if self.prompt is None:
+            return self._look_up(self.table, ids_BT)
+        rows = self.table.shape[0]
+        x_BTD = self._look_up(self.table, jnp.minimum(ids_BT, rows - 1))
+        prompt_BTD = self._look_up(self.prompt, jnp.maximum(ids_BT - rows, 0))
+        return jnp.where((ids_BT >= rows)[..., None], prompt_BTD, x_BTD)
+
+    def _look_up(self, table, ids_BT):
+        """Gathered over fsdp first: a look-up in a table whose vectors are split makes XLA replicate the activations
+        ("involuntary full rematerialization")."""
+        table = axes.gather(table[...].astype(self.dtype))
         return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode="promise_in_bounds")
 
 

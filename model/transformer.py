@@ -40,18 +40,30 @@ class Block(nnx.Module):
         self.feed_forward_norm = Norm(config, rngs)
         self.feed_forward = MoE(config, rngs) if kind.mlp == "sparse" else FeedForward(config, rngs)
         self.feed_forward_after = after()
+        # Of bottleneck adapters (adapt/bottleneck.py).
+        self.attention_adapter, self.feed_forward_adapter = nnx.data(None), nnx.data(None)
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None, layer=None):
         """Returns the stream [B, T, D], the cache with this layer's keys and values, and the router's statistics."""
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
 
-        def add(x_BTD, part, norm, after, key):
-            y_BTD, extra = part(norm(x_BTD) if self.norm_position != "post" else x_BTD)
+        def add(x_BTD, part, norm, after, key, adapter=None):
+            before, behind = (_same, norm) if self.norm_position == "post" else (norm, _same)
+            y_BTD, extra = part(before(x_BTD))
             y_BTD = dropout(y_BTD if after is None else after(y_BTD), self.dropout, key)
-            return norm(x_BTD + y_BTD) if self.norm_position == "post" else x_BTD + y_BTD, extra
+            if adapter is not None:
+                y_BTD += adapter(behind(x_BTD + y_BTD) if adapter.reads_stream else y_BTD)
+            return behind(x_BTD + y_BTD), extra
 
         attend = lambda part, cache: lambda x_BTD: part(x_BTD, context, cache, layer)
-        x_BTD, cache = add(x_BTD, attend(self.attention, cache), self.attention_norm, self.attention_after, keys[0])
+        x_BTD, cache = add(
+            x_BTD,
+            attend(self.attention, cache),
+            self.attention_norm,
+            self.attention_after,
+            keys[0],
+            self.attention_adapter,
+        )
         if self.cross is not None:
             x_BTD, cache = add(x_BTD, attend(self.cross, cache), self.cross_norm, self.cross_after, keys[1])
         feed = self.feed_forward
@@ -59,7 +71,9 @@ class Block(nnx.Module):
             run = lambda x_BTD: (feed(x_BTD), None)
         else:
             run = lambda x_BTD: feed(x_BTD, context.mask.q_segments_BT != 0)
-        x_BTD, router = add(x_BTD, run, self.feed_forward_norm, self.feed_forward_after, keys[2])
+        x_BTD, router = add(
+            x_BTD, run, self.feed_forward_norm, self.feed_forward_after, keys[2], self.feed_forward_adapter
+        )
         return x_BTD, cache, router
 
 
@@ -148,6 +162,10 @@ class Stack(nnx.Module):
 def concatenated(routers: list[RouterStats]) -> RouterStats | None:
     """Along their dim of layers."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
+
+
+def _same(x_BTD):
+    return x_BTD
 
 
 def _layer(block: Block, index: int) -> Block:

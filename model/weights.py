@@ -54,7 +54,12 @@ def param(
 
 def trained(model) -> dict[str, nnx.Param]:
     """What trains of a model, by name."""
-    return {name(path): leaf for path, leaf in _variables(model) if isinstance(leaf, nnx.Param)}
+    return {name: leaf for name, leaf in variables(model).items() if isinstance(leaf, nnx.Param)}
+
+
+def variables(model) -> dict[str, nnx.Variable]:
+    """All that a model is made of, by name."""
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(model, is_leaf=is_variable)}
 
 
 def replaced(model, variables: dict[str, nnx.Variable]):
@@ -65,20 +70,16 @@ def replaced(model, variables: dict[str, nnx.Variable]):
 
 def frozen(model, wanted: Callable[[str], bool] = lambda name: True):
     """The model in which variables with these names do not train."""
-    freeze = lambda path, v: as_frozen(v) if wanted(name(path)) else v
+
+    def freeze(path, v):
+        freezing = isinstance(v, nnx.Param) and wanted(name(path))
+        return Frozen(v[...], **v.get_metadata()) if freezing else v
+
     return jax.tree.map_with_path(freeze, model, is_leaf=is_variable)
-
-
-def as_frozen(variable: nnx.Variable) -> Frozen:
-    return Frozen(variable[...], **variable.get_metadata()) if isinstance(variable, nnx.Param) else variable
 
 
 def is_variable(leaf) -> bool:
     return isinstance(leaf, nnx.Variable)
-
-
-def _variables(model):
-    return jax.tree.leaves_with_path(model, is_leaf=is_variable)
 
 
 def gathered(w: nnx.Variable | Weight, dtype) -> jax.Array:

@@ -10,7 +10,6 @@ experts. Where W's inputs are several dims (heads of attention's output), so are
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from flax import nnx
 
 from model import axes
 from model.layers import dropout
-from model.weights import Weight, as_frozen, einsum, gathered, is_variable, name, param
+from model.patterns import by_array
+from model.weights import Weight, einsum, frozen, gathered, is_variable, name, param, variables
 
 _STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 _RANK = "r"
@@ -50,6 +50,23 @@ class Lora:
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def insert(self, model, key: jax.Array):
+        """The model with a new adapter at each target; nothing else trains.
+
+        Raises:
+          ValueError: no weight is a target, or one cannot be.
+        """
+        number = itertools.count()
+
+        def adapted(path, w):
+            return _adapter(w, self, jax.random.fold_in(key, next(number)), name(path)) if name(path) in chosen else w
+
+        matrices = [path for path, w in variables(model).items() if w.get_metadata("inputs")]
+        chosen = {path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted}
+        if not chosen:
+            raise ValueError("targets: no pattern finds a weight of a linear layer")
+        return jax.tree.map_with_path(adapted, frozen(model), is_leaf=is_variable)
 
 
 class LowRank(Weight):
@@ -112,29 +129,6 @@ class LowRank(Weight):
         return stacked + inputs + _RANK, stacked + _RANK + outputs
 
 
-def insert(model, settings: Lora, targets: Callable[[str], bool], key: jax.Array):
-    """The model with an adapter at each target; the weight under it does not train.
-
-    Args:
-      targets: name of a weight -> whether it gets one.
-
-    Raises:
-      ValueError: no weight is a target, or one cannot be.
-    """
-    found = []
-
-    def adapted(path, w):
-        if not (w.get_metadata("inputs") and targets(name(path))):
-            return w
-        found.append(name(path))
-        return _adapter(w, settings, jax.random.fold_in(key, len(found)), name(path))
-
-    model = jax.tree.map_with_path(adapted, model, is_leaf=is_variable)
-    if not found:
-        raise ValueError("targets: no pattern finds a weight of a linear layer")
-    return model
-
-
 def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
     names, sizes = w.get_metadata("out_sharding"), dict(zip(w.get_metadata("out_sharding"), w.shape, strict=True))
     inputs, stacked = w.get_metadata("inputs"), tuple(dim for dim in names if dim in _STACKED)
@@ -149,7 +143,7 @@ def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
     b = param(nnx.Rngs(key), shape(b_dims), b_dims, nnx.initializers.zeros, jnp.float32)
     own = [dim for dim in names if dim != "layers"]
     places = tuple(own.index(dim) for dim in inputs)
-    return LowRank(as_frozen(w), a, b, settings.scale, settings.dropout, places, "experts" in stacked)
+    return LowRank(w, a, b, settings.scale, settings.dropout, places, "experts" in stacked)
 
 
 def seeded(model, key: jax.Array):

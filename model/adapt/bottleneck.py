@@ -1,0 +1,85 @@
+"""Bottleneck adapters: small layers of their own inside each block, near the identity at the start.
+
+    Houlsby (arXiv:1902.00751)   behind attention and behind feed-forward:  y + up(f(down(y) + b)) + b
+    Pfeiffer (arXiv:2005.00247)  behind feed-forward alone, and it reads the stream x + y (behind the norm of post-norm
+                                 blocks); what it makes is added to y
+
+y is what a part of the block adds to the stream x. Placement and initialization as in AdapterHub's `adapters`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model.config import ModelConfig
+from model.layers import RESIDUAL, activate, add_bias
+from model.transformer import Block
+from model.weights import einsum, frozen, param
+
+_INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """
+    Args:
+      placement: 'houlsby' or 'pfeiffer'.
+      reduction: the width of the stream over that of the bottleneck.
+
+    Raises:
+      ValueError: a value that is not possible.
+    """
+
+    placement: str = "pfeiffer"
+    reduction: int = 16
+    activation: str = "relu"
+
+    def __post_init__(self):
+        if self.placement not in ("houlsby", "pfeiffer"):
+            raise ValueError(f"placement is {self.placement!r}; choose from houlsby, pfeiffer")
+        if not isinstance(self.reduction, int) or self.reduction < 1:
+            raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
+
+    def insert(self, model, key: jax.Array):
+        """The model with new adapters in each layer; nothing else trains.
+
+        Raises:
+          ValueError: the bottleneck would have no features.
+        """
+        if model.config.embed_dim < self.reduction:
+            raise ValueError(f"reduction {self.reduction} of {model.config.embed_dim} features leaves none")
+        model = frozen(model)
+        blocks = (leaf for leaf in jax.tree.leaves(model, is_leaf=_is_block) if _is_block(leaf))
+        for number, block in enumerate(blocks):
+            rngs = nnx.Rngs(jax.random.fold_in(key, number)).split(block.attention_norm.scale.shape[0])
+            make = nnx.vmap(
+                lambda rngs: Adapter(model.config, rngs, self), transform_metadata={nnx.PARTITION_NAME: "layers"}
+            )
+            if self.placement == "houlsby":
+                block.attention_adapter = make(rngs)
+            block.feed_forward_adapter = make(rngs)
+        return model
+
+
+class Adapter(nnx.Module):
+    """down, activation, up: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, settings: Bottleneck):
+        d, r = config.embed_dim, config.embed_dim // settings.reduction
+        init, zeros = nnx.initializers.normal(_INIT_STD), nnx.initializers.zeros
+        self.reads_stream, self.activation = settings.placement == "pfeiffer", settings.activation
+        self.down = param(rngs, (d, r), ("embed", "rank"), init, jnp.float32)
+        self.down_bias = param(rngs, (r,), ("norm",), zeros, jnp.float32)
+        self.up = param(rngs, (r, d), ("rank", "embed"), init, jnp.float32)
+        self.up_bias = param(rngs, (d,), ("norm",), zeros, jnp.float32)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTR = add_bias(einsum("BTD,DR->BTR", x_BTD, self.down, ("batch", "length", "rank")), self.down_bias)
+        x_BTR = activate(x_BTR, self.activation)
+        return add_bias(einsum("BTR,RD->BTD", x_BTR, self.up, RESIDUAL), self.up_bias)
+
+
+def _is_block(leaf) -> bool:
+    return isinstance(leaf, Block)

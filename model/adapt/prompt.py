@@ -1,0 +1,59 @@
+"""Prompt tuning (arXiv:2104.08691): a few vectors before the embedded text are all that trains.
+
+They are rows behind the embedding table, reached by the ids that follow the vocabulary's, and an example begins with
+these ids. So packed rows, positions, caches and encoders need to know nothing of them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from model import axes
+from model.weights import frozen, param
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """
+    Args:
+      length: vectors.
+      init: 'vocabulary': rows of the embedding table, drawn at random; 'text': those of `init_ids`, which are repeated
+        or cut to `length`.
+
+    Raises:
+      ValueError: a value that is not possible.
+    """
+
+    length: int = 20
+    init: str = "vocabulary"
+    init_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if not isinstance(self.length, int) or self.length < 1:
+            raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1")
+        if self.init not in ("vocabulary", "text"):
+            raise ValueError(f"init is {self.init!r}; choose from vocabulary, text")
+        if (self.init == "text") != bool(self.init_ids):
+            raise ValueError("init 'text', and no other, needs a text to begin with")
+
+    def ids(self, vocab_size: int) -> list[int]:
+        """What an example begins with, for a model of this vocabulary."""
+        return list(range(vocab_size, vocab_size + self.length))
+
+    def insert(self, model, key: jax.Array):
+        """The model with new vectors; nothing else trains."""
+        model = frozen(model)
+        table, vocab_size = model.inputs.tokens.table, model.config.vocab_size
+
+        def init(key, shape, dtype):
+            rows = jax.random.randint(key, shape[:1], 0, vocab_size)
+            if self.init_ids:
+                rows = jnp.resize(jnp.asarray(self.init_ids, jnp.int32), shape[:1])
+            whole = axes.gather(table[...])
+            return whole.at[rows].get(out_sharding=axes.out(None, None)).astype(dtype)
+
+        shape = (self.length, table.shape[1])
+        model.inputs.tokens.prompt = param(nnx.Rngs(key), shape, ("positions", "embed"), init, jnp.float32)
+        return model

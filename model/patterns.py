@@ -1,0 +1,120 @@
+"""Ordered (pattern, value) lists over parameters: what decays, what trains, how fast, what gets an adapter.
+
+A list's first regular expression that is found in a parameter's name decides. Layers are stacked in few arrays, so a
+pattern sees a name for each layer of an array, with the layer's number from the front and from the back:
+
+    stack/segments/0/0/attention/query  ->  stack/layer/0/-12/attention/query, stack/layer/1/-11/attention/query, ...
+
+'layer/.*/-[12]/' is thus the last two layers. Where a list wants other values for layers of one array, `cuts` says where
+to part them (ModelConfig.cuts), and `restacked` moves parameters from one such model to another.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+
+Rules = Sequence[tuple[str, Any]]
+
+_STACKED = re.compile(r"(stack|encoder)/segments/(\d+)/(\d+)/(.*)")
+
+
+def layers(config: ModelConfig, name: str) -> tuple[str, list[int], str] | None:
+    """(stack, numbers of the layers whose parameters an array of this name holds, name inside a layer); None: it is
+    outside of the stacks."""
+    found = _STACKED.fullmatch(name)
+    if not found:
+        return None
+    stack, number, place, inner = found[1], int(found[2]), int(found[3]), found[4]
+    plan = config.segments(_depth(config, stack))
+    start = sum(len(segment.kinds) * segment.repeats for segment in plan[:number])
+    segment = plan[number]
+    end = start + len(segment.kinds) * (1 if segment.shared else segment.repeats)
+    return stack, list(range(start + place, end, len(segment.kinds))), inner
+
+
+def aliases(config: ModelConfig, name: str) -> list[str]:
+    """The names that patterns are looked for in: one for each layer."""
+    found = layers(config, name)
+    if found is None:
+        return [name]
+    stack, numbers, inner = found
+    depth = _depth(config, stack)
+    return [f"{stack}/layer/{number}/{number - depth}/{inner}" for number in numbers]
+
+
+def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules) -> dict[str, list]:
+    """The values of each array's layers.
+
+    Raises:
+      ValueError: a parameter that no pattern matches, or a pattern that is no regular expression.
+    """
+    try:
+        compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise ValueError(f"{rules!r} is no list of (regular expression, value): {error}") from error
+
+    def value(alias: str):
+        for pattern, value in compiled:
+            if pattern.search(alias):
+                return value
+        raise ValueError(f'no pattern matches parameter {alias}; end the list with (".*", ...)')
+
+    return {name: [value(alias) for alias in aliases(config, name)] for name in names}
+
+
+def by_array(config: ModelConfig, names: Iterable[str], rules: Rules) -> dict[str, Any]:
+    """The value of each array.
+
+    Raises:
+      ValueError: as `by_layer`, or layers of one array get different values.
+    """
+    found = by_layer(config, names, rules)
+    for name, values in found.items():
+        if any(value != values[0] for value in values):
+            raise ValueError(f"the layers of {name} get different values, {values}; this list can't tell them apart")
+    return {name: values[0] for name, values in found.items()}
+
+
+def cuts(config: ModelConfig, names: Iterable[str], rules: Rules) -> tuple[int, ...]:
+    """Layers at which the values change from the layer before: where a stack must be parted."""
+    values: dict[tuple[str, str], dict[int, Any]] = {}
+    for name, found in by_layer(config, names, rules).items():
+        if (where := layers(config, name)) is not None:
+            stack, numbers, inner = where
+            values.setdefault((stack, inner), {}).update(zip(numbers, found, strict=True))
+    return tuple(sorted({n for of in values.values() for n in of if n - 1 in of and of[n] != of[n - 1]}))
+
+
+def restacked(arrays: Mapping[str, jax.Array], source: ModelConfig, target: ModelConfig, names: Iterable[str]) -> dict:
+    """The arrays of a model of `source` as those of `target`, which differs in its `cuts` alone.
+
+    Args:
+      names: of the target's arrays; those that the source lacks are left out.
+    """
+    if source.cuts == target.cuts:
+        return {name: arrays[name] for name in names if name in arrays}
+    place = {}
+    for name in arrays:
+        if (where := layers(source, name)) is not None:
+            stack, numbers, inner = where
+            place |= {(stack, number, inner): (name, index) for index, number in enumerate(numbers)}
+    found = {}
+    for name in names:
+        where = layers(target, name)
+        if where is None:
+            found |= {name: arrays[name]} if name in arrays else {}
+            continue
+        stack, numbers, inner = where
+        if (stack, numbers[0], inner) in place:
+            parts = (place[stack, number, inner] for number in numbers)
+            found[name] = jnp.stack([arrays[name][index] for name, index in parts])
+    return found
+
+
+def _depth(config: ModelConfig, stack: str) -> int:
+    return (config.encoder_layers or config.num_layers) if stack == "encoder" else config.num_layers
