@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import build
+from launch.checking import ConfigError
 from model import axes, count, families
 from train import mfu, state
 
@@ -40,7 +41,7 @@ def main() -> None:
     build.check(config, mesh)
     model = build.model_config(config)
     if model.architecture == "encoder_decoder":
-        raise build.ConfigError("launch.benchmark times decoders and encoders; of others launch.train prints tokens/s")
+        raise ConfigError("launch.benchmark times decoders and encoders; of others launch.train prints tokens/s")
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.data.seq_len)
     tokens = rng.integers(0, model.vocab_size, (shape[0], shape[1] + 1), np.int32)

@@ -21,7 +21,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data import hub_tokenizer
-from launch import build
+from launch import restore, workdirs
+from launch.checking import ConfigError
 from model import axes, count, families
 from model.config import ModelConfig
 from model.interop import registry
@@ -39,11 +40,11 @@ def import_folder(path: Path, workdir: Path) -> None:
     name, config = registry.read_config(folder)
     words = hub_tokenizer.read(path, folder.config())
     if words.vocab_size > config.vocab_size:
-        raise build.ConfigError(
+        raise ConfigError(
             f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
         )
     if (workdir / "config.json").exists():
-        raise build.ConfigError(f"{workdir} holds a run already; use a new --workdir")
+        raise ConfigError(f"{workdir} holds a run already; use a new --workdir")
     with axes.use_mesh(spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
     workdir.mkdir(parents=True, exist_ok=True)
@@ -57,12 +58,12 @@ def import_folder(path: Path, workdir: Path) -> None:
 
 
 def export(workdir: Path, path: Path) -> None:
-    config, words = build.contents(workdir)
-    name = build.recorded_config(workdir).get("model_type") or registry.family_of(config)
+    config, words = workdirs.contents(workdir)
+    name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
     ids = words.special.config
     if config.architecture == "encoder_decoder":
         ids = ids | {"decoder_start_token_id": words.start_id}
-    mesh, model, _ = build.restore_for_inference(workdir, spread(config))
+    mesh, model, _ = restore.restore_for_inference(workdir, spread(config))
     with axes.use_mesh(mesh):
         registry.write(model, name, path, hub_tokenizer.files(words), **ids)
     if jax.process_index() == 0:
@@ -83,7 +84,7 @@ def spread(config: ModelConfig) -> jax.sharding.Mesh:
 
 def main() -> None:
     if (_FROM.value is None) == (_TO.value is None):
-        raise build.ConfigError("give either --from_hf or --to_hf")
+        raise ConfigError("give either --from_hf or --to_hf")
     workdir = Path(_WORKDIR.value).absolute()
     if _FROM.value is not None:
         import_folder(Path(_FROM.value), workdir)

@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import build
+from launch import build, restore, workdirs
+from launch.checking import checking
 from model import axes
 from model.decode.generate import check, generate
 from model.decode.sampling import settings
@@ -31,13 +32,13 @@ _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus of the samples.", lower_boun
 
 def main() -> None:
     workdir = Path(_WORKDIR.value).absolute()
-    config, prepared = build.recorded_config(workdir), build.adopted(workdir)
-    mesh, model, tokenizer = build.restore_for_inference(workdir, build.mesh(config))
+    config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
+    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config))
     with axes.use_mesh(mesh):
         inputs = {}
         if _PROMPTS.value:
             inputs = tokenizer.inputs(_PROMPTS.value, model.config.architecture == "encoder_decoder")
-            with build.checking("--prompt, --max_new_tokens"):
+            with checking("--prompt, --max_new_tokens"):
                 check(inputs["prompts"], _TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
         eval_step = build.steps(config, None)[1]
         figures = build.evaluation(config, prepared, build.corruption(config, prepared), eval_step, build.put(mesh))(

@@ -13,7 +13,8 @@ runtime.configure()
 import jax
 from absl import flags
 
-from launch import build
+from launch import restore
+from launch.checking import checking
 from model import axes
 from model.decode import sampling
 from model.decode.generate import check, generate
@@ -29,13 +30,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 
 
 def main() -> None:
-    with build.checking("flags"):
+    with checking("flags"):
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    mesh, model, tokenizer = build.restore_for_inference(_WORKDIR.value)
+    mesh, model, tokenizer = restore.restore_for_inference(_WORKDIR.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
     reads = model.config.architecture == "encoder_decoder"
     inputs = tokenizer.inputs(texts, reads)
-    with build.checking("flags"):
+    with checking("flags"):
         check(inputs["prompts"], _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
     with axes.use_mesh(mesh):
         result = generate(

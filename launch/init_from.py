@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from launch import build
-from launch.build import ConfigError
+from launch import restore, workdirs
+from launch.checking import ConfigError
 from model.interop.registry import RUNNING
 from train import state
 
@@ -31,7 +31,7 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     if not config.get("init_from"):
         return config
     if (workdir / "config.json").exists():
-        record = build.recorded_config(workdir)
+        record = workdirs.recorded_config(workdir)
         if record.get("init_from") != config.init_from:
             raise ConfigError(
                 f"{workdir} holds a run with config.init_from {record.get('init_from', '')!r}, not "
@@ -39,9 +39,9 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
             )
         fields = record.model.to_dict()
     else:
-        record = build.recorded_config(_source(config))
-        fields = dataclasses.asdict(build.contents(_source(config))[0])
-        build.finished_checkpoints(_source(config)).close()
+        record = workdirs.recorded_config(_source(config))
+        fields = dataclasses.asdict(workdirs.contents(_source(config))[0])
+        workdirs.finished_checkpoints(_source(config)).close()
     fields = {name: value for name, value in fields.items() if name not in RUNNING}
     _refuse_contradictions(config, fields, chosen)
     config = config.copy_and_resolve_references()
@@ -58,8 +58,8 @@ def create(config: ConfigDict, make_model, model_config, tx) -> state.TrainState
     """The state that a run begins with: parameters of config.init_from or random ones, and a new optimizer."""
     if not config.get("init_from"):
         return state.create(make_model, tx, config.seed)
-    build.recorded_config(_source(config))  # says so where the workdir is gone
-    model = build.restore_model(_source(config), model_config)
+    workdirs.recorded_config(_source(config))  # says so where the workdir is gone
+    model = restore.restore_model(_source(config), model_config)
     print(f"begins with the parameters of {config.init_from}")
     return state.around(model, tx)
 
@@ -69,7 +69,7 @@ def _source(config: ConfigDict) -> Path:
 
 
 def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[str]) -> None:
-    of_the_source = build.flat({"model": fields})
+    of_the_source = workdirs.flat({"model": fields})
     lines = []
     for name in chosen:
         value = config

@@ -91,7 +91,7 @@ def run(main) -> None:
 
     def guarded(argv):
         from data.batch import DataError
-        from launch.build import ConfigError
+        from launch.checking import ConfigError
         from model.interop.tensorfile import CheckpointFolderError
         from train.checkpoint import CheckpointError
         from train.loop import TrainingStopped

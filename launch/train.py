@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import pipeline
-from launch import build, init_from
+from launch import build, init_from, workdirs
 from model import axes, families
 from train import loop, metrics, mfu, report, state, summary
 from train.checkpoint import Checkpoints
@@ -33,10 +33,10 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
     config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)
-    build.check_workdir(workdir, config)
+    workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
     model_config = build.model_config(config, prepared.vocab_size)
-    build.claim(workdir, config, prepared)
+    workdirs.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config)
     train_step, eval_step = build.steps(config, tx)

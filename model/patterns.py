@@ -5,8 +5,8 @@ pattern sees a name for each layer of an array, with the layer's number from the
 
     stack/segments/0/0/attention/query  ->  stack/layer/0/-12/attention/query, stack/layer/1/-11/attention/query, ...
 
-'layer/.*/-[12]/' is thus the last two layers. Where a list wants other values for layers of one array, `cuts` says where
-to part them (ModelConfig.cuts), and `restacked` moves parameters from one such model to another.
+'layer/.*/-[12]/' is thus the last two layers. Where a list wants other values for layers of one array, `cuts` says
+where to part them (ModelConfig.cuts), and `restacked` moves parameters from one such model to another.
 """
 
 import re

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from data import tokenizer
-from launch import build
+from launch import restore, workdirs
+from launch.checking import ConfigError
 from launch.train import train
 from model import axes, families, masks
 from model.decode.generate import generate
@@ -49,7 +50,7 @@ def convert(**flags):
 def test_in_and_out(folder, tmp_path):
     done = convert(from_hf=folder, workdir=tmp_path / "run")
     assert ": llama, 3" in done.stdout, done.stderr
-    mesh, model, words = build.restore_for_inference(tmp_path / "run")
+    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     with axes.use_mesh(mesh):
         assert generate(model, [words.encode("some")], jax.random.key(0), max_new_tokens=3).lengths == [3]
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
@@ -58,8 +59,8 @@ def test_in_and_out(folder, tmp_path):
     for name in old.tensors:
         np.testing.assert_array_equal(old.read(name), new.read(name))
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
-    with pytest.raises(build.ConfigError, match="reads no data"):
-        build.adopted(tmp_path / "run")
+    with pytest.raises(ConfigError, match="reads no data"):
+        workdirs.adopted(tmp_path / "run")
     again = convert(from_hf=folder, workdir=tmp_path / "run")
     assert again.returncode == 1 and "holds a run already" in again.stderr and "Traceback" not in again.stderr
     absent = convert(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
@@ -74,7 +75,7 @@ def test_bfloat16_stays_bfloat16(folder, tmp_path):
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "narrow")
     assert convert(from_hf=tmp_path / "narrow", workdir=tmp_path / "run").returncode == 0
-    assert build.contents(tmp_path / "run")[0].param_dtype == "bfloat16"
+    assert workdirs.contents(tmp_path / "run")[0].param_dtype == "bfloat16"
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
     old, new = Folder(tmp_path / "narrow"), Folder(tmp_path / "out")
     for name in old.tensors:
@@ -87,7 +88,7 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
     tiny.optimizer.warmup_steps = 1
     train(tiny, tmp_path / "run")
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
-    mesh, model, words = build.restore_for_inference(tmp_path / "run")
+    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     tokens = np.arange(12, dtype=np.int32)[None] + 40
     with axes.use_mesh(mesh):
         ours = model.logits(jnp.asarray(tokens))
@@ -124,7 +125,7 @@ def test_other_architectures_trained_here(name, data_dir, corpus, tmp_path):
     config.model.update_from_flattened_dict(fields)
     train(config, tmp_path / "run")
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
-    mesh, model, words = build.restore_for_inference(tmp_path / "run")
+    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     tokens = torch.arange(12)[None] + 40
     with torch.no_grad():
         theirs = kind.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()(tokens, **others).logits
@@ -144,7 +145,7 @@ def test_special_tokens_on_the_way(folder, tmp_path):
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 77], "pad_token_id": 5}')
     (source / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|endoftext|>"}')
     assert convert(from_hf=source, workdir=tmp_path / "run").returncode == 0
-    words = build.contents(tmp_path / "run")[1]
+    words = workdirs.contents(tmp_path / "run")[1]
     assert words.prompts(["a"]) == [words.encode("a")] and words.special.end == (0, 77)
     assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -171,7 +172,7 @@ def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
     done = convert(from_hf=source, workdir=workdir)
     assert done.returncode == 0, done.stderr
     (workdir / "config.json").write_text((workdir / "config.json").read_text().replace("bfloat16", "float32"))
-    mesh, model, ours = build.restore_for_inference(workdir)
+    mesh, model, ours = restore.restore_for_inference(workdir)
     with axes.use_mesh(mesh):
         inputs = ours.inputs(["hello there"], encoder=True)
         out = generate(model, key=jax.random.key(0), max_new_tokens=8, eos_id=ours.special.end, **inputs)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from data.batch import DataError
-from launch import build
+from launch import build, workdirs
+from launch.checking import ConfigError
 from launch.train import train
 from model import axes
 from model.families import Decoder
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def final(config, workdir):
     """Every array of the latest checkpoint, and the loop's JSON."""
-    prepared = build.adopted(workdir)
+    prepared = workdirs.adopted(workdir)
     model = build.model_config(config, prepared.vocab_size)
     with axes.use_mesh(build.mesh(config)):
         abstract = state.abstract(lambda rngs: Decoder(model, rngs), build.optimizer(config))
@@ -193,7 +194,7 @@ def refused(config, workdir, error, *words):
 def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     workdir = uninterrupted(tiny)
     tiny.optimizer.learning_rate = 0.5
-    refused(tiny, workdir, build.ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
+    refused(tiny, workdir, ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
 
 
 def test_refuses_before_anything_is_made(tiny, tmp_path):
@@ -219,19 +220,19 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
         config = tiny.copy_and_resolve_references()
         config.update_from_flattened_dict({k: v for k, v in changes.items() if "." in k})
         config.update({k: v for k, v in changes.items() if "." not in k})
-        refused(config, tmp_path / "run", (build.ConfigError, DataError), *words)
+        refused(config, tmp_path / "run", (ConfigError, DataError), *words)
         assert not (tmp_path / "run").exists(), words
 
 
 def test_unknown_model_field(tiny, tmp_path):
     with tiny.model.unlocked():
         tiny.model.embed_dims = 3
-    refused(tiny, tmp_path / "run", build.ConfigError, "embed_dims", "is it embed_dim?")
+    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "is it embed_dim?")
 
 
 def test_vocabulary_that_does_not_fit(tiny, tmp_path):
     tiny.model.vocab_size = 100
-    refused(tiny, tmp_path / "run", build.ConfigError, "vocab_size is 100", "257")
+    refused(tiny, tmp_path / "run", ConfigError, "vocab_size is 100", "257")
 
 
 def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys):

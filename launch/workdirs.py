@@ -1,0 +1,119 @@
+"""The directory of a run: what it holds beside metrics and report, and whether a config may continue it.
+
+config.json     the config as run
+tokenizer.json  its tokenizer (and special_tokens.json, of a published one)
+data.json       which prepared data it reads
+checkpoints/    train/checkpoint.py
+"""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data import tokenizer
+from data.prepare import Prepared, load
+from launch.checking import ConfigError, checking
+from model.config import ModelConfig
+from train.checkpoint import Checkpoints
+
+# What may differ between a run and its continuation; anything else would make it another run.
+FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
+FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
+FREE_TO_CHANGE += ("model.attention",)
+
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = flat(_read_json(path)), flat(json.loads(config.to_json()))
+    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    lines = [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in differing
+        if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+    ]
+    if lines:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
+    """Keep with the run its config, its tokenizer, and which prepared data it reads."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json")
+    (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def recorded_config(workdir: Path) -> ConfigDict:
+    """The config of the run in `workdir`."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} holds no run (no config.json); train one: python -m launch.train --workdir=...")
+    return ConfigDict(_read_json(path))
+
+
+def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
+    """Architecture and tokenizer of the run in `workdir`, whose parameters are in its checkpoints."""
+    config = recorded_config(workdir)
+    words = tokenizer.load(workdir / "tokenizer.json")
+    return architecture(config, words.vocab_size), words
+
+
+def finished_checkpoints(workdir: Path) -> Checkpoints:
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step is None:
+        raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
+    return checkpoints
+
+
+def adopted(workdir: Path) -> Prepared:
+    """The data that the run in `workdir` reads."""
+    path = workdir / "data.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} reads no data: its model was imported, or it holds no run of launch.train")
+    return load(_read_json(path)["directory"])
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}); restore it, or use a new --workdir") from error
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested fields by their names with dots."""
+    found = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
+    """The block `model` of a config; a vocabulary of 0 becomes the tokenizer's, rounded up so that it splits over a
+    mesh."""
+    fields = config.model.to_dict()
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"config.model.{name} is no field of the model" + (f"; is it {near[0]}?" if near else ""))
+    if not fields["vocab_size"] and tokenizer_size:
+        fields["vocab_size"] = -(-tokenizer_size // 64) * 64
+    if fields["vocab_size"] < tokenizer_size:
+        raise ConfigError(
+            f"config.model.vocab_size is {fields['vocab_size']}, but the tokenizer has {tokenizer_size} tokens; raise "
+            "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
+        )
+    with checking("config.model"):
+        return ModelConfig(**fields)
