@@ -59,12 +59,12 @@ def trained(model) -> dict[str, nnx.Param]:
 
 def variables(model) -> dict[str, nnx.Variable]:
     """All that a model is made of, by name."""
-    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(model, is_leaf=is_variable)}
+    return {whole_name(path): leaf for path, leaf in jax.tree.leaves_with_path(model, is_leaf=is_variable)}
 
 
 def replaced(model, variables: dict[str, nnx.Variable]):
     """The model with these variables in the places of those of the same names."""
-    take = lambda path, variable: variables.get(name(path), variable)
+    take = lambda path, variable: variables.get(whole_name(path), variable)
     return jax.tree.map_with_path(take, model, is_leaf=is_variable)
 
 
@@ -72,7 +72,7 @@ def frozen(model, wanted: Callable[[str], bool] = lambda name: True):
     """The model in which variables with these names do not train."""
 
     def freeze(path, v):
-        freezing = isinstance(v, nnx.Param) and wanted(name(path))
+        freezing = isinstance(v, nnx.Param) and wanted(whole_name(path))
         return Frozen(v[...], **v.get_metadata()) if freezing else v
 
     return jax.tree.map_with_path(freeze, model, is_leaf=is_variable)
@@ -88,8 +88,13 @@ def gathered(w: nnx.Variable | Weight, dtype) -> jax.Array:
 
 
 def name(path) -> str:
-    """Of a parameter: its path in the model, such as 'stack/segments/0/0/attention/query'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    """Of a parameter's array: the path of the parameter in the model, such as 'stack/segments/0/0/attention/query'."""
+    return whole_name(path).removesuffix("/value")
+
+
+def whole_name(path) -> str:
+    """Of a parameter, not of its array: the last part of attention's is 'value' as well."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def by_name(tree) -> dict[str, jax.Array]:

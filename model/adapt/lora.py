@@ -18,7 +18,7 @@ from flax import nnx
 from model import axes
 from model.layers import dropout
 from model.patterns import by_array
-from model.weights import Weight, einsum, frozen, gathered, is_variable, name, param, variables
+from model.weights import Weight, einsum, frozen, gathered, is_variable, param, variables, whole_name
 
 _STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 _RANK = "r"
@@ -60,7 +60,8 @@ class Lora:
         number = itertools.count()
 
         def adapted(path, w):
-            return _adapter(w, self, jax.random.fold_in(key, next(number)), name(path)) if name(path) in chosen else w
+            own = whole_name(path)
+            return _adapter(w, self, jax.random.fold_in(key, next(number)), own) if own in chosen else w
 
         matrices = [path for path, w in variables(model).items() if w.get_metadata("inputs")]
         chosen = {path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted}
@@ -171,7 +172,7 @@ def merged(model):
         if not isinstance(w, LowRank):
             return w
         if not is_variable(w.base):
-            raise ValueError(f"{name(path)} is quantized; merge into the original weights")
+            raise ValueError(f"{whole_name(path)} is quantized; merge into the original weights")
         layered = "layers" in w.a.get_metadata("out_sharding")
         delta = (jax.vmap(w.delta) if layered else w.delta)(w.a[...], w.b[...])
         value = (w.base[...].astype(jnp.float32) + delta).astype(w.base.dtype)
