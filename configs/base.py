@@ -24,6 +24,10 @@ def base(model: dict) -> ConfigDict:
     config.model.dropout = 0.0
     config.model.attention = "auto"
 
+    # What trains. Patterns are regular expressions over parameters' names, see model/patterns.py.
+    config.train_only = ()  # ((pattern, bool), ...): the first one found decides; empty: everything
+    config.adapt = ConfigDict(dict(method="none"))  # none, lora, adapter, prompt: see configs/lora.py and the others
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, adam, sgd, adafactor, lion, muon
     config.optimizer.learning_rate = 3e-4
@@ -35,6 +39,7 @@ def base(model: dict) -> ConfigDict:
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 0.1
     config.optimizer.decay = (("norm|bias", False), (".*", True))  # first pattern found in a parameter's name decides
+    config.optimizer.rates = ((".*", 1.0),)  # factors of the learning rate, by patterns as well
     config.optimizer.clip_norm = 1.0
     config.optimizer.correction_rate = 1e-3  # of the biases that balance experts (model.experts.correction)
 

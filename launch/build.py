@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data import corrupt, pipeline, tokenizer
 from data.prepare import Prepared, prepare
+from launch import workdirs
 from launch.checking import ConfigError, checking
 from launch.workdirs import architecture
 from model import axes
@@ -61,7 +62,12 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
             f"{fitting!r}; change one of them"
         )
-    optimizer(config)
+    if workdirs.tuning(config).method and not config.get("init_from"):
+        raise ConfigError(
+            f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to its "
+            "workdir"
+        )
+    optimizer(config, model)
     objective(config)
 
 
@@ -92,9 +98,9 @@ def learning_rate(config: ConfigDict):
         return schedule(o.schedule, o.learning_rate, config.steps, o.warmup_steps, o.final)
 
 
-def optimizer(config: ConfigDict):
+def optimizer(config: ConfigDict, model: ModelConfig):
     with checking("config.optimizer"):
-        return make_optimizer(config.optimizer, learning_rate(config))
+        return make_optimizer(config.optimizer, learning_rate(config), model)
 
 
 def data(config: ConfigDict, workdir: Path) -> Prepared:

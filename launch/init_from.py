@@ -11,7 +11,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from launch import restore, workdirs
-from launch.checking import ConfigError
+from launch.checking import ConfigError, checking
+from model import families
+from model.adapt.tuning import Tuning
+from model.config import ModelConfig
 from model.interop.registry import RUNNING
 from train import state
 
@@ -54,14 +57,27 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     return config
 
 
-def create(config: ConfigDict, make_model, model_config, tx) -> state.TrainState:
-    """The state that a run begins with: parameters of config.init_from or random ones, and a new optimizer."""
+def create(
+    config: ConfigDict, model_config: ModelConfig, tuning: Tuning, tx, resume: bool = False
+) -> tuple[state.TrainState, str | None]:
+    """(state that a run begins with, content hash of its base): parameters of config.init_from or random ones, and a
+    new optimizer. There is a hash where only what trains over the base will be saved.
+
+    Args:
+      resume: the state will be read from a checkpoint: only what that does not hold is made, the rest are shapes.
+    """
+    make_model = lambda rngs: tuning.apply(families.make(model_config, rngs), rngs.params())
+    if resume and not tuning.method:
+        return state.abstract(make_model, tx), None
     if not config.get("init_from"):
-        return state.create(make_model, tx, config.seed)
+        return state.create(make_model, tx, config.seed), None
     workdirs.recorded_config(_source(config))  # says so where the workdir is gone
-    model = restore.restore_model(_source(config), model_config)
-    print(f"begins with the parameters of {config.init_from}")
-    return state.around(model, tx)
+    model, base = restore.pretrained(_source(config), model_config)
+    with checking("config"):
+        model = restore.tuned(model, tuning, config.seed)
+    if not resume:
+        print(f"begins with the parameters of {config.init_from}")
+    return state.around(model, tx), base if tuning.method else None
 
 
 def _source(config: ConfigDict) -> Path:

@@ -1,4 +1,4 @@
-"""Models out of workdirs."""
+"""Models out of workdirs: a trained or imported one, or a base with what was trained over it."""
 
 import contextlib
 from pathlib import Path
@@ -6,8 +6,13 @@ from pathlib import Path
 import jax
 
 from launch import workdirs
+from launch.checking import checking
 from model import axes, families
+from model.adapt.lora import merged
 from model.config import ModelConfig
+from model.fingerprint import array_sum, fingerprint
+from model.patterns import restacked
+from model.weights import by_name
 from train import state as states
 
 
@@ -21,6 +26,47 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
 
 
 def restore_model(workdir: Path, config: ModelConfig):
-    """The model of the latest checkpoint in `workdir`, on the mesh that is set."""
+    """The model of the latest checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some."""
+    record = workdirs.recorded_config(workdir)
+    tuning = workdirs.tuning(record)
+    if tuning.method is None:
+        with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
+            return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
+    model, base = pretrained(Path(record.init_from).absolute(), config)
+    model = tuned(model, tuning, record.seed)
+    with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
+        return checkpoints.restore_model(model)
+
+
+def pretrained(workdir: Path, config: ModelConfig):
+    """(model of `config` with the parameters of the run in `workdir`, content hash of these), on the mesh that is set.
+
+    `config` differs from that run's in fields that are no matter of its parameters, and in `cuts`. Adapters that were
+    trained there are merged into what they stand on.
+    """
+    there, _ = workdirs.contents(workdir)
+    like = by_name(states.abstract_model(lambda rngs: families.make(there, rngs)))
+    target = states.abstract_model(lambda rngs: families.make(config, rngs))
+    dtypes = {name: leaf.dtype for name, leaf in by_name(target).items()}
+    arrays, sums = {}, {}
+    for name, array in _arrays(workdir, there, like):
+        sums[name] = array_sum(array)
+        arrays[name] = array.astype(dtypes.get(name, next(iter(dtypes.values()))))
+    leaves = restacked(arrays, there, config, by_name(target))
+    model = jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in by_name(target)])
+    return model, fingerprint(sums)
+
+
+def _arrays(workdir: Path, config: ModelConfig, like: dict):
+    if workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
+        with checking(f"config.init_from {workdir}"):
+            yield from by_name(merged(restore_model(workdir, config))).items()
+        return
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
-        return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
+        yield from checkpoints.restore_arrays(like)
+
+
+def tuned(model, tuning, seed: int):
+    """The model, given away, with what a run trains of it or over it."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.jit(tuning.apply, donate_argnums=0)(model, key)

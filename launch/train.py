@@ -19,10 +19,10 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from data import pipeline
+from data import pipeline, tokenizer
 from launch import build, init_from, workdirs
-from model import axes, families
-from train import loop, metrics, mfu, report, state, summary
+from model import axes
+from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
@@ -38,10 +38,10 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
     model_config = build.model_config(config, prepared.vocab_size)
     workdirs.claim(workdir, config, prepared)
 
-    rate, tx = build.learning_rate(config), build.optimizer(config)
+    rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
     train_step, eval_step = build.steps(config, tx)
-    make_model = lambda rngs: families.make(model_config, rngs)
     put = build.put(mesh)
+    tuning = workdirs.tuning(config, tokenizer.load(prepared.tokenizer_path))
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
     peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
@@ -49,11 +49,11 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         print(f"{workdir} is done: {step} steps. To train longer, start a new run with more config.steps.")
         return
     with axes.use_mesh(mesh):
+        train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, resume=step > 0)
+        saved = {}
         if step:
-            train_state, saved = checkpoints.restore(state.abstract(make_model, tx))
+            train_state, saved = checkpoints.restore(train_state)
             print(f"continuing {workdir} after step {step}")
-        else:
-            train_state, saved = init_from.create(config, make_model, model_config, tx), {}
         share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
         tokens, flops = config.batch_size * config.data.seq_len, build.flops(config, model_config, corruption)
@@ -71,7 +71,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
             progress=metrics.Progress(config.steps, tokens, flops, peak, step),
             workdir=workdir,
         )
-        facts = summary.facts(model_config, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
+        words = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
+        facts = summary.facts(train_state.model, flops, mesh, prepared, words)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
         train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 from data import tokenizer
 from data.prepare import Prepared, load
 from launch.checking import ConfigError, checking
+from model import count
+from model.adapt.tuning import Tuning
+from model.adapt.tuning import make as make_tuning
 from model.config import ModelConfig
 from train.checkpoint import Checkpoints
 
@@ -69,8 +72,8 @@ def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
     return architecture(config, words.vocab_size), words
 
 
-def finished_checkpoints(workdir: Path) -> Checkpoints:
-    checkpoints = Checkpoints(workdir)
+def finished_checkpoints(workdir: Path, base: str | None = None) -> Checkpoints:
+    checkpoints = Checkpoints(workdir, base=base)
     if checkpoints.latest_step is None:
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
     return checkpoints
@@ -116,4 +119,22 @@ def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
             "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
         )
     with checking("config.model"):
-        return ModelConfig(**fields)
+        model = ModelConfig(**fields)
+        # Where the stacks are parted follows from what trains.
+        return dataclasses.replace(model, cuts=tuning(config).cuts(model, count.names(model)))
+
+
+def tuning(config: ConfigDict, words: tokenizer.Tokenizer | None = None) -> Tuning:
+    """What of the model trains: the blocks `adapt` and `train_only` of a config.
+
+    Args:
+      words: for an adapter that begins with a text.
+    """
+    fields = dict(config.get("adapt", {}))
+    text = fields.pop("init_text", "")
+    with checking("config.adapt"):
+        if text and words is not None:
+            fields["init_ids"] = tuple(words.encode(text))
+        if "targets" in fields:
+            fields["targets"] = tuple((pattern, wanted) for pattern, wanted in fields["targets"])
+        return make_tuning(fields, tuple((pattern, wanted) for pattern, wanted in config.get("train_only", ())))

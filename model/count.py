@@ -18,6 +18,11 @@ def num_params(config: ModelConfig, *, embedding: bool = True) -> int:
     return sum(leaf.size for path, leaf in shapes.items() if embedding or not path.startswith(_TABLES))
 
 
+def names(config: ModelConfig) -> list[str]:
+    """Of all parameters."""
+    return list(_shapes(config))
+
+
 def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0, training: bool = True) -> float:
     """Model FLOPs for one token of a sequence of `length` tokens.
 

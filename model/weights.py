@@ -68,14 +68,21 @@ def replaced(model, variables: dict[str, nnx.Variable]):
     return jax.tree.map_with_path(take, model, is_leaf=is_variable)
 
 
-def frozen(model, wanted: Callable[[str], bool] = lambda name: True):
-    """The model in which variables with these names do not train."""
+def frozen(model):
+    """The model in which nothing trains."""
+    return marked(model, lambda name, trains: False)
 
-    def freeze(path, v):
-        freezing = isinstance(v, nnx.Param) and wanted(whole_name(path))
-        return Frozen(v[...], **v.get_metadata()) if freezing else v
 
-    return jax.tree.map_with_path(freeze, model, is_leaf=is_variable)
+def marked(model, wanted: Callable[[str, bool], bool]):
+    """The model in which an array trains where `wanted(name, whether it did)` says so."""
+
+    def mark(path, v):
+        if not isinstance(v, nnx.Param | Frozen):
+            return v
+        kind = nnx.Param if wanted(whole_name(path), isinstance(v, nnx.Param)) else Frozen
+        return v if type(v) is kind else kind(v[...], **v.get_metadata())
+
+    return jax.tree.map_with_path(mark, model, is_leaf=is_variable)
 
 
 def is_variable(leaf) -> bool:

@@ -4,18 +4,23 @@
     WORKDIR/checkpoints/STEP/training  optimizer state, counters (what training reads as well)
     WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics
 
+Of a model with an adapter, or another part that trains over a base that doesn't, the checkpoint holds what trains, and
+in `loop` the content hash of the base (model/fingerprint.py).
+
 Arrays are saved under flat names ('stack/segments/0/0/attention/key'), so a file does not depend on Python classes, and
 are written asynchronously: the loop goes on once they are copied from the device.
 """
 
 import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from model.weights import by_name
+from model.weights import by_name, trained
 from train.state import TrainState
 
 BEST = "validation/loss"
@@ -26,9 +31,13 @@ class CheckpointError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one working directory: the newest `keep_last`, and the `keep_best` by validation loss."""
+    """The checkpoints of one working directory: the newest `keep_last`, and the `keep_best` by validation loss.
 
-    def __init__(self, workdir, keep_last: int = 2, keep_best: int = 1):
+    Args:
+      base: content hash of the model under what trains: only what trains is saved. None: all is.
+    """
+
+    def __init__(self, workdir, keep_last: int = 2, keep_best: int = 1, base: str | None = None):
         best = policy.BestN(
             get_metric_fn=lambda metrics: metrics[BEST],
             reverse=True,
@@ -39,6 +48,7 @@ class Checkpoints:
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), best]),
             cleanup_tmp_directories=True,
         )
+        self.base = base
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
 
@@ -54,37 +64,73 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        model, training = _split(state)
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training), loop=ocp.args.JsonSave(loop)
+            model=ocp.args.StandardSave(self._held(state.model)),
+            training=ocp.args.StandardSave(_training(state)),
+            loop=ocp.args.JsonSave(loop | ({"base": self.base} if self.base else {})),
         )
         ranked = {BEST: metrics[BEST]} if metrics and BEST in metrics else None
         self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=ranked))
 
     def save_model(self, step: int, model) -> None:
         """Save a model alone: to read it for inference and export, and to start a run from it."""
-        items = ocp.args.Composite(model=ocp.args.StandardSave(by_name(model)))
-        self._guard("write", step, lambda: self._manager.save(step, args=items))
+        items = dict(model=ocp.args.StandardSave(self._held(model)))
+        if self.base:
+            items["loop"] = ocp.args.JsonSave({"base": self.base})
+        self._guard("write", step, lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
         self.wait()
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """The state of `step` (default: the latest), placed as `abstract` says, and its `loop` JSON."""
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """The state of `step` (default: the latest), placed as `like` says, and its `loop` JSON.
+
+        Args:
+          like: shapes or arrays; of a base that is not in the checkpoint, the arrays.
+
+        Raises:
+          CheckpointError: the checkpoint cannot be read, or is of another base.
+        """
         step = self.latest_step if step is None else step
-        model, training = _split(abstract)
+        self._check_base(step)
         items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(model),
-            training=ocp.args.StandardRestore(training),
+            model=ocp.args.StandardRestore(self._held(like.model)),
+            training=ocp.args.StandardRestore(_training(like)),
             loop=ocp.args.JsonRestore(),
         )
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
-        return _join(abstract, found["model"], found["training"]), found["loop"]
+        return _join(like, found["model"], found["training"]), found["loop"]
 
-    def restore_model(self, abstract_model, step: int | None = None):
-        """The model alone."""
+    def restore_model(self, like, step: int | None = None):
+        """The model alone; `like` and errors as in `restore`."""
         step = self.latest_step if step is None else step
-        items = ocp.args.Composite(model=ocp.args.StandardRestore(by_name(abstract_model)))
+        self._check_base(step)
+        items = ocp.args.Composite(model=ocp.args.StandardRestore(self._held(like)))
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
-        return _rename(abstract_model, found["model"])
+        return _rename(like, found["model"])
+
+    def restore_arrays(self, like: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+        """Yields (name, array) of a model, one after another: for who need not hold all of them at once."""
+        step = self.latest_step
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        for name, shape in like.items():
+            item = {name: shape}
+            how = ocp.checkpoint_utils.construct_restore_args(item)
+            wanted = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
+            read = functools.partial(reader.restore, self.directory / str(step) / "model", args=wanted)
+            yield name, self._guard("read", step, read)[name]
+
+    def _held(self, model) -> dict:
+        return by_name(trained(model) if self.base else model)
+
+    def _check_base(self, step: int) -> None:
+        if not self.base:
+            return
+        items = ocp.args.Composite(loop=ocp.args.JsonRestore())
+        there = self._guard("read", step, lambda: self._manager.restore(step, args=items))["loop"].get("base")
+        if there != self.base:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} was trained over a base with the content hash {there}, but "
+                f"the model in config.init_from has {self.base}: bring back the base as it was, or train anew"
+            )
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -109,16 +155,18 @@ class Checkpoints:
 
 
 def _rename(tree, values: dict):
-    return jax.tree.unflatten(jax.tree.structure(tree), [values[name] for name in by_name(tree)])
+    """The tree with these values at the leaves of their names; other leaves stay."""
+    leaves = [values.get(name, leaf) for name, leaf in by_name(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _split(state: TrainState):
+def _training(state: TrainState) -> dict:
     rest = (state.opt_state, state.skipped, state.streak)
-    return by_name(state.model), by_name({"step": state.step, "rest": rest})
+    return by_name({"step": state.step, "rest": rest})
 
 
-def _join(abstract: TrainState, model: dict, training: dict) -> TrainState:
-    rest = (abstract.opt_state, abstract.skipped, abstract.streak)
-    tree = _rename({"step": abstract.step, "rest": rest}, training)
+def _join(like: TrainState, model: dict, training: dict) -> TrainState:
+    rest = (like.opt_state, like.skipped, like.streak)
+    tree = _rename({"step": like.step, "rest": rest}, training)
     opt_state, skipped, streak = tree["rest"]
-    return TrainState(tree["step"], _rename(abstract.model, model), opt_state, skipped, streak)
+    return TrainState(tree["step"], _rename(like.model, model), opt_state, skipped, streak)

@@ -1,12 +1,11 @@
-"""Learning-rate schedules and optax chains by name; ordered (pattern -> value) lists over parameters."""
-
-import re
+"""Learning-rate schedules and optax chains by name."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from model import axes, weights
+from model import axes, patterns, weights
+from model.config import ModelConfig
 
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
@@ -37,24 +36,6 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-def by_pattern(params, rules):
-    """The tree of values that an ordered list of (regular expression, value) gives to the parameters.
-
-    The first pattern found in a parameter's name (model/weights.py) decides.
-
-    Raises:
-      ValueError: a parameter that no pattern matches.
-    """
-
-    def value(path, _):
-        for pattern, result in rules:
-            if re.search(pattern, weights.name(path)):
-                return result
-        raise ValueError(f'no pattern matches parameter {weights.name(path)}; end the list with (".*", ...)')
-
-    return jax.tree.map_with_path(value, params)
-
-
 def gradient_norm(grads) -> jax.Array:
     """Global norm of the gradients."""
     return optax.tree.norm(_without_corrections(grads))
@@ -78,6 +59,16 @@ def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.Gradie
         return jax.tree.map_with_path(move, updates, grads), state
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformation:
+    """Updates times the factor of their parameter, or of each layer's in an array of several."""
+
+    def scale(path, u):
+        factors = jnp.asarray(patterns.by_layer(model, [weights.name(path)], rates)[weights.name(path)], u.dtype)
+        return u * (factors.reshape(-1, *(1,) * (u.ndim - 1)) if len(factors) > 1 else factors[0])
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))
 
 
 def _adamw(rate, o, mask):
@@ -145,18 +136,29 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(o, rate) -> optax.GradientTransformation:
+def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     """The chain that a config's `optimizer` block describes: clip by global norm, then the named optimizer.
 
     Args:
-      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), clip_norm (0: no clipping),
+      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), rates (patterns -> factor of
+        the learning rate, which layers of one array may have different ones of), clip_norm (0: no clipping),
         correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2).
       rate: learning rate by step.
+      model: what the patterns are for (model/patterns.py).
+
+    Raises:
+      ValueError: an unknown name, or patterns that do not fit the model.
     """
     if o.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {o.name!r}; choose from {', '.join(OPTIMIZERS)}")
-    mask = lambda params: by_pattern(params, o.decay)
+
+    def mask(params):
+        decays = patterns.by_array(model, weights.by_name(params), o.decay)
+        return jax.tree.map_with_path(lambda path, _: decays[weights.name(path)], params)
+
     chain = OPTIMIZERS[o.name](rate, o, mask)
+    if any(factor != 1 for _, factor in o.rates):
+        chain = optax.chain(chain, _scaled_by_pattern(model, o.rates))
     if o.clip_norm:
         chain = optax.chain(optax.clip_by_global_norm(o.clip_norm), chain)
     return _corrected(chain, o.correction_rate)

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 from model import count
+from model.weights import trained
 
 
 def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dict:
     """What is known before the first step.
 
     Args:
-      model: the ModelConfig.  prepared: data.prepare.Prepared.
+      model: as it trains.  prepared: data.prepare.Prepared.
       convention: how MFU is counted, in words.
     """
     corpus = [
@@ -27,8 +28,9 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
     split = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     return {
         "model": {
-            "parameters": count.num_params(model),
-            "non_embedding_parameters": count.num_params(model, embedding=False),
+            "parameters": count.num_params(model.config),
+            "non_embedding_parameters": count.num_params(model.config, embedding=False),
+            "trained_parameters": sum(param.size for param in trained(model).values()),
             "flops_per_token": flops_per_token,
         },
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -40,8 +42,12 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
 
 def headline(facts: dict) -> str:
     model = facts["model"]
+    trains = ""
+    if model["trained_parameters"] != model["parameters"]:
+        share = model["trained_parameters"] / model["parameters"]
+        trains = f"; {model['trained_parameters']:,} train ({share:.2%})"
     return (
-        f"{model['parameters']:,} parameters ({model['non_embedding_parameters']:,} without embeddings), "
+        f"{model['parameters']:,} parameters ({model['non_embedding_parameters']:,} without embeddings){trains}, "
         f"{model['flops_per_token'] / 1e6:,.1f} MFLOPs a token, on {facts['device']} ({facts['mesh']})\n"
         f"{facts['mfu_convention']}"
     )

@@ -19,24 +19,18 @@ class Prompt:
     """
     Args:
       length: vectors.
-      init: 'vocabulary': rows of the embedding table, drawn at random; 'text': those of `init_ids`, which are repeated
-        or cut to `length`.
+      init_ids: tokens whose vectors they begin as, repeated or cut to `length`. None: any tokens, drawn at random.
 
     Raises:
       ValueError: a value that is not possible.
     """
 
     length: int = 20
-    init: str = "vocabulary"
     init_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.length, int) or self.length < 1:
             raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1")
-        if self.init not in ("vocabulary", "text"):
-            raise ValueError(f"init is {self.init!r}; choose from vocabulary, text")
-        if (self.init == "text") != bool(self.init_ids):
-            raise ValueError("init 'text', and no other, needs a text to begin with")
 
     def ids(self, vocab_size: int) -> list[int]:
         """What an example begins with, for a model of this vocabulary."""

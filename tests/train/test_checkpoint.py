@@ -13,7 +13,7 @@ from tests.model import tiny
 from train import optimizer, state
 from train.checkpoint import BEST, CheckpointError, Checkpoints
 
-TX = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01)
+TX = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, tiny.LLAMA)
 
 
 def make(rngs):

@@ -36,7 +36,7 @@ def batch(seed=0):
 def start(rate=0.01, **settings):
     options = pretrain_decoder.get_config().optimizer
     options.update(settings)
-    tx = optimizer.make_optimizer(options, lambda step: rate)
+    tx = optimizer.make_optimizer(options, lambda step: rate, CONFIG)
     return tx, state.create(lambda rngs: Decoder(CONFIG, rngs), tx, seed=0)
 
 
@@ -118,7 +118,7 @@ def test_pure_bfloat16():
     """Parameters, moments and updates all in bfloat16."""
     config = ModelConfig(**{**CONFIG.__dict__, "dtype": "bfloat16", "param_dtype": "bfloat16"})
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01)
+        tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, CONFIG)
         current = state.create(lambda rngs: Decoder(config, rngs), tx, seed=0)
         train_step = step.make_train_step(language(), tx)
         losses = []

@@ -59,7 +59,7 @@ def test_loads_of_all_experts_are_reported():
 def run(accumulate=1, **settings):
     options = base({}).optimizer
     options.update(settings)
-    tx = optimizer.make_optimizer(options, lambda step: 0.01)
+    tx = optimizer.make_optimizer(options, lambda step: 0.01, CONFIG)
     old = state.create(lambda rngs: families.make(CONFIG, rngs), tx, seed=0)
     before = jax.device_get(old.model)
     new, metrics = step.make_train_step(language(), tx, accumulate=accumulate)(old, batch())

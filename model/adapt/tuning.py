@@ -1,0 +1,66 @@
+"""What of a model trains: some of its own parameters, or a few new ones over frozen ones."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from model.adapt.bottleneck import Bottleneck
+from model.adapt.lora import Lora
+from model.adapt.prompt import Prompt
+from model.config import ModelConfig
+from model.patterns import Rules, by_array, cuts
+from model.weights import marked, trained, variables
+
+METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
+_HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """
+    Args:
+      method: None: the model's own parameters train.
+      train_only: (pattern, bool) in order: which of its own parameters train. Empty: all; with a method, only heads of
+        classes.
+    """
+
+    method: Lora | Bottleneck | Prompt | None = None
+    train_only: Rules = ()
+
+    def apply(self, model, key: jax.Array):
+        """The model, given away, in which what shall train does, and nothing else.
+
+        Raises:
+          ValueError: nothing would train, or the method does not fit the model.
+        """
+        own = by_array(model.config, variables(model), self.train_only or (_HEADS if self.method else ((".*", True),)))
+        if self.method is not None:
+            model = self.method.insert(model, key)
+        model = marked(model, lambda name, trains: own.get(name, trains))
+        if not trained(model):
+            raise ValueError("train_only: no parameter would train")
+        return model
+
+    def cuts(self, config: ModelConfig, names) -> tuple[int, ...]:
+        """Where the stacks must be parted, so that each array of a model as a whole trains or doesn't."""
+        lists = [self.train_only, self.method.targets if isinstance(self.method, Lora) else ()]
+        return tuple(sorted({cut for rules in lists if rules for cut in cuts(config, names, rules)}))
+
+
+def make(fields: Mapping, train_only: Rules = (), **more) -> Tuning:
+    """From the block `adapt` of a config: `method`, and the fields of that method.
+
+    Raises:
+      ValueError: an unknown method or field, or a value that is not possible.
+    """
+    fields = dict(fields)
+    method = fields.pop("method", "none")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose from {', '.join(METHODS)}")
+    if METHODS[method] is None:
+        return Tuning(None, tuple(train_only))
+    known = [field.name for field in dataclasses.fields(METHODS[method])]
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(f"{unknown[0]} is no field of method {method}; it has {', '.join(known)}")
+    return Tuning(METHODS[method](**fields, **more), tuple(train_only))
