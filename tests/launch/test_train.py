@@ -31,7 +31,7 @@ def final(config, workdir):
     prepared = workdirs.adopted(workdir)
     model = build.model_config(config, prepared.vocab_size)
     with axes.use_mesh(build.mesh(config)):
-        abstract = state.abstract(lambda rngs: Decoder(model, rngs), build.optimizer(config))
+        abstract = state.abstract(lambda rngs: Decoder(model, rngs), build.optimizer(config, model))
         checkpoints = Checkpoints(workdir)
         restored, saved = checkpoints.restore(abstract)
         checkpoints.close()
