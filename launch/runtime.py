@@ -119,10 +119,8 @@ def run(main) -> None:
             where = traceback.extract_tb(error.__traceback__)[-1]
             if isinstance(error, KeyError | AttributeError) and not raised:
                 if "ml_collections" in where.filename:  # a flag for what is not there
-                    reason = words.removeprefix("'")
-                    words = f"the config has no field '{reason}" + (
-                        "" if "'" in reason else "': flags change what it sets"
-                    )
+                    name, _, suggestion = words.removeprefix("'").partition("'")
+                    words = f"the config has no field '{name}'{suggestion or ': flags change what it sets'}"
                 else:
                     words = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
             sys.exit(f"error: {reason if raised else words}")

@@ -147,7 +147,7 @@ _SCALINGS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": 
 
 
 def rope(config: dict, kind: str = "") -> dict[str, Any]:
-    """Fields of model.config.Rope.
+    """Fields of model.parts.Rope.
 
     Args:
       kind: which of `rope_parameters`, where there is one for each kind of layer.

@@ -71,10 +71,7 @@ def _describe_second(config: ModelConfig) -> dict:
 def _describe_third(config: ModelConfig) -> dict:
     local = {"rope_type": "default", "rope_theta": config.rope.local_theta or config.rope.theta}
     parameters = {"full_attention": family.rope_parameters(config), "sliding_attention": local}
-    return _describe_second(config) | {
-        "rope_parameters": parameters,
-        "rope_local_base_freq": config.rope.local_theta,
-    }
+    return _describe_second(config) | {"rope_parameters": parameters}
 
 
 _table = lambda config: llama.table(config, _ROWS)
