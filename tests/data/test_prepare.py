@@ -183,7 +183,7 @@ def test_broken_lines_are_reported(settings, tmp_path):
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": ("stdlib", 1.0)}, "data.sources must be pairs"),
         ({"sources": (("/nowhere/a.txt", 1.0),)}, "There is no file or folder /nowhere/a.txt"),
-        ({"sources": (("stdlib", 0.0),)}, "must be a positive number, not 0.0"),
+        ({"sources": (("stdlib", float("nan")),)}, "must be a positive number, not nan"),
         ({"seq_len": 0}, "data.seq_len must be a positive whole number"),
         ({"validation": 5}, "data.validation must be a fraction"),
         ({"split": "random"}, "data.split must be one of document, tail"),
