@@ -1,16 +1,16 @@
-"""The kinds of sources of examples, by the name before the colon: pairs:GLOB. What is none of them is text."""
+"""The kinds of sources of examples, by the name before the colon. What is none of them is text."""
 
 import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data import pairs
+from data import chat, pairs
 from data.batch import DataError
 from data.examples import Kind
 from data.records import RecordSource
 from data.settings import merged
 
-KINDS: dict[str, Kind] = {"pairs": pairs.KIND}
+KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND}
 
 TEXT = "text"
 

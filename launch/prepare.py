@@ -26,7 +26,7 @@ def summary(prepared: Prepared) -> str:
         for split in ("train", "validation"):
             counts = [getattr(source, f"{split}_{what}") for what in ("documents", "bytes", "tokens", "rows")]
             documents, size, tokens, rows = (f"{count:,}" for count in counts)
-            ratio = f"{counts[1] / max(counts[2], 1):.3f}"
+            ratio = f"{counts[1] / counts[2]:.3f}" if counts[2] and source.kind == "text" else ""
             skipped = f"{source.bad_lines:,}" if split == "train" else ""
             lines.append((source.spec, split, documents, size, tokens, ratio, rows, skipped))
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
