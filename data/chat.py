@@ -39,6 +39,7 @@ class Chat:
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any]):
         self._encoder = PieceEncoder(tokenizer)
         self._system = settings["system"]
+        self._start_id, self._eot_id = tokenizer.start_id, tokenizer.eot_id
         begin = tokenizer.special.begin
         ends = Ends(None if begin is None else self._encoder.name(begin), self._encoder.name(tokenizer.eot_id))
         own, name = own_template(tokenizer), settings["template"]
@@ -81,6 +82,14 @@ class Chat:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to where the next answer begins."""
         return self._encoder.encode(self._render(self._with_system(messages), True))[0].tolist()
+
+    def inputs(self, texts: Sequence[str], encoder: bool, system: str = "") -> dict[str, list[list[int]] | None]:
+        """As `Tokenizer.inputs`: each text is a question that is to be answered. `system`: instead of the config's."""
+        start = [{"role": "system", "content": system}] if system else []
+        asked = [self.prompt([*start, {"role": "user", "content": text}]) for text in texts]
+        if not encoder:
+            return {"prompts": asked, "sources": None}
+        return {"prompts": [[self._start_id]] * len(asked), "sources": [[*ids, self._eot_id] for ids in asked]}
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system and messages[0]["role"] != "system":

@@ -4,7 +4,7 @@ An encoder reads [prefix + source, end], and its decoder says [target, end], as 
 decoder alone reads [begin, prefix + source, newline] before the target, and the loss counts on target and end alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.batch import DataError
@@ -15,9 +15,14 @@ from data.tokenizer import Tokenizer
 FIELDS = {"source": "source", "target": "target", "prefix": ""}
 
 
-def prompt(text: str, settings: Mapping[str, Any]) -> str:
-    """What a decoder alone continues with the target; an encoder reads it without the newline."""
-    return f"{settings['prefix']}{text}\n"
+def inputs(
+    tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool
+) -> dict[str, list[list[int]] | None]:
+    """As `Tokenizer.inputs`: what stands before the target of each text."""
+    if not encoder:
+        return {"prompts": tokenizer.prompts([f"{settings['prefix']}{text}\n" for text in texts]), "sources": None}
+    sources = tokenizer.encode_batch([settings["prefix"] + text for text in texts])
+    return {"prompts": [[tokenizer.start_id]] * len(texts), "sources": [[*ids, tokenizer.eot_id] for ids in sources]}
 
 
 def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
@@ -48,12 +53,10 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     tokenizer = context.tokenizer
 
     def encode(record: dict) -> Example:
+        given = inputs(tokenizer, settings, [record["source"]], context.encoder)
+        (before,), source = given["prompts"], given["sources"] and given["sources"][0]
         target = [*tokenizer.encode(record["target"]), tokenizer.eot_id]
-        if context.encoder:
-            source = [*tokenizer.encode(settings["prefix"] + record["source"]), tokenizer.eot_id]
-            return Example.of_ids([tokenizer.start_id, *target], [False] + [True] * len(target), source)
-        (before,) = tokenizer.prompts([prompt(record["source"], settings)])
-        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target))
+        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target), source)
 
     return Encoding(encode)
 

@@ -81,13 +81,17 @@ class Prepared:
     @property
     def validation_bytes(self) -> int:
         """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
-        return sum(source.validation_bytes for source in self.sources if source.kind == kinds.TEXT)
+        return sum(source.validation_bytes for source in self._texts())
 
     def validation_texts(self) -> Iterator[str]:
-        """Yields the held-out documents of text as they were before the tokenizer."""
-        for source in self.sources:
-            if source.validation_documents and source.kind == kinds.TEXT:
+        """Yields the held-out documents as they were before the tokenizer."""
+        for source in self._texts():
+            if source.validation_documents:
                 yield from corpora.read(source.corpus, "validation")
+
+    def _texts(self) -> list[PreparedSource]:
+        """Sources of text that train."""
+        return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
 
 
 def prepare(

@@ -95,7 +95,7 @@ class Text(tfds.core.GeneratorBasedBuilder):
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
         return (
             f"The data source {name} has too few documents: none falls into {split} with validation = "
-            f"{self._validation}. Set split = 'tail' to hold out the end of each document, or change the fraction."
+            f"{self._validation}. Change the fraction, or set split = 'tail', which holds out the end of each text."
         )
 
 
