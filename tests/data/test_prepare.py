@@ -235,11 +235,13 @@ def test_a_full_disk_is_an_error_and_loses_nothing(settings, tmp_path):
 
 
 CONFIG = """
-import ml_collections
+from configs import pretrain_decoder
 
 def get_config(path):
-    data = dict(sources=((path, 1.0),), validation=0.1, split="tail", seq_len=16, tokenizer=dict(kind="byte"))
-    return ml_collections.ConfigDict(dict(data=data))
+    config = pretrain_decoder.get_config("tiny")
+    config.data.update(sources=((path, 1.0),), validation=0.1, split="tail", seq_len=16)
+    config.data.tokenizer.update(kind="byte", vocab_size=0)
+    return config
 """
 
 

@@ -141,12 +141,3 @@ def test_mistakes_are_said_before_the_work(tiny, tmp_path):
     tiny.model.update(architecture="encoder", head="masked")
     with pytest.raises(ConfigError, match="need a decoder"):
         train(tiny, tmp_path / "run")
-
-
-def test_preparing_beforehand(corpus, data_dir, tmp_path):
-    path = records(tmp_path / "chat.jsonl", 40, "instruction", "output")
-    command = [sys.executable, "-m", "launch.prepare", "--config=configs/pretrain_decoder.py:tiny"]
-    command += [f"--data_dir={tmp_path / 'data'}", f"--config.data.path={path}", "--config.data.sources=()"]
-    command += ["--config.data.tokenizer.kind=byte", "--config.data.tokenizer.vocab_size=0"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"chat:{path}  train" in out
