@@ -48,17 +48,22 @@ def base(model: dict) -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = "runs/data"  # prepared once, shared by all runs
-    config.data.sources = (("stdlib", 1.0),)  # (source, weight): stdlib, files:GLOB, tfds:NAME
+    # (source, weight; 0: only evaluated): stdlib, files:GLOB, tfds:NAME; examples: chat:GLOB, pairs:GLOB
+    config.data.sources = (("stdlib", 1.0),)
+    config.data.path = ""  # one more source, of examples, weight 1
+    config.data.format = "chat"  # what data.path holds: chat, pairs
     config.data.validation = 0.05
     config.data.split = "document"
     config.data.seq_len = 256
     config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0))
     config.data.max_bad_lines = 100
+    config.data.chat = ConfigDict(dict(template="auto", system=""))  # templates by name: data/templates.py
+    config.data.pairs = ConfigDict(dict(source="source", target="target", prefix=""))  # columns
     config.data.corruption = ConfigDict(dict(kind="none"))  # none, masked, spans: their fields are in data/corrupt.py
 
     config.log_every = 10
     config.eval_every = 200
-    config.eval_rows = 512  # held-out rows that each evaluation takes; 0: all
+    config.eval_rows = 512  # held-out rows of each source that an evaluation takes; 0: all
     config.checkpoint_every = 200
     config.keep_last = 2
     config.keep_best = 1

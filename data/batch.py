@@ -3,7 +3,8 @@
 A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = seq_len):
 
     tokens       int32    inputs
-    targets      int32    the token that follows each input in its document
+    targets      int32    the token that follows each input in its document; of labels the class; of numbers (a
+                          regression) float32
     segment_ids  int32    1, 2, ... for each document piece in the row; 0 = padding
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
@@ -15,8 +16,9 @@ three more of shape [B, S] are the encoder's, all int32:
 
 A document has the same segment id on both sides, and cross-attention must not leave it either.
 
-A row on disk holds tokens, targets and segment ids (`data/pack.py`). The other two follow from them and are derived
-here, when rows are read, or the row is corrupted (`data/corrupt.py`).
+A row of text on disk holds tokens, targets and segment ids (`data/pack.py`). The other two follow from them and are
+derived here, when rows are read, or the row is corrupted (`data/corrupt.py`). Rows of examples (`data/examples.py`)
+hold the weights too, and where there is an encoder, what it reads.
 
 `DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
 a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.
@@ -43,18 +45,28 @@ class DataError(Exception):
     """A mistake of the user about data. The message stands alone: programs print it without a traceback."""
 
 
-def from_rows(rows: np.ndarray) -> Batch:
-    """Builds a batch from packed rows [B, 3, T]: tokens, targets, segment ids."""
+def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
+    """Builds a batch from packed rows [B, C, T].
+
+    The C channels are tokens, targets, segment ids; with C = 4 also weights; with C = 6 also encoder tokens and encoder
+    segment ids. `numbers`: the targets are the bits of float32.
+    """
     rows = rows.astype(np.int32)
     segment_ids = rows[:, 2]
-    return {
-        # Copies, so that each array is contiguous and may be handed to a device without another copy.
+    # Copies, so that each array is contiguous and may be handed to a device without another copy.
+    batch = {
         "tokens": rows[:, 0].copy(),
         "targets": rows[:, 1].copy(),
         "segment_ids": segment_ids.copy(),
         "positions": positions(segment_ids),
-        "weights": (segment_ids > 0).astype(np.float32),
+        "weights": (segment_ids > 0 if rows.shape[1] == 3 else rows[:, 3]).astype(np.float32),
     }
+    if rows.shape[1] == 6:
+        batch |= {"encoder_tokens": rows[:, 4].copy(), "encoder_segment_ids": rows[:, 5].copy()}
+        batch["encoder_positions"] = positions(rows[:, 5])
+    if numbers:
+        batch["targets"] = batch["targets"].view(np.float32)
+    return batch
 
 
 def positions(segment_ids: np.ndarray) -> np.ndarray:

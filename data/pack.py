@@ -79,7 +79,7 @@ class Packer:
 
 
 def write_rows(directory: Path, rows: Iterable[np.ndarray]) -> int:
-    """Writes blocks of rows [N, 3, T] to `directory` and returns how many there are."""
+    """Writes blocks of rows [N, C, T] to `directory` and returns how many there are."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / ROWS_FILE
     # One record a chunk, so that a shuffled read decodes one row and not its neighbours.
@@ -130,20 +130,20 @@ class RowReader:
     """Random access to packed rows, from several threads at a time.
 
     With `hold`, rows that fit are read into memory once: a row then costs a copy, not a seek and a decompression (30
-    us).
+    us). `channels`: arrays a row, 3 for text.
     """
 
-    def __init__(self, directory: Path, seq_len: int, hold: bool = False):
+    def __init__(self, directory: Path, seq_len: int, hold: bool = False, channels: int = 3):
         path = Path(directory) / ROWS_FILE
         if not path.exists():
             raise DataError(f"There are no packed rows at {path}. Prepare the data again.")
         self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
         self._count = self._reader.num_records()
-        self._shape = (3, seq_len)
+        self._shape = (channels, seq_len)
         self._held = None
         if not self._count:
             return
-        size, values = len(self._reader.read([0])[0]), 3 * seq_len
+        size, values = len(self._reader.read([0])[0]), channels * seq_len
         if size not in (values * 2, values * 4):
             raise DataError(f"The rows in {path} are not of length {seq_len}. Prepare the data again.")
         self._dtype = "<u2" if size == values * 2 else "<u4"
@@ -154,7 +154,7 @@ class RowReader:
         return self._count
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the rows at `indices` as [N, 3, T]."""
+        """Returns the rows at `indices` as [N, C, T]."""
         if self._held is not None:
             return self._held[indices]
         records = self._reader.read([int(i) for i in indices])

@@ -10,21 +10,24 @@ they are, or corrupted (`corrupt.py`) with random numbers that follow from seed 
 Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
 """
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from data.batch import Batch, DataError, from_rows
+from data.batch import Batch, DataError
 from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
-from data.pack import RowReader
-from data.prepare import Prepared
+from data.prepare import Prepared, PreparedSource
+from data.rows import Block, Rows, to_batch
+from data.tokenizer import load as load_tokenizer
 
 # Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
 # its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).
@@ -36,19 +39,32 @@ _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # blocks
 class Pipeline:
     """An endless iterator over this process's share of training batches, with a position that can be saved."""
 
-    def __init__(self, blocks: "_TrainBlocks", to_batch: Callable[[dict[str, np.ndarray]], Batch], stream: str):
+    def __init__(self, blocks: "_TrainBlocks", to_batch: Callable[[Block], Batch], stream: str, tokenizer_path: Path):
         self._blocks = blocks
+        self._tokenizer_path = tokenizer_path
         self._stream = stream
         self._steps = 0
         self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
+        """The next batch; DataError where none of its tokens would be trained."""
         place = self._steps % self._blocks.steps
         if place == 0:
             self._block = next(self._iterator)
         self._steps += 1
         share = self._blocks.share
-        return {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
+        batch = {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
+        if not batch["weights"].any():
+            raise DataError(self._nothing_trains(batch))
+        return batch
+
+    def _nothing_trains(self, batch: Batch) -> str:
+        ids = batch["tokens"][0][batch["segment_ids"][0] == 1]
+        shown = load_tokenizer(self._tokenizer_path).decode(ids)
+        return (
+            f"All weights of the batch at row {self.position()['next_row'] - self._blocks.batch_size} are 0: nothing "
+            f"would be learnt from it. Its first example is:\n  {shown[:500]!r}\nGive it an answer or take it out."
+        )
 
     def position(self) -> dict[str, Any]:
         """Where the next batch begins (JSON): the same in every process, whatever was read ahead."""
@@ -75,10 +91,14 @@ def train_pipeline(
     corruption or seed), for which it would repeat some rows and skip others.
     """
     share = _share(batch_size, process_count)
-    names = [source.name for source in prepared.sources if not source.train_rows]
+    sources = _trained(prepared)
+    names = [source.name for source in sources if not source.train_rows]
     if names:
         raise DataError(f"No rows to train on in {', '.join(names)} ({prepared.directory}).")
-    contents = [(source.content_hash, source.weight, source.train_tokens) for source in prepared.sources]
+    contents = [
+        (source.content_hash, source.weight, source.train_tokens, *filter(None, [source.encoding]))
+        for source in sources
+    ]
     described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
     if corruption is not None:
         described += corruption.description
@@ -90,18 +110,18 @@ def train_pipeline(
         )
     first_row = position["next_row"] if position is not None else 0
     blocks = _TrainBlocks(prepared, batch_size, seed, process_index, share, first_row)
-    return Pipeline(blocks, lambda block: _batch(**block, seed=seed, corruption=corruption), stream)
+    make = functools.partial(to_batch, seed=seed, corruption=corruption, numbers=prepared.numbers)
+    return Pipeline(blocks, make, stream, prepared.tokenizer_path)
 
 
-def _batch(rows: np.ndarray, places: np.ndarray, seed: int, corruption: Corruption | None) -> Batch:
-    return from_rows(rows) if corruption is None else corruption(rows, places, seed)
+def _trained(prepared: Prepared) -> list[PreparedSource]:
+    return [source for source in prepared.sources if source.weight]
 
 
 class _TrainBlocks:
     """Random access to one process's share of the rows after `first_row`, in blocks of `steps` batches.
 
-    A small batch costs many small calls and little work, so a thread makes a block of them at once. A block is its
-    rows [N, 3, T] and their places [N] in the stream.
+    A small batch costs many small calls and little work, so a thread makes a block of them at once.
     """
 
     def __init__(self, prepared: Prepared, batch_size: int, seed: int, process_index: int, share: int, first_row: int):
@@ -110,30 +130,29 @@ class _TrainBlocks:
         self.first_row = first_row
         self.steps = -(-_BLOCK_TOKENS // (share * prepared.seq_len))
         self._seed = seed
-        self._mixture = Mixture([source.weight for source in prepared.sources])
-        self._readers = [RowReader(source.train, prepared.seq_len, hold=True) for source in prepared.sources]
-        self._seq_len = prepared.seq_len
+        sources = _trained(prepared)
+        self._mixture = Mixture([source.weight for source in sources])
+        self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True)
         steps = np.arange(self.steps)[:, None] * batch_size
         self._places = (steps + process_index * share + np.arange(share)).reshape(-1)
         # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.
-        self._order = lru_cache(maxsize=2 * len(self._readers))(self._epoch_order)
+        self._order = lru_cache(maxsize=2 * len(sources))(self._epoch_order)
 
     def __len__(self) -> int:
         return sys.maxsize // (self.batch_size * self.steps)
 
-    def __getitem__(self, block: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, block: int) -> Block:
         places = self.first_row + block * self.steps * self.batch_size + self._places
         sources, ranks = self._mixture.locate(places)
-        rows = np.empty((len(ranks), 3, self._seq_len), np.int32)
-        for source, reader in enumerate(self._readers):
-            mine = np.flatnonzero(sources == source)
-            if len(mine):
-                rows[mine] = reader.read(self._shuffled(source, ranks[mine]))
-        return {"rows": rows, "places": places}
+        indices = np.empty_like(ranks)
+        for source in np.unique(sources):
+            mine = sources == source
+            indices[mine] = self._shuffled(int(source), ranks[mine])
+        return self._rows.read(sources, indices, places)
 
     def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
         """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""
-        count = len(self._readers[source])
+        count = self._rows.counts[source]
         epochs, indices = np.divmod(ranks, count)
         rows = np.empty_like(indices)
         for epoch in np.unique(epochs):
@@ -147,7 +166,7 @@ class _TrainBlocks:
 
     def _epoch_order(self, source: int, epoch: int) -> np.ndarray:
         random = np.random.Generator(np.random.PCG64(self._epoch_seed(source, epoch)))
-        return random.permutation(len(self._readers[source])).astype(np.uint32)
+        return random.permutation(self._rows.counts[source]).astype(np.uint32)
 
     def _epoch_seed(self, source: int, epoch: int) -> int:
         key = f"{self._seed} {source} {epoch}".encode()
@@ -161,8 +180,9 @@ def validation_batches(
     process_count: int = 1,
     limit_rows: int | None = None,
     corruption: Corruption | None = None,
+    only: PreparedSource | None = None,
 ) -> Iterator[Batch]:
-    """Yields this process's share of each held-out row, once, in order, all sources.
+    """Yields this process's share of each held-out row, once, in order, of all sources or of `only` one.
 
     Every batch has the same shape and every process as many batches: what is missing at the end is rows of weight 0.
     `limit_rows` takes that many rows, spread evenly over all (the same ones each time). A row is corrupted alike each
@@ -173,27 +193,24 @@ def validation_batches(
     if not sources:
         raise DataError(f"No text is held out in {prepared.directory}: set data.validation above 0.")
     ends = np.cumsum([source.validation_rows for source in sources])
-    rows = np.arange(ends[-1])
-    if limit_rows is not None and limit_rows < len(rows):
-        rows = np.arange(limit_rows) * len(rows) // limit_rows
-    readers = [RowReader(source.validation, prepared.seq_len) for source in sources]
-    offset = process_index * share
-    blocks = _read_in_order(readers, ends, rows, batch_size, offset, share, prepared.seq_len)
-    return (_batch(*block, VALIDATION_SEED, corruption) for block in blocks)
+    places = np.arange(ends[-1])
+    if only is not None:
+        end = ends[sources.index(only)]
+        places = places[end - only.validation_rows : end]
+    if limit_rows is not None and limit_rows < len(places):
+        places = places[np.arange(limit_rows) * len(places) // limit_rows]
+    rows = Rows(sources, "validation", prepared.seq_len, prepared.channels)
+    blocks = _read_in_order(rows, ends, places, batch_size, process_index * share, share)
+    return (to_batch(block, VALIDATION_SEED, corruption, prepared.numbers) for block in blocks)
 
 
-def _read_in_order(
-    readers, ends, rows, batch_size: int, offset: int, share: int, seq_len: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for first in range(0, len(rows), batch_size):
-        mine = rows[first + offset : first + offset + share]
-        block = np.zeros((share, 3, seq_len), np.int32)
+def _read_in_order(rows: Rows, ends, places, batch_size: int, offset: int, share: int) -> Iterator[Block]:
+    for first in range(0, len(places), batch_size):
+        mine = places[first + offset : first + offset + share]
         owner = np.searchsorted(ends, mine, side="right")
-        for source in np.unique(owner):
-            places = np.flatnonzero(owner == source)
-            begin = ends[source - 1] if source else 0
-            block[places] = readers[source].read(mine[places] - begin)
-        yield block, np.pad(mine, (0, share - len(mine)))
+        indices = mine - np.concatenate([[0], ends])[owner]
+        padding = (0, share - len(mine))
+        yield rows.read(np.pad(owner, padding, constant_values=-1), np.pad(indices, padding), np.pad(mine, padding))
 
 
 def _share(batch_size: int, process_count: int) -> int:

@@ -10,43 +10,33 @@ others wait and find everything done; on disks of their own each makes the same 
 """
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import corrupt, stage
+from data import corpus, kinds, stage
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
-from data.mixture import Mixture
-from data.pack import pack_texts
-from data.settings import merged
-from data.sources import open_source
+from data.checked import TOKENIZER_FIELDS, checked
+from data.corpus import Corpus
+from data.examples import Context, Encoding, pack_records, row_channels
+from data.pack import pack_texts, write_rows
 
 Log = Callable[[str], None]
 
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_FIELDS = {
-    "sources": None,
-    "validation": 0.05,
-    "split": "document",
-    "seq_len": None,
-    "tokenizer": None,
-    "max_bad_lines": 100,
-    "corruption": None,
-}
-_TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0}
-
 
 @dataclass(frozen=True)
 class PreparedSource:
     name: str
     spec: str
-    weight: float  # share of the training rows
+    weight: float  # share of the training rows; 0: only evaluated
     content_hash: str  # over names and texts of both splits
     bad_lines: int  # documents that were skipped because they could not be read
     corpus: Path  # a TFDS dataset
@@ -54,12 +44,17 @@ class PreparedSource:
     validation: Path
     train_documents: int
     train_bytes: int  # UTF-8
-    train_tokens: int  # targets: the end of each document is one
+    train_tokens: int  # targets of text: the end of each document is one; of examples all that a model reads
     train_rows: int
     validation_documents: int
     validation_bytes: int
     validation_tokens: int
     validation_rows: int
+    kind: str = kinds.TEXT
+    channels: int = 3  # arrays a row
+    numbers: bool = False  # targets are float32 bits
+    encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps with its rows
 
 
 @dataclass(frozen=True)
@@ -74,33 +69,51 @@ class Prepared:
     sources: tuple[PreparedSource, ...]
 
     @property
+    def channels(self) -> int:
+        """Arrays a row where rows of all sources are put into one batch."""
+        return max(source.channels for source in self.sources)
+
+    @property
+    def numbers(self) -> bool:
+        """Targets of examples are float32 bits."""
+        return any(source.numbers for source in self.sources)
+
+    @property
     def validation_bytes(self) -> int:
         """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
-        return sum(source.validation_bytes for source in self.sources)
+        return sum(source.validation_bytes for source in self._texts())
 
     def validation_texts(self) -> Iterator[str]:
         """Yields the held-out documents as they were before the tokenizer."""
-        for source in self.sources:
+        for source in self._texts():
             if source.validation_documents:
                 yield from corpora.read(source.corpus, "validation")
 
+    def _texts(self) -> list[PreparedSource]:
+        """Sources of text that train."""
+        return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
 
-def prepare(data_config: Mapping[str, Any], directory: str | os.PathLike, log: Log = print) -> Prepared:
+
+def prepare(
+    data_config: Mapping[str, Any], directory: str | os.PathLike, log: Log = print, encoder: bool = False
+) -> Prepared:
     """Brings the data that `data_config` describes into `directory`, or finds it there.
 
-    Fields: `sources` ((spec, weight), ...), `validation` (the fraction to hold out), `split` ('document' or 'tail'),
-    `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a
-    mask token; `sentinels`: how many}, `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole, so it is
-    only checked here, before the long work).
+    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one more
+    source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are never
+    split), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it
+    gets a mask token; `sentinels`: how many}, `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole,
+    so it is only checked here, before the long work), and a block for each kind of examples (data/kinds.py).
+    `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer.
     """
-    config = _checked(data_config)
+    config = checked(data_config, encoder)
     root = Path(directory).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with stage.lock(root, log):
-            built = [_corpus(spec, config, root, log) for spec, _ in config["sources"]]
+            built = [corpus.read(spec, config, root, log) for spec, _ in config["sources"]]
             tokenizer = _tokenizer(built, config, root, log)
-            return load(_rows(built, tokenizer, config, root, log))
+            return load(_rows(built, tokenizer, config, root, log, encoder))
     except (OSError, RuntimeError) as error:
         problem = _storage_problem(error)
         if problem is None:
@@ -143,57 +156,17 @@ def load(directory: str | os.PathLike) -> Prepared:
 # Stages
 
 
-@dataclass(frozen=True)
-class _Corpus:
-    name: str
-    spec: str
-    content: str
-    dataset: Path
-    splits: dict[str, dict]
-    bad_lines: int
-
-    def texts(self, split: str) -> Iterator[str]:
-        return corpora.read(self.dataset, split) if split in self.splits else iter(())
-
-
-def _corpus(spec: str, config: dict, root: Path, log: Log) -> _Corpus:
-    source = open_source(spec)
-    settings = {"validation": config["validation"], "rule": config["split"]}
-    inputs = {"spec": spec, "fingerprint": stage.digest(source.fingerprint())} | settings
-
-    def make(folder: Path) -> dict:
-        source.fetch()
-        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], **settings)
-        bad = facts["bad_lines"]
-        if bad["count"]:
-            log(
-                f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
-            )
-        return facts
-
-    folder, facts = stage.run(root / "corpora", source.name, inputs, make, log)
-    splits = facts["splits"]
-    return _Corpus(
-        name=source.name,
-        spec=spec,
-        content=stage.digest([[split, splits[split]["sha256"]] for split in sorted(splits)]),
-        dataset=folder / facts["dataset"],
-        splits=splits,
-        bad_lines=facts["bad_lines"]["count"],
-    )
-
-
-def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> tokenizers.Tokenizer:
-    kind, vocab_size, path, mask, sentinels = (config["tokenizer"][key] for key in _TOKENIZER_FIELDS)
+def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> tokenizers.Tokenizer:
+    kind, vocab_size, path, mask, sentinels = (config["tokenizer"][key] for key in TOKENIZER_FIELDS)
     if kind == "file":
         return tokenizers.load(path)
     specials = tokenizers.specials(mask, sentinels)
     weights = [weight for _, weight in config["sources"]]
 
     def texts() -> Iterator[str]:
-        for corpus, weight in zip(built, weights, strict=True):
+        for source, weight in zip(built, weights, strict=True):
             left = _TOKENIZER_CHARACTERS * weight / sum(weights)
-            for text in corpus.texts("train"):
+            for text in source.plain_texts("train") if weight else ():
                 yield text
                 left -= len(text)
                 if left <= 0:
@@ -206,7 +179,7 @@ def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> toke
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
-    contents = [[corpus.content, weight] for corpus, weight in zip(built, weights, strict=True)]
+    contents = [[source.content, weight] for source, weight in zip(built, weights, strict=True)]
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
     if specials:  # else the folder keeps its name
         inputs["specials"] = specials
@@ -214,30 +187,42 @@ def _tokenizer(built: list[_Corpus], config: dict, root: Path, log: Log) -> toke
     return tokenizers.load(folder / "tokenizer.json")
 
 
-def _rows(built: list[_Corpus], tokenizer: tokenizers.Tokenizer, config: dict, root: Path, log: Log) -> Path:
+def _rows(
+    built: list[Corpus], tokenizer: tokenizers.Tokenizer, config: dict, root: Path, log: Log, encoder: bool
+) -> Path:
     seq_len = config["seq_len"]
+    identities = [_identity(source.kind, config, tokenizer, encoder) for source in built]
     weights = [weight for _, weight in config["sources"]]
-    contents = [[corpus.spec, corpus.content, weight] for corpus, weight in zip(built, weights, strict=True)]
-    inputs = {"sources": contents, "tokenizer": tokenizer.fingerprint, "seq_len": seq_len}
+    inputs = {"sources": [], "tokenizer": tokenizer.fingerprint, "seq_len": seq_len}
+    for source, weight, identity in zip(built, weights, identities, strict=True):
+        inputs["sources"].append([source.spec, source.content, weight] + [identity] * (identity is not None))
 
     def make(folder: Path) -> dict:
         tokenizer.save(folder / "tokenizer.json")
         sources = []
-        for i, (corpus, weight) in enumerate(zip(built, weights, strict=True)):
+        for i, (source, weight, identity) in enumerate(zip(built, weights, identities, strict=True)):
             facts = {
-                "name": corpus.name,
-                "spec": corpus.spec,
+                "name": source.name,
+                "spec": source.spec,
                 "weight": weight,
-                "content_hash": corpus.content,
-                "bad_lines": corpus.bad_lines,
-                "corpus": os.path.relpath(corpus.dataset, folder),
+                "content_hash": source.content,
+                "bad_lines": source.bad_lines,
+                "corpus": os.path.relpath(source.dataset, folder),
             }
+            pack = _pack_text
+            context = Context(tokenizer, seq_len, encoder, lambda source=source: source.records("train"))
+            if identity is not None:
+                encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
+                pack = functools.partial(_pack_examples, encoding=encoding)
+                facts |= {"kind": source.kind, "channels": row_channels(encoder), "numbers": encoding.numbers}
+                facts |= {"encoding": stage.digest(identity)[:16], "facts": dict(encoding.facts)}
             for split in corpora.SPLITS:
-                counts = corpus.splits.get(split, {"documents": 0, "bytes": 0})
-                path = f"{i}-{corpus.name}/{split}"
-                rows, tokens, unknown = pack_texts(corpus.texts(split), tokenizer, seq_len, folder / path)
-                if unknown:
-                    log(f"{corpus.spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer.")
+                counts = source.splits.get(split, {"documents": 0, "bytes": 0})
+                path = f"{i}-{source.name}/{split}"
+                if split == "train" and not weight:
+                    rows, tokens = write_rows(folder / path, ()), 0
+                else:
+                    rows, tokens = pack(source, split, context, folder / path, log)
                 facts |= {split: path, f"{split}_rows": rows, f"{split}_tokens": tokens}
                 facts |= {f"{split}_documents": counts["documents"], f"{split}_bytes": counts["bytes"]}
             sources.append(facts)
@@ -246,47 +231,32 @@ def _rows(built: list[_Corpus], tokenizer: tokenizers.Tokenizer, config: dict, r
     return stage.run(root / "rows", f"t{seq_len}", inputs, make, log)[0]
 
 
-# Settings
+def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder: bool) -> list | None:
+    """What the examples of a source depend on beside records and tokenizer; None for text."""
+    if kind == kinds.TEXT:
+        return None
+    return [kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
 
 
-def _checked(given: Mapping[str, Any]) -> dict:
-    config = merged(given, _FIELDS, "data")
-    config["tokenizer"] = merged(config["tokenizer"] or {}, _TOKENIZER_FIELDS, "data.tokenizer")
-    try:
-        config["sources"] = [(str(spec), float(weight)) for spec, weight in config["sources"]]
-    except (TypeError, ValueError):
-        raise DataError(
-            f"data.sources must be pairs of a source and a weight, like (('stdlib', 1.0),), not {config['sources']!r}."
-        ) from None
-    if not config["sources"]:
-        raise DataError("data.sources is empty: name at least one, like (('stdlib', 1.0),).")
-    Mixture([weight for _, weight in config["sources"]])  # complains about weights now, not after the long work
-    for key in ("seq_len", "max_bad_lines"):
-        if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
-            raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
-    if not (isinstance(config["validation"], int | float) and 0 <= config["validation"] < 1):
-        raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
-    if config["split"] not in corpora.RULES:
-        raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
-    kind, path = config["tokenizer"]["kind"], config["tokenizer"]["path"]
-    if kind not in (*tokenizers.KINDS, "file"):
-        raise DataError(f"data.tokenizer.kind must be one of {', '.join(tokenizers.KINDS)}, file, not {kind!r}.")
-    if kind == "file" and not path:
-        raise DataError("data.tokenizer.kind is 'file', so data.tokenizer.path must name a tokenizer.json.")
-    mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]
-    if not (isinstance(mask, bool) and isinstance(sentinels, int) and sentinels >= 0):
-        raise DataError(
-            "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number from 0, not "
-            f"{mask!r} and {sentinels!r}."
+def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> tuple[int, int]:
+    """Writes the rows of a split; returns how many rows and tokens there are."""
+    rows, tokens, unknown = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder)
+    if unknown:
+        log(f"{source.spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer.")
+    return rows, tokens
+
+
+def _pack_examples(
+    source: Corpus, split: str, context: Context, folder: Path, log: Log, encoding: Encoding
+) -> tuple[int, int]:
+    """As `_pack_text`."""
+    counts = pack_records(source.records(split), encoding, context, source.spec, folder)
+    if counts.rows:
+        places = counts.rows * context.seq_len * (1 + context.encoder)
+        log(
+            f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
+            f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
-    if kind == "file" and (mask or sentinels):
-        raise DataError(
-            "data.tokenizer.mask and .sentinels are for tokenizers trained here, and a file is taken as it is: set "
-            "data.tokenizer.mask to False and data.tokenizer.sentinels to 0."
-        )
-    corruption = config["corruption"] or {}
-    if kind == "file" and corruption.get("kind", "none") != "none":
-        corrupt.make(corruption, tokenizers.load(path), config["seq_len"])
-    else:
-        corrupt.check(corruption, config["seq_len"], mask, sentinels)
-    return config
+    if counts.cut:
+        log(f"{source.spec}: {split}: {counts.cut:,} examples were longer than {context.seq_len} tokens and were cut.")
+    return counts.rows, counts.tokens

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -76,7 +76,7 @@ def open_source(spec: str) -> Source:
     if spec == "stdlib":
         return _stdlib()
     if match is None and re.match(r"\w{2,}(\[.*\])?:", spec):
-        raise DataError(f"Unknown data source {spec!r}: use stdlib, files:GLOB, tfds:NAME or a path.")
+        raise DataError(f"Unknown data source {spec!r}: use stdlib, files:GLOB, tfds:NAME, a path, or one of examples.")
     kind, name, rest = match.groups() if match else ("files", None, spec)
     if kind == "tfds":
         return TfdsSource(rest, name)
@@ -89,27 +89,47 @@ def _stdlib() -> "FileSource":
     files = [path for path in files if not _NOT_STDLIB & set(path.relative_to(root).parts)]
     if not files:
         raise DataError(f"This Python has no standard library sources in {root}: use files:GLOB instead.")
-    return FileSource("stdlib", root, files, "text")
+    return FileSource("stdlib", root, sorted(files, key=lambda file: file.relative_to(root).as_posix()), "text")
 
 
 def _files(pattern: str, text_field: str) -> "FileSource":
+    name, root, files = find_files(pattern, _SUFFIXES)
+    return FileSource(name, root, files, text_field)
+
+
+def find_files(pattern: str, suffixes: Sequence[str]) -> tuple[str, Path, list[Path]]:
+    """A name, the folder and the files of a path, folder or glob; DataError where there are none, or one doesn't end in
+    any of `suffixes`."""
     pattern = os.path.expanduser(pattern)
     path = Path(pattern)
+    suffixes = tuple(suffixes)
     if path.is_file():
         root, files = path.parent, [path]
     elif path.is_dir():
-        root, files = path, [file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file()]
+        root, files = path, [file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file()]
     elif glob.has_magic(pattern):
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
     else:
         raise DataError(f"There is no file or folder {pattern}.")
     if not files:
-        raise DataError(f"No file matches {pattern}; these can be read: {', '.join(_SUFFIXES)}.")
+        raise DataError(f"No file matches {pattern}; these can be read: {', '.join(suffixes)}.")
     for file in files:
-        if not file.name.endswith(_SUFFIXES):
-            raise DataError(f"{file}: unknown kind of file; these can be read: {', '.join(_SUFFIXES)}.")
-    return FileSource(_slug(path.name), root, files, text_field)
+        if not file.name.endswith(suffixes):
+            raise DataError(f"{file}: unknown kind of file; these can be read: {', '.join(suffixes)}.")
+    return _slug(path.name), root, sorted(files, key=lambda file: file.relative_to(root).as_posix())
+
+
+def file_stats(files: Sequence[Path]) -> list:
+    """Changes when the files may have changed; JSON."""
+    stats = [(file, file.stat()) for file in files]
+    return [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+
+def document_name(file: Path, root: Path) -> str:
+    """A file's name, the same on every machine. One that isn't UTF-8 is spelled out, so that it can be hashed and
+    written like others."""
+    return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _slug(text: str) -> str:
@@ -120,20 +140,18 @@ class FileSource:
     def __init__(self, name: str, root: Path, files: list[Path], text_field: str):
         self.name = name
         self._root = root
-        self._files = sorted(files, key=lambda file: file.relative_to(root).as_posix())
+        self._files = files
         self._field = text_field
 
     def fingerprint(self) -> list:
-        stats = [(file, file.stat()) for file in self._files]
-        return [self._field] + [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+        return [self._field, *file_stats(self._files)]
 
     def fetch(self) -> None:
         """Local files are here."""
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
-            # A file name that isn't UTF-8 is spelled out, so that it can be hashed and written like others.
-            name = os.fsencode(file.relative_to(self._root).as_posix()).decode("utf-8", "backslashreplace")
+            name = document_name(file, self._root)
             if file.name.endswith(_WHOLE) or file.name.removesuffix(file.suffix).endswith(_WHOLE):
                 with compressed.opened(file) as stream:
                     content = stream.read()

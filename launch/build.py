@@ -1,14 +1,12 @@
 """From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
 
-import contextlib
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from data import corrupt, pipeline, tokenizer
+from data import corrupt, kinds, tokenizer
 from data.prepare import Prepared, prepare
 from launch import workdirs
 from launch.checking import ConfigError, checking
@@ -16,8 +14,6 @@ from launch.workdirs import architecture
 from model import axes
 from model.config import ModelConfig
 from model.count import flops_per_token
-from train.evals.perplexity import evaluate
-from train.evals.unigram import unigram
 from train.loop import Schedule
 from train.objectives.language import language
 from train.optimizer import make_optimizer, schedule
@@ -26,8 +22,6 @@ from train.step import make_eval_step, make_train_step
 OBJECTIVES = {"language": language}
 
 CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
-
-BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
 
 
 def mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -56,8 +50,14 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
             f"{config.objective.name!r} needs them"
         )
+    examples = sorted(source_kinds(config) & {"chat", "pairs"})
+    if examples and model.architecture == "encoder":
+        raise ConfigError(
+            f"config.data.sources of kind {' and '.join(examples)} need a decoder, which says the answers, but "
+            "config.model.architecture is encoder"
+        )
     kind, fitting = config.data.corruption.kind, CORRUPTION[model.architecture]
-    if kind != fitting:
+    if kind != fitting and kinds.TEXT in source_kinds(config):
         raise ConfigError(
             f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
             f"{fitting!r}; change one of them"
@@ -69,6 +69,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
     optimizer(config, model)
     objective(config)
+
+
+def source_kinds(config: ConfigDict) -> set[str]:
+    """Kinds of the sources that a run reads, by data/kinds.py."""
+    return {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -112,11 +117,13 @@ def data(config: ConfigDict, workdir: Path) -> Prepared:
     own = workdir / "tokenizer.json"
     if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
         fields["tokenizer"]["path"] = str(own)
-    return prepare(fields, fields.pop("dir"))
+    return prepare(fields, fields.pop("dir"), encoder=config.model.architecture == "encoder_decoder")
 
 
 def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:
-    """What is done to packed rows before the model sees them, None for nothing."""
+    """What is done to packed rows of text before the model sees them, None for nothing."""
+    if all(source.kind != kinds.TEXT for source in prepared.sources):
+        return None
     return corrupt.make(config.data.get("corruption", {}), tokenizer.load(prepared.tokenizer_path), prepared.seq_len)
 
 
@@ -139,28 +146,6 @@ def steps(config: ConfigDict, tx):
     """(train step, evaluation step), compiled at their first call."""
     loss = objective(config)
     return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
-
-
-def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, put):
-    """(model, rows) -> figures of the held-out text; rows None: all of it."""
-    tokens = sum(source.validation_tokens for source in prepared.sources)
-    bytes_per_token = prepared.validation_bytes / max(tokens, 1) if corrupted is None else None
-
-    @functools.cache
-    def baseline(rows):
-        """What token frequencies alone reach; every process counts all rows, so all agree."""
-        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted)
-        validation = pipeline.validation_batches(prepared, BASELINE_ROWS, limit_rows=rows, corruption=corrupted)
-        with contextlib.closing(train):
-            batches = iter(train.next, None)
-            return {"validation/unigram": unigram(batches, validation, prepared.vocab_size)}
-
-    def run(model, rows):
-        share = (jax.process_index(), jax.process_count())
-        batches = pipeline.validation_batches(prepared, config.batch_size, *share, rows, corrupted)
-        return evaluate(eval_step, model, batches, put, bytes_per_token) | baseline(rows)
-
-    return run
 
 
 def notes(config: ConfigDict, model: ModelConfig) -> list[str]:

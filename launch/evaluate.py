@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import build, restore, workdirs
+from launch import build, evaluation, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode.generate import check, generate
@@ -35,29 +35,29 @@ def main() -> None:
     config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
     mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config))
     with axes.use_mesh(mesh):
-        inputs = {}
+        given = None
         if _PROMPTS.value:
-            inputs = tokenizer.inputs(_PROMPTS.value, model.config.architecture == "encoder_decoder")
+            reads = model.config.architecture == "encoder_decoder"
+            given = prompts.inputs(config, tokenizer, _PROMPTS.value, reads)
             with checking("--prompt, --max_new_tokens"):
-                check(inputs["prompts"], _TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
-        eval_step = build.steps(config, None)[1]
-        figures = build.evaluation(config, prepared, build.corruption(config, prepared), eval_step, build.put(mesh))(
-            model, None
-        )
+                check(given.prompts, _TOKENS.value, tokenizer.vocab_size, model.config, given.sources)
+        eval_step, corruption = build.steps(config, None)[1], build.corruption(config, prepared)
+        figures = evaluation.evaluation(config, prepared, corruption, eval_step, build.put(mesh))(model, None)
         samples = []
-        if inputs:
+        if given:
             out = generate(
                 model,
                 key=jax.random.key(config.seed),
                 max_new_tokens=_TOKENS.value,
                 settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
-                eos_id=tokenizer.special.end,
+                eos_id=given.ends,
                 vocab_size=tokenizer.vocab_size,
-                **inputs,
+                prompts=given.prompts,
+                sources=given.sources,
             )
-            decode = tokenizer.decode if inputs["sources"] is None else tokenizer.decode_spans
-            texts = [decode(ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
-            samples = [{"prompt": p, "text": t} for p, t in zip(_PROMPTS.value, texts, strict=True)]
+            texts = [given.continuation(tokenizer, ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
+            asked = [prompt + "\n" * given.answers for prompt in _PROMPTS.value]
+            samples = [{"prompt": p, "text": t} for p, t in zip(asked, texts, strict=True)]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
     whole = "bits_per_byte" in figures
@@ -65,12 +65,17 @@ def main() -> None:
     summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    print(f"held-out text: {prepared.validation_bytes:,} bytes, never trained on")
     if whole:
+        print(f"held-out text: {prepared.validation_bytes:,} bytes, never trained on")
         for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
             print(f"  {name:12} {value:6.3f} bits per byte")
+    else:
+        print("what was held out, never trained on:")
     print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
     print(f"  token frequencies alone: {figures['unigram']:.4f} nats a token")
+    for name, value in figures.items():
+        if "/" in name:
+            print(f"  {name} {value:.4f}")
     print(f"report: {report.write_report(workdir)}")
 
 

@@ -3,17 +3,20 @@
     python -m launch.generate --workdir=DIR --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
 
 Several --prompt are one batch; where there is an encoder, it reads them. Writes each prompt with its continuation (of
-an encoder-decoder the continuation alone) to stdout, so that it can be piped.
+an encoder-decoder the continuation alone) to stdout, so that it can be piped. A model tuned on conversations or on
+pairs of texts gets the prompt as these had their questions, and its answer alone is written.
 """
 
 from launch import runtime
 
 runtime.configure()
 
+from pathlib import Path
+
 import jax
 from absl import flags
 
-from launch import restore
+from launch import prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode import sampling
@@ -21,6 +24,8 @@ from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
+_SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
+_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "At most so many tokens; the end of a document ends it.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the most likely token. 1: the model's distribution.")
@@ -34,25 +39,26 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     mesh, model, tokenizer = restore.restore_for_inference(_WORKDIR.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
+    config = workdirs.recorded_config(Path(_WORKDIR.value))
     reads = model.config.architecture == "encoder_decoder"
-    inputs = tokenizer.inputs(texts, reads)
+    given = prompts.inputs(config, tokenizer, texts, reads, _SYSTEM.value, _RAW.value)
     with checking("flags"):
-        check(inputs["prompts"], _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, inputs["sources"])
+        check(given.prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, given.sources)
     with axes.use_mesh(mesh):
         result = generate(
             model,
             key=jax.random.key(_SEED.value),
             max_new_tokens=_MAX_NEW_TOKENS.value,
             settings=settings,
-            eos_id=tokenizer.special.end,
+            eos_id=given.ends,
             vocab_size=tokenizer.vocab_size,
-            **inputs,
+            prompts=given.prompts,
+            sources=given.sources,
         )
-    rows = zip(inputs["prompts"], result.tokens, result.lengths, strict=True)
-    for number, (prompt, tokens, length) in enumerate(rows, 1):
+    for number, (tokens, length) in enumerate(zip(result.tokens, result.lengths, strict=True)):
         if len(texts) > 1:
-            print(f"--- {number} of {len(texts)} ---")
-        print(tokenizer.decode_spans(tokens[:length]) if reads else tokenizer.decode([*prompt, *tokens[:length]]))
+            print(f"--- {number + 1} of {len(texts)} ---")
+        print(given.whole(tokenizer, number, tokens[:length]))
 
 
 if __name__ == "__main__":

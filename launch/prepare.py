@@ -6,13 +6,17 @@ Training does the same by itself where it is missing; this is for doing it befor
 accelerators.
 """
 
-import sys
+from launch import runtime
 
-from absl import app, flags, logging
+runtime.configure()
+
+from pathlib import Path
+
+from absl import flags
 from ml_collections import config_flags
 
-from data.batch import DataError
-from data.prepare import Prepared, prepare
+from data.prepare import Prepared
+from launch import build, init_from
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")
@@ -26,7 +30,7 @@ def summary(prepared: Prepared) -> str:
         for split in ("train", "validation"):
             counts = [getattr(source, f"{split}_{what}") for what in ("documents", "bytes", "tokens", "rows")]
             documents, size, tokens, rows = (f"{count:,}" for count in counts)
-            ratio = f"{counts[1] / max(counts[2], 1):.3f}"
+            ratio = f"{counts[1] / counts[2]:.3f}" if counts[2] and source.kind == "text" else ""
             skipped = f"{source.bad_lines:,}" if split == "train" else ""
             lines.append((source.spec, split, documents, size, tokens, ratio, rows, skipped))
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
@@ -49,16 +53,13 @@ def summary(prepared: Prepared) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument: {argv[1]}")
-    logging.set_verbosity(logging.WARNING)  # TFDS logs each file that it opens
-    try:
-        print(summary(prepare(_CONFIG.value.data, _DATA_DIR.value)))
-    except DataError as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    config = init_from.resolve(_CONFIG.value, Path(_DATA_DIR.value))
+    with config.unlocked():
+        config.data.dir = _DATA_DIR.value
+    print(summary(build.data(config, Path(_DATA_DIR.value))))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "data_dir"])
-    app.run(main)
+    runtime.run(main)

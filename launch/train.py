@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import pipeline, tokenizer
-from launch import build, init_from, workdirs
+from launch import build, evaluation, init_from, workdirs
 from model import axes
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
         tokens, flops = config.batch_size * config.data.seq_len, build.flops(config, model_config, corruption)
-        evaluate = build.evaluation(config, prepared, corruption, eval_step, put)
+        evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,
             source=pipeline.train_pipeline(
@@ -74,9 +74,15 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         words = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
         facts = summary.facts(train_state.model, flops, mesh, prepared, words)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
+        if config.init_from and config.eval_every and not step:
+            before = parts.evaluate(train_state.model)
+            parts.writer.write(0, before)
+            parts.progress.message(loop.evaluation_line(0, before))
         train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
     summary.update(workdir, facts | done)
+    if config.init_from and (table := evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"))):
+        print(table)
     print(f"report: {report.write_report(workdir)}")
     if step < config.steps:
         print(f"stopped after step {step}, saved. The same command continues the run.")

@@ -101,7 +101,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 if evaluating:
                     evaluation = parts.evaluate(state.model)
                     parts.writer.write(step, evaluation | window.flush_arrays())
-                    parts.progress.message(_evaluation_line(step, evaluation))
+                    parts.progress.message(evaluation_line(step, evaluation))
                 if saving:
                     save()
                 clock.skip(step)
@@ -129,7 +129,8 @@ def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> No
     progress.update(step, values["loss"], rate, seconds)
 
 
-def _evaluation_line(step: int, evaluation: dict[str, float]) -> str:
+def evaluation_line(step: int, evaluation: dict[str, float]) -> str:
+    """What a person sees of an evaluation."""
     shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in evaluation.items())
     return f"step {step}  validation: {shown}"
 

@@ -95,7 +95,7 @@ class Text(tfds.core.GeneratorBasedBuilder):
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
         return (
             f"The data source {name} has too few documents: none falls into {split} with validation = "
-            f"{self._validation}. Set split = 'tail' to hold out the end of each document, or change the fraction."
+            f"{self._validation}. Change the fraction, or set split = 'tail', which holds out the end of each text."
         )
 
 
@@ -124,5 +124,10 @@ def build(source: Source, directory: Path, *, validation: float, rule: str, max_
 
 def read(dataset: Path, split: str) -> Iterator[str]:
     """Yields the texts of a split that `build` wrote."""
+    return (text for _, text in documents(dataset, split))
+
+
+def documents(dataset: Path, split: str) -> Iterator[tuple[str, str]]:
+    """Yields (name, text) of a split that `build` wrote."""
     for example in tfds.builder_from_directory(dataset).as_data_source(split=split):
-        yield example["text"].decode()
+        yield example["name"].decode(), example["text"].decode()

@@ -183,7 +183,7 @@ def test_broken_lines_are_reported(settings, tmp_path):
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": ("stdlib", 1.0)}, "data.sources must be pairs"),
         ({"sources": (("/nowhere/a.txt", 1.0),)}, "There is no file or folder /nowhere/a.txt"),
-        ({"sources": (("stdlib", 0.0),)}, "must be a positive number, not 0.0"),
+        ({"sources": (("stdlib", float("nan")),)}, "must be a positive number, not nan"),
         ({"seq_len": 0}, "data.seq_len must be a positive whole number"),
         ({"validation": 5}, "data.validation must be a fraction"),
         ({"split": "random"}, "data.split must be one of document, tail"),
@@ -235,11 +235,13 @@ def test_a_full_disk_is_an_error_and_loses_nothing(settings, tmp_path):
 
 
 CONFIG = """
-import ml_collections
+from configs import pretrain_decoder
 
 def get_config(path):
-    data = dict(sources=((path, 1.0),), validation=0.1, split="tail", seq_len=16, tokenizer=dict(kind="byte"))
-    return ml_collections.ConfigDict(dict(data=data))
+    config = pretrain_decoder.get_config("tiny")
+    config.data.update(sources=((path, 1.0),), validation=0.1, split="tail", seq_len=16)
+    config.data.tokenizer.update(kind="byte", vocab_size=0)
+    return config
 """
 
 

@@ -12,20 +12,19 @@ import numpy as np
 TRAIN_BATCHES = 128  # that targets are counted in
 
 
-def unigram(
-    train_batches: Iterable[Mapping[str, np.ndarray]],
-    validation_batches: Iterable[Mapping[str, np.ndarray]],
-    vocab_size: int,
-) -> float:
-    """Nats a target: mean of -log p(target) over `validation_batches`, weighted as the loss is.
+def nats_of_targets(train_batches: Iterable[Mapping[str, np.ndarray]], vocab_size: int) -> np.ndarray:
+    """-log p(v) of every target v, float64 [V].
 
     p(v) = (c(v) + 1) / (C + V) from the weights c(v) of the targets v in the first `TRAIN_BATCHES` of `train_batches`,
-    which may be endless; C is their sum, V = `vocab_size`. Batches are those of data/batch.py; 0 without any weight.
+    which may be endless; C is their sum, V = `vocab_size`. Batches are those of data/batch.py.
     """
     counts = sum((_counts(batch, vocab_size) for batch in islice(train_batches, TRAIN_BATCHES)), np.ones(vocab_size))
-    held_out = sum((_counts(batch, vocab_size) for batch in validation_batches), np.zeros(vocab_size))
-    nats = np.log(counts.sum()) - np.log(counts)
-    return float(held_out @ nats / max(held_out.sum(), 1e-9))
+    return np.log(counts.sum()) - np.log(counts)
+
+
+def unigram(nats_V: np.ndarray, batches: Iterable[Mapping[str, np.ndarray]]) -> float:
+    """Nats of all targets of held-out batches, each times its weight: a sum, as those of a Loss."""
+    return float(sum(_counts(batch, len(nats_V)) @ nats_V for batch in batches))
 
 
 def _counts(batch: Mapping[str, np.ndarray], vocab_size: int) -> np.ndarray:

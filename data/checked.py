@@ -1,0 +1,91 @@
+"""The block `data` of a config, checked before the long work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data import corrupt, kinds
+from data import tokenizer as tokenizers
+from data.batch import DataError
+from data.builders import text as corpora
+from data.mixture import Mixture
+from data.settings import merged
+
+FIELDS = {
+    "sources": None,
+    "path": "",
+    "format": "chat",
+    "validation": 0.05,
+    "split": "document",
+    "seq_len": None,
+    "tokenizer": None,
+    "max_bad_lines": 100,
+    "corruption": None,
+    **dict.fromkeys(kinds.KINDS),
+}
+TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0}
+
+
+def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
+    """The fields with their defaults; `sources` as a list of (spec, weight).
+
+    Args:
+      encoder: the rows are for a model with an encoder beside its decoder.
+    """
+    config = merged(given, FIELDS, "data")
+    config["tokenizer"] = merged(config["tokenizer"] or {}, TOKENIZER_FIELDS, "data.tokenizer")
+    config["sources"] = kinds.sources(config)
+    config |= kinds.checked(config)
+    _check_sources(config["sources"])
+    for key in ("seq_len", "max_bad_lines"):
+        if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
+            raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
+    if not (isinstance(config["validation"], int | float) and 0 <= config["validation"] < 1):
+        raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
+    if config["split"] not in corpora.RULES:
+        raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
+    _check_tokenizer(config)
+    if config["tokenizer"]["kind"] == "file":
+        tokenizer = tokenizers.load(config["tokenizer"]["path"])
+        for kind in {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}:
+            kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)
+    return config
+
+
+def _check_sources(sources: list[tuple[str, float]]) -> None:
+    if not sources:
+        raise DataError(
+            "data.sources is empty: name at least one, like (('stdlib', 1.0),), or set data.path to a file."
+        )
+    for spec, weight in sources:
+        if weight < 0:
+            raise DataError(f"The weight of {spec} must not be negative, but it is {weight:g}.")
+    weights = [weight for _, weight in sources if weight]
+    if not weights:
+        raise DataError("All data.sources have weight 0: they are only evaluated, and there is nothing to train on.")
+    Mixture(weights)  # complains about weights now, not after the long work
+
+
+def _check_tokenizer(config: dict[str, Any]) -> None:
+    kind, path = config["tokenizer"]["kind"], config["tokenizer"]["path"]
+    if kind not in (*tokenizers.KINDS, "file"):
+        raise DataError(f"data.tokenizer.kind must be one of {', '.join(tokenizers.KINDS)}, file, not {kind!r}.")
+    if kind == "file" and not path:
+        raise DataError("data.tokenizer.kind is 'file', so data.tokenizer.path must name a tokenizer.json.")
+    mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]
+    if not (isinstance(mask, bool) and isinstance(sentinels, int) and sentinels >= 0):
+        raise DataError(
+            "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number from 0, not "
+            f"{mask!r} and {sentinels!r}."
+        )
+    if kind == "file" and (mask or sentinels):
+        raise DataError(
+            "data.tokenizer.mask and .sentinels are for tokenizers trained here, and a file is taken as it is: set "
+            "data.tokenizer.mask to False and data.tokenizer.sentinels to 0."
+        )
+    if all(kinds.kind_of(spec) != kinds.TEXT for spec, _ in config["sources"]):
+        return  # examples are never corrupted
+    corruption = config["corruption"] or {}
+    if kind == "file" and corruption.get("kind", "none") != "none":
+        corrupt.make(corruption, tokenizers.load(path), config["seq_len"])
+    else:
+        corrupt.check(corruption, config["seq_len"], mask, sentinels)

@@ -1,0 +1,70 @@
+"""The corpus of a source, a stage of preparation: a TFDS dataset of texts, or of records as canonical JSON objects."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import kinds, stage
+from data.builders import text as corpora
+from data.sources import open_source
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source that was read, split and written."""
+
+    name: str
+    spec: str
+    kind: str
+    content: str
+    dataset: Path
+    splits: dict[str, dict]
+    bad_lines: int
+
+    def texts(self, split: str) -> Iterator[str]:
+        return (text for _, text in self.documents(split))
+
+    def records(self, split: str) -> Iterator[tuple[str, dict]]:
+        """(where it was found, what the kind's `parse` made of it)."""
+        return ((name, json.loads(text)) for name, text in self.documents(split))
+
+    def documents(self, split: str) -> Iterator[tuple[str, str]]:
+        return corpora.documents(self.dataset, split) if split in self.splits else iter(())
+
+    def plain_texts(self, split: str) -> Iterator[str]:
+        """What a tokenizer learns from."""
+        if self.kind == kinds.TEXT:
+            return self.texts(split)
+        return (kinds.KINDS[self.kind].text(record) for _, record in self.records(split))
+
+
+def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], None]) -> Corpus:
+    """Brings the source `spec` of a checked block `data` to `root`, or finds it there."""
+    kind = kinds.kind_of(spec)
+    source = open_source(spec) if kind == kinds.TEXT else kinds.open_source(spec, config[kind])
+    settings = {"validation": config["validation"], "rule": config["split"] if kind == kinds.TEXT else "document"}
+    inputs = {"spec": spec, "fingerprint": stage.digest(source.fingerprint())} | settings
+
+    def make(folder: Path) -> dict:
+        source.fetch()
+        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], **settings)
+        bad = facts["bad_lines"]
+        if bad["count"]:
+            log(
+                f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
+            )
+        return facts
+
+    folder, facts = stage.run(root / "corpora", source.name, inputs, make, log)
+    splits = facts["splits"]
+    return Corpus(
+        name=source.name,
+        spec=spec,
+        kind=kind,
+        content=stage.digest([[split, splits[split]["sha256"]] for split in sorted(splits)]),
+        dataset=folder / facts["dataset"],
+        splits=splits,
+        bad_lines=facts["bad_lines"]["count"],
+    )

@@ -1,0 +1,197 @@
+"""Examples: what a model reads and what it must say, packed whole into rows.
+
+An example is never cut over rows. Each is a segment of its own, so that nothing leaks between them. Examples are taken
+in groups of a fixed size; in a group the longest come first, and each goes to the fullest row that has room for it
+(best fit decreasing), which leaves little padding and is the same each time.
+
+On disk a row is one ArrayRecord record as in data/pack.py, with 4 channels instead of 3: tokens, targets, segment ids,
+weights; where there is an encoder, with 6: also encoder tokens and encoder segment ids. All are `seq_len` long.
+
+B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.batch import DataError
+from data.pack import row_dtype, write_rows
+from data.tokenizer import Tokenizer
+
+GROUP = 8192  # examples that are packed together
+
+
+class Example(NamedTuple):
+    """What a model reads, and what it must say at each token."""
+
+    tokens: np.ndarray  # int32 [n]
+    targets: np.ndarray  # int32 [n]: the next token; a class; of a number the bits of its float32
+    weights: np.ndarray  # uint8 [n]: 1 where the loss counts, else 0
+    source: np.ndarray | None = None  # int32 [m]: what an encoder reads
+
+    @classmethod
+    def of_ids(cls, ids, trained, source=None) -> "Example":
+        """Predict each id from those before it; the loss counts where `trained`, and what follows the last such id is
+        left out."""
+        ids, trained = np.asarray(ids, np.int32), np.asarray(trained, bool)
+        end = int(np.flatnonzero(trained)[-1]) + 1 if trained.any() else len(ids)
+        source = None if source is None else np.asarray(source, np.int32)
+        return cls(ids[: end - 1], ids[1:end], trained[1:end].astype(np.uint8), source)
+
+    def sizes(self) -> list[int]:
+        """Tokens on each side."""
+        return [len(self.tokens)] + ([] if self.source is None else [len(self.source)])
+
+
+class Context(NamedTuple):
+    """What a kind of examples is encoded for."""
+
+    tokenizer: Tokenizer
+    seq_len: int
+    encoder: bool  # the model has an encoder beside its decoder
+    train: Callable[[], Iterator[dict]]  # the records to train on, as `parse` gave them
+
+
+class Encoding(NamedTuple):
+    """How the records of one source become examples."""
+
+    encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it
+    numbers: bool = False  # targets are float32 bits
+    facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
+
+
+class Kind(NamedTuple):
+    """One kind of source of examples, 'NAME:GLOB'; the table of them is data/kinds.py."""
+
+    fields: Mapping[str, Any]  # of the config's block data.NAME, with their defaults
+    columns: tuple[str, ...]  # those of `fields` that `parse` depends on
+    check: Callable[[Mapping[str, Any]], None]  # settings -> DataError where a value can't be
+    # (record, settings) -> canonical JSON object; ValueError says what is wrong with the record and what to do
+    parse: Callable[[Mapping[str, Any], Mapping[str, Any]], dict]
+    text: Callable[[dict], str]  # of a parsed record: what a tokenizer is trained on
+    # (settings, tokenizer, encoder) -> JSON on which, beside the records, examples depend; DataError where they can't
+    # be made with this tokenizer, or for a model with (or without) an encoder
+    identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
+    encoding: Callable[[Mapping[str, Any], Context], Encoding]
+
+
+class Counts(NamedTuple):
+    """What was packed of a split."""
+
+    rows: int
+    tokens: int  # that a model reads, on both sides
+    targets: int  # of these with weight
+    cut: int  # examples that were longer than a row
+
+
+def row_channels(encoder: bool) -> int:
+    return 6 if encoder else 4
+
+
+def cut(example: Example, seq_len: int, begin: int | None) -> Example:
+    """The part of an example that fits into a row.
+
+    The prompt is cut from the left: the last `seq_len` tokens stay, after the begin token where the example has one.
+    Only if the last answer alone is longer, its end is cut (and nothing of the prompt stays). An encoder's source is
+    a prompt too.
+    """
+    n, source = len(example.tokens), example.source
+    if source is not None and len(source) > seq_len:
+        source = _keep_begin(source, len(source) - seq_len, seq_len, begin)
+    if n <= seq_len:
+        return example._replace(source=source)
+    untrained = np.flatnonzero(example.weights == 0)
+    answer = int(untrained[-1]) + 1 if len(untrained) else 0  # where the last answer begins
+    first = min(n - seq_len, answer)
+    part = slice(first, first + seq_len)
+    tokens = _keep_begin(example.tokens, first, seq_len, begin)
+    return Example(tokens, example.targets[part], example.weights[part], source)
+
+
+def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> np.ndarray:
+    part = ids[first : first + count].copy()
+    if ids[0] == begin:
+        part[0] = begin
+    return part
+
+
+def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side."""
+    examples = iter(examples)
+    while group := list(islice(examples, GROUP)):
+        sizes_NS = np.array([example.sizes() for example in group])
+        place = best_fit(sizes_NS, seq_len)
+        rows = np.zeros((place.max() + 1, channels, seq_len), dtype)
+        used = np.zeros((len(rows), 2), int)
+        segments = np.zeros(len(rows), int)
+        for row, example in zip(place, group, strict=True):
+            segments[row] += 1
+            begin, end = used[row, 0], used[row, 0] + len(example.tokens)
+            target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
+            for channel, values in enumerate((example.tokens, target_bits, segments[row], example.weights)):
+                rows[row, channel, begin:end] = values
+            used[row, 0] = end
+            if channels == 6:
+                begin, end = used[row, 1], used[row, 1] + len(example.source)
+                rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
+                used[row, 1] = end
+        yield rows
+
+
+def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:
+    """Which row each of N examples goes to, int [N]: longest first, each into the fullest row that has room for all of
+    its sides."""
+    left = np.full_like(sizes_NS, seq_len)
+    place = np.empty(len(sizes_NS), int)
+    opened = 0
+    for i in np.argsort(-sizes_NS.max(1), kind="stable"):
+        after = (left[:opened] - sizes_NS[i]).min(1)
+        fits = np.flatnonzero(after >= 0)
+        row = fits[np.argmin(after[fits])] if len(fits) else opened
+        opened = max(opened, row + 1)
+        left[row] -= sizes_NS[i]
+        place[i] = row
+    return place
+
+
+def pack_records(
+    records: Iterable[tuple[str, dict]], encoding: Encoding, context: Context, spec: str, folder: Path
+) -> Counts:
+    """Writes the packed examples of (where, parsed record).
+
+    Raises:
+      DataError: a record can't become an example, or nothing of it would be trained; it names the record.
+    """
+    dtype = np.dtype("<u4") if encoding.numbers else row_dtype(context.tokenizer.vocab_size, context.seq_len)
+    tokens = targets = too_long = 0
+
+    def examples() -> Iterator[Example]:
+        nonlocal tokens, targets, too_long
+        for where, record in records:
+            try:
+                example = encoding.encode(record)
+                if not example.weights.any():
+                    raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
+            except ValueError as error:
+                raise DataError(f"{spec}, {where}: {error}.") from error
+            if max(example.sizes()) > context.seq_len:
+                example, too_long = cut(example, context.seq_len, context.tokenizer.special.begin), too_long + 1
+            tokens += sum(example.sizes())
+            targets += int(example.weights.sum())
+            yield example
+
+    rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
+    return Counts(rows, tokens, targets, too_long)
+
+
+def widened(rows: np.ndarray, channels: int) -> np.ndarray:
+    """Rows of text [B, 3, T] as rows [B, C, T] of examples: all that is no padding has weight 1. No encoder reads
+    anything there; for one, text is corrupted (data/corrupt.py)."""
+    wide = np.zeros((len(rows), channels, rows.shape[2]), rows.dtype)
+    wide[:, :3] = rows
+    if channels > 3:
+        wide[:, 3] = rows[:, 2] > 0
+    return wide

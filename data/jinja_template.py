@@ -1,0 +1,125 @@
+"""The chat template that a tokenizer brings along (tokenizer_config.json's chat_template), rendered by Jinja.
+
+The environment is transformers': sandboxed, with `raise_exception`, {% break %} and {% continue %}, and blocks
+{% generation %} ... {% endgeneration %} that say what is trained on. `strftime_now` is left out, so that the same
+conversation gives the same rows on every day; templates that ask for it write a date of their own then.
+
+Characters of Unicode's private use mark, while a template is rendered, where answers begin and end, and keep a name of
+a special token that someone wrote in a message apart from the token itself.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import jinja2
+from jinja2 import ext, nodes, sandbox
+
+from data.batch import DataError
+from data.templates import Message, Piece
+
+_BEGIN, _END, _APART = "\ue0f0", "\ue0f1", "\ue0f2"
+
+
+class _Generation(ext.Extension):
+    tags = frozenset({"generation"})
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller) -> str:
+        return _BEGIN + caller() + _END
+
+
+class JinjaTemplate:
+    """Conversations as pieces, by the text of a template.
+
+    Args:
+      specials: names of the tokenizer's special tokens, which are tokens where the template writes them.
+      variables: further names that the template may use (bos_token, eos_token, ...).
+    """
+
+    def __init__(self, text: str, specials: Sequence[str], variables: Mapping[str, str]):
+        environment = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.globals["raise_exception"] = _raise
+        try:
+            self._template = environment.from_string(text)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"The tokenizer's chat template is broken: line {error.lineno}: {error.message}."
+            ) from error
+        self._marks_answers = re.search(r"\{%-?\s*generation\b", text) is not None
+        # A name of one character could not be kept apart from text.
+        names = sorted((name for name in specials if len(name) > 1), key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._variables = {"tools": None, "documents": None, **variables}
+
+    def render(self, messages: Sequence[Message], prompt: bool) -> list[Piece]:
+        """The pieces of a conversation; with `prompt` the next answer is to follow.
+
+        Raises:
+          ValueError: the template refuses the conversation, or doesn't show where its answers are.
+        """
+        messages = [dict(message) | {"content": self._as_text(message["content"])} for message in messages]
+        text = self._rendered(messages, prompt)
+        if not self._marks_answers and not prompt:
+            text = self._with_marks(text, messages)
+        pieces, answer = [], False
+        for part in re.split(f"([{_BEGIN}{_END}])", text):
+            if part in (_BEGIN, _END):
+                answer = part == _BEGIN
+                continue
+            start = 0
+            for found in self._names.finditer(part):
+                pieces += [self._text(part[start : found.start()], answer), Piece(found[0], True, answer)]
+                start = found.end()
+            pieces.append(self._text(part[start:], answer))
+        return [piece for piece in pieces if piece.text]
+
+    def _text(self, text: str, answer: bool) -> Piece:
+        return Piece(text.replace(_APART, ""), False, answer)
+
+    def _as_text(self, content: str) -> str:
+        if re.search(f"[{_BEGIN}-{_APART}]", content):
+            raise ValueError(f"a message has a character from {_BEGIN!r} to {_APART!r}, which are kept for marks here")
+        apart = content
+        while self._names.search(apart):  # again, where one name begins inside another
+            apart = self._names.sub(lambda found: found[0][0] + _APART + found[0][1:], apart)
+        return apart
+
+    def _rendered(self, messages: Sequence[Message], prompt: bool) -> str:
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=prompt, **self._variables)
+        except Exception as error:  # a template is a program and may fail in any way
+            raise ValueError(f"the tokenizer's chat template refuses it: {error}") from error
+
+    def _with_marks(self, text: str, messages: Sequence[Message]) -> str:
+        """Marks the answers of a template that doesn't do so: what follows the prompt of the turns before, up to the
+        special token that ends the turn."""
+        marked, done = "", 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = self._rendered(messages[:i], True), self._rendered(messages[: i + 1], False)
+            content = message["content"].strip()
+            said = after.find(content, len(before))
+            ends = [found.end() for found in self._names.finditer(after, max(said, 0) + len(content))]
+            end = ends[0] if ends else len(after)
+            if not after.startswith(before) or said < 0 or not text.startswith(after[:end]):
+                raise ValueError(
+                    "the tokenizer's chat template writes this answer otherwise than its prompt and the rest of the "
+                    "conversation lead to expect, so what is to be trained on can't be told; put the answers of the "
+                    "template into {% generation %} blocks, or set config.data.chat.template to a template by name"
+                )
+            marked += text[done : len(before)] + _BEGIN + text[len(before) : end] + _END
+            done = end
+        return marked + text[done:]
+
+
+def _raise(message: str):
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,64 @@
+"""Pairs of texts: translation, summarization, question answering, whatever is one text for another.
+
+An encoder reads [prefix + source, end], and its decoder says [target, end], as in T5 (arXiv:1910.10683, section 2.4). A
+decoder alone reads [begin, prefix + source, newline] before the target, and the loss counts on target and end alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.batch import DataError
+from data.examples import Context, Encoding, Example, Kind
+from data.records import field
+from data.tokenizer import Tokenizer
+
+FIELDS = {"source": "source", "target": "target", "prefix": ""}
+
+
+def inputs(
+    tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool
+) -> dict[str, list[list[int]] | None]:
+    """As `Tokenizer.inputs`: what stands before the target of each text."""
+    if not encoder:
+        return {"prompts": tokenizer.prompts([f"{settings['prefix']}{text}\n" for text in texts]), "sources": None}
+    sources = tokenizer.encode_batch([settings["prefix"] + text for text in texts])
+    return {"prompts": [[tokenizer.start_id]] * len(texts), "sources": [[*ids, tokenizer.eot_id] for ids in sources]}
+
+
+def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    pair = {side: field(record, settings[side], f"data.pairs.{side}") for side in ("source", "target")}
+    for side, text in pair.items():
+        if not isinstance(text, str):
+            raise ValueError(f"field {settings[side]!r} is not a string but {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"field {settings[side]!r} is empty; mend the record or take it out")
+    return pair
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name in FIELDS:
+        if not isinstance(settings[name], str):
+            raise DataError(f"data.pairs.{name} must be a string, not {settings[name]!r}.")
+
+
+def _text(record: dict) -> str:
+    return f"{record['source']}\n{record['target']}"
+
+
+def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
+    return settings["prefix"]
+
+
+def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
+    tokenizer = context.tokenizer
+
+    def encode(record: dict) -> Example:
+        given = inputs(tokenizer, settings, [record["source"]], context.encoder)
+        (before,), source = given["prompts"], given["sources"] and given["sources"][0]
+        target = [*tokenizer.encode(record["target"]), tokenizer.eot_id]
+        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target), source)
+
+    return Encoding(encode)
+
+
+KIND = Kind(FIELDS, ("source", "target"), _check, _parse, _text, _identity, _encoding)

@@ -1,0 +1,153 @@
+"""Records with named fields, from files: where examples come from.
+
+    .csv         a line of column names, then a record a line; a quoted field may hold line breaks
+    .tsv         the same with tabs; nothing is quoted
+    .jsonl       an object a line
+    .json        an array of objects
+
+Each may end in `.gz` or `.zst`. All is read as UTF-8. A record that can't be read, or that isn't what its source is
+for, is skipped and kept in `BadLines` with file and line (in a JSON array: the item's number); a file as a whole that
+can't be read is an error.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data import compressed
+from data.batch import DataError
+from data.sources import BadLines, Document, document_name, file_stats, find_files
+
+_TABLES = {".csv": ",", ".tsv": "\t"}  # and what stands between the fields
+SUFFIXES = tuple(kind + packed for kind in (*_TABLES, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
+
+csv.field_size_limit(1 << 30)  # a document may stand in one field
+
+
+class MissingField(ValueError):
+    """A record has no field of the name that is asked for."""
+
+
+class RecordSource:
+    """The records of files as documents, each one canonical JSON object; a `data.sources.Source`.
+
+    Args:
+      parse: record -> JSON object; its ValueError says what is wrong with the record.
+      settings: on which, beside the files, the result of `parse` depends; JSON.
+    """
+
+    def __init__(self, pattern: str, parse: Callable[[Mapping[str, Any]], dict], settings: Any):
+        self.name, self._root, self._files = find_files(pattern, SUFFIXES)
+        self._parse, self._settings = parse, settings
+
+    def fingerprint(self) -> list:
+        return [self._settings, *file_stats(self._files)]
+
+    def fetch(self) -> None:
+        """Local files are here."""
+
+    def documents(self, bad: BadLines) -> Iterator[Document]:
+        for file in self._files:
+            name = document_name(file, self._root)
+            for where, record in read_file(file, bad):
+                try:
+                    text = json.dumps(self._parse(record), ensure_ascii=False, sort_keys=True)
+                    text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
+                except ValueError as error:
+                    if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines
+                        raise DataError(f"{file}, line 1: {error}.") from error
+                    bad.add(f"{file}, {where}", str(error))
+                    continue
+                yield Document(f"{name}, {where}", text)
+
+
+def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ('line 3', record) of one file; 'item 3' of a JSON array. What is no record goes to `bad`."""
+    kind = _kind(file)
+    with compressed.opened(file) as stream:
+        if kind == ".jsonl":
+            yield from _lines(stream, file, bad)
+        elif kind == ".json":
+            yield from _array(stream, file, bad)
+        else:
+            yield from _table(stream, file, _TABLES[kind], bad)
+
+
+def _kind(file: Path) -> str:
+    return next(suffix for suffix in reversed(file.suffixes) if suffix not in compressed.SUFFIXES)
+
+
+def _lines(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            if not isinstance(record, dict):
+                raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
+        except json.JSONDecodeError as error:
+            bad.add(f"{file}, line {number}", f"not JSON ({error.msg} at column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            bad.add(f"{file}, line {number}", str(error))
+        else:
+            yield f"line {number}", record
+
+
+def _array(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
+    try:
+        items = json.loads(stream.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        hint = "; if it holds an object a line, name it .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(
+            f"{file}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}){hint}."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} can't be read as JSON: {error}.") from error
+    if not isinstance(items, list):
+        raise DataError(
+            f"{file}: a JSON array of objects is expected, not {type(items).__name__}; a file of one object a line is "
+            "named .jsonl."
+        )
+    for number, item in enumerate(items, 1):
+        if isinstance(item, dict):
+            yield f"item {number}", item
+        else:
+            bad.add(f"{file}, item {number}", f"a JSON object is expected, not {type(item).__name__}")
+
+
+def _table(stream, file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str, dict]]:
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader(text, delimiter=delimiter, strict=True, quoting=quoting)
+    names, line = None, 0
+    try:
+        for row in rows:
+            line, begins = rows.line_num, line + 1
+            if not row:
+                continue
+            if names is None:
+                names = row
+                if len(set(names)) < len(names):
+                    raise DataError(f"{file}, line {begins}: two columns have one name, of {', '.join(names)}.")
+            elif len(row) != len(names):
+                bad.add(f"{file}, line {begins}", f"{len(row)} fields, but the first line names {len(names)} columns")
+            else:
+                yield f"line {begins}", dict(zip(names, row, strict=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}, after line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    except csv.Error as error:
+        raise DataError(f"{file}, line {line + 1}: {error}. Mend the quotes, or take the line out.") from error
+    finally:
+        text.detach()  # `stream` is closed by whoever opened it
+
+
+def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
+    """The field `name` of a record; MissingField where it has none. `setting` is what names it in the config."""
+    if name not in record:
+        raise MissingField(
+            f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}; set config.{setting} to one of them"
+        )
+    return record[name]

@@ -1,0 +1,169 @@
+"""Chat templates: a conversation as text and special tokens, and which of it are the answers.
+
+    chatml   <|im_start|>user\\n ... <|im_end|>\\n (OpenAI; many open models)
+    qwen     the same, with the system text of Qwen2.5 where a conversation has none
+    llama2   <s>[INST] <<SYS>> ... [/INST] ... </s> (arXiv:2307.09288, and the repository of the model)
+    llama3   <|start_header_id|>user<|end_header_id|> ... <|eot_id|>
+    gemma    <start_of_turn>user\\n ... <end_of_turn>\\n; a system text stands before the first question, as in Gemma 3
+    alpaca   "### Instruction:" and "### Response:" (Stanford Alpaca, whose system text is "Below is an instruction that
+             describes a task. Write a response that appropriately completes the request."); needs no special tokens
+
+What stands in a message is text, never a special token. Every answer is trained on with the token that ends it; nothing
+else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images, reasoning kept apart.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+
+from data.tokenizer import Tokenizer
+
+Message = Mapping[str, str]  # role: system (the first alone), user, assistant; content
+
+_QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+
+class Piece(NamedTuple):
+    text: str
+    special: bool = False  # the name of one token
+    answer: bool = False  # trained on
+
+
+class Ends(NamedTuple):
+    """Names of the tokens that a text begins with (None: with nothing) and ends at."""
+
+    begin: str | None
+    end: str
+
+
+Render = Callable[[Sequence[Message], bool, Ends], list[Piece]]
+
+
+class Template(NamedTuple):
+    render: Render  # (messages, whether the next answer is to follow, ends) -> pieces
+    markers: tuple[str, ...] = ()  # special tokens that the vocabulary must have
+
+
+def _marker(text: str, answer: bool = False) -> Piece:
+    return Piece(text, special=True, answer=answer)
+
+
+def _chatml(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    pieces = []
+    for message in messages:
+        answer = message["role"] == "assistant"
+        pieces += [_marker("<|im_start|>"), Piece(f"{message['role']}\n"), Piece(message["content"], answer=answer)]
+        pieces += [_marker("<|im_end|>", answer), Piece("\n")]
+    return pieces + [_marker("<|im_start|>"), Piece("assistant\n")] * prompt
+
+
+def _qwen(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    system, turns = _split(messages, _QWEN_SYSTEM)
+    return _chatml([{"role": "system", "content": system}, *turns], prompt, ends)
+
+
+def _llama2(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    system, turns = _split(messages)
+    pieces = []
+    for i, message in enumerate(turns):
+        text = message["content"]
+        if message["role"] == "assistant":
+            pieces += [Piece(f" {text.strip()} ", answer=True), _marker("</s>", answer=True)]
+        else:
+            text = f"<<SYS>>\n{system}\n<</SYS>>\n\n{text}" if system and not i else text
+            pieces += [_marker("<s>"), Piece(f"[INST] {text.strip()} [/INST]")]
+    return pieces
+
+
+def _llama3(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    header = lambda role: [_marker("<|start_header_id|>"), Piece(role), _marker("<|end_header_id|>"), Piece("\n\n")]
+    pieces = [_marker("<|begin_of_text|>")]
+    for message in messages:
+        answer = message["role"] == "assistant"
+        pieces += header(message["role"]) + [Piece(message["content"].strip(), answer=answer)]
+        pieces.append(_marker("<|eot_id|>", answer))
+    return pieces + header("assistant") * prompt
+
+
+def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    system, turns = _split(messages)
+    pieces = [_marker("<bos>")]
+    for i, message in enumerate(turns):
+        answer = message["role"] == "assistant"
+        head = f"{'model' if answer else 'user'}\n" + (f"{system}\n\n" if system and not i else "")
+        pieces += [_marker("<start_of_turn>"), Piece(head), Piece(message["content"].strip(), answer=answer)]
+        pieces += [_marker("<end_of_turn>", answer), Piece("\n")]
+    return pieces + [_marker("<start_of_turn>"), Piece("model\n")] * prompt
+
+
+def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    system, turns = _split(messages)
+    pieces = [] if ends.begin is None else [_marker(ends.begin)]
+    pieces += [Piece(f"{system}\n\n")] if system else []
+    for message in turns:
+        if message["role"] == "assistant":
+            pieces += [Piece(message["content"], answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+        else:
+            pieces.append(Piece(f"### Instruction:\n{message['content']}\n\n### Response:\n"))
+    return pieces
+
+
+def _split(messages: Sequence[Message], default: str = "") -> tuple[str, Sequence[Message]]:
+    if messages and messages[0]["role"] == "system":
+        return messages[0]["content"], messages[1:]
+    return default, messages
+
+
+TEMPLATES = {
+    "chatml": Template(_chatml, ("<|im_start|>", "<|im_end|>")),
+    "qwen": Template(_qwen, ("<|im_start|>", "<|im_end|>")),
+    "llama2": Template(_llama2, ("<s>", "</s>")),
+    "llama3": Template(_llama3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "gemma": Template(_gemma, ("<bos>", "<start_of_turn>", "<end_of_turn>")),
+    "alpaca": Template(_alpaca),
+}
+
+
+class PieceEncoder:
+    """Pieces to token ids, and which of them are trained on.
+
+    Neighbouring texts are encoded as one, as if the conversation had been written out and then cut at its special
+    tokens; a token that reaches into an answer belongs to it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._backend = Backend.from_str(tokenizer.to_json())
+        self._backend.encode_special_tokens = True  # text stays text
+        self._backend.post_processor = None  # some move offsets off the spaces
+        self._backend.no_padding()
+        self._backend.no_truncation()
+
+    def has(self, marker: str) -> bool:
+        return self._backend.token_to_id(marker) is not None
+
+    def name(self, i: int) -> str:
+        return self._backend.id_to_token(i)
+
+    def specials(self) -> list[str]:
+        """Names of all special tokens."""
+        return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+
+    def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [n] and bool [n]; ValueError where a text has no UTF-8 form."""
+        ids, trained = [], []
+        for special, group in groupby(pieces, key=lambda piece: piece.special):
+            group = list(group)
+            if special:
+                ids += [self._backend.token_to_id(piece.text) for piece in group]
+                trained += [piece.answer for piece in group]
+                continue
+            text = "".join(piece.text for piece in group)
+            text.encode()
+            answer = np.repeat([piece.answer for piece in group], [len(piece.text) for piece in group])
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            ids += encoding.ids
+            trained += [bool(answer[start : max(end, start + 1)].any()) for start, end in encoding.offsets]
+        return np.array(ids, np.int32), np.array(trained, bool)

@@ -1,0 +1,87 @@
+"""What a run is judged by: figures of held-out text and examples, of each source, before and after."""
+
+import contextlib
+import functools
+
+import jax
+from ml_collections import ConfigDict
+
+from data import corrupt, pipeline
+from data.batch import DataError
+from data.kinds import TEXT
+from data.prepare import Prepared, PreparedSource
+from train.evals.perplexity import added, figures, total
+from train.evals.unigram import nats_of_targets, unigram
+
+BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
+
+
+def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, put):
+    """(model, rows) -> figures of what is held out: `rows` of each source, None: all of it.
+
+    `validation/loss` and the like are those of all sources that train, every token weighted once (where not all rows
+    are read, sources still count by what they hold). With several sources, `validation/SOURCE/loss` and the like are
+    those of each, also of sources of weight 0, which are only watched.
+    """
+    sources = [source for source in prepared.sources if source.validation_rows]
+
+    def batches(source: PreparedSource, rows, size: int, *share):
+        return pipeline.validation_batches(prepared, size, *(share or (0, 1)), rows, corrupted, source)
+
+    @functools.cache
+    def nats():
+        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted)
+        with contextlib.closing(train):
+            return nats_of_targets(iter(train.next, None), prepared.vocab_size)
+
+    @functools.cache
+    def baseline(number: int, rows) -> float:
+        """What token frequencies alone reach; every process counts all rows, so all agree."""
+        return unigram(nats(), batches(sources[number], rows, BASELINE_ROWS))
+
+    def run(model, rows) -> dict[str, float]:
+        if not sources:
+            raise DataError(f"Nothing is held out in {prepared.directory}: set data.validation above 0.")
+        losses, missing = [], []
+        for number, source in enumerate(sources):
+            share = (jax.process_index(), jax.process_count())
+            loss = total(eval_step, model, batches(source, rows, config.batch_size, *share), put)
+            losses.append(loss._replace(metrics=loss.metrics | {"unigram": baseline(number, rows)}))
+            count = source.validation_rows
+            judges = source.weight > 0 or not any(other.weight for other in sources)
+            missing.append(judges * count / min(rows or count, count))
+        judged = [source for source, factor in zip(sources, missing, strict=True) if factor]
+        found = figures(added(losses, missing), bytes_per_token(judged, corrupted))
+        if len(prepared.sources) > 1:
+            for name, source, loss in zip(names(sources), sources, losses, strict=True):
+                of_source = figures(loss, bytes_per_token([source], corrupted))
+                found |= {f"{name}/{figure}": value for figure, value in of_source.items()}
+        return {f"validation/{name}": value for name, value in found.items()}
+
+    return run
+
+
+def names(sources: list[PreparedSource]) -> list[str]:
+    """A name for each source, numbered where several have one."""
+    plain = [source.name for source in sources]
+    return [name if plain.count(name) == 1 else f"{name}_{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
+
+
+def bytes_per_token(sources: list[PreparedSource], corrupted: corrupt.Corruption | None) -> float | None:
+    """Of the held-out text of sources; None where not all of it is predicted."""
+    if corrupted is not None or any(source.kind != TEXT for source in sources):
+        return None
+    return sum(source.validation_bytes for source in sources) / max(sum(s.validation_tokens for s in sources), 1)
+
+
+def before_and_after(rows: list[dict]) -> str:
+    """A table of the first and the last evaluation in `rows` of metrics.jsonl; '' where there are no two."""
+    evaluations = [row for row in rows if "validation/loss" in row]
+    if len(evaluations) < 2:
+        return ""
+    before, after = evaluations[0], evaluations[-1]
+    shown = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
+    lines = [("held out", f"step {before['step']}", f"step {after['step']}")]
+    lines += [(name.removeprefix("validation/"), f"{before[name]:.4g}", f"{after[name]:.4g}") for name in shown]
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in lines)

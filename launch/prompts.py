@@ -1,0 +1,59 @@
+"""What a model is given to continue: a text, or where it was tuned on examples, a question as they had it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from data import kinds, pairs
+from data.chat import Chat
+from data.tokenizer import Tokenizer
+from launch.checking import ConfigError
+
+
+class Inputs(NamedTuple):
+    prompts: list[list[int]]
+    sources: list[list[int]] | None  # what an encoder reads
+    ends: tuple[int, ...]  # tokens that end an answer
+    answers: bool  # what follows stands alone; else it goes on with the prompt
+
+    def continuation(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+        """The text of new ids."""
+        gaps = self.sources is not None and not self.answers
+        return tokenizer.decode_spans(ids) if gaps else tokenizer.decode(ids)
+
+    def whole(self, tokenizer: Tokenizer, number: int, ids: Sequence[int]) -> str:
+        """New ids with the prompt that they go on with, where they do."""
+        if self.answers or self.sources is not None:
+            return self.continuation(tokenizer, ids)
+        return tokenizer.decode([*self.prompts[number], *ids])
+
+
+def inputs(
+    config: ConfigDict, tokenizer: Tokenizer, texts: Sequence[str], encoder: bool, system: str = "", raw: bool = False
+) -> Inputs:
+    """The prompts of a run with the recorded `config`: wrapped as a question where it was tuned on conversations, with
+    the prefix where on pairs of texts, and as they are with `raw` or after training on text alone."""
+    kind = kinds.TEXT if raw else trained_on(config)
+    if system and kind != "chat":
+        raise ConfigError(
+            "--system is for models tuned on conversations" + (", and not for --raw" if raw else "; leave it out")
+        )
+    ends = tokenizer.special.end
+    if kind == kinds.TEXT:
+        return Inputs(**tokenizer.inputs(texts, encoder), ends=ends, answers=False)
+    settings = kinds.checked(config.data)[kind]
+    if kind == "pairs":
+        return Inputs(**pairs.inputs(tokenizer, settings, texts, encoder), ends=ends, answers=True)
+    chat = Chat(tokenizer, settings)
+    try:
+        return Inputs(**chat.inputs(texts, encoder, system), ends=chat.ends, answers=True)
+    except ValueError as error:
+        raise ConfigError(f"the prompt can't be written as a question: {error}") from error
+
+
+def trained_on(config: ConfigDict) -> str:
+    """'chat' or 'pairs' where a run has such a source (the first of the two), else text."""
+    given = config.get("data", {"sources": ()})
+    found = {kinds.kind_of(spec) for spec, weight in kinds.sources(given) if weight}
+    return next((kind for kind in ("chat", "pairs") if kind in found), kinds.TEXT)
