@@ -22,6 +22,7 @@ def base(model: dict) -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "float32"
     config.model.dropout = 0.0
+    config.model.embedding_noise = 0.0  # NEFTune's alpha, for fine-tuning: 5 to 15
     config.model.attention = "auto"
 
     # What trains. Patterns are regular expressions over parameters' names, see model/patterns.py.

@@ -10,7 +10,7 @@ weights; where there is an encoder, with 6: also encoder tokens and encoder segm
 B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ class Context(NamedTuple):
     seq_len: int
     encoder: bool  # the model has an encoder beside its decoder
     train: Callable[[], Iterator[dict]]  # the records to train on, as `parse` gave them
+    prefix: tuple[int, ...] = ()  # what each example, or its source, begins with
 
 
 class Encoding(NamedTuple):
@@ -118,6 +119,16 @@ def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> n
     return part
 
 
+def prefixed(example: Example, prefix: Sequence[int]) -> Example:
+    """The example behind these tokens, which nothing has to be said at; an encoder reads them where there is one."""
+    if example.source is not None:
+        return example._replace(source=np.concatenate([np.asarray(prefix, np.int32), example.source]))
+    before = lambda values, fill: np.concatenate([np.asarray(fill, values.dtype), values])
+    nothing = [0] * len(prefix)
+    arrays = ((example.tokens, prefix), (example.targets, nothing), (example.weights, nothing))
+    return Example(*(before(values, fill) for values, fill in arrays))
+
+
 def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
     """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side."""
     examples = iter(examples)
@@ -165,7 +176,9 @@ def pack_records(
     Raises:
       DataError: a record can't become an example, or nothing of it would be trained; it names the record.
     """
-    dtype = np.dtype("<u4") if encoding.numbers else row_dtype(context.tokenizer.vocab_size, context.seq_len)
+    ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
+    dtype = np.dtype("<u4") if encoding.numbers else row_dtype(ids, context.seq_len)
+    room = context.seq_len - len(context.prefix)
     tokens = targets = too_long = 0
 
     def examples() -> Iterator[Example]:
@@ -177,8 +190,9 @@ def pack_records(
                     raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
-            if max(example.sizes()) > context.seq_len:
-                example, too_long = cut(example, context.seq_len, context.tokenizer.special.begin), too_long + 1
+            if max(example.sizes()) > room:
+                example, too_long = cut(example, room, context.tokenizer.special.begin), too_long + 1
+            example = prefixed(example, context.prefix)
             tokens += sum(example.sizes())
             targets += int(example.weights.sum())
             yield example

@@ -95,7 +95,11 @@ class Prepared:
 
 
 def prepare(
-    data_config: Mapping[str, Any], directory: str | os.PathLike, log: Log = print, encoder: bool = False
+    data_config: Mapping[str, Any],
+    directory: str | os.PathLike,
+    log: Log = print,
+    encoder: bool = False,
+    prefix: tuple[int, ...] = (),
 ) -> Prepared:
     """Brings the data that `data_config` describes into `directory`, or finds it there.
 
@@ -104,16 +108,19 @@ def prepare(
     split), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it
     gets a mask token; `sentinels`: how many}, `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole,
     so it is only checked here, before the long work), and a block for each kind of examples (data/kinds.py).
-    `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer.
+    `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer. `prefix`: ids that
+    every example begins with (those of prompt tuning follow the vocabulary).
     """
     config = checked(data_config, encoder)
+    if len(prefix) >= config["seq_len"]:
+        raise DataError(f"A prompt of {len(prefix)} vectors leaves nothing of data.seq_len {config['seq_len']}.")
     root = Path(directory).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with stage.lock(root, log):
             built = [corpus.read(spec, config, root, log) for spec, _ in config["sources"]]
             tokenizer = _tokenizer(built, config, root, log)
-            return load(_rows(built, tokenizer, config, root, log, encoder))
+            return load(_rows(built, tokenizer, config, root, log, encoder, prefix))
     except (OSError, RuntimeError) as error:
         problem = _storage_problem(error)
         if problem is None:
@@ -188,10 +195,16 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
 
 
 def _rows(
-    built: list[Corpus], tokenizer: tokenizers.Tokenizer, config: dict, root: Path, log: Log, encoder: bool
+    built: list[Corpus],
+    tokenizer: tokenizers.Tokenizer,
+    config: dict,
+    root: Path,
+    log: Log,
+    encoder: bool,
+    prefix: tuple,
 ) -> Path:
     seq_len = config["seq_len"]
-    identities = [_identity(source.kind, config, tokenizer, encoder) for source in built]
+    identities = [_identity(source.kind, config, tokenizer, encoder, prefix) for source in built]
     weights = [weight for _, weight in config["sources"]]
     inputs = {"sources": [], "tokenizer": tokenizer.fingerprint, "seq_len": seq_len}
     for source, weight, identity in zip(built, weights, identities, strict=True):
@@ -210,7 +223,7 @@ def _rows(
                 "corpus": os.path.relpath(source.dataset, folder),
             }
             pack = _pack_text
-            context = Context(tokenizer, seq_len, encoder, lambda source=source: source.records("train"))
+            context = Context(tokenizer, seq_len, encoder, lambda source=source: source.records("train"), prefix)
             if identity is not None:
                 encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
                 pack = functools.partial(_pack_examples, encoding=encoding)
@@ -231,11 +244,12 @@ def _rows(
     return stage.run(root / "rows", f"t{seq_len}", inputs, make, log)[0]
 
 
-def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder: bool) -> list | None:
+def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder: bool, prefix: tuple) -> list | None:
     """What the examples of a source depend on beside records and tokenizer; None for text."""
     if kind == kinds.TEXT:
         return None
-    return [kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
+    identity = [kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
+    return [*identity, list(prefix)] if prefix else identity
 
 
 def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> tuple[int, int]:

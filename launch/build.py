@@ -117,7 +117,8 @@ def data(config: ConfigDict, workdir: Path) -> Prepared:
     own = workdir / "tokenizer.json"
     if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
         fields["tokenizer"]["path"] = str(own)
-    return prepare(fields, fields.pop("dir"), encoder=config.model.architecture == "encoder_decoder")
+    prefix = workdirs.prefix(config)
+    return prepare(fields, fields.pop("dir"), encoder=config.model.architecture == "encoder_decoder", prefix=prefix)
 
 
 def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:

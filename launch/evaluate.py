@@ -39,8 +39,9 @@ def main() -> None:
         if _PROMPTS.value:
             reads = model.config.architecture == "encoder_decoder"
             given = prompts.inputs(config, tokenizer, _PROMPTS.value, reads)
+            known = model.inputs.tokens.rows
             with checking("--prompt, --max_new_tokens"):
-                check(given.prompts, _TOKENS.value, tokenizer.vocab_size, model.config, given.sources)
+                check(given.prompts, _TOKENS.value, tokenizer.vocab_size, model.config, given.sources, known)
         eval_step, corruption = build.steps(config, None)[1], build.corruption(config, prepared)
         figures = evaluation.evaluation(config, prepared, corruption, eval_step, build.put(mesh))(model, None)
         samples = []

@@ -42,8 +42,9 @@ def main() -> None:
     config = workdirs.recorded_config(Path(_WORKDIR.value))
     reads = model.config.architecture == "encoder_decoder"
     given = prompts.inputs(config, tokenizer, texts, reads, _SYSTEM.value, _RAW.value)
+    known = model.inputs.tokens.rows
     with checking("flags"):
-        check(given.prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, given.sources)
+        check(given.prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, given.sources, known)
     with axes.use_mesh(mesh):
         result = generate(
             model,

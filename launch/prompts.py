@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from data import kinds, pairs
 from data.chat import Chat
 from data.tokenizer import Tokenizer
+from launch import workdirs
 from launch.checking import ConfigError
 
 
@@ -16,6 +17,7 @@ class Inputs(NamedTuple):
     sources: list[list[int]] | None  # what an encoder reads
     ends: tuple[int, ...]  # tokens that end an answer
     answers: bool  # what follows stands alone; else it goes on with the prompt
+    prefix: int = 0  # how many ids of each prompt, or source, are no text but those of prompt tuning
 
     def continuation(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         """The text of new ids."""
@@ -26,7 +28,14 @@ class Inputs(NamedTuple):
         """New ids with the prompt that they go on with, where they do."""
         if self.answers or self.sources is not None:
             return self.continuation(tokenizer, ids)
-        return tokenizer.decode([*self.prompts[number], *ids])
+        return tokenizer.decode([*self.prompts[number][self.prefix :], *ids])
+
+    def behind(self, prefix: Sequence[int]) -> "Inputs":
+        """The same behind these ids."""
+        before = lambda rows: [[*prefix, *row] for row in rows]
+        if self.sources is not None:
+            return self._replace(sources=before(self.sources))
+        return self._replace(prompts=before(self.prompts), prefix=len(prefix))
 
 
 def inputs(
@@ -34,6 +43,10 @@ def inputs(
 ) -> Inputs:
     """The prompts of a run with the recorded `config`: wrapped as a question where it was tuned on conversations, with
     the prefix where on pairs of texts, and as they are with `raw` or after training on text alone."""
+    return _inputs(config, tokenizer, texts, encoder, system, raw).behind(workdirs.prefix(config))
+
+
+def _inputs(config, tokenizer: Tokenizer, texts: Sequence[str], encoder: bool, system: str, raw: bool) -> Inputs:
     kind = kinds.TEXT if raw else trained_on(config)
     if system and kind != "chat":
         raise ConfigError(

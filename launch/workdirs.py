@@ -17,6 +17,7 @@ from data import tokenizer
 from data.prepare import Prepared, load
 from launch.checking import ConfigError, checking
 from model import count
+from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
 from model.config import ModelConfig
@@ -122,6 +123,12 @@ def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
         model = ModelConfig(**fields)
         # Where the stacks are parted follows from what trains.
         return dataclasses.replace(model, cuts=tuning(config).cuts(model, count.names(model)))
+
+
+def prefix(config: ConfigDict) -> tuple[int, ...]:
+    """The ids that an example begins with: of prompt tuning."""
+    method = tuning(config).method
+    return method.ids(config.model.vocab_size) if isinstance(method, Prompt) else ()
 
 
 def tuning(config: ConfigDict, words: tokenizer.Tokenizer | None = None) -> Tuning:

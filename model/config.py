@@ -104,6 +104,7 @@ class ModelConfig:
     num_labels: int = 2  # classes of the heads 'sequence' and 'token'
 
     dropout: float = 0.0  # after the embedding, the attention and the feed-forward
+    embedding_noise: float = 0.0  # alpha of the noise that training adds to embedded tokens (NEFTune, arXiv:2310.05914)
     init_std: float = 0.02
     dtype: str = "bfloat16"  # of the computation; norms, softmax and the loss stay in float32
     param_dtype: str = "float32"
@@ -186,6 +187,8 @@ class ModelConfig:
             raise ValueError("model.experts is set, but no layer of model.mlp_pattern is 'sparse'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.embedding_noise < 0:
+            raise ValueError(f"model.embedding_noise is {self.embedding_noise}; it must not be negative")
 
     def segments(self, num_layers: int = 0) -> tuple[Segment, ...]:
         """The layers as scans: the fewest that each repeat one pattern. Default: `num_layers` of the config."""

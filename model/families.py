@@ -15,7 +15,7 @@ from flax import nnx
 from model import masks
 from model.attention import Context, Memory
 from model.config import ModelConfig
-from model.layers import Embedding, Linear, Norm, dropout
+from model.layers import Embedding, Linear, Norm, dropout, noisy
 from model.output import Output, Unembedding
 from model.positions import rotation
 from model.router import RouterStats
@@ -42,6 +42,7 @@ class Inputs(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         e = config.table_dim
         self.scale, self.offset, self.dropout = config.embedding_scale, config.position_offset, config.dropout
+        self.noise = config.embedding_noise
         self.tokens = Embedding(config, rngs, config.vocab_size, dim=e)
         rows = config.max_length + config.position_offset
         # Where the table is narrow, ALBERT's positions are as narrow as it and OPT's are added behind the projection.
@@ -55,6 +56,8 @@ class Inputs(nnx.Module):
 
     def __call__(self, tokens_BT, positions_BT, types_BT=None, key=None):
         x_BTD = self.tokens(tokens_BT)
+        if self.noise and key is not None:
+            x_BTD = noisy(x_BTD, self.noise, jax.random.fold_in(key, 1))
         if self.scale != 1:
             x_BTD = x_BTD * jnp.asarray(self.scale, x_BTD.dtype)
         if self.types is not None:

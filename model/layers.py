@@ -54,6 +54,11 @@ class Embedding(nnx.Module):
         self.table = param(rngs, shape, (name, "embed"), init, jnp.dtype(config.param_dtype))
         self.prompt = nnx.data(None)  # further rows, of prompt tuning (adapt/prompt.py)
 
+    @property
+    def rows(self) -> int:
+        """How many ids have a vector."""
+        return self.table.shape[0] + (0 if self.prompt is None else self.prompt.shape[0])
+
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Look up ids: [B, T] -> [B, T, D]."""
         if self.prompt is None:
@@ -128,6 +133,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding if axes.has_mesh() else None
     )
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def noisy(x_BTD: jax.Array, alpha: float, key: jax.Array) -> jax.Array:
+    """Embedded tokens with noise from U(-m, m), m = alpha / sqrt(T D) (NEFTune, arXiv:2310.05914)."""
+    bound = alpha / (x_BTD.shape[1] * x_BTD.shape[2]) ** 0.5
+    sharding = jax.typeof(x_BTD).sharding if axes.has_mesh() else None
+    noise = jax.random.uniform(key, x_BTD.shape, jnp.float32, -bound, bound, out_sharding=sharding)
+    return (x_BTD + noise).astype(x_BTD.dtype)
 
 
 _ACTIVATIONS = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from model import axes
+from model.adapt.lora import seeded
 from model.weights import replaced, trained
 from train.losses import Loss
 from train.optimizer import gradient_norm
@@ -26,12 +27,12 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
     """
 
     def total(params, model, batch, key):
-        loss = objective(replaced(model, params), batch, key)
+        loss = objective(seeded(replaced(model, params), key), batch, key)
         return loss.total, loss
 
     def mean(params, model, batch, key):
         """Divides before it differentiates: a pass over all gradients less."""
-        loss = objective(replaced(model, params), batch, key)
+        loss = objective(seeded(replaced(model, params), key), batch, key)
         return loss.total / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
     def train_step(state: TrainState, batch):

@@ -149,7 +149,7 @@ def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
 
 def seeded(model, key: jax.Array):
     """The model with random keys for the dropout of its adapters: for one step of training."""
-    counter = itertools.count()
+    counter, key = itertools.count(), jax.random.fold_in(key, 1)  # the model draws from the key itself
 
     def with_key(w):
         if not (isinstance(w, LowRank) and w.rate):

@@ -32,9 +32,9 @@ class Prompt:
         if not isinstance(self.length, int) or self.length < 1:
             raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1")
 
-    def ids(self, vocab_size: int) -> list[int]:
+    def ids(self, vocab_size: int) -> tuple[int, ...]:
         """What an example begins with, for a model of this vocabulary."""
-        return list(range(vocab_size, vocab_size + self.length))
+        return tuple(range(vocab_size, vocab_size + self.length))
 
     def insert(self, model, key: jax.Array):
         """The model with new vectors; nothing else trains."""

@@ -61,7 +61,7 @@ def generate(
     """
     config = model.config
     vocab_size = vocab_size or config.vocab_size
-    check(prompts, max_new_tokens, vocab_size, config, sources)
+    check(prompts, max_new_tokens, vocab_size, config, sources, model.inputs.tokens.rows)
     # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
     starts, read = _padded(prompts, rows), None if sources is None else _padded(sources, rows)
@@ -155,12 +155,16 @@ def _prepare(model):
     return model
 
 
-def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None) -> None:
+def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None, known: int = 0) -> None:
     """What `generate` refuses, for a caller who wants to know before anything compiles.
+
+    Args:
+      known: how many ids have a vector; 0: as many as the vocabulary has.
 
     Raises:
       ValueError: see `generate`.
     """
+    known = known or config.vocab_size
     if config.architecture == "encoder" or config.head != "language_model":
         raise ValueError(
             f"the model is an {config.architecture} with the head {config.head}; only models with a decoder and the "
@@ -180,10 +184,8 @@ def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, so
         for row, ids in enumerate(rows):
             if not len(ids):
                 raise ValueError(f"{what} {row} is empty; begin it with a special token, or with text")
-            if min(ids) < 0 or max(ids) >= config.vocab_size:
-                raise ValueError(
-                    f"{what} {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {config.vocab_size}"
-                )
+            if min(ids) < 0 or max(ids) >= known:
+                raise ValueError(f"{what} {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {known}")
             if len(ids) + more > config.max_length:
                 raise ValueError(
                     f"{what} {row} has {len(ids)} tokens, with {more} new ones {len(ids) + more}, but the model's "

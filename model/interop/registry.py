@@ -33,7 +33,7 @@ FAMILIES: dict[str, Family] = {
     "switch_transformers": t5.SWITCH,
 }
 # Fields of ModelConfig that are of a run and not of its checkpoint.
-RUNNING = ("dropout", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
+RUNNING = ("dropout", "embedding_noise", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
 
 
 def read_config(folder: Folder) -> tuple[str, ModelConfig]:

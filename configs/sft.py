@@ -1,0 +1,26 @@
+"""Supervised fine-tuning of every parameter on conversations or instructions.
+
+    python -m launch.train --config=configs/sft.py --config.init_from=DIR --config.data.path=instructions.json ...
+
+The model is that of config.init_from. configs/lora.py, adapter.py, prompt.py and qlora.py train less of it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base
+from configs.sizes import SIZES, sized
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    """`size`, of configs/sizes/, counts where there is no config.init_from."""
+    config = base(sized(size, SIZES))
+    config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only watched
+    config.data.format = "chat"
+    config.batch_size = 8
+    config.steps = 500
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 20
+    config.optimizer.weight_decay = 0.01
+    config.eval_every = 100
+    config.checkpoint_every = 100
+    return config
