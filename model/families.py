@@ -117,9 +117,9 @@ class Decoder(nnx.Module):
         return self.unembedding(x_BTD, self.inputs.tokens.table)
 
     def classes(self, x_BTD) -> jax.Array:
-        """Scores of classes at every token, [B, T, C] in float32 (heads 'sequence', 'token'). Those of a whole text
-        are a decoder's at its last token, an encoder's at its first one (transformers' ForSequenceClassification)."""
-        return self.classifier(x_BTD).astype(jnp.float32)
+        """Scores of classes at every token, [B, T, C], computed in float32 (heads 'sequence', 'token'). Those of a
+        whole text are a decoder's at its last token, an encoder's at its first one, as in transformers."""
+        return self.classifier(x_BTD.astype(jnp.float32))
 
     def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
         """Scores of every token, [B, T, V] in float32; arguments as those of a call."""
