@@ -52,7 +52,7 @@ class Context(NamedTuple):
     tokenizer: Tokenizer
     seq_len: int
     encoder: bool  # the model has an encoder beside its decoder
-    train: Callable[[], Iterator[dict]]  # the records to train on, as `parse` gave them
+    train: Callable[[], Iterator[dict]]  # the records of its kind to train on, as `parse` gave them
 
 
 class Encoding(NamedTuple):
@@ -61,6 +61,7 @@ class Encoding(NamedTuple):
     encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it
     numbers: bool = False  # targets are float32 bits
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
+    cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
 
 
 class Kind(NamedTuple):
@@ -178,7 +179,8 @@ def pack_records(
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
             if max(example.sizes()) > context.seq_len:
-                example, too_long = cut(example, context.seq_len, context.tokenizer.special.begin), too_long + 1
+                shorten, too_long = encoding.cut or cut, too_long + 1
+                example = shorten(example, context.seq_len, context.tokenizer.special.begin)
             tokens += sum(example.sizes())
             targets += int(example.weights.sum())
             yield example
