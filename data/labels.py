@@ -164,7 +164,7 @@ class Reader:
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     kind, reader = settings["kind"], Reader(context.tokenizer, settings["read"])
-    facts = _facts(kind, context.train())
+    facts = _facts(kind, context.train()) | {"read": settings["read"]}
     ids_of = {name: i for i, name in enumerate(facts.get("names", ()))}
 
     def target(label) -> int:
@@ -204,7 +204,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:
-    """What is kept of the labels to train on: names and counts of the classes, or the mean."""
+    """What is kept of the labels to train on: names and counts of the classes, or the mean of the numbers."""
     if kind == "number":
         labels = [record["label"] for record in records]
         return {"kind": kind, "mean": float(np.mean(labels)) if labels else 0.0}
@@ -219,6 +219,11 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
             "'number'."
         )
     return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
+
+
+def num_scores(facts: Mapping[str, Any]) -> int:
+    """How many scores a model gives for labels of which these `facts` (PreparedSource.facts) were kept."""
+    return len(facts["names"]) if "names" in facts else 1
 
 
 def _some(names: Iterable[str]) -> str:

@@ -79,6 +79,11 @@ class Prepared:
         return any(source.numbers for source in self.sources)
 
     @property
+    def labels(self) -> Mapping[str, Any] | None:
+        """What is known of the labels of examples (data/labels.py), None where there are none."""
+        return next((source.facts for source in self.sources if source.kind == "labels"), None)
+
+    @property
     def validation_bytes(self) -> int:
         """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
         return sum(source.validation_bytes for source in self._texts())
