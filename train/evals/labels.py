@@ -5,8 +5,23 @@ Each beside what a predictor reaches that looks at nothing: the most frequent cl
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from train.losses import Loss
+
+
+def figures(loss: Loss, facts: Mapping[str, Any]) -> dict[str, float]:
+    """`loss` (nats a label, or the mean squared error) and the figures below.
+
+    Args:
+      loss: sums over an evaluation of the objective of labels.  facts: of the labels trained on (PreparedSource.facts).
+    """
+    mean = {"loss": float(loss.metrics["loss"] / max(loss.weight, 1e-9))}
+    if "confusion" in loss.metrics:
+        return mean | of_classes(loss.metrics["confusion"], facts["counts"])
+    return mean | of_numbers(loss.metrics, float(loss.weight), facts["mean"])
 
 
 def of_classes(confusion: np.ndarray, train_counts: Sequence[int]) -> dict[str, float]:
