@@ -62,6 +62,11 @@ def _check_language(config: ConfigDict, model: ModelConfig) -> None:
             f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
             f"{config.objective.name!r} needs them"
         )
+    if "labels" in source_kinds(config):
+        raise ConfigError(
+            f"config.data has labels, which config.objective.name {config.objective.name!r} can't learn; use "
+            "--config=configs/classify.py"
+        )
     examples = sorted(source_kinds(config) & {"chat", "pairs"})
     if examples and model.architecture == "encoder":
         raise ConfigError(
