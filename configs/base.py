@@ -60,6 +60,8 @@ def base(model: dict) -> ConfigDict:
     config.data.max_bad_lines = 100
     config.data.chat = ConfigDict(dict(template="auto", system=""))  # templates by name: data/templates.py
     config.data.pairs = ConfigDict(dict(source="source", target="target", prefix=""))  # columns
+    config.data.labels = ConfigDict(dict(kind="class", text="", label="", pair="", split="", read=""))  # data/labels.py
+    config.data.augment = ConfigDict(dict(delete=0.0, swap=0.0, mask=0.0))  # shares of the words of examples
     config.data.corruption = ConfigDict(dict(kind="none"))  # none, masked, spans: their fields are in data/corrupt.py
 
     config.log_every = 10

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data import corrupt, kinds
+from data import augment, corrupt, kinds
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
@@ -20,6 +20,7 @@ FIELDS = {
     "tokenizer": None,
     "max_bad_lines": 100,
     "corruption": None,
+    "augment": None,
     **dict.fromkeys(kinds.KINDS),
 }
 TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0}
@@ -44,6 +45,7 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     if config["split"] not in corpora.RULES:
         raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
     _check_tokenizer(config)
+    _check_augment(config)
     if config["tokenizer"]["kind"] == "file":
         tokenizer = tokenizers.load(config["tokenizer"]["path"])
         for kind in {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}:
@@ -63,6 +65,17 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
     if not weights:
         raise DataError("All data.sources have weight 0: they are only evaluated, and there is nothing to train on.")
     Mixture(weights)  # complains about weights now, not after the long work
+
+
+def _check_augment(config: dict[str, Any]) -> None:
+    if not any(augment.check(config["augment"] or {}).values()):
+        return
+    found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
+    if not found or (found == {"labels"} and config["labels"]["kind"] == "token"):
+        raise DataError(
+            "data.augment changes words that carry no target, and in data.sources every word has one: set its rates to "
+            "0."
+        )
 
 
 def _check_tokenizer(config: dict[str, Any]) -> None:

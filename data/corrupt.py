@@ -57,7 +57,7 @@ class Masked:
         batch = from_rows(rows)
         tokens, segments = batch["tokens"], batch["segment_ids"]
         length = tokens.shape[1]
-        numbers = _random(seed, places, 2 * length)
+        numbers = random_numbers(seed, places, 2 * length)
         maskable = (segments > 0) & ~self._special[tokens]
         begins = maskable.copy()
         follows = maskable[:, :-1] & (segments[:, :-1] == segments[:, 1:])
@@ -95,7 +95,7 @@ class Spans:
     def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int) -> Batch:
         tokens, segments = rows[:, 1].astype(np.int32), rows[:, 2].astype(np.int32)  # documents with their ends
         text = (segments > 0) & (tokens != self._end_id)
-        noise = _noise(_random(seed, places, tokens.shape[1]), text.sum(1), self._rate, self._mean_length)
+        noise = span_noise(random_numbers(seed, places, tokens.shape[1]), text.sum(1), self._rate, self._mean_length)
         # The noise is drawn over the text of a row as one sequence; here it goes to where that text stands.
         noise = text & np.take_along_axis(noise, np.cumsum(text, axis=1) - text, axis=1)
         width = self.target_length(tokens.shape[1])
@@ -205,7 +205,7 @@ def decoder_length(seq_len: int, rate: float, mean_length: float) -> int:
     return -(-int(noise + 2 * spans) // 8) * 8
 
 
-def _random(seed: int, places: np.ndarray, count: int) -> np.ndarray:
+def random_numbers(seed: int, places: np.ndarray, count: int) -> np.ndarray:
     """uint64 [B, count]: row i follows from (seed, places[i]). Raw Philox output, which no NumPy version changes."""
     generator = np.random.Philox(0)
     state = generator.state
@@ -244,7 +244,7 @@ def _choose_words(numbers: np.ndarray, maskable: np.ndarray, begins: np.ndarray,
     return maskable & np.take_along_axis(words, np.maximum(word, 0), axis=1)
 
 
-def _noise(numbers: np.ndarray, length: np.ndarray, rate: float, mean_length: float) -> np.ndarray:
+def span_noise(numbers: np.ndarray, length: np.ndarray, rate: float, mean_length: float) -> np.ndarray:
     """T5's random_spans_noise_mask over the first length[b] columns of each row; bool [B, T].
 
     Text and noise are each cut into `spans` pieces, every way to do so as likely, and laid in turn, text first.

@@ -52,7 +52,7 @@ class Context(NamedTuple):
     tokenizer: Tokenizer
     seq_len: int
     encoder: bool  # the model has an encoder beside its decoder
-    train: Callable[[], Iterator[dict]]  # the records to train on, as `parse` gave them
+    train: Callable[[], Iterator[dict]]  # the records of its kind to train on, as `parse` gave them
     prefix: tuple[int, ...] = ()  # what each example, or its source, begins with
 
 
@@ -62,6 +62,7 @@ class Encoding(NamedTuple):
     encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it
     numbers: bool = False  # targets are float32 bits
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
+    cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
 
 
 class Kind(NamedTuple):
@@ -191,7 +192,8 @@ def pack_records(
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
             if max(example.sizes()) > room:
-                example, too_long = cut(example, room, context.tokenizer.special.begin), too_long + 1
+                shorten, too_long = encoding.cut or cut, too_long + 1
+                example = shorten(example, room, context.tokenizer.special.begin)
             example = prefixed(example, context.prefix)
             tokens += sum(example.sizes())
             targets += int(example.weights.sum())

@@ -21,7 +21,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
-from data.tokenizer import EOT, SpecialTokens, Tokenizer, load_backend, usual_special_tokens
+from data.special_tokens import EOT, SpecialTokens, usual_special_tokens
+from data.tokenizer import Tokenizer, load_backend
 
 _HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _BPE_FILES = ("vocab.json", "merges.txt")

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data import chat, pairs
+from data import chat, labels, pairs
 from data.batch import DataError
 from data.examples import Kind
 from data.records import RecordSource
 from data.settings import merged
 
-KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND}
+KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
 
 TEXT = "text"
 

@@ -5,7 +5,7 @@ and j by a shuffle of that source anew for each epoch. The batch of a step is th
 p takes the p-th contiguous block of it. So a position is one number that holds for any number of processes and any
 batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within a global batch
 would change with the number of processes.) grain shuffles, reads ahead in threads, and maps rows to batches there: as
-they are, or corrupted (`corrupt.py`) with random numbers that follow from seed and place alone.
+they are, corrupted (`corrupt.py`) or augmented (`augment.py`), with random numbers that follow from seed and place.
 
 Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
 """
@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
+from data.augment import Augmentation
 from data.batch import Batch, DataError
 from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
@@ -83,12 +84,13 @@ def train_pipeline(
     process_count: int = 1,
     position: Mapping[str, Any] | None = None,
     corruption: Corruption | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Pipeline:
     """Opens the training stream of `prepared`, from its start or from a `position`.
 
     `batch_size` counts rows of the global batch. The same seed gives the same stream. DataError where the processes
     can't share the batch evenly, a source has no rows, or the position is of another stream (other data, weights,
-    corruption or seed), for which it would repeat some rows and skip others.
+    corruption, augmentation or seed), for which it would repeat some rows and skip others.
     """
     share = _share(batch_size, process_count)
     sources = _trained(prepared)
@@ -100,17 +102,18 @@ def train_pipeline(
         for source in sources
     ]
     described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
-    if corruption is not None:
-        described += corruption.description
+    described += "".join(change.description for change in (corruption, augmentation) if change is not None)
     stream = hashlib.sha256(described.encode()).hexdigest()[:16]
     if position is not None and position["stream"] != stream:
         raise DataError(
-            f"The saved data position is of stream {position['stream']}, but this data, its weights, its "
-            f"corruption and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
+            f"The saved data position is of stream {position['stream']}, but this data, its weights, its corruption, "
+            f"its augmentation and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
     blocks = _TrainBlocks(prepared, batch_size, seed, process_index, share, first_row)
-    make = functools.partial(to_batch, seed=seed, corruption=corruption, numbers=prepared.numbers)
+    make = functools.partial(
+        to_batch, seed=seed, corruption=corruption, numbers=prepared.numbers, augmentation=augmentation
+    )
     return Pipeline(blocks, make, stream, prepared.tokenizer_path)
 
 

@@ -79,6 +79,11 @@ class Prepared:
         return any(source.numbers for source in self.sources)
 
     @property
+    def labels(self) -> Mapping[str, Any] | None:
+        """What is known of the labels of examples (data/labels.py), None where there are none."""
+        return next((source.facts for source in self.sources if source.kind == "labels"), None)
+
+    @property
     def validation_bytes(self) -> int:
         """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
         return sum(source.validation_bytes for source in self._texts())
@@ -223,7 +228,8 @@ def _rows(
                 "corpus": os.path.relpath(source.dataset, folder),
             }
             pack = _pack_text
-            context = Context(tokenizer, seq_len, encoder, lambda source=source: source.records("train"), prefix)
+            trained = functools.partial(_trained, source.kind, built, weights)
+            context = Context(tokenizer, seq_len, encoder, trained, prefix)
             if identity is not None:
                 encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
                 pack = functools.partial(_pack_examples, encoding=encoding)
@@ -242,6 +248,13 @@ def _rows(
         return {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "sources": sources}
 
     return stage.run(root / "rows", f"t{seq_len}", inputs, make, log)[0]
+
+
+def _trained(kind: str, built: list[Corpus], weights: list[float]) -> Iterator[dict]:
+    """The records of all sources of a kind that are trained on."""
+    for source, weight in zip(built, weights, strict=True):
+        if source.kind == kind and weight:
+            yield from (record for _, record in source.records("train"))
 
 
 def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder: bool, prefix: tuple) -> list | None:

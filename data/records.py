@@ -35,7 +35,8 @@ class RecordSource:
     """The records of files as documents, each one canonical JSON object; a `data.sources.Source`.
 
     Args:
-      parse: record -> JSON object; its ValueError says what is wrong with the record.
+      parse: record -> JSON object; its ValueError says what is wrong with the record. "split" in it is 'train' or
+        'validation', where the record itself says so.
       settings: on which, beside the files, the result of `parse` depends; JSON.
     """
 
@@ -54,14 +55,16 @@ class RecordSource:
             name = document_name(file, self._root)
             for where, record in read_file(file, bad):
                 try:
-                    text = json.dumps(self._parse(record), ensure_ascii=False, sort_keys=True)
+                    parsed = self._parse(record)
+                    split = parsed.pop("split", None)
+                    text = json.dumps(parsed, ensure_ascii=False, sort_keys=True)
                     text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
                 except ValueError as error:
                     if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines
                         raise DataError(f"{file}, line 1: {error}.") from error
                     bad.add(f"{file}, {where}", str(error))
                     continue
-                yield Document(f"{name}, {where}", text)
+                yield Document(f"{name}, {where}", text, split)
 
 
 def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:

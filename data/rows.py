@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.augment import Augmentation
 from data.batch import Batch, DataError, from_rows
 from data.corrupt import Corruption
 from data.examples import widened
@@ -44,12 +45,20 @@ class Rows:
         return Block(rows, places, self._text[sources] & (sources >= 0))
 
 
-def to_batch(block: Block, seed: int, corruption: Corruption | None, numbers: bool) -> Batch:
-    """The batch of a block; its text is corrupted with random numbers that follow from seed and place.
+def to_batch(
+    block: Block, seed: int, corruption: Corruption | None, numbers: bool, augmentation: Augmentation | None = None
+) -> Batch:
+    """The batch of a block; its text is corrupted, its examples augmented, with random numbers that follow from seed
+    and place.
 
     Args:
       numbers: targets of examples are float32 bits.
     """
+    batch = _corrupted(block, seed, corruption, numbers)
+    return batch if augmentation is None else augmentation(batch, block.text, block.places, seed)
+
+
+def _corrupted(block: Block, seed: int, corruption: Corruption | None, numbers: bool) -> Batch:
     rows, places, text = block
     if rows.shape[1] == 3:  # all sources are text
         return from_rows(rows) if corruption is None else corruption(rows, places, seed)

@@ -22,26 +22,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import count, takewhile
+from itertools import accumulate, count, takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
+from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
 
-SPECIAL_FILE = "special_tokens.json"
-EOT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
 _SENTINELS = re.compile(r"<extra_id_(\d+)>")
 KINDS = ("bpe", "byte", "char")
 
-# What other people's tokenizers call the token that ends a document, most specific first.
-_EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# What other people's tokenizers call it.
 _MASK_NAMES = ("[MASK]", "<mask>", MASK)
 
 # How Llama 3 (and, but for the digits, GPT-4) cuts text into words before merging: at most three digits to a word, a
@@ -50,18 +47,6 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialTokens:
-    """What a text begins with and ends at: the content of special_tokens.json."""
-
-    begin: int | None  # stands before a prompt and a document; None: nothing does
-    end: tuple[int, ...]  # each of them ends a text; the first is written after a document
-    start: int | None = None  # what a decoder beside an encoder begins with; None: as its documents end
-    # For an export: fields of config.json (bos_token_id, ...) and of tokenizer_config.json (bos_token, ...).
-    config: dict[str, int | list[int] | None] = dataclasses.field(default_factory=dict)
-    tokenizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Tokenizer:
@@ -110,6 +95,15 @@ class Tokenizer:
         except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
             raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
         return [encoding.ids for encoding in encodings]
+
+    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
+        """The ids of words with spaces between them, and where each word's first token stands among these (None: the
+        word has none, like one that is empty)."""
+        encoding = self._backend.encode(" ".join(words), add_special_tokens=False)
+        begins = accumulate((len(word) + 1 for word in words[:-1]), initial=0)
+        return encoding.ids, [
+            encoding.char_to_token(i) if word else None for i, word in zip(begins, words, strict=True)
+        ]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""
@@ -174,7 +168,7 @@ class Tokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
         if self.published:
             text = json.dumps(dataclasses.asdict(self.special), indent=2)
-            Path(path).with_name(SPECIAL_FILE).write_text(text + "\n", encoding="utf-8")
+            Path(path).with_name(FILE).write_text(text + "\n", encoding="utf-8")
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""
@@ -187,15 +181,6 @@ class Tokenizer:
         if self.published:
             text += json.dumps([self.special.begin, self.special.end])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
-    """Those of a tokenizer about which nothing else is known: the first token of _EOT_NAMES parts documents."""
-    eot = next((name for name in _EOT_NAMES if name in vocab), None)
-    if eot is None:
-        raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
-    i = vocab[eot]
-    return SpecialTokens(i, (i,), None, {"bos_token_id": i, "eos_token_id": i}, {"bos_token": eot, "eos_token": eot})
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:
@@ -271,7 +256,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
       DataError: no file, or a damaged one.
     """
     path = Path(path)
-    return Tokenizer(load_backend(path), _load_special(path.with_name(SPECIAL_FILE)))
+    return Tokenizer(load_backend(path), load_special(path.with_name(FILE)))
 
 
 def load_backend(path: Path) -> Backend:
@@ -285,15 +270,3 @@ def load_backend(path: Path) -> Backend:
         return Backend.from_str(content)
     except Exception as error:  # the library raises a plain Exception for every kind of broken file
         raise DataError(f"{path} is not a tokenizer.json: {error}.") from error
-
-
-def _load_special(path: Path) -> SpecialTokens | None:
-    try:
-        given = SpecialTokens(**json.loads(path.read_text(encoding="utf-8")))
-        if not given.end or not all(isinstance(i, int) for i in [*given.end, given.begin or 0]):
-            raise ValueError(f"begin is {given.begin!r}, end {given.end!r}")
-        return dataclasses.replace(given, end=tuple(given.end))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): begin must be an id or null, end a list of ids.") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from data import corrupt, kinds, tokenizer
+from data import augment, corrupt, kinds, tokenizer
 from data.prepare import Prepared, prepare
 from launch import workdirs
 from launch.checking import ConfigError, checking
@@ -15,11 +15,12 @@ from model import axes
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train.loop import Schedule
+from train.objectives.labels import labels
 from train.objectives.language import language
 from train.optimizer import make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
-OBJECTIVES = {"language": language}
+OBJECTIVES = {"language": language, "labels": labels}
 
 CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
 
@@ -29,9 +30,9 @@ def mesh(config: ConfigDict) -> jax.sharding.Mesh:
         return axes.make_mesh(dict(config.mesh))
 
 
-def model_config(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
+def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 0) -> ModelConfig:
     """The model's config, which must have room for the rows of the data."""
-    model = architecture(config, tokenizer_size)
+    model = architecture(config, tokenizer_size, num_labels)
     if config.data.seq_len > model.max_length:
         raise ConfigError(
             f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {model.max_length}"
@@ -42,13 +43,29 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
 def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Everything that can be known before data are prepared and programs compiled."""
     check_batch(config, mesh)
-    model = model_config(config, tokenizer_size=1)
+    model = model_config(config, tokenizer_size=1, num_labels=config.model.get("num_labels") or 1)
     with checking("config.mesh"):
         model.check_mesh(dict(mesh.shape))
+    (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
+    if workdirs.tuning(config).method and not config.get("init_from"):
+        raise ConfigError(
+            f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to its "
+            "workdir"
+        )
+    optimizer(config, model)
+    objective(config)
+
+
+def _check_language(config: ConfigDict, model: ModelConfig) -> None:
     if model.head not in ("language_model", "masked"):
         raise ConfigError(
             f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
             f"{config.objective.name!r} needs them"
+        )
+    if "labels" in source_kinds(config):
+        raise ConfigError(
+            f"config.data has labels, which config.objective.name {config.objective.name!r} can't learn; use "
+            "--config=configs/classify.py"
         )
     examples = sorted(source_kinds(config) & {"chat", "pairs"})
     if examples and model.architecture == "encoder":
@@ -62,13 +79,24 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
             f"{fitting!r}; change one of them"
         )
-    if workdirs.tuning(config).method and not config.get("init_from"):
+
+
+def _check_labels(config: ConfigDict, model: ModelConfig) -> None:
+    others = sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)} - {"labels"})
+    if others:
         raise ConfigError(
-            f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to its "
-            "workdir"
+            f"config.objective.name 'labels' learns from labels alone, and config.data has {', '.join(others)} too; "
+            "take these out, or set config.data.format to 'labels' if that is what config.data.path holds"
         )
-    optimizer(config, model)
-    objective(config)
+    kind = config.data.labels.kind
+    fitting = "token" if kind == "token" else "sequence"
+    if model.head != fitting:
+        raise ConfigError(
+            f"config.model.head is {model.head!r}, but labels of config.data.labels.kind {kind!r} need {fitting!r}; '' "
+            "chooses it"
+        )
+    if kind == "number" and model.num_labels != 1:
+        raise ConfigError(f"config.model.num_labels is {model.num_labels}; a number is one score: set it to 0 or 1")
 
 
 def source_kinds(config: ConfigDict) -> set[str]:
@@ -117,6 +145,8 @@ def data(config: ConfigDict, workdir: Path) -> Prepared:
     own = workdir / "tokenizer.json"
     if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
         fields["tokenizer"]["path"] = str(own)
+    if (fields.get("labels") or {}).get("read") == "":
+        fields["labels"]["read"] = "first" if config.model.architecture == "encoder" else "last"
     prefix = workdirs.prefix(config)
     return prepare(fields, fields.pop("dir"), encoder=config.model.architecture == "encoder_decoder", prefix=prefix)
 
@@ -126,6 +156,11 @@ def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | N
     if all(source.kind != kinds.TEXT for source in prepared.sources):
         return None
     return corrupt.make(config.data.get("corruption", {}), tokenizer.load(prepared.tokenizer_path), prepared.seq_len)
+
+
+def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation | None:
+    """What is done to examples that are trained on, None for nothing."""
+    return augment.make(config.data.get("augment", {}), tokenizer.load(prepared.tokenizer_path))
 
 
 def flops(config: ConfigDict, model: ModelConfig, corruption: corrupt.Corruption | None) -> float:

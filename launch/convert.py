@@ -52,9 +52,21 @@ def import_folder(path: Path, workdir: Path) -> None:
     checkpoints.save_model(0, model)
     checkpoints.close()
     words.save(workdir / "tokenizer.json")
+    if config.head in ("sequence", "token"):
+        (workdir / workdirs.LABELS).write_text(json.dumps(_labels(config, folder.config()), ensure_ascii=False) + "\n")
     record = ConfigDict({"model": dataclasses.asdict(config), "model_type": name})
     (workdir / "config.json").write_text(json.dumps(json.loads(record.to_json()), indent=2) + "\n")
     print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
+
+
+def _labels(config: ModelConfig, given: dict) -> dict:
+    """What labels.json says of a classifier whose config.json is `given` (data/labels.py)."""
+    read = "first" if config.architecture == "encoder" else "last"
+    if config.head == "sequence" and config.num_labels == 1:
+        return {"kind": "number", "read": read}
+    names = {int(i): str(name) for i, name in (given.get("id2label") or {}).items()}
+    found = [names.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
+    return {"kind": "class" if config.head == "sequence" else "token", "names": found, "read": read}
 
 
 def export(workdir: Path, path: Path) -> None:
@@ -63,6 +75,10 @@ def export(workdir: Path, path: Path) -> None:
     ids = words.special.config
     if config.architecture == "encoder_decoder":
         ids = ids | {"decoder_start_token_id": words.start_id}
+    if "names" in (labels := workdirs.labels(workdir) or {}):
+        names = labels["names"]
+        ids = ids | {"id2label": {str(i): name for i, name in enumerate(names)}}
+        ids = ids | {"label2id": {name: i for i, name in enumerate(names)}}
     mesh, model, _ = restore.restore_for_inference(workdir, spread(config))
     with axes.use_mesh(mesh):
         registry.write(model, name, path, hub_tokenizer.files(words), **ids)

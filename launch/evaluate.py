@@ -1,4 +1,5 @@
-"""Evaluate a run on all of its held-out text, beside compressors; sample from it; write both into its report.
+"""Evaluate a run on all that it held out: text beside compressors, labels beside the most frequent one. Sample from it.
+Both go into its report.
 
 python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
 """
@@ -10,6 +11,7 @@ from launch import runtime
 
 runtime.configure()
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -66,18 +68,37 @@ def main() -> None:
     summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    if whole:
-        print(f"held-out text: {prepared.validation_bytes:,} bytes, never trained on")
-        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
-            print(f"  {name:12} {value:6.3f} bits per byte")
-    else:
-        print("what was held out, never trained on:")
-    print(f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}")
-    print(f"  token frequencies alone: {figures['unigram']:.4f} nats a token")
-    for name, value in figures.items():
-        if "/" in name:
-            print(f"  {name} {value:.4f}")
+    print(
+        "\n".join(
+            _labelled(figures, prepared.labels) if prepared.labels else _predicted(figures, prepared, compressors)
+        )
+    )
     print(f"report: {report.write_report(workdir)}")
+
+
+def _predicted(figures: dict, prepared, compressors: dict) -> Iterator[str]:
+    if "bits_per_byte" in figures:
+        yield f"held-out text: {prepared.validation_bytes:,} bytes, never trained on"
+        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
+            yield f"  {name:12} {value:6.3f} bits per byte"
+    else:
+        yield "what was held out, never trained on:"
+    yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
+    yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
+    yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)
+
+
+def _labelled(figures: dict, labels: dict) -> Iterator[str]:
+    yield "labels that were held out, never trained on:"
+    meanings = {"macro_f1": "mean F1 of the classes", "matthews": "Matthews correlation", "loss": "nats a label"}
+    meanings |= {"majority_accuracy": "accuracy of always saying the most frequent class of training"}
+    meanings |= {"mean_mse": "mean squared error of always saying the mean of training", "pearson": "correlation"}
+    if "names" in labels:
+        meanings["f1"] = f"F1 of {labels['names'][1]!r}"
+    else:
+        meanings["loss"] = "the mean squared error"
+    for name, value in figures.items():
+        yield f"  {name:18} {value:.4f}  {meanings.get(name, '')}".rstrip()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from data import corrupt, pipeline
 from data.batch import DataError
 from data.kinds import TEXT
 from data.prepare import Prepared, PreparedSource
+from train.evals import labels
 from train.evals.perplexity import added, figures, total
 from train.evals.unigram import nats_of_targets, unigram
 
@@ -20,8 +21,9 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     """(model, rows) -> figures of what is held out: `rows` of each source, None: all of it.
 
     `validation/loss` and the like are those of all sources that train, every token weighted once (where not all rows
-    are read, sources still count by what they hold). With several sources, `validation/SOURCE/loss` and the like are
-    those of each, also of sources of weight 0, which are only watched.
+    are read, sources still count by what they hold); of labels there are accuracy and the like (train/evals/labels.py).
+    With several sources, `validation/SOURCE/loss` and the like are those of each, also of sources of weight 0, which
+    are only watched.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
 
@@ -39,6 +41,11 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
         """What token frequencies alone reach; every process counts all rows, so all agree."""
         return unigram(nats(), batches(sources[number], rows, BASELINE_ROWS))
 
+    def judge(loss, of: list[PreparedSource]) -> dict[str, float]:
+        if prepared.labels is not None:
+            return labels.figures(loss, prepared.labels)
+        return figures(loss, bytes_per_token(of, corrupted))
+
     def run(model, rows) -> dict[str, float]:
         if not sources:
             raise DataError(f"Nothing is held out in {prepared.directory}: set data.validation above 0.")
@@ -46,16 +53,17 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
         for number, source in enumerate(sources):
             share = (jax.process_index(), jax.process_count())
             loss = total(eval_step, model, batches(source, rows, config.batch_size, *share), put)
-            losses.append(loss._replace(metrics=loss.metrics | {"unigram": baseline(number, rows)}))
+            if prepared.labels is None:
+                loss = loss._replace(metrics=loss.metrics | {"unigram": baseline(number, rows)})
+            losses.append(loss)
             count = source.validation_rows
             judges = source.weight > 0 or not any(other.weight for other in sources)
             missing.append(judges * count / min(rows or count, count))
         judged = [source for source, factor in zip(sources, missing, strict=True) if factor]
-        found = figures(added(losses, missing), bytes_per_token(judged, corrupted))
+        found = judge(added(losses, missing), judged)
         if len(prepared.sources) > 1:
             for name, source, loss in zip(names(sources), sources, losses, strict=True):
-                of_source = figures(loss, bytes_per_token([source], corrupted))
-                found |= {f"{name}/{figure}": value for figure, value in of_source.items()}
+                found |= {f"{name}/{figure}": value for figure, value in judge(loss, [source]).items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
     return run

@@ -45,6 +45,9 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
         record = workdirs.recorded_config(_source(config))
         fields = dataclasses.asdict(workdirs.contents(_source(config))[0])
         workdirs.finished_checkpoints(_source(config)).close()
+    if config.objective.name == "labels":  # the head is of the labels; `create` takes the source's over where it fits
+        fields |= {name: config.model.get(name, default) for name, default in (("head", ""), ("num_labels", 0))}
+        chosen = [name for name in chosen if name not in ("model.head", "model.num_labels")]
     fields = {name: value for name, value in fields.items() if name not in RUNNING}
     _refuse_contradictions(config, fields, chosen)
     config = config.copy_and_resolve_references()
@@ -58,13 +61,14 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
 
 
 def create(
-    config: ConfigDict, model_config: ModelConfig, tuning: Tuning, tx, resume: bool = False
+    config: ConfigDict, model_config: ModelConfig, tuning: Tuning, tx, resume: bool = False, labels: dict | None = None
 ) -> tuple[state.TrainState, str | None]:
     """(state that a run begins with, content hash of its base): parameters of config.init_from or random ones, and a
     new optimizer. There is a hash where only what trains over the base will be saved.
 
     Args:
       resume: the state will be read from a checkpoint: only what that does not hold is made, the rest are shapes.
+      labels: of a classifier (data/labels.py).
     """
     make_model = lambda rngs: tuning.apply(families.make(model_config, rngs), rngs.params())
     if resume and not tuning.method:
@@ -72,11 +76,11 @@ def create(
     if not config.get("init_from"):
         return state.create(make_model, tx, config.seed), None
     workdirs.recorded_config(_source(config))  # says so where the workdir is gone
-    model, base = restore.pretrained(_source(config), model_config)
+    model, base, new = restore.pretrained(_source(config), model_config, config.seed, labels)
     with checking("config"):
         model = restore.tuned(model, tuning, config.seed)
     if not resume:
-        print(f"begins with the parameters of {config.init_from}")
+        print(f"begins with the parameters of {config.init_from}" + (f"; new: {', '.join(new)}" if new else ""))
     return state.around(model, tx), base if tuning.method else None
 
 

@@ -32,19 +32,22 @@ def restore_model(workdir: Path, config: ModelConfig):
     if tuning.method is None:
         with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
             return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
-    model, base = pretrained(Path(record.init_from).absolute(), config)
+    model, base, _ = pretrained(Path(record.init_from).absolute(), config, record.seed, workdirs.labels(workdir))
     model = tuned(model, tuning, record.seed)
     with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
         return checkpoints.restore_model(model)
 
 
-def pretrained(workdir: Path, config: ModelConfig):
-    """(model of `config` with the parameters of the run in `workdir`, content hash of these), on the mesh that is set.
+def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict | None = None):
+    """(model of `config` with the parameters of the run in `workdir`, content hash of these, names of those that it
+    lacks and that are drawn), on the mesh that is set.
 
-    `config` differs from that run's in fields that are no matter of its parameters, and in `cuts`. Adapters that were
-    trained there are merged into what they stand on.
+    `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
+    the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
+    there are merged into what they stand on.
     """
     there, _ = workdirs.contents(workdir)
+    same = _meaning(labels) == _meaning(workdirs.labels(workdir))
     like = by_name(states.abstract_model(lambda rngs: families.make(there, rngs)))
     target = states.abstract_model(lambda rngs: families.make(config, rngs))
     dtypes = {name: leaf.dtype for name, leaf in by_name(target).items()}
@@ -53,8 +56,14 @@ def pretrained(workdir: Path, config: ModelConfig):
         sums[name] = array_sum(array)
         arrays[name] = array.astype(dtypes.get(name, next(iter(dtypes.values()))))
     leaves = restacked(arrays, there, config, by_name(target))
-    model = jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in by_name(target)])
-    return model, fingerprint(sums)
+    leaves = {name: leaf for name, leaf in leaves.items() if same or not name.startswith("classifier/")}
+    model, new = states.completed(lambda rngs: families.make(config, rngs), seed, leaves)
+    return model, fingerprint(sums), new
+
+
+def _meaning(labels: dict | None):
+    """What the scores of a classifier stand for."""
+    return labels and (labels["kind"], labels.get("names"))
 
 
 def _arrays(workdir: Path, config: ModelConfig, like: dict):

@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import pipeline, tokenizer
+from data.labels import num_scores
 from launch import build, evaluation, init_from, workdirs
 from model import axes
 from train import loop, metrics, mfu, report, summary
@@ -35,7 +36,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
     build.check(config, mesh)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
-    model_config = build.model_config(config, prepared.vocab_size)
+    num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
+    model_config = build.model_config(config, prepared.vocab_size, num_labels)
     workdirs.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
@@ -49,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         print(f"{workdir} is done: {step} steps. To train longer, start a new run with more config.steps.")
         return
     with axes.use_mesh(mesh):
-        train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, resume=step > 0)
+        train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, step > 0, prepared.labels)
         saved = {}
         if step:
             train_state, saved = checkpoints.restore(train_state)
@@ -61,7 +63,13 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         parts = loop.Parts(
             train_step=train_step,
             source=pipeline.train_pipeline(
-                prepared, config.batch_size, config.seed, *share, saved.get("position"), corruption
+                prepared,
+                config.batch_size,
+                config.seed,
+                *share,
+                saved.get("position"),
+                corruption,
+                build.augmentation(config, prepared),
             ),
             put=put,
             evaluate=lambda model: evaluate(model, config.eval_rows or None),

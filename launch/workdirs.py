@@ -3,6 +3,7 @@
 config.json     the config as run
 tokenizer.json  its tokenizer (and special_tokens.json, of a published one)
 data.json       which prepared data it reads
+labels.json     of a classifier: names of its classes, and where it is asked (data/labels.py)
 checkpoints/    train/checkpoint.py
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data import tokenizer
+from data.labels import num_scores
 from data.prepare import Prepared, load
 from launch.checking import ConfigError, checking
 from model import count
@@ -22,6 +24,8 @@ from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
 from model.config import ModelConfig
 from train.checkpoint import Checkpoints
+
+LABELS = "labels.json"
 
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
@@ -53,6 +57,8 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json")
     (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
+    if prepared.labels is not None:
+        (workdir / LABELS).write_text(json.dumps(prepared.labels, ensure_ascii=False) + "\n")
     partial = workdir / "config.json.partial"
     partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
     partial.replace(workdir / "config.json")
@@ -69,8 +75,14 @@ def recorded_config(workdir: Path) -> ConfigDict:
 def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
     """Architecture and tokenizer of the run in `workdir`, whose parameters are in its checkpoints."""
     config = recorded_config(workdir)
-    words = tokenizer.load(workdir / "tokenizer.json")
-    return architecture(config, words.vocab_size), words
+    words, found = tokenizer.load(workdir / "tokenizer.json"), labels(workdir)
+    return architecture(config, words.vocab_size, 0 if found is None else num_scores(found)), words
+
+
+def labels(workdir: Path) -> dict | None:
+    """What labels.json says, None for a model that gives no labels."""
+    path = workdir / LABELS
+    return _read_json(path) if path.exists() else None
 
 
 def finished_checkpoints(workdir: Path, base: str | None = None) -> Checkpoints:
@@ -103,9 +115,12 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return found
 
 
-def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
-    """The block `model` of a config; a vocabulary of 0 becomes the tokenizer's, rounded up so that it splits over a
-    mesh."""
+def architecture(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 0) -> ModelConfig:
+    """The block `model` of a config.
+
+    What it leaves to the data comes from there: a vocabulary of 0 is the tokenizer's, rounded up so that it splits over
+    a mesh; 0 labels are as many as there are, and a head of '' is the one for their kind.
+    """
     fields = config.model.to_dict()
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in fields:
@@ -118,6 +133,15 @@ def architecture(config: ConfigDict, tokenizer_size: int = 0) -> ModelConfig:
         raise ConfigError(
             f"config.model.vocab_size is {fields['vocab_size']}, but the tokenizer has {tokenizer_size} tokens; raise "
             "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
+        )
+    if fields.get("head") == "":
+        fields["head"] = "token" if config.data.labels.kind == "token" else "sequence"
+    if fields.get("num_labels") == 0:
+        fields["num_labels"] = num_labels
+    if num_labels and fields.get("num_labels", num_labels) != num_labels:
+        raise ConfigError(
+            f"config.model.num_labels is {fields['num_labels']}, but the labels need {num_labels}; set it to 0 (as "
+            "many as there are)"
         )
     with checking("config.model"):
         model = ModelConfig(**fields)

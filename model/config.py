@@ -101,7 +101,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     head: str = "language_model"
-    num_labels: int = 2  # classes of the heads 'sequence' and 'token'
+    num_labels: int = 2  # classes of the heads 'sequence' and 'token'; 1: a number
 
     dropout: float = 0.0  # after the embedding, the attention and the feed-forward
     embedding_noise: float = 0.0  # alpha of the noise that training adds to embedded tokens (NEFTune, arXiv:2310.05914)
@@ -173,7 +173,8 @@ class ModelConfig:
         one_kind = len({*self.attention_pattern}) == len({*self.mlp_pattern}) == 1
         if self.share_groups and not (one_kind and self.architecture != "encoder_decoder"):
             raise ValueError("model.share_groups: layers that share parameters are all of one kind, in one stack")
-        heads = {"decoder": ("language_model",), "encoder": CHOICES["head"][1:], "encoder_decoder": ("language_model",)}
+        heads = dict.fromkeys(("decoder", "encoder", "encoder_decoder"), ("language_model",))
+        heads |= {"decoder": ("language_model", "sequence", "token"), "encoder": CHOICES["head"][1:]}
         if self.head not in heads[self.architecture]:
             raise ValueError(
                 f"model.head is {self.head!r}; the architecture {self.architecture} can have "

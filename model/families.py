@@ -75,7 +75,7 @@ class Inputs(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal language model."""
+    """A causal language model; or, with another head, scores of classes at every token."""
 
     causal, cross = True, False
 
@@ -86,6 +86,8 @@ class Decoder(nnx.Module):
         self.norm = Norm(config, rngs) if config.final_norm else None
         scores = config.head in ("language_model", "masked")
         self.unembedding = Unembedding(config, rngs) if scores else None
+        labels, bias = config.head in ("sequence", "token"), config.head == "token" or not self.causal
+        self.classifier = Linear(config, rngs, config.embed_dim, config.num_labels, bias=bias) if labels else None
 
     def __call__(
         self, tokens_BT, segments_BT=None, positions_BT=None, *, types_BT=None, key=None, mask=None, cache=None
@@ -117,6 +119,11 @@ class Decoder(nnx.Module):
         """What a loss or `logits` reads: from hidden states to scores of every token."""
         return self.unembedding(x_BTD, self.inputs.tokens.table)
 
+    def classes(self, x_BTD) -> jax.Array:
+        """Scores of classes at every token, [B, T, C], computed in float32 (heads 'sequence', 'token'). Those of a
+        whole text are a decoder's at its last token, an encoder's at its first one, as in transformers."""
+        return self.classifier(x_BTD.astype(jnp.float32))
+
     def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
         """Scores of every token, [B, T, V] in float32; arguments as those of a call."""
         return self.output(self(tokens_BT, segments_BT, positions_BT, **others).x_BTD).logits()
@@ -134,20 +141,17 @@ class Encoder(Decoder):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         super().__init__(config, rngs)
-        d, c = config.embed_dim, config.num_labels
-        pooled, labels = config.head in ("sequence", "none"), config.head in ("sequence", "token")
+        d, pooled = config.embed_dim, config.head in ("sequence", "none")
         self.pooler = Linear(config, rngs, d, d, bias=True) if pooled else None
-        self.classifier = Linear(config, rngs, d, c, bias=True) if labels else None
 
     def pooled(self, x_BTD) -> jax.Array:
-        """One vector for each row, [B, D]: of its first token, through the pooler (BERT, its released code)."""
-        return jnp.tanh(self.pooler(x_BTD[:, :1]))[:, 0]
+        """[B, T, D]: each token through the pooler; that of a text's first token is its vector (BERT, its released
+        code). Packed texts begin anywhere in a row, so it is computed for all."""
+        return jnp.tanh(self.pooler(x_BTD))
 
     def classes(self, x_BTD) -> jax.Array:
-        """Scores of classes in float32: [B, C] of rows (head 'sequence'), [B, T, C] of tokens ('token')."""
-        x = self.pooled(x_BTD)[:, None] if self.pooler is not None else x_BTD
-        scores = self.classifier(x).astype(jnp.float32)
-        return scores[:, 0] if self.pooler is not None else scores
+        """As in Decoder."""
+        return super().classes(x_BTD if self.pooler is None else self.pooled(x_BTD))
 
 
 class EncoderDecoder(Decoder):

@@ -169,13 +169,14 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float):
-        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each."""
+    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float, nats: bool = True):
+        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each.
+        There is a perplexity where the loss is in nats."""
         tokens_per_second = self.tokens_per_step / seconds_per_step if seconds_per_step > 0 else math.nan
         fields = {
             "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
             "loss": f"{loss:.3f}",
-            "ppl": short(math.exp(min(loss, 700.0))),
+            "ppl": short(math.exp(min(loss, 700.0))) if nats else "",
             "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # nothing but compiling yet
             "MFU": "",
             "left": duration((self.total_steps - step) * seconds_per_step),

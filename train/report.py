@@ -4,7 +4,8 @@ Reads from the workdir, each file and each key optional:
 
     metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped; with
                     experts their load [layers, experts] and the part of choices dropped) and
-                    evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram)
+                    evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram, of labels
+                    /accuracy and /majority_accuracy, or /mse and /mean_mse)
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
@@ -135,7 +136,8 @@ def _headline(rows: list[dict], summary: dict) -> str:
 
     model, goodput, skipped = summary.get("model") or {}, summary.get("goodput"), last("skipped")
     bodies = model.get("non_embedding_parameters")
-    validation = {key: last("validation/" + key) for key in ("loss", "perplexity", "bits_per_byte", "unigram")}
+    names = ("loss", "perplexity", "bits_per_byte", "unigram", "accuracy", "majority_accuracy", "mse", "mean_mse")
+    validation = {key: last("validation/" + key) for key in names}
     validation |= summary.get("validation") or {}
     train_loss = plots.smooth(_series(rows, "loss")[1])
     facts = (
@@ -153,7 +155,14 @@ def _headline(rows: list[dict], summary: dict) -> str:
     for name, value, note in facts:
         note = "" if "–" in value + note else escape(note)
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
-    if validation["bits_per_byte"] is not None or validation["unigram"] is None:
+    better = "Lower"
+    if validation["accuracy"] is not None:
+        better, what, where = "Higher", "accuracy", "of labels that were held out"
+        figures = {"this model": validation["accuracy"], "most frequent class": validation["majority_accuracy"]}
+    elif validation["mse"] is not None:
+        what, where = "mean squared error", "of labels that were held out"
+        figures = {"this model": validation["mse"], "mean of training": validation["mean_mse"]}
+    elif validation["bits_per_byte"] is not None or validation["unigram"] is None:
         what, where = "bits per byte", "all on the same held-out files"
         figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
     else:
@@ -164,7 +173,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
     for name, value in shown.items():
         width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
-    note = f"Lower is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
+    note = f"{better} is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
     chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
     return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'

@@ -4,7 +4,16 @@ import re
 
 from model.config import ModelConfig
 from model.interop import family
-from model.interop.family import Family, activation, known, layer_entries, norm, norm_entries, table_entry
+from model.interop.family import (
+    Family,
+    activation,
+    known,
+    layer_entries,
+    linear_entries,
+    norm,
+    norm_entries,
+    table_entry,
+)
 from model.interop.layout import Entry
 from model.interop.table import Table
 from model.interop.tensorfile import CheckpointFolderError
@@ -32,13 +41,6 @@ _ALBERT_ROWS = (
 _RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
-def _linear(path: str, name: str) -> list[Entry]:
-    return [
-        Entry(f"{path}/weight", f"{name}.weight", "out in", "in out"),
-        Entry(f"{path}/bias", f"{name}.bias", "o", "o"),
-    ]
-
-
 def _table(config, body, layers, masked, pooler, classifier) -> Table:
     """
     Args:
@@ -46,7 +48,7 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
     """
     prefix = "" if config.head == "none" else f"{body}."
     dense, norm_name, bias, decoder = masked
-    heads = [*_linear("unembedding/project", dense), *norm_entries("unembedding/norm", norm_name)]
+    heads = [*linear_entries("unembedding/project", dense), *norm_entries("unembedding/norm", norm_name)]
     heads += [Entry("unembedding/bias", bias, "vocab", "vocab")]
     ignored = (r".*position_ids", re.escape(decoder) + r"\..*", r"cls\.seq_relationship\..*", r"sop_classifier\..*")
     if config.head in ("masked", "token"):
@@ -58,11 +60,11 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
                 for ours, theirs in (("tokens", "word"), ("positions", "position"), ("types", "token_type"))
             ),
             *norm_entries("inputs/norm", f"{prefix}embeddings.LayerNorm"),
-            *_linear("inputs/project", f"{prefix}encoder.embedding_hidden_mapping_in"),
+            *linear_entries("inputs/project", f"{prefix}encoder.embedding_hidden_mapping_in"),
             *layers(f"{prefix}encoder"),
             *heads,
-            *_linear("pooler", pooler.format(prefix)),
-            *_linear("classifier", classifier),
+            *linear_entries("pooler", pooler.format(prefix)),
+            *linear_entries("classifier", classifier),
         ),
         ignored=ignored,
         renames=_RENAMES,
@@ -128,7 +130,7 @@ def _fields(c: dict) -> dict:
         tied=True,
         output_bias=True,
         head=known("architectures", head, _HEADS),
-        num_labels=len(c.get("id2label") or (0, 1)),
+        num_labels=family.num_labels(c),
         init_std=c.get("initializer_range", 0.02),
     )
 
@@ -162,8 +164,7 @@ def _describe(name: str):
             "layer_norm_eps": config.norm_epsilon,
             "type_vocab_size": config.token_types,
             "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-            "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_labels)},
-            "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
+            **family.labels(config),
             "initializer_range": config.init_std,
         }
 

@@ -90,6 +90,25 @@ def table_entry(path: str, name: str) -> Entry:
     return Entry(path, name, "row embed", "row embed")
 
 
+def linear_entries(path: str, name: str) -> list[Entry]:
+    return [
+        Entry(f"{path}/weight", f"{name}.weight", "out in", "in out"),
+        Entry(f"{path}/bias", f"{name}.bias", "o", "o"),
+    ]
+
+
+def num_labels(c: dict) -> int:
+    return len(c.get("id2label") or (0, 1))
+
+
+def labels(config: ModelConfig) -> dict[str, Any]:
+    """Fields of config.json about classes, whose names it makes up where the writer is given none."""
+    return {
+        "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_labels)},
+        "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
+    }
+
+
 _NORM = (("scale", "weight"), ("bias", "bias"))
 
 _ACTIVATIONS = {

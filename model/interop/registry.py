@@ -5,6 +5,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
+from model.interop.classes import with_classes
 from model.interop.family import Family, rope_of_transformers_4
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
@@ -14,21 +15,21 @@ FAMILIES: dict[str, Family] = {
     "albert": bert.ALBERT,
     "bert": bert.BERT,
     "roberta": bert.ROBERTA,
-    "gpt2": gpt2.GPT2,
-    "llama": llama.LLAMA,
-    "mistral": llama.MISTRAL,
-    "opt": opt.OPT,
-    "bloom": bloom.BLOOM,
-    "qwen2": llama.QWEN2,
-    "qwen3": llama.QWEN3,
-    "mixtral": mixture.MIXTRAL,
-    "qwen2_moe": mixture.QWEN2,
-    "qwen3_moe": mixture.QWEN3,
-    "gemma": gemma.GEMMA,
-    "gemma2": gemma.GEMMA2,
-    "gemma3_text": gemma.GEMMA3,
-    "deepseek_v2": deepseek.V2,
-    "deepseek_v3": deepseek.V3,
+    "gpt2": with_classes(gpt2.GPT2, "GPT2", token="classifier"),
+    "llama": with_classes(llama.LLAMA, "Llama"),
+    "mistral": with_classes(llama.MISTRAL, "Mistral"),
+    "opt": with_classes(opt.OPT, "OPT", token=None),
+    "bloom": with_classes(bloom.BLOOM, "Bloom", token="classifier"),
+    "qwen2": with_classes(llama.QWEN2, "Qwen2"),
+    "qwen3": with_classes(llama.QWEN3, "Qwen3"),
+    "mixtral": with_classes(mixture.MIXTRAL, "Mixtral"),
+    "qwen2_moe": with_classes(mixture.QWEN2, "Qwen2Moe"),
+    "qwen3_moe": with_classes(mixture.QWEN3, "Qwen3Moe"),
+    "gemma": with_classes(gemma.GEMMA, "Gemma"),
+    "gemma2": with_classes(gemma.GEMMA2, "Gemma2"),
+    "gemma3_text": with_classes(gemma.GEMMA3, "Gemma3Text", token=None),
+    "deepseek_v2": with_classes(deepseek.V2, "DeepseekV2", token=None),
+    "deepseek_v3": with_classes(deepseek.V3, "DeepseekV3"),
     "t5": t5.T5,
     "switch_transformers": t5.SWITCH,
 }

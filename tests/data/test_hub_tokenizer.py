@@ -7,9 +7,9 @@ import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from data import hub_tokenizer
+from data import hub_tokenizer, special_tokens
 from data.batch import DataError
-from data.tokenizer import SPECIAL_FILE, load
+from data.tokenizer import load
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog; der schnelle braune Fuchs, naïve café 12345",
@@ -256,9 +256,9 @@ def test_mistakes(tmp_path):
 def test_a_damaged_record_of_special_tokens(tmp_path):
     read(tokenizer_json(tmp_path, LLAMA, lead="<s>")).save(tmp_path / "tokenizer.json")
     for content in ("{", "[]", '{"begin": 1, "end": []}', '{"begin": "x", "end": [1]}', '{"end": [1]}'):
-        (tmp_path / SPECIAL_FILE).write_text(content)
+        (tmp_path / special_tokens.FILE).write_text(content)
         with pytest.raises(DataError, match=r"special_tokens.json is damaged .*begin must be an id"):
             load(tmp_path / "tokenizer.json")
-    (tmp_path / SPECIAL_FILE).write_text('{"begin": 1, "end": [77]}')
+    (tmp_path / special_tokens.FILE).write_text('{"begin": 1, "end": [77]}')
     with pytest.raises(DataError, match="outside of the vocabulary of 5 tokens: begin 1, end 77"):
         load(tmp_path / "tokenizer.json")

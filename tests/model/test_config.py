@@ -28,7 +28,7 @@ from tests.model import tiny
         ({"head_dim": 3}, "model.head_dim 3 is odd"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
         ({"num_kv_heads": -2}, "model.num_kv_heads is -2; it must be an integer of at least 0"),
-        ({"head": "sequence"}, "model.head is 'sequence'; the architecture decoder can have language_model"),
+        ({"head": "masked"}, "model.head is 'masked'; the architecture decoder can have language_model, sequence, tok"),
         ({"architecture": "encoder"}, "model.head is 'language_model'; the architecture encoder can have masked, seq"),
         ({"architecture": "encoder_decoder", "position": "alibi"}, "model.position alibi"),
         ({"share_groups": 2, "attention_pattern": ("global", "local"), "window": 4}, "model.share_groups"),

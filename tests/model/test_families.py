@@ -58,6 +58,23 @@ def test_packed_documents_do_not_know_of_each_other(name):
     np.testing.assert_allclose(states[0, segments[0] == 2], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
+def test_classes_of_a_packed_text_are_those_of_the_text_alone(architecture):
+    config = dataclasses.replace(tiny.GPT, architecture=architecture, head="sequence", num_labels=3)
+    classifier, classes = tiny.drawn(config), jax.jit(lambda model, *batch: model.classes(model(*batch).x_BTD))
+    tokens, segments, positions = tiny.packed_rows(2, 24, seed=2)
+    found = classes(classifier, tokens, segments, positions)
+    assert (found.shape, found.dtype) == ((2, 24, 3), jnp.float32)
+    own, length = segments[0] == 2, int((segments[0] == 2).sum())
+    row = np.zeros((1, 24), np.int32)
+    alone, document, places = row.copy(), row.copy(), row.copy()
+    alone[0, :length], document[0, :length], places[0, :length] = tokens[0, own], 1, np.arange(length)
+    expected = classes(classifier, alone, document, places)[0, :length]
+    read = 0 if architecture == "encoder" else length - 1
+    assert np.abs(expected).min() > 1e-3
+    np.testing.assert_allclose(found[0, own][read], expected[read], atol=1e-5)
+
+
 def test_a_decoder_reads_the_source_of_its_own_document():
     """All of it, from either side; and nothing of the others'."""
     rows = tiny.packed_rows(2, 24, seed=2)

@@ -67,7 +67,9 @@ def found(model, head, tokens, segments, positions, types):
     x_BTD = model(tokens, segments, positions, types_BT=types).x_BTD
     if head == "masked":
         return model.output(x_BTD).logits()
-    return model.pooled(x_BTD) if head == "none" else model.classes(x_BTD)
+    if head == "token":
+        return model.classes(x_BTD)
+    return (model.pooled if head == "none" else model.classes)(x_BTD)[:, 0]
 
 
 @pytest.mark.parametrize(("name", "head"), ALL)

@@ -1,0 +1,28 @@
+"""Learn to label texts (a class or a number), or words.
+
+    python -m launch.train --config=configs/classify.py --config.data.path=news.csv --workdir=runs/news
+
+The argument is a size of configs/sizes/, of a decoder or an encoder; with --config.init_from=DIR architecture and
+parameters are those of that workdir. Numbers are learnt with --config.data.labels.kind=number, words with =token; the
+fields of other data, their split and a second text are named by the others of config.data.labels (data/labels.py).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base
+from configs.sizes import DECODERS, ENCODERS, sized
+
+
+def get_config(size: str = "tiny_encoder") -> ConfigDict:
+    config = base(sized(size, DECODERS | ENCODERS))
+    config.model.head = ""  # by config.data.labels.kind
+    config.model.num_labels = 0  # as many as the data have
+    config.model.dropout = 0.1
+    config.objective = ConfigDict(dict(name="labels", label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0))
+    config.optimizer.learning_rate = 1e-4
+    config.data.sources = ()
+    config.data.path = ""  # .csv, .tsv, .jsonl or .json with the fields text and label; for words tokens and labels
+    config.data.format = "labels"
+    config.data.validation = 0.1
+    config.eval_rows = 0  # all
+    return config

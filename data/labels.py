@@ -1,0 +1,234 @@
+"""Labelled texts: a class or a number for a text (or for two), or a class for each word of a sentence.
+
+    class    {"text": ..., "label": ...}, of any kind of file; `pair` names the field of a second text
+    number   the same, with a number as the label
+    token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null: no label
+
+A model reads [begin, text] (of two texts [begin, text, end, pair]) and is asked at the last token, as transformers' own
+decoders that classify; a model that sees both ways reads the end token too and is asked at the first one ([CLS]). Of
+words it is asked at the first token of each. All tokens of two texts have token type 0.
+
+The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from data.batch import DataError
+from data.examples import Context, Encoding, Example, Kind
+from data.records import field
+from data.tokenizer import Tokenizer
+
+KINDS = ("class", "token", "number")
+READ = ("last", "first")
+FIELDS = {
+    "kind": "class",
+    "text": "",  # names of fields; '' is 'text' and 'label', for words 'tokens' and 'labels'
+    "label": "",
+    "pair": "",  # '': there is one text
+    "split": "",  # of the field that says 'train' or 'validation'; '': data.validation decides
+    "read": "",  # where the label of a text is asked for, 'last' or 'first'; '': by the model's architecture
+}
+_SPLITS = {"train": "train"} | dict.fromkeys(("validation", "valid", "val", "dev", "test"), "validation")
+_LARGEST = float(np.finfo(np.float32).max)
+_MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name in FIELDS:
+        if not isinstance(settings[name], str):
+            raise DataError(f"data.labels.{name} must be a string, not {settings[name]!r}.")
+    for name, choices in (("kind", KINDS), ("read", ("", *READ))):
+        if settings[name] not in choices:
+            raise DataError(
+                f"data.labels.{name} must be one of {', '.join(filter(None, choices))}, not {settings[name]!r}."
+            )
+    if settings["pair"] and settings["kind"] == "token":
+        raise DataError("data.labels.pair is for texts: words of data.labels.kind 'token' have no second text.")
+
+
+def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    text, label = field_names(settings)
+    get = lambda name, setting: field(record, name, f"data.labels.{setting}")
+    parsed = {}
+    if settings["split"]:
+        given = str(get(settings["split"], "split"))
+        if given not in _SPLITS:
+            raise ValueError(f"field {settings['split']!r} is {given!r}, and must be one of {', '.join(_SPLITS)}")
+        parsed["split"] = _SPLITS[given]
+    if settings["kind"] == "token":
+        return parsed | _words(get(text, "text"), get(label, "label"), text, label)
+    parsed["text"] = _string(get(text, "text"), text)
+    if settings["pair"]:
+        parsed["pair"] = _string(get(settings["pair"], "pair"), settings["pair"])
+    read = _number if settings["kind"] == "number" else _class
+    return parsed | {"label": read(get(label, "label"), label)}
+
+
+def field_names(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Names of the fields of text and label."""
+    text, label = ("tokens", "labels") if settings["kind"] == "token" else ("text", "label")
+    return settings["text"] or text, settings["label"] or label
+
+
+def _string(text: Any, name: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"field {name!r} is not a string but {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"field {name!r} is empty; mend the record or take it out")
+    return text
+
+
+def _class(label: Any, name: str) -> str:
+    if not isinstance(label, str | int) or label == "":  # True and False are integers
+        raise ValueError(f"field {name!r} is {label!r}; a class is a string, an integer, true or false")
+    return str(label)
+
+
+def _number(label: Any, name: str) -> float:
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(label, bool) or not abs(number) <= _LARGEST:
+        raise ValueError(f"field {name!r} is {label!r}; data.labels.kind 'number' needs a finite number")
+    return number
+
+
+def _words(words: Any, labels: Any, text: str, label: str) -> dict:
+    for name, values in ((text, words), (label, labels)):
+        if not isinstance(values, list):
+            raise ValueError(f"field {name!r} is not an array but {type(values).__name__}; data.labels.kind is 'token'")
+    if len(words) != len(labels):
+        raise ValueError(f"{len(words)} {text}, but {len(labels)} {label}")
+    if all(given is None for given in labels):
+        raise ValueError(f"field {label!r} has no label; mend the record or take it out")
+    named = [given if given is None else _class(given, label) for given in labels]
+    return {"tokens": [_string(word, text) for word in words], "labels": named}
+
+
+def _text(record: dict) -> str:
+    return (
+        " ".join(record["tokens"])
+        if "tokens" in record
+        else "\n".join(record[k] for k in ("text", "pair") if k in record)
+    )
+
+
+def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
+    if encoder:
+        raise DataError("Sources labels:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
+    return [settings["kind"], settings["read"]]
+
+
+class Reader:
+    """What a model reads of a text or of words, and where it is asked for their labels."""
+
+    def __init__(self, tokenizer: Tokenizer, read: str):
+        special = tokenizer.special
+        self._tokenizer, self._first = tokenizer, read == "first"
+        self._begin = [] if special.begin is None else [special.begin]
+        self._end = [tokenizer.eot_id]
+
+    def text(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """(ids, [the one place])."""
+        ids = [*self._begin, *self._tokenizer.encode(text)]
+        if pair is not None:
+            ids += [*self._end, *self._tokenizer.encode(pair)]
+        ids += self._end if self._first else []
+        if not ids:
+            raise ValueError("the text has no tokens")
+        return ids, [0 if self._first else len(ids) - 1]
+
+    def words(self, words: list[str]) -> tuple[list[int], list[int]]:
+        """(ids, a place for each word)."""
+        ids, places = self._tokenizer.encode_words(words)
+        for word, place in zip(words, places, strict=True):
+            if place is None or places.count(place) > 1:
+                raise ValueError(f"the tokenizer has no token for the word {word!r} alone")
+        ids = [*self._begin, *ids, *(self._end if self._first else [])]
+        return ids, [len(self._begin) + place for place in places]
+
+    def cut(self, ids: list[int], places: list[int], length: int) -> tuple[list[int], list[int]]:
+        """The first `length` ids, with the end token where there was one, and the places that are left."""
+        if len(ids) <= length:
+            return ids, places
+        kept = [*ids[: length - 1], self._end[0] if self._first else ids[length - 1]]
+        left = [place for place in places if place < length - self._first]
+        return kept, left or [0 if self._first else length - 1]
+
+
+def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
+    kind, reader = settings["kind"], Reader(context.tokenizer, settings["read"])
+    facts = _facts(kind, context.train()) | {"read": settings["read"]}
+    ids_of = {name: i for i, name in enumerate(facts.get("names", ()))}
+
+    def target(label) -> int:
+        if kind == "number":
+            return int(np.float32(label).view(np.int32))
+        if label not in ids_of:
+            raise ValueError(
+                f"the label {label!r} does not occur in training, where there are {_some(ids_of)}; mend it, or see "
+                "that training has it too"
+            )
+        return ids_of[label]
+
+    def encode(record: dict) -> Example:
+        if kind == "token":
+            ids, places = reader.words(record["tokens"])
+            labelled = [
+                (place, label) for place, label in zip(places, record["labels"], strict=True) if label is not None
+            ]
+        else:
+            ids, (place,) = reader.text(record["text"], record.get("pair"))
+            labelled = [(place, record["label"])]
+        targets, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.uint8)
+        for place, label in labelled:
+            targets[place], weights[place] = target(label), 1
+        return Example(np.array(ids, np.int32), targets, weights)
+
+    def cut(example: Example, seq_len: int, begin: int | None) -> Example:
+        places = np.flatnonzero(example.weights).tolist()
+        ids, kept = reader.cut(example.tokens.tolist(), places, seq_len)
+        if kind == "token" and not set(kept) <= set(places):
+            raise ValueError(f"no labelled word stands in its first {seq_len} tokens")
+        targets, weights = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.uint8)
+        targets[kept], weights[kept] = example.targets[places[: len(kept)]], 1
+        return Example(np.array(ids, np.int32), targets, weights)
+
+    return Encoding(encode, numbers=kind == "number", facts=facts, cut=cut)
+
+
+def _facts(kind: str, records: Iterable[dict]) -> dict:
+    """What is kept of the labels to train on: names and counts of the classes, or the mean of the numbers."""
+    if kind == "number":
+        labels = [record["label"] for record in records]
+        return {"kind": kind, "mean": float(np.mean(labels)) if labels else 0.0}
+    counts = Counter(
+        label for record in records for label in record.get("labels", [record.get("label")]) if label is not None
+    )
+    names = sorted(counts)
+    if not 2 <= len(names) <= _MOST_CLASSES:
+        raise DataError(
+            f"The labels to train on have {len(names)} different values ({_some(names)}), and classes are 2 to "
+            f"{_MOST_CLASSES}. Is config.data.labels.label the right field? For numbers set config.data.labels.kind to "
+            "'number'."
+        )
+    return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
+
+
+def num_scores(facts: Mapping[str, Any]) -> int:
+    """How many scores a model gives for labels of which these `facts` (PreparedSource.facts) were kept."""
+    return len(facts["names"]) if "names" in facts else 1
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+KIND = Kind(FIELDS, ("kind", "text", "label", "pair", "split"), _check, _parse, _text, _identity, _encoding)

@@ -1,0 +1,55 @@
+"""A trained classifier that labels texts."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data.labels import FIELDS, Reader
+from launch import restore, workdirs
+from launch.checking import ConfigError
+from model import axes
+
+BATCH = 32  # texts at a time, each a row of its own
+_ROUND = 32  # rows are as long as their longest text, rounded up to a multiple of this
+
+
+class Classifier:
+    """A trained model with what its labels mean."""
+
+    def __init__(self, workdir: Path):
+        self.labels, config = workdirs.labels(workdir), workdirs.recorded_config(workdir)
+        if self.labels is None:
+            raise ConfigError(f"{workdir} gives no labels; train with --config=configs/classify.py")
+        self.settings = FIELDS | config.get("data", ConfigDict()).get("labels", ConfigDict()).to_dict()
+        self.settings["kind"] = self.labels["kind"]
+        self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir)
+        self._reader = Reader(tokenizer, self.labels["read"])
+        self._length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
+        self._scores = jax.jit(lambda model, *rows: model.classes(model(*rows).x_BTD))
+
+    def __call__(self, texts: Iterable[tuple[str | list[str], str | None]]) -> Iterator[np.ndarray]:
+        """For each (text or words, second text): probabilities of the classes [places, C], or the number [places, 1].
+
+        Raises:
+          ValueError: a text without tokens.
+        """
+        texts = iter(texts)
+        while chunk := list(islice(texts, BATCH)):
+            read = [self._reader.cut(*self._places(text, pair), self._length) for text, pair in chunk]
+            width = -(-max(len(ids) for ids, _ in read) // _ROUND) * _ROUND
+            tokens, segments, positions = np.zeros((3, BATCH, min(width, self._length)), np.int32)
+            for row, (ids, _) in enumerate(read):
+                tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+                positions[row, : len(ids)] = np.arange(len(ids))
+            with axes.use_mesh(self._mesh):
+                scores = np.asarray(self._scores(self._model, tokens, segments, positions))
+            for row, (_, places) in enumerate(read):
+                found = scores[row, places]
+                yield found if self.labels["kind"] == "number" else np.asarray(jax.nn.softmax(found))
+
+    def _places(self, text, pair):
+        return self._reader.words(text) if self.labels["kind"] == "token" else self._reader.text(text, pair)

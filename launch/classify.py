@@ -1,0 +1,90 @@
+"""Label texts with a trained classifier.
+
+    python -m launch.classify --workdir=DIR --text="the match was lost" --text="shares fell"
+    python -m launch.classify --workdir=DIR --file=new.csv > labels.tsv
+
+Writes a line a text: label, probability and text with tabs between them (of numbers the number and the text; of words a
+line a word, and an empty line behind each text). A file is .csv, .tsv, .jsonl or .json with the fields of the run's
+data, labels left out, or .txt with a text a line. A text that is longer than the rows of training loses its end.
+"""
+
+from launch import runtime
+
+runtime.configure()
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from data import records
+from data.batch import DataError
+from data.labels import field_names
+from data.sources import BadLines
+from launch.checking import ConfigError
+from launch.classifier import Classifier
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what launch.convert imported.")
+_TEXT = flags.DEFINE_multi_string("text", [], "What to label; may stand several times. Words are split at spaces.")
+_PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, where a run has two.")
+_FILE = flags.DEFINE_string("file", None, "A file of texts to label.")
+
+
+def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
+    """The texts of the flags."""
+    if bool(_TEXT.value) == bool(_FILE.value):
+        raise ConfigError("give either --text or --file")
+    if not _FILE.value:
+        if _PAIR.value and len(_PAIR.value) != len(_TEXT.value):
+            raise ConfigError(
+                f"{len(_TEXT.value)} --text and {len(_PAIR.value)} --pair; each text has its own, or none"
+            )
+        split = str.split if settings["kind"] == "token" else lambda text: text
+        yield from (
+            (split(text), pair)
+            for text, pair in zip(_TEXT.value, _PAIR.value or [None] * len(_TEXT.value), strict=True)
+        )
+        return
+    path = Path(_FILE.value)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    if path.suffix == ".txt":
+        lines = filter(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+        yield from ((line.split() if settings["kind"] == "token" else line, None) for line in lines)
+        return
+    if not path.name.endswith(records.SUFFIXES):
+        raise ConfigError(f"{path}: unknown kind of file; these can be read: .txt, {', '.join(records.SUFFIXES)}")
+    name = field_names(settings)[0]
+    for where, record in records.read_file(path, BadLines(0)):
+        try:
+            text = records.field(record, name, "data.labels.text")
+            pair = records.field(record, settings["pair"], "data.labels.pair") if settings["pair"] else None
+        except records.MissingField as error:
+            raise DataError(f"{path}, {where}: {error}.") from error
+        yield text, pair
+
+
+def main() -> None:
+    classifier = Classifier(Path(_WORKDIR.value).absolute())
+    texts = list(given(classifier.settings))
+    kind, names = classifier.labels["kind"], classifier.labels.get("names")
+    shown = lambda text: text if isinstance(text, str) else " ".join(text)
+    try:
+        for (text, _), found in zip(texts, classifier(texts), strict=True):
+            best = [(names[row.argmax()], row.max()) for row in found] if names else []
+            if kind == "token":
+                words = (f"{label}\t{p:.4f}\t{word}\n" for (label, p), word in zip(best, text, strict=False))
+                if len(best) < len(text):
+                    print(f"only {len(best)} of {len(text)} words fit into a row of training", file=sys.stderr)
+                print("".join(words))
+            else:
+                first = f"{best[0][0]}\t{best[0][1]:.4f}" if names else f"{found[0, 0]:.6g}"
+                print(f"{first}\t{' '.join(shown(text).split())}")
+    except ValueError as error:
+        raise ConfigError(f"a text can't be labelled: {error}") from error
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir"])
+    runtime.run(main)
