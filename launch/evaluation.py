@@ -55,6 +55,8 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
         if len(prepared.sources) > 1:
             for name, source, loss in zip(names(sources), sources, losses, strict=True):
                 of_source = figures(loss, bytes_per_token([source], corrupted))
+                if not source.weight:  # the frequencies are those of other text
+                    of_source.pop("unigram")
                 found |= {f"{name}/{figure}": value for figure, value in of_source.items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
@@ -80,7 +82,8 @@ def before_and_after(rows: list[dict]) -> str:
     if len(evaluations) < 2:
         return ""
     before, after = evaluations[0], evaluations[-1]
-    shown = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
+    numbers = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
+    shown = [name for name in numbers if not name.endswith("/unigram")]  # which no model changes
     lines = [("held out", f"step {before['step']}", f"step {after['step']}")]
     lines += [(name.removeprefix("validation/"), f"{before[name]:.4g}", f"{after[name]:.4g}") for name in shown]
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
