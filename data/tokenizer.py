@@ -12,7 +12,7 @@ trained here:
 For masked language modelling and span corruption (data/corrupt.py) they can be trained with a mask token and sentinels;
 in a tokenizer.json of other people these are found by their usual names.
 
-Left out: chat templates; Unigram and WordPiece training (a tokenizer.json of either kind can be loaded).
+Left out: chat templates (data/chat.py); Unigram and WordPiece training (a tokenizer.json of either can be loaded).
 """
 
 import dataclasses

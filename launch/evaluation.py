@@ -63,7 +63,10 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
         found = judge(added(losses, missing), judged)
         if len(prepared.sources) > 1:
             for name, source, loss in zip(names(sources), sources, losses, strict=True):
-                found |= {f"{name}/{figure}": value for figure, value in judge(loss, [source]).items()}
+                of_source = judge(loss, [source])
+                if not source.weight:  # the frequencies are those of other text
+                    of_source.pop("unigram", None)
+                found |= {f"{name}/{figure}": value for figure, value in of_source.items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
     return run
@@ -88,7 +91,8 @@ def before_and_after(rows: list[dict]) -> str:
     if len(evaluations) < 2:
         return ""
     before, after = evaluations[0], evaluations[-1]
-    shown = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
+    numbers = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
+    shown = [name for name in numbers if not name.endswith("/unigram")]  # which no model changes
     lines = [("held out", f"step {before['step']}", f"step {after['step']}")]
     lines += [(name.removeprefix("validation/"), f"{before[name]:.4g}", f"{after[name]:.4g}") for name in shown]
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]

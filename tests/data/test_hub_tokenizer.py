@@ -230,7 +230,9 @@ def test_what_encoder_and_decoder_of_a_t5_read(tmp_path):
 def test_chat_templates_are_handed_on(tmp_path):
     folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", tokenizer_config__json={"eos_token": "</s>"})
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert json.loads(hub_tokenizer.files(read(folder))["tokenizer_config.json"])["chat_template"].startswith("{{")
+    read(folder).save(tmp_path / "kept.json")
+    for words in (read(folder), load(tmp_path / "kept.json")):
+        assert json.loads(hub_tokenizer.files(words)["tokenizer_config.json"])["chat_template"].startswith("{{")
 
 
 def test_mistakes(tmp_path):

@@ -1,0 +1,145 @@
+"""What trains and what doesn't: methods, patterns, parted stacks; bottleneck adapters and prompts by their formulas."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from model.adapt import tuning
+from model.adapt.bottleneck import Adapter
+from model.patterns import restacked
+from model.weights import by_name, replaced, trained, variables
+from tests.model import tiny
+from tests.model.adapt.test_lora import shaken
+from train import state, step
+from train.objectives.language import language
+
+ROWS = tiny.packed_rows(4, 16)
+BATCH = dict(zip(("tokens", "segment_ids", "positions"), ROWS, strict=True)) | {
+    "targets": np.roll(ROWS[0], -1, axis=1),
+    "weights": (ROWS[1] > 0).astype(np.float32),
+}
+LAST = (("layer/.*/-1/|unembedding", True), (".*", False))
+METHODS = {
+    "lora": (dict(method="lora", rank=2), ()),
+    "houlsby": (dict(method="adapter", placement="houlsby", reduction=8), ()),
+    "pfeiffer": (dict(method="adapter", placement="pfeiffer", reduction=8), ()),
+    "prompt": (dict(method="prompt", length=3), ()),
+    "last": (dict(method="none"), LAST),
+}
+
+
+def tuned(name, config=tiny.LLAMA):
+    """The model as it trains."""
+    fields, train_only = METHODS[name]
+    made = tuning.make(fields, train_only)
+    config = dataclasses.replace(config, cuts=made.cuts(config, variables(tiny.drawn(config))))
+    return jax.jit(made.apply)(tiny.drawn(config), jax.random.key(3))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_move_what_trains_and_nothing_else(name):
+    """Frozen arrays are bit-identical afterwards, and have no optimizer state."""
+    model = tuned(name)
+    before, after_names = jax.device_get(by_name(model)), set(by_name(trained(model)))
+    assert after_names and after_names != set(before)
+    tx = optax.adamw(0.1, weight_decay=0.1)
+    current = state.around(model, tx)
+    moments = {leaf.shape for leaf in jax.tree.leaves(current.opt_state) if leaf.ndim}
+    assert moments == {before[name].shape for name in after_names}
+    train_step = step.make_train_step(language(), tx)
+    for _ in range(2):
+        current, metrics = train_step(current, BATCH)
+    assert np.isfinite(metrics["loss"])
+    after = jax.device_get(by_name(current.model))
+    assert {path for path in after if (after[path] != before[path]).any()} == after_names
+    if name == "last":
+        assert {path for path in after_names if "stack" in path} == {
+            path for path in after if path.startswith("stack/segments/1/")
+        }
+
+
+def test_a_parted_stack_is_the_same_model():
+    config = dataclasses.replace(tiny.LLAMA, num_layers=5)
+    whole = tiny.drawn(config)
+    parted = dataclasses.replace(config, cuts=(1, 3))
+    model = tiny.drawn(parted, seed=1)
+    assert [segment.repeats for segment in parted.segments()] == [1, 2, 2]
+    moved = restacked(by_name(whole), config, parted, by_name(model))
+    leaves = [moved[name] for name in by_name(model)]
+    model = jax.tree.unflatten(jax.tree.structure(model), leaves)
+    run = jax.jit(lambda model: model.logits(*ROWS))
+    np.testing.assert_allclose(run(model), run(whole), atol=1e-5)
+    back = restacked(by_name(model), parted, config, by_name(whole))
+    assert all((back[name] == leaf).all() for name, leaf in by_name(whole).items())
+
+
+def test_an_adapter_by_pytorch():
+    """down, ReLU, up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
+    model = tuned("pfeiffer")
+    adapter = model.stack.segments[0][0].feed_forward_adapter
+    assert isinstance(adapter, Adapter) and model.stack.segments[0][0].attention_adapter is None
+    assert 0.015 < float(adapter.down[...].std()) < 0.025 and not adapter.up_bias[...].any()
+    layer = jax.tree.map(lambda leaf: leaf[1], shaken(model).stack.segments[0][0].feed_forward_adapter)
+    x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
+    t = lambda leaf: torch.tensor(np.asarray(leaf[...]))
+    h = torch.relu(torch.nn.functional.linear(torch.tensor(x), t(layer.down).T, t(layer.down_bias)))
+    expected = torch.nn.functional.linear(h, t(layer.up).T, t(layer.up_bias))
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_where_adapters_stand(norm_position):
+    """Constant adapters (biases alone) show where their output goes: into what a part adds to the stream."""
+    config = dataclasses.replace(tiny.LLAMA, num_layers=1, norm_position=norm_position, final_norm=False)
+    model = jax.jit(tuning.make(METHODS["houlsby"][0]).apply)(tiny.drawn(config), jax.random.key(0))
+    block = model.stack.segments[0][0]
+    zero = {name: p.replace(jnp.zeros_like(p[...])) for name, p in trained(model).items()}
+    plain = replaced(model, zero)
+    np.testing.assert_allclose(plain.states(*ROWS)[-1], tiny.drawn(config).states(*ROWS)[-1], atol=1e-5)
+    shift = {n: p.replace(p[...] + 0.5) if n.endswith("feed_forward_adapter/up_bias") else p for n, p in zero.items()}
+    moved, still = (replaced(model, values).states(*ROWS)[-1] for values in (shift, zero))
+    if norm_position == "pre":
+        np.testing.assert_allclose(moved, still + 0.5, atol=1e-5)
+    else:  # within the norm's sum
+        assert np.abs(moved - still - 0.5).max() > 0.1
+    assert block.attention_adapter is not None
+
+
+def test_prompts_are_rows_behind_the_table():
+    """Ids after the vocabulary's reach the prompt; at the start it is rows of the table, drawn or those of a text."""
+    made = tuning.make(dict(method="prompt", length=3), init_ids=(5, 9))
+    base = tiny.drawn(tiny.GPT)
+    model = jax.jit(made.apply)(base, jax.random.key(0))
+    table = np.asarray(base.inputs.tokens.table[...])
+    np.testing.assert_array_equal(model.inputs.tokens.prompt[...], table[[5, 9, 5]])
+    ids = made.method.ids(64)
+    assert ids == (64, 65, 66) and model.inputs.tokens.rows == 67
+    behind = lambda ids: jnp.asarray([[*ids, 1, 2, 3]])
+    np.testing.assert_allclose(model.logits(behind(ids)), base.logits(behind((5, 9, 5))), atol=1e-5)
+    drawn = np.asarray(
+        jax.jit(tuning.make(dict(method="prompt", length=3)).apply)(base, jax.random.key(0)).inputs.tokens.prompt
+    )
+    assert all((table == row).all(1).any() for row in drawn)
+
+
+def test_refuses():
+    model = tiny.drawn(tiny.LLAMA)
+    for fields, words in (
+        (dict(method="loar"), "method is 'loar'; choose from"),
+        (dict(method="lora", ranks=3), "ranks is no field of method lora; it has rank"),
+        (dict(method="adapter", placement="both"), "choose from houlsby, pfeiffer"),
+        (dict(method="prompt", length=0), "length is 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tuning.make(fields)
+    with pytest.raises(ValueError, match="no parameter would train"):
+        tuning.make({}, ((".*", False),)).apply(model, jax.random.key(0))
+    with pytest.raises(ValueError, match="leaves none"):
+        tuning.make(dict(method="adapter", reduction=64)).apply(model, jax.random.key(0))
+    with pytest.raises(ValueError, match="end the list with"):
+        tuning.make({}, (("norm", False),)).apply(model, jax.random.key(0))
