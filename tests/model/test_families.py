@@ -62,7 +62,8 @@ def test_a_decoder_reads_the_source_of_its_own_document():
     """All of it, from either side; and nothing of the others'."""
     rows = tiny.packed_rows(2, 24, seed=2)
     source, segments = families.Source(*tiny.packed_rows(2, 32, seed=3)), rows[1]
-    forward = jax.jit(lambda source: tiny.drawn(tiny.SWITCH)(*rows, source=source).x_BTD)
+    model = tiny.drawn(tiny.SWITCH)
+    forward = jax.jit(lambda source: model(*rows, source=source).x_BTD)
     states = np.asarray(forward(source))
     for end in (0, -1):  # the first and the last token of document 2
         row, place = (indices[end] for indices in np.nonzero(source.segments_BS == 2))

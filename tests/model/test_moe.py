@@ -23,16 +23,8 @@ REAL = np.arange(16) < np.random.default_rng(1).integers(3, 17, (8, 1))
 
 def drawn(experts, config=tiny.LLAMA, seed=0):
     """A module whose every parameter is drawn, in the middle of training: correction and gates differ from 0."""
-
-    @jax.jit
-    def make(key):
-        leaves, tree = jax.tree.flatten(
-            MoE(dataclasses.replace(config, experts=experts, mlp_pattern=("sparse",)), nnx.Rngs(key))
-        )
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        return tree.unflatten([w + 0.2 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
-
-    return make(jax.random.key(seed))
+    config = dataclasses.replace(config, experts=experts, mlp_pattern=("sparse",))
+    return tiny.filled(jax.eval_shape(lambda: MoE(config, nnx.Rngs(0))), seed)
 
 
 @jax.jit

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
-from model import families
+from model import axes, families
 from model.config import ModelConfig, Rope
 from model.parts import Experts, Latent
+from model.weights import name
 
 _SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
 # Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
@@ -48,15 +50,22 @@ LATENT = ModelConfig(
 
 def drawn(config: ModelConfig, seed: int = 0):
     """A model whose every parameter is drawn, norms and biases too: what is left at 0 or 1 hides mistakes."""
+    return filled(jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))), seed)
 
-    @jax.jit
-    def make(key):
-        model = families.make(config, nnx.Rngs(key))
-        leaves, tree = jax.tree.flatten(model)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        return tree.unflatten([w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)])
 
-    return make(jax.random.key(seed))
+def filled(abstract, seed: int = 0):
+    """A module of these shapes, placed on the mesh that is set; norms are near 1, all else near 0.
+
+    By numpy: a program that draws takes as long to compile as one that trains.
+    """
+    rng, mesh = np.random.default_rng(seed), jax.sharding.get_mesh()
+
+    def draw(path, leaf):
+        value = name(path).endswith("norm/scale") + 0.2 * rng.standard_normal(leaf.shape)
+        where = NamedSharding(mesh, leaf.sharding.spec) if axes.has_mesh() else None
+        return jax.device_put(value.astype(leaf.dtype), where)
+
+    return jax.tree.map_with_path(draw, abstract)
 
 
 def packed_rows(rows: int, length: int, seed: int = 0):
