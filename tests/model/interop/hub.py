@@ -2,8 +2,10 @@
 
 import functools
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
@@ -109,6 +111,11 @@ ENCODER_DECODERS = {
     "switch": (transformers.SwitchTransformersConfig, _SWITCH | dict(expert_capacity=64)),
     "switch full": (transformers.SwitchTransformersConfig, _SWITCH | dict(expert_capacity=3)),
 }
+
+
+def each(names: Iterable[str]):
+    """For parametrize: all tests of a model on one worker, so that it is made and its programs are compiled once."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def rows():
     return batch(*target), Source(*map(jnp.asarray, batch(*source))), target[1], source[1]
 
 
-@pytest.mark.parametrize("name", ROOMY)
+@pytest.mark.parametrize("name", hub.each(ROOMY))
 def test_logits_of_padded_rows(name):
     target, source, seen, _ = rows()
     expected = theirs(name)[0]
@@ -65,7 +65,7 @@ def test_logits_of_padded_rows(name):
     np.testing.assert_allclose(np.asarray(logits(ours(name), target, source))[seen], expected[seen], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ROOMY)
+@pytest.mark.parametrize("name", hub.each(ROOMY))
 def test_hidden_states_of_every_layer(name):
     target, source, seen, real = rows()
     for found, expected, mask in zip(states(ours(name), target, source), theirs(name)[1:], (real, seen), strict=True):
@@ -86,7 +86,7 @@ def test_a_full_expert_drops_tokens():
     assert hidden.router.dropped.shape == (4,) and np.all(hidden.router.dropped > 0)
 
 
-@pytest.mark.parametrize("name", ROOMY)
+@pytest.mark.parametrize("name", hub.each(ROOMY))
 def test_greedy_generation_with_the_cache(name):
     model = hub.encoder_decoder(name)[0]
     source, real, _ = padded("left", (12, 5, 9), 12)
@@ -104,7 +104,7 @@ def test_greedy_generation_with_the_cache(name):
     assert not found.tokens[:, width:].any() and width > 5
 
 
-@pytest.mark.parametrize("name", hub.ENCODER_DECODERS)
+@pytest.mark.parametrize("name", hub.each(hub.ENCODER_DECODERS))
 def test_the_way_back_is_exact(name, tmp_path):
     reference, folder = hub.encoder_decoder(name)
     family = registry.family_of(ours(name).config)

@@ -32,7 +32,7 @@ HEADS = {
     "token": transformers.AutoModelForTokenClassification,
     "none": transformers.AutoModel,
 }
-ALL = [(name, head) for name in CONFIGS for head in HEADS]
+ALL = [pytest.param(name, head, marks=pytest.mark.xdist_group(name)) for name in CONFIGS for head in HEADS]
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def test_heads(name, head, late):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", hub.each(CONFIGS))
 def test_hidden_states_of_every_layer(name, side):
     rows = padded(side)
     expected = theirs(name, "masked", *rows, np.zeros_like(rows[0])).hidden_states

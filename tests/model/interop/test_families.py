@@ -55,7 +55,7 @@ def batch(tokens, real, positions):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+@pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_logits_of_padded_rows(name, side):
     tokens, real, positions = padded(side)
     expected = theirs(name, tokens, real, positions).logits.numpy()
@@ -64,7 +64,7 @@ def test_logits_of_padded_rows(name, side):
     np.testing.assert_allclose(np.asarray(found)[real], expected[real], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [name for name in hub.CHECKPOINTS if name != "bloom"])
+@pytest.mark.parametrize("name", hub.each(name for name in hub.CHECKPOINTS if name != "bloom"))
 def test_positions_that_start_late(name):
     tokens, real, positions = padded("right", (20, 20, 20))
     expected = theirs(name, tokens, real, positions + 31).logits.numpy()
@@ -72,7 +72,7 @@ def test_positions_that_start_late(name):
     np.testing.assert_allclose(found, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+@pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_hidden_states_of_every_layer(name):
     rows = padded("left")
     real = rows[1]
@@ -84,7 +84,7 @@ def test_hidden_states_of_every_layer(name):
             np.testing.assert_allclose(np.asarray(mine)[real], reference.numpy()[real], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+@pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_greedy_generation_with_the_cache(name):
     model = hub.reference(name)[0]
     tokens, real, _ = padded("left", (12, 5, 9), 12)
@@ -98,7 +98,7 @@ def test_greedy_generation_with_the_cache(name):
     np.testing.assert_array_equal(found.tokens, expected.numpy())
 
 
-@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+@pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_the_way_back_is_exact(name, tmp_path):
     reference, folder = hub.reference(name)
     registry.write(ours(name), Folder(folder).config()["model_type"], tmp_path / "out")
@@ -121,7 +121,7 @@ def test_gelu_in_the_first_releases_of_gemma():
     assert registry.FAMILIES["gemma"].fields(values)["activation"] == "gelu_tanh"
 
 
-@pytest.mark.parametrize("name", hub.CHECKPOINTS)
+@pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_the_family_of_a_model_is_found(name):
     """What launch.convert asks for a model that was trained here."""
     assert registry.family_of(ours(name).config) == hub.CHECKPOINTS[name][0].model_type
