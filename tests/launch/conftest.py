@@ -2,8 +2,12 @@
 
 import jax
 import pytest
+from absl import flags
 
 from configs import pretrain_decoder
+from launch import convert  # noqa: F401
+
+del flags.FLAGS.workdir  # of launch.convert; launch.train, here in the same process, has one too
 
 TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does so again.\n"
 

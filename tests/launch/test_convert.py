@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from data import tokenizer
+from launch import convert as module
 from launch import restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
@@ -41,19 +43,26 @@ def folder(tmp_path_factory):
     return path
 
 
-def convert(**flags):
+def convert(workdir, from_hf=None, to_hf=None):
+    """What the command does, in this process with its eight devices; a mistake is an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", jax.local_devices)
+        module.import_folder(from_hf, workdir) if from_hf else module.export(workdir, to_hf)
+
+
+def command(**flags):
     """The command, with eight devices."""
     words = [f"--{name}={value}" for name, value in flags.items()]
     return subprocess.run([sys.executable, "-m", "launch.convert", *words], capture_output=True, text=True)
 
 
 def test_in_and_out(folder, tmp_path):
-    done = convert(from_hf=folder, workdir=tmp_path / "run")
+    done = command(from_hf=folder, workdir=tmp_path / "run")
     assert ": llama, 3" in done.stdout, done.stderr
     mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     with axes.use_mesh(mesh):
         assert generate(model, [words.encode("some")], jax.random.key(0), max_new_tokens=3).lengths == [3]
-    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    assert command(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
     old, new = Folder(folder), Folder(tmp_path / "out")
     assert old.tensors.keys() == new.tensors.keys()
     for name in old.tensors:
@@ -61,9 +70,10 @@ def test_in_and_out(folder, tmp_path):
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
     with pytest.raises(ConfigError, match="reads no data"):
         workdirs.adopted(tmp_path / "run")
-    again = convert(from_hf=folder, workdir=tmp_path / "run")
-    assert again.returncode == 1 and "holds a run already" in again.stderr and "Traceback" not in again.stderr
-    absent = convert(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        convert(tmp_path / "run", from_hf=folder)
+    absent = command(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
+    assert absent.returncode == 1 and "Traceback" not in absent.stderr
     assert absent.stderr.startswith("error: there is no folder") and not (tmp_path / "new").exists()
 
 
@@ -74,9 +84,9 @@ def test_bfloat16_stays_bfloat16(folder, tmp_path):
         file.unlink()
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "narrow")
-    assert convert(from_hf=tmp_path / "narrow", workdir=tmp_path / "run").returncode == 0
+    convert(tmp_path / "run", from_hf=tmp_path / "narrow")
     assert workdirs.contents(tmp_path / "run")[0].param_dtype == "bfloat16"
-    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    convert(tmp_path / "run", to_hf=tmp_path / "out")
     old, new = Folder(tmp_path / "narrow"), Folder(tmp_path / "out")
     for name in old.tensors:
         assert old.read(name).dtype == new.read(name).dtype == jnp.bfloat16
@@ -87,7 +97,7 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
     tiny.steps = 2
     tiny.optimizer.warmup_steps = 1
     train(tiny, tmp_path / "run")
-    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    convert(tmp_path / "run", to_hf=tmp_path / "out")
     mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     tokens = np.arange(12, dtype=np.int32)[None] + 40
     with axes.use_mesh(mesh):
@@ -124,7 +134,7 @@ def test_other_architectures_trained_here(name, data_dir, corpus, tmp_path):
     kind, others, fields = ARCHITECTURES[name]
     config.model.update_from_flattened_dict(fields)
     train(config, tmp_path / "run")
-    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    convert(tmp_path / "run", to_hf=tmp_path / "out")
     mesh, model, words = restore.restore_for_inference(tmp_path / "run")
     tokens = torch.arange(12)[None] + 40
     with torch.no_grad():
@@ -144,10 +154,10 @@ def test_special_tokens_on_the_way(folder, tmp_path):
     shutil.copytree(folder, source)
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 77], "pad_token_id": 5}')
     (source / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|endoftext|>"}')
-    assert convert(from_hf=source, workdir=tmp_path / "run").returncode == 0
+    convert(tmp_path / "run", from_hf=source)
     words = workdirs.contents(tmp_path / "run")[1]
     assert words.prompts(["a"]) == [words.encode("a")] and words.special.end == (0, 77)
-    assert convert(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
+    convert(tmp_path / "run", to_hf=tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (written["eos_token_id"], written["pad_token_id"], written["bos_token_id"]) == ([0, 77], 5, 1)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -169,8 +179,7 @@ def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
             parameter.add_(0.5 * torch.randn(parameter.shape))
     theirs.save_pretrained(source)
     backend.save(str(source / "tokenizer.json"))
-    done = convert(from_hf=source, workdir=workdir)
-    assert done.returncode == 0, done.stderr
+    convert(workdir, from_hf=source)
     (workdir / "config.json").write_text((workdir / "config.json").read_text().replace("bfloat16", "float32"))
     mesh, model, ours = restore.restore_for_inference(workdir)
     with axes.use_mesh(mesh):
@@ -185,13 +194,12 @@ def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
     source = tmp_path / "hf"
     shutil.copytree(folder, source)
     (source / "tokenizer.json").rename(source / "tokenizer.model")
-    done = convert(from_hf=source, workdir=tmp_path / "run")
+    done = command(from_hf=source, workdir=tmp_path / "run")
     assert done.stderr.startswith(f"error: {source} has no tokenizer (only tokenizer.model"), done.stderr
     (source / "tokenizer.model").rename(source / "tokenizer.json")
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 200}
     (source / "config.json").write_text(json.dumps(config))
-    done = convert(from_hf=source, workdir=tmp_path / "run")
-    assert done.stderr == (f"error: {source}: the tokenizer has 257 tokens, but config.json says vocab_size 200\n"), (
-        done.stderr
-    )
+    words = f"{source}: the tokenizer has 257 tokens, but config.json says vocab_size 200"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        convert(tmp_path / "run", from_hf=source)
     assert not (tmp_path / "run").exists()

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import transformers
 
 from data import pipeline, tokenizer
 from data.pack import RowReader
-from launch import build, restore, workdirs
+from launch import build, convert, restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
@@ -37,8 +35,7 @@ def imported(tmp_path_factory):
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))  # so that its loss is not that of any untrained model
     model.save_pretrained(folder)
-    command = [sys.executable, "-m", "launch.convert", f"--from_hf={folder}", f"--workdir={folder / 'run'}"]
-    subprocess.run(command, check=True, capture_output=True)
+    convert.import_folder(folder, folder / "run")
     return folder / "run", model
 
 

@@ -15,8 +15,7 @@ from tests.model.interop import made_up
 PROGRAM = """
 import os, sys
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"
 import jax
 
 address, rank, source, target = sys.argv[1:]
