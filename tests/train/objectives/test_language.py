@@ -1,6 +1,7 @@
 """The language objective where there are experts: what is added, what is reported, and what moves the correction."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -56,6 +57,7 @@ def test_loads_of_all_experts_are_reported():
     assert 0.1 < kept <= 2 * 8 * 4 / (2 * batch()["weights"].sum())  # places over choices
 
 
+@functools.cache
 def run(accumulate=1, **settings):
     options = base({}).optimizer
     options.update(settings)
