@@ -52,27 +52,26 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
-    text, label = field_names(settings)
-    get = lambda name, setting: field(record, name, f"data.labels.{setting}")
-    parsed = {}
+    parsed = text_fields(record, settings)
     if settings["split"]:
-        given = str(get(settings["split"], "split"))
+        given = str(field(record, settings["split"], "data.labels.split"))
         if given not in _SPLITS:
             raise ValueError(f"field {settings['split']!r} is {given!r}, and must be one of {', '.join(_SPLITS)}")
         parsed["split"] = _SPLITS[given]
+    name = settings["label"] or ("labels" if settings["kind"] == "token" else "label")
+    label = field(record, name, "data.labels.label")
     if settings["kind"] == "token":
-        return parsed | _words(get(text, "text"), get(label, "label"), text, label)
-    parsed["text"] = _string(get(text, "text"), text)
-    if settings["pair"]:
-        parsed["pair"] = _string(get(settings["pair"], "pair"), settings["pair"])
-    read = _number if settings["kind"] == "number" else _class
-    return parsed | {"label": read(get(label, "label"), label)}
+        return parsed | {"labels": _classes(label, name, len(parsed["tokens"]))}
+    return parsed | {"label": (_number if settings["kind"] == "number" else _class)(label, name)}
 
 
-def field_names(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Names of the fields of text and label."""
-    text, label = ("tokens", "labels") if settings["kind"] == "token" else ("text", "label")
-    return settings["text"] or text, settings["label"] or label
+def text_fields(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    """{'text': ..., 'pair': ...} or {'tokens': [...]} of a record; ValueError says what is wrong with it."""
+    if settings["kind"] == "token":
+        name = settings["text"] or "tokens"
+        return {"tokens": [_string(word, name) for word in _array(field(record, name, "data.labels.text"), name)]}
+    names = {"text": settings["text"] or "text"} | ({"pair": settings["pair"]} if settings["pair"] else {})
+    return {what: _string(field(record, name, f"data.labels.{what}"), name) for what, name in names.items()}
 
 
 def _string(text: Any, name: str) -> str:
@@ -99,24 +98,22 @@ def _number(label: Any, name: str) -> float:
     return number
 
 
-def _words(words: Any, labels: Any, text: str, label: str) -> dict:
-    for name, values in ((text, words), (label, labels)):
-        if not isinstance(values, list):
-            raise ValueError(f"field {name!r} is not an array but {type(values).__name__}; data.labels.kind is 'token'")
-    if len(words) != len(labels):
-        raise ValueError(f"{len(words)} {text}, but {len(labels)} {label}")
-    if all(given is None for given in labels):
-        raise ValueError(f"field {label!r} has no label; mend the record or take it out")
-    named = [given if given is None else _class(given, label) for given in labels]
-    return {"tokens": [_string(word, text) for word in words], "labels": named}
+def _classes(labels: Any, name: str, count: int) -> list[str | None]:
+    if len(_array(labels, name)) != count:
+        raise ValueError(f"{count} words, but {len(labels)} {name}")
+    if all(label is None for label in labels):
+        raise ValueError(f"field {name!r} has no label; mend the record or take it out")
+    return [label if label is None else _class(label, name) for label in labels]
+
+
+def _array(values: Any, name: str) -> list:
+    if not isinstance(values, list):
+        raise ValueError(f"field {name!r} is not an array but {type(values).__name__}; data.labels.kind is 'token'")
+    return values
 
 
 def _text(record: dict) -> str:
-    return (
-        " ".join(record["tokens"])
-        if "tokens" in record
-        else "\n".join(record[k] for k in ("text", "pair") if k in record)
-    )
+    return " ".join(record.get("tokens", [])) or "\n".join(record[name] for name in ("text", "pair") if name in record)
 
 
 def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:

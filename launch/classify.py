@@ -13,14 +13,14 @@ from launch import runtime
 runtime.configure()
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
 
 from data import records
 from data.batch import DataError
-from data.labels import field_names
+from data.labels import text_fields
 from data.sources import BadLines
 from launch.checking import ConfigError
 from launch.classifier import Classifier
@@ -36,33 +36,33 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
     if bool(_TEXT.value) == bool(_FILE.value):
         raise ConfigError("give either --text or --file")
     if not _FILE.value:
-        if _PAIR.value and len(_PAIR.value) != len(_TEXT.value):
-            raise ConfigError(
-                f"{len(_TEXT.value)} --text and {len(_PAIR.value)} --pair; each text has its own, or none"
-            )
-        split = str.split if settings["kind"] == "token" else lambda text: text
-        yield from (
-            (split(text), pair)
-            for text, pair in zip(_TEXT.value, _PAIR.value or [None] * len(_TEXT.value), strict=True)
-        )
+        pairs = _PAIR.value or [None] * len(_TEXT.value)
+        if len(pairs) != len(_TEXT.value):
+            raise ConfigError(f"{len(_TEXT.value)} --text and {len(pairs)} --pair; each text has its own, or none")
+        yield from zip(_lines(_TEXT.value, settings), pairs, strict=True)
         return
     path = Path(_FILE.value)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     if path.suffix == ".txt":
-        lines = filter(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
-        yield from ((line.split() if settings["kind"] == "token" else line, None) for line in lines)
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+        yield from ((text, None) for text in _lines(filter(str.strip, lines), settings))
         return
     if not path.name.endswith(records.SUFFIXES):
         raise ConfigError(f"{path}: unknown kind of file; these can be read: .txt, {', '.join(records.SUFFIXES)}")
-    name = field_names(settings)[0]
     for where, record in records.read_file(path, BadLines(0)):
         try:
-            text = records.field(record, name, "data.labels.text")
-            pair = records.field(record, settings["pair"], "data.labels.pair") if settings["pair"] else None
-        except records.MissingField as error:
+            fields = text_fields(record, settings)
+        except ValueError as error:
             raise DataError(f"{path}, {where}: {error}.") from error
-        yield text, pair
+        yield fields.get("text", fields.get("tokens")), fields.get("pair")
+
+
+def _lines(texts: Iterable[str], settings: dict) -> Iterable[str | list[str]]:
+    return map(str.split, texts) if settings["kind"] == "token" else texts
 
 
 def main() -> None:

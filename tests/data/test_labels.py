@@ -197,7 +197,7 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path, block, content, mes
 @pytest.mark.parametrize(
     ("words", "given", "message"),
     [
-        (["a"], ["x", "y"], "1 tokens, but 2 labels"),
+        (["a"], ["x", "y"], "1 words, but 2 labels"),
         (["a"], [None], "has no label"),
         (["a", " "], ["x", "y"], "field 'tokens' is empty"),
         (["a"], [1.5], "is 1.5; a class is a string"),

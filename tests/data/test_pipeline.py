@@ -225,7 +225,7 @@ def test_a_position_belongs_to_its_corruption(corruptible):
         streams.add(pipeline.position()["stream"])
         pipeline.close()
     assert len(streams) == 4
-    with pytest.raises(DataError, match="its corruption and seed 0 make stream"):
+    with pytest.raises(DataError, match="its augmentation and seed 0 make stream"):
         train_pipeline(
             corruptible, 4, 0, position={"next_row": 0, "stream": min(streams)}, corruption=make(kind="spans", rate=0.3)
         )
