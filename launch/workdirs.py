@@ -30,7 +30,7 @@ LABELS = "labels.json"
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
 FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
-FREE_TO_CHANGE += ("model.attention",)
+FREE_TO_CHANGE += ("model.attention", "early_stopping.patience")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -86,8 +86,10 @@ def labels(workdir: Path) -> dict | None:
 
 
 def finished_checkpoints(workdir: Path, base: str | None = None) -> Checkpoints:
-    checkpoints = Checkpoints(workdir, base=base)
+    metric = recorded_config(workdir).get("early_stopping", {}).get("metric", "validation/loss")
+    checkpoints = Checkpoints(workdir, metric=metric, base=base)
     if checkpoints.latest_step is None:
+        checkpoints.close()
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
     return checkpoints
 

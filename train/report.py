@@ -9,7 +9,8 @@ Reads from the workdir, each file and each key optional:
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
-                    goodput (a fraction), mfu_convention, samples [{prompt, text: the continuation}],
+                    goodput (a fraction), mfu_convention, best {metric, value, step}, ended (why before the last step),
+                    samples [{prompt, text: the continuation}],
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
@@ -89,11 +90,15 @@ def write_report(workdir) -> Path:
     )
     name = escape(workdir.resolve().name)
     run = " · ".join(escape(str(summary[key])) for key in ("device", "mesh") if summary.get(key))
+    best = summary.get("best") or {}
+    outcome = best and f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}."
+    outcome = escape(summary.get("ended") or outcome or "")
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{name}</title><style>{_CSS}</style></head><body><main>
-<header><h1>{name}</h1><p>{" · ".join(filter(None, (run, when and "last logged " + when)))}</p></header>
+<header><h1>{name}</h1><p>{" · ".join(filter(None, (run, when and "last logged " + when)))}</p>
+{outcome and f"<p>{outcome}</p>"}</header>
 {sections}
 <footer><p>{escape(str(summary.get("mfu_convention") or MFU_CONVENTION))}</p>
 <p>Written from metrics.jsonl, config.json and summary.json, which lie beside this file.</p></footer>
