@@ -38,18 +38,19 @@ def check(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = flat(_read_json(path)), flat(json.loads(config.to_json()))
-    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    lines = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in differing
-        if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
-    ]
+    lines = differing(flat(_read_json(path)), flat(json.loads(config.to_json())))
     if lines:
         raise ConfigError(
             f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
             + "\n  ".join(lines)
         )
+
+
+def differing(old: dict, new: dict) -> list[str]:
+    """A line for each field that differs and may not."""
+    free = tuple(f"{name}." for name in FREE_TO_CHANGE)
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name) and not f"{name}.".startswith(free)]
+    return [f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
 
 
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
