@@ -69,7 +69,9 @@ def base(model: dict) -> ConfigDict:
     config.eval_rows = 512  # held-out rows of each source that an evaluation takes; 0: all
     config.checkpoint_every = 200
     config.keep_last = 2
-    config.keep_best = 1
+    config.keep_best = 1  # by config.early_stopping.metric
+    # Ends a run after so many evaluations in a row (0: never) that were not better by more than min_delta.
+    config.early_stopping = ConfigDict(dict(metric="validation/loss", patience=0, min_delta=0.0))
     config.max_bad_steps = 10  # updates in a row that are not finite, before the run stops
     config.profile_start = 10
     config.profile_steps = 0

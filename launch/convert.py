@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from data import hub_tokenizer
-from launch import restore, workdirs
+from launch import early_stopping, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.config import ModelConfig
@@ -32,6 +32,7 @@ from train.checkpoint import Checkpoints
 
 _FROM = flags.DEFINE_string("from_hf", None, "A checkpoint folder to read.")
 _TO = flags.DEFINE_string("to_hf", None, "A folder to write; it must not exist or be empty.")
+_STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where to put what is read.")
 
 
@@ -69,7 +70,7 @@ def _labels(config: ModelConfig, given: dict) -> dict:
     return {"kind": "class" if config.head == "sequence" else "token", "names": found, "read": read}
 
 
-def export(workdir: Path, path: Path) -> None:
+def export(workdir: Path, path: Path, step: str = "") -> None:
     config, words = workdirs.contents(workdir)
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
     ids = words.special.config
@@ -79,7 +80,7 @@ def export(workdir: Path, path: Path) -> None:
         names = labels["names"]
         ids = ids | {"id2label": {str(i): name for i, name in enumerate(names)}}
         ids = ids | {"label2id": {name: i for i, name in enumerate(names)}}
-    mesh, model, _ = restore.restore_for_inference(workdir, spread(config))
+    mesh, model, _ = restore.restore_for_inference(workdir, spread(config), step)
     with axes.use_mesh(mesh):
         registry.write(model, name, path, hub_tokenizer.files(words), **ids)
     if jax.process_index() == 0:
@@ -105,7 +106,7 @@ def main() -> None:
     if _FROM.value is not None:
         import_folder(Path(_FROM.value), workdir)
     else:
-        export(workdir, Path(_TO.value))
+        export(workdir, Path(_TO.value), _STEP.value)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import build, evaluation, prompts, restore, workdirs
+from launch import build, early_stopping, evaluation, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode.generate import check, generate
@@ -26,6 +26,7 @@ from train import report, summary
 from train.evals.compressors import compressed_bits_per_byte
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_STEP = early_stopping.define_step()
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to continue; may stand several times.")
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "Length of each sample.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the samples; 0 takes the likeliest token.", lower_bound=0)
@@ -35,7 +36,7 @@ _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus of the samples.", lower_boun
 def main() -> None:
     workdir = Path(_WORKDIR.value).absolute()
     config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
-    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config))
+    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config), _STEP.value)
     with axes.use_mesh(mesh):
         given = None
         if _PROMPTS.value:

@@ -16,13 +16,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import prompts, restore, workdirs
+from launch import early_stopping, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode import sampling
 from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_STEP = early_stopping.define_step()
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
 _SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
@@ -37,7 +38,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 def main() -> None:
     with checking("flags"):
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    mesh, model, tokenizer = restore.restore_for_inference(_WORKDIR.value)
+    mesh, model, tokenizer = restore.restore_for_inference(_WORKDIR.value, step=_STEP.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
     config = workdirs.recorded_config(Path(_WORKDIR.value))
     reads = model.config.architecture == "encoder_decoder"

@@ -7,6 +7,7 @@ import jax
 
 from launch import workdirs
 from launch.checking import checking
+from launch.early_stopping import find_step
 from model import axes, families
 from model.adapt.lora import merged
 from model.config import ModelConfig
@@ -16,26 +17,27 @@ from model.weights import by_name
 from train import state as states
 
 
-def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None):
-    """(mesh, model, tokenizer) of the latest checkpoint in `workdir`, on a mesh or on one device."""
+def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: str = ""):
+    """(mesh, model, tokenizer) of a checkpoint in `workdir` (Checkpoints.find), on a mesh or on one device."""
     workdir = Path(workdir).absolute()
     config, words = workdirs.contents(workdir)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
-        return mesh, restore_model(workdir, config), words
+        return mesh, restore_model(workdir, config, step), words
 
 
-def restore_model(workdir: Path, config: ModelConfig):
-    """The model of the latest checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some."""
+def restore_model(workdir: Path, config: ModelConfig, step: str = ""):
+    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some."""
     record = workdirs.recorded_config(workdir)
     tuning = workdirs.tuning(record)
     if tuning.method is None:
         with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
-            return checkpoints.restore_model(states.abstract_model(lambda rngs: families.make(config, rngs)))
+            like = states.abstract_model(lambda rngs: families.make(config, rngs))
+            return checkpoints.restore_model(like, find_step(checkpoints, step))
     model, base, _ = pretrained(Path(record.init_from).absolute(), config, record.seed, workdirs.labels(workdir))
     model = tuned(model, tuning, record.seed)
     with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
-        return checkpoints.restore_model(model)
+        return checkpoints.restore_model(model, find_step(checkpoints, step))
 
 
 def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict | None = None):
@@ -72,7 +74,7 @@ def _arrays(workdir: Path, config: ModelConfig, like: dict):
             yield from by_name(merged(restore_model(workdir, config))).items()
         return
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
-        yield from checkpoints.restore_arrays(like)
+        yield from checkpoints.restore_arrays(like, find_step(checkpoints))
 
 
 def tuned(model, tuning, seed: int):

@@ -94,15 +94,17 @@ def run(main) -> None:
         from launch.checking import ConfigError
         from model.interop.tensorfile import CheckpointFolderError
         from train.checkpoint import CheckpointError
+        from train.early_stopping import UnknownMetric
         from train.loop import TrainingStopped
 
+        mistakes = (ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped, UnknownMetric)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax and tfds log each file that they open
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
-        except (ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped) as error:
+        except mistakes as error:
             sys.exit(f"error: {error}")
 
     def parse(argv):

@@ -12,7 +12,8 @@ from launch import runtime
 
 runtime.configure("training")
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -21,19 +22,27 @@ from ml_collections import ConfigDict, config_flags
 
 from data import pipeline, tokenizer
 from data.labels import num_scores
-from launch import build, evaluation, init_from, workdirs
+from launch import build, early_stopping, evaluation, init_from, workdirs
 from model import axes
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
+from train.early_stopping import value_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
 
 
-def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None:
+def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
+    """Train or continue the run in `workdir`; whether it is done (else a signal stopped it).
+
+    Args:
+      chosen: fields that the user has set.
+      observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
+    """
     config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)
+    early_stopping.make(config)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
@@ -44,13 +53,18 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
     train_step, eval_step = build.steps(config, tx)
     put = build.put(mesh)
     tuning = workdirs.tuning(config, tokenizer.load(prepared.tokenizer_path))
-    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best)
+    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)
     peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
-    if step >= config.steps:
-        print(f"{workdir} is done: {step} steps. To train longer, start a new run with more config.steps.")
-        return
-    with axes.use_mesh(mesh):
+    stopping = early_stopping.make(config, checkpoints.loop())
+    if step >= config.steps or stopping.ended:
+        checkpoints.close()
+        why, how = f"{step} steps", "start a new run with more config.steps"
+        if stopping.ended:
+            why, how = stopping.why(), "raise config.early_stopping.patience"
+        print(f"{workdir} is done: {why}. To train longer, {how}.")
+        return True
+    with contextlib.closing(checkpoints), axes.use_mesh(mesh):
         train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, step > 0, prepared.labels)
         saved = {}
         if step:
@@ -73,6 +87,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
             ),
             put=put,
             evaluate=lambda model: evaluate(model, config.eval_rows or None),
+            observe=observe,
+            stopping=stopping,
             learning_rate=rate,
             checkpoints=checkpoints,
             writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),
@@ -82,18 +98,24 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> None
         words = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
         facts = summary.facts(train_state.model, flops, mesh, prepared, words)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
-        if config.init_from and config.eval_every and not step:
-            before = parts.evaluate(train_state.model)
-            parts.writer.write(0, before)
-            parts.progress.message(loop.evaluation_line(0, before))
-        train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
+        with contextlib.closing(parts.source), contextlib.closing(parts.writer):
+            if config.init_from and config.eval_every and not step:
+                before = parts.evaluate(train_state.model)
+                value_of(stopping.metric, before)  # says now, not after the first steps, where there is no such figure
+                parts.writer.write(0, before)
+                parts.progress.message(loop.evaluation_line(0, before))
+            train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
+    done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
     summary.update(workdir, facts | done)
     if config.init_from and (table := evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"))):
         print(table)
     print(f"report: {report.write_report(workdir)}")
-    if step < config.steps:
+    if stopping.ended:
+        print(done["ended"])
+    elif step < config.steps:
         print(f"stopped after step {step}, saved. The same command continues the run.")
+    return stopping.ended or step >= config.steps
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ LABELS = "labels.json"
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
 FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
-FREE_TO_CHANGE += ("model.attention",)
+FREE_TO_CHANGE += ("model.attention", "early_stopping.patience")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -38,18 +38,19 @@ def check(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = flat(_read_json(path)), flat(json.loads(config.to_json()))
-    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    lines = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in differing
-        if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
-    ]
+    lines = differing(flat(_read_json(path)), flat(json.loads(config.to_json())))
     if lines:
         raise ConfigError(
             f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
             + "\n  ".join(lines)
         )
+
+
+def differing(old: dict, new: dict) -> list[str]:
+    """A line for each field that differs and may not."""
+    free = tuple(f"{name}." for name in FREE_TO_CHANGE)
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name) and not f"{name}.".startswith(free)]
+    return [f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
 
 
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
@@ -86,8 +87,10 @@ def labels(workdir: Path) -> dict | None:
 
 
 def finished_checkpoints(workdir: Path, base: str | None = None) -> Checkpoints:
-    checkpoints = Checkpoints(workdir, base=base)
+    metric = recorded_config(workdir).get("early_stopping", {}).get("metric", "validation/loss")
+    checkpoints = Checkpoints(workdir, metric=metric, base=base)
     if checkpoints.latest_step is None:
+        checkpoints.close()
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")
     return checkpoints
 

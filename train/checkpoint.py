@@ -2,7 +2,7 @@
 
     WORKDIR/checkpoints/STEP/model     parameters, by name       (all that inference and export read)
     WORKDIR/checkpoints/STEP/training  optimizer state, counters (what training reads as well)
-    WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics
+    WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics, waiting of early stopping
 
 Of a model with an adapter, or another part that trains over a base that doesn't, the checkpoint holds what trains, and
 in `loop` the content hash of the base (model/fingerprint.py).
@@ -13,6 +13,7 @@ are written asynchronously: the loop goes on once they are copied from the devic
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,9 +22,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from model.weights import by_name, trained
+from train.early_stopping import lower_is_better, value_of
 from train.state import TrainState
-
-BEST = "validation/loss"
 
 
 class CheckpointError(Exception):
@@ -31,24 +31,26 @@ class CheckpointError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one working directory: the newest `keep_last`, and the `keep_best` by validation loss.
+    """The checkpoints of one working directory: the newest `keep_last`, and the `keep_best` by `metric`.
 
     Args:
       base: content hash of the model under what trains: only what trains is saved. None: all is.
     """
 
-    def __init__(self, workdir, keep_last: int = 2, keep_best: int = 1, base: str | None = None):
-        best = policy.BestN(
-            get_metric_fn=lambda metrics: metrics[BEST],
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
+    def __init__(
+        self,
+        workdir,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str = "validation/loss",
+        base: str | None = None,
+    ):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), best]),
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), _Best(metric, keep_best)]),
+            best_fn=lambda metrics: metrics[metric],  # without it metrics are not written, and forgotten at a restart
             cleanup_tmp_directories=True,
         )
-        self.base = base
+        self.metric, self.base = metric, base
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
 
@@ -57,7 +59,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, loop: dict, metrics: dict[str, float] | None = None) -> None:
-        """Start to save; `loop` is JSON. `metrics` with BEST in it make the step a candidate for the best ones.
+        """Start to save; `loop` is JSON. `metrics`, where finite, make the step a candidate for the best ones.
 
         Raises:
           CheckpointError: this save, or the one before it that ran in the background, failed.
@@ -69,7 +71,8 @@ class Checkpoints:
             training=ocp.args.StandardSave(_training(state)),
             loop=ocp.args.JsonSave(loop | ({"base": self.base} if self.base else {})),
         )
-        ranked = {BEST: metrics[BEST]} if metrics and BEST in metrics else None
+        value = value_of(self.metric, metrics) if metrics else math.nan
+        ranked = {self.metric: value} if math.isfinite(value) else {}
         self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=ranked))
 
     def save_model(self, step: int, model) -> None:
@@ -107,9 +110,11 @@ class Checkpoints:
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
         return _rename(like, found["model"])
 
-    def restore_arrays(self, like: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+    def restore_arrays(
+        self, like: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, array) of a model, one after another: for who need not hold all of them at once."""
-        step = self.latest_step
+        step = self.latest_step if step is None else step
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         for name, shape in like.items():
             item = {name: shape}
@@ -124,13 +129,43 @@ class Checkpoints:
     def _check_base(self, step: int) -> None:
         if not self.base:
             return
-        items = ocp.args.Composite(loop=ocp.args.JsonRestore())
-        there = self._guard("read", step, lambda: self._manager.restore(step, args=items))["loop"].get("base")
+        there = self.loop(step).get("base")
         if there != self.base:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} was trained over a base with the content hash {there}, but "
                 f"the model in config.init_from has {self.base}: bring back the base as it was, or train anew"
             )
+
+    def loop(self, step: int | None = None) -> dict:
+        """The `loop` JSON of a step (default: the latest); {} where there is none: a model alone, or nothing yet."""
+        step = self.latest_step if step is None else step
+        if not (self.directory / str(step) / "loop").exists():
+            return {}
+        items = ocp.args.Composite(loop=ocp.args.JsonRestore())
+        return self._guard("read", step, lambda: self._manager.restore(step, args=items))["loop"]
+
+    def find(self, wanted: str = "") -> int:
+        """The kept step that a user means: a number, 'latest', 'best' (by `metric`, among those that were evaluated),
+        or '': the best one of a run that ended early, else the latest.
+
+        Raises:
+          CheckpointError: it isn't there; lists what is.
+        """
+        steps = sorted(self._manager.all_steps())
+        metrics = {step: self._manager.metrics(step) or {} for step in steps}
+        values = {step: found[self.metric] for step, found in metrics.items() if found}
+        if not wanted:
+            wanted = "best" if values and self.loop().get("early_stopping", {}).get("ended") else "latest"
+        if wanted == "best" and values:
+            return _ranked(self.metric, values)[0]
+        if wanted == "latest" and steps:
+            return steps[-1]
+        if wanted.isdecimal() and int(wanted) in steps:
+            return int(wanted)
+        evaluated = f"; evaluated for {self.metric}: {', '.join(map(str, values)) or 'none'}"
+        raise CheckpointError(
+            f"{self.directory} holds no step {wanted!r}; there are: {', '.join(map(str, steps)) or 'none'}{evaluated}"
+        )
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -152,6 +187,23 @@ class Checkpoints:
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
             reason = str(error).strip().split("\n")[0][:400] or type(error).__name__
             raise CheckpointError(f"could not {verb} {which} in {self.directory} ({good}): {reason}") from error
+
+
+class _Best(policy.PreservationPolicy):
+    """Keeps the best `count` of the checkpoints that were evaluated; the first of equals."""
+
+    def __init__(self, metric: str, count: int):
+        self.metric, self.count = metric, count
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        values = {found.step: found.metrics[self.metric] for found in checkpoints if found.metrics}
+        best = _ranked(self.metric, values)[: self.count]
+        return [found.step in best for found in checkpoints]
+
+
+def _ranked(metric: str, values: dict[int, float]) -> list[int]:
+    """Steps, the best first, by {step: value of `metric`}."""
+    return sorted(values, key=lambda step: values[step] if lower_is_better(metric) else -values[step])
 
 
 def _rename(tree, values: dict):

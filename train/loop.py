@@ -1,7 +1,8 @@
-"""The only loop: next batch, step, log, evaluate, save; ends at the last step, on a signal, or when numbers stay bad.
+"""The only loop: next batch, step, log, evaluate, save; ends at the last step, on a signal, when evaluations get no
+better, or when numbers stay bad.
 
 Results are read one step late, so that the device always has its next step waiting. Everything it continues from
-after a stop is saved together: state, data position, running sums.
+after a stop is saved together: state, data position, running sums, waiting for a better evaluation.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from train.checkpoint import Checkpoints
+from train.early_stopping import EarlyStopping
 from train.metrics import Clock, Progress, Writer
 from train.state import TrainState
 
@@ -44,6 +46,8 @@ class Parts:
     source: Any  # .next() -> host batch; .position() -> JSON
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # model -> {name: value}
+    observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
+    stopping: EarlyStopping
     learning_rate: Callable  # step -> float
     checkpoints: Checkpoints
     writer: Writer
@@ -52,13 +56,15 @@ class Parts:
 
 
 def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int, Clock]:
-    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT.
+    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT, and
+    when `parts.stopping` has ended. Either is saved; with early stopping, so is each evaluation that is the best yet.
 
     Args:
       loop: what `Checkpoints.restore` returned beside the state ({} at the start).
 
     Raises:
       TrainingStopped: `max_bad_steps` updates in a row were not finite.
+      UnknownMetric: evaluations lack the metric of `parts.stopping`.
       CheckpointError: a save failed.
     """
     window, clock, pending, evaluation = _Window(loop.get("window")), Clock(step), None, None
@@ -81,11 +87,12 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             _log(at, window.flush(), clock.lap(at), parts)
 
     def save() -> None:
-        position = {"position": parts.source.position(), "window": window.to_json()}  # written while we go on
-        parts.checkpoints.save(step, state, position, evaluation)
+        counters = {"window": window.to_json(), "early_stopping": parts.stopping.to_json()}
+        counters |= {"position": parts.source.position()}  # written while we go on
+        parts.checkpoints.save(step, state, counters, evaluation)
 
     with _stop_requests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
-        while step < schedule.steps and not stop:
+        while step < schedule.steps and not stop and not parts.stopping.ended:
             profiler.at(step)
             state, result = parts.train_step(state, parts.put(parts.source.next()))
             step += 1
@@ -102,6 +109,9 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                     evaluation = parts.evaluate(state.model)
                     parts.writer.write(step, evaluation | window.flush_arrays())
                     parts.progress.message(evaluation_line(step, evaluation))
+                    best = parts.stopping.update(step, evaluation)
+                    parts.observe(step, evaluation)
+                    saving = saving or parts.stopping.ended or (best and parts.stopping.patience)
                 if saving:
                     save()
                 clock.skip(step)

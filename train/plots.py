@@ -7,8 +7,8 @@ import re
 import numpy as np
 
 # matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
-_INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
-VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _TRAIN: "var(--accent)", _VALIDATION: "var(--second)"}
+INK, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
+VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", TRAIN: "var(--accent)", VALIDATION: "var(--second)"}
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -37,36 +37,62 @@ def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.nda
 def curve(size, line, dots, raw: bool = False) -> str:
     """Inline SVG of a curve (`raw`, or thin with its smoothed form over it) and of dots; empty if there are neither.
     The axis is logarithmic where a smoothed curve spans more than a factor of 4."""
+    values = np.concatenate([line[1], dots[1]])
+    if not np.isfinite(values).any():
+        return ""
+
+    def paint(axes) -> None:
+        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
+        axes.plot(*thin(*line), color=TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
+        if not raw:
+            axes.plot(*thin(line[0], smooth(line[1])), color=TRAIN, lw=1.6)
+        axes.plot(*dots, color=VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
+        if not raw:
+            scale(axes, "y", values)
+        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
+        axes.set_xlabel("step", color=INK)
+
+    return svg(size, paint)
+
+
+def scale(axes, name: str, values: np.ndarray) -> None:
+    """Make the axis 'x' or 'y' logarithmic where the finite `values` are above 0 and span more than a factor of 4."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    values = values[np.isfinite(values)]
+    if not values.size or values.min() <= 0 or (span := values.max() / values.min()) <= 4:
+        return
+    digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
+    if name == "x":  # where labels stand side by side
+        digits = (1, 2, 5) if span < 15 else (1, 3) if span < 2000 else (1,)
+    axis = getattr(axes, f"{name}axis")
+    getattr(axes, f"set_{name}scale")("log")
+    axis.set_major_formatter(_tick)
+    axis.set_major_locator(LogLocator(subs=digits, numticks=12))
+    axis.set_minor_locator(NullLocator())
+
+
+def svg(size, paint, whole: bool = True) -> str:
+    """Inline SVG of what `paint(axes)` draws in the colours of VARIABLES.
+
+    Args:
+      size: inches.  whole: the x axis is of whole numbers.
+    """
     # Here and not above: half a second that the start of a training run need not pay. Figure keeps no global state.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator
 
-    values = np.concatenate([line[1], dots[1]])
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return ""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
-        axes.plot(*thin(*line), color=_TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
-        if not raw:
-            axes.plot(*thin(line[0], smooth(line[1])), color=_TRAIN, lw=1.6)
-        axes.plot(*dots, color=_VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
-        if not raw and values.min() > 0 and (span := values.max() / values.min()) > 4:
-            digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=digits, numticks=12))
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
-        axes.xaxis.set_major_locator(MaxNLocator(size[0] + 1, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(size[0] + 1, integer=whole, steps=(1, 2, 5, 10), min_n_ticks=1))
         axes.xaxis.set_major_formatter(_tick)
         axes.yaxis.set_major_formatter(_tick)
-        axes.set_xlabel("step", color=_INK)
-        axes.grid(color=_GRID, lw=0.7)
-        axes.tick_params(length=0, colors=_INK)
+        paint(axes)
+        axes.grid(color=GRID, lw=0.7)
+        axes.tick_params(length=0, colors=INK)
         axes.spines[:].set_visible(False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

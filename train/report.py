@@ -9,7 +9,8 @@ Reads from the workdir, each file and each key optional:
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
-                    goodput (a fraction), mfu_convention, samples [{prompt, text: the continuation}],
+                    goodput (a fraction), mfu_convention, best {metric, value, step}, ended (why before the last step),
+                    samples [{prompt, text: the continuation}],
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
@@ -19,6 +20,7 @@ Left out: comparing runs, which is TensorBoard's.
 import json
 import math
 import time
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -57,7 +59,8 @@ dd small { display: block; font-weight: 400; }
 .bars .own { background: var(--accent); }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
 .key { float: right; font-weight: 400; color: var(--muted); } .key i { display: inline-block; width: 14px; height: 3px;
-  margin: 0 5px 3px 14px; background: var(--accent); } .key .thin { opacity: .4; }
+  margin: 0 5px 3px 14px; background: var(--accent); } .key .dot.own { background: var(--accent); }
+.key .dot.ring { background: none; box-shadow: inset 0 0 0 1px var(--accent); } .key .thin { opacity: .4; }
 .key .dot { width: 7px; height: 7px; border-radius: 50%; margin-bottom: 1px; background: var(--second); }
 .narrow { display: none; }
 pre, code { font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -87,19 +90,35 @@ def write_report(workdir) -> Path:
     sections += (
         _experts(rows) + _samples(summary.get("samples") or []) + _corpus(summary.get("corpus") or []) + _config(config)
     )
-    name = escape(workdir.resolve().name)
-    run = " · ".join(escape(str(summary[key])) for key in ("device", "mesh") if summary.get(key))
+    run = " · ".join(str(summary[key]) for key in ("device", "mesh") if summary.get(key))
+    best = summary.get("best") or {}
+    outcome = best and f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}."
+    outcome = summary.get("ended") or outcome
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
-    page = f"""<!DOCTYPE html>
+    above = (" · ".join(filter(None, (run, when and "last logged " + when))), outcome)
+    below = (
+        str(summary.get("mfu_convention") or MFU_CONVENTION),
+        "Written from metrics.jsonl, config.json and summary.json, which lie beside this file.",
+    )
+    return save(workdir / "report.html", page(workdir.resolve().name, above, sections, below))
+
+
+def page(title: str, above: Iterable[str], sections: str, below: Iterable[str]) -> str:
+    """A whole page: lines of text `above` and `below` the `sections`, which are HTML."""
+    above, below = ("\n".join(f"<p>{escape(line)}</p>" for line in lines if line) for lines in (above, below))
+    return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title><style>{_CSS}</style></head><body><main>
-<header><h1>{name}</h1><p>{" · ".join(filter(None, (run, when and "last logged " + when)))}</p></header>
+<title>{escape(title)}</title><style>{_CSS}</style></head><body><main>
+<header><h1>{escape(title)}</h1>{above}</header>
 {sections}
-<footer><p>{escape(str(summary.get("mfu_convention") or MFU_CONVENTION))}</p>
-<p>Written from metrics.jsonl, config.json and summary.json, which lie beside this file.</p></footer>
+<footer>{below}</footer>
 </main></body></html>
 """
-    path, temporary = workdir / "report.html", workdir / "report.html.tmp"
+
+
+def save(path: Path, page: str) -> Path:
+    """Writes the page at once, or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair may stand in a sample
     return temporary.replace(path)
 

@@ -11,7 +11,7 @@ from model import axes
 from model.families import Decoder
 from tests.model import tiny
 from train import optimizer, state
-from train.checkpoint import BEST, CheckpointError, Checkpoints
+from train.checkpoint import CheckpointError, Checkpoints
 
 TX = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, tiny.LLAMA)
 
@@ -52,14 +52,33 @@ def test_read_on_another_mesh(written, shape):
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
-    """Losses 3, 1, 2, 4: of six steps the two newest stay and the one of loss 1; a step without a loss is no rival."""
+    """Losses 3, 1, 2, 4: of six steps the two newest stay and the one of loss 1; a step without a loss is no rival.
+    Another process, which continues after each step, knows the losses of all."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         made = state.create(make, TX, seed=1)
-        checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
         for step, loss in enumerate((3.0, 1.0, None, 2.0, 4.0, 3.5), start=1):
-            checkpoints.save(step, made, {}, {BEST: loss} if loss else None)
-            checkpoints.wait()
+            checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1)
+            checkpoints.save(step, made, {}, {"validation/loss": loss} if loss else None)
+            checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == [2, 5, 6]
+
+
+def test_finds_what_a_user_means(tmp_path):
+    """By accuracy, where 0 and what is not finite are a value and none; '' means the best once the run ended early."""
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        made = state.create(make, TX, seed=1)
+        checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=2, metric="validation/accuracy")
+        assert checkpoints.loop() == {}
+        for step, accuracy in enumerate((-0.5, 0.0, 0.5, float("inf"), float("nan")), start=1):
+            checkpoints.save(step, made, {"early_stopping": {"ended": step == 5}}, {"validation/accuracy": accuracy})
+            checkpoints.wait()
+            assert checkpoints.find() == (3 if step == 5 else step)
+    assert [checkpoints.find(wanted) for wanted in ("best", "latest", "2")] == [3, 5, 2]
+    for wanted in ("4", "1", "last", "-1"):
+        with pytest.raises(
+            CheckpointError, match=rf"no step '{wanted}'; there are: 2, 3, 5; evaluated .*accuracy: 2, 3"
+        ):
+            checkpoints.find(wanted)
 
 
 def test_a_damaged_checkpoint_is_named(written, tmp_path):

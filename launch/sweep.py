@@ -1,0 +1,77 @@
+"""Search over hyper-parameters: many runs of launch.train, their values chosen by Optuna.
+
+    python -m launch.sweep --config=configs/NAME.py:ARG --search=configs/search_NAME.py --trials=20 --workdir=DIR
+
+What varies, and over what, stands in the search file (launch/search.py). Each trial is a run in DIR/trials/NUMBER;
+trials are ranked by the best of their evaluations, by config.early_stopping.metric. DIR/sweep.db (SQLite) holds all
+that is known of them, so that the same command goes on after any end, and a larger --trials adds more. Only the best
+trial and the one that runs have checkpoints. DIR/sweep.html shows the table and plots.
+"""
+
+if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+    raise SystemExit("start it from the checkout as: python -m launch.sweep")
+
+from launch import runtime
+
+runtime.configure("training")
+
+import shlex
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import search
+from launch.trials import Trials
+from train import sweep_report
+
+# --config and --workdir are those of launch.train, which the trials import.
+_SEARCH = flags.DEFINE_string("search", None, "Search file: which fields vary, and over what (launch/search.py).")
+_TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
+_SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")
+_PRUNER = flags.DEFINE_enum(
+    "pruner",
+    "median",
+    ["median", "none"],
+    "Which trials end early. median: those that, after a quarter of their steps, never were as good as the median of "
+    "the others at the same step, once there are 5.",
+)
+
+
+def command(values: dict, workdir: Path) -> str:
+    """The command that trains one trial again."""
+    flag = flags.FLAGS["config"]
+    fields = config_flags.get_override_values(flag) | values
+    words = [f"--config={config_flags.get_config_filename(flag)}", f"--workdir={workdir}"]
+    words += [f"--config.{name}={value}" for name, value in fields.items()]
+    return " ".join(["python -m launch.train", *map(_quoted, words)])
+
+
+def _quoted(word: str) -> str:
+    """As a shell reads it back; readable also where names of files are quoted inside."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def main() -> None:
+    workdir = Path(flags.FLAGS.workdir).absolute()
+    chosen = config_flags.get_override_values(flags.FLAGS["config"])
+    trials = Trials(flags.FLAGS.config, search.read(_SEARCH.value), workdir, _SAMPLER.value, _PRUNER.value, chosen)
+    try:
+        done = trials.run(_TRIALS.value)
+    except KeyboardInterrupt:  # while a trial began or ended; its loop saves by itself
+        done = False
+    rows = trials.rows()
+    best = sweep_report.ranked(rows, trials.lower)[0] if rows else None
+    again = command(best.parameters, workdir / "best") if best and best.value is not None else ""
+    kinds = {field: form[0] for field, form in trials.space.items()}
+    print("\n" + sweep_report.table(rows, trials.metric, trials.lower))
+    print(f"\nreport: {sweep_report.write(workdir, rows, trials.metric, trials.lower, kinds, again)}")
+    if again:
+        print(f"trains the best again:\n  {again}")
+    if not done:
+        print("stopped; the same command continues the sweep")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "search", "workdir"])
+    runtime.run(main)

@@ -1,0 +1,176 @@
+"""Trials of a sweep: runs of launch.train whose values Optuna chooses, one after another, kept in one SQLite file.
+
+A trial that was cut off is continued in its own workdir; what it told of its evaluations stands in the file already.
+Left out: several processes on one sweep.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import optuna
+from ml_collections import ConfigDict
+from optuna.trial import TrialState
+
+from launch import build, early_stopping, init_from, search, workdirs
+from launch.checking import ConfigError
+from launch.train import train
+from train.early_stopping import lower_is_better, value_of
+from train.loop import TrainingStopped
+from train.sweep_report import Trial, ranked, show
+
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+class Trials:
+    """The trials in `workdir`, and what new ones are made of.
+
+    Args:
+      config: of the runs.
+      chosen: its fields that the user has set.
+      sampler: 'tpe', 'random' or 'grid'.
+      pruner: 'median' or 'none'.
+
+    Raises:
+      ConfigError: no trial could run like this, or `workdir` holds something else.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        space: search.Space,
+        workdir: Path,
+        sampler: str = "tpe",
+        pruner: str = "median",
+        chosen: Iterable[str] = (),
+    ):
+        self.config, self.space, self.workdir, self.sampler = config, space, workdir, sampler
+        self.chosen, self.metric = [*chosen, *space], config.early_stopping.metric
+        search.check(space, config)
+        self.points = search.grid(space, config.seed) if sampler == "grid" else []
+        early_stopping.make(config)
+        self.lower = lower_is_better(self.metric)
+        if not config.eval_every:
+            raise ConfigError("config.eval_every is 0, but trials are ranked by their evaluations")
+        resolved = init_from.resolve(config, workdir, self.chosen)
+        build.check(resolved, build.mesh(resolved))
+        if (workdir / "config.json").exists():
+            raise ConfigError(f"{workdir} holds a run of launch.train; use another --workdir")
+        # Not before a quarter of the steps: what learns slowly in its warm-up need not be bad.
+        pruners = {"median": optuna.pruners.MedianPruner(n_warmup_steps=config.steps // 4)}
+        workdir.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{workdir / 'sweep.db'}",
+            study_name="sweep",
+            direction="minimize" if self.lower else "maximize",
+            pruner=pruners.get(pruner, optuna.pruners.NopPruner()),
+            load_if_exists=True,
+        )
+        self._claim({"search": space, "sampler": sampler, "pruner": pruner, **json.loads(config.to_json())})
+
+    def _claim(self, sweep: dict) -> None:
+        """Keep with the study what it is made of; refuse one that is made of something else."""
+        new = json.loads(json.dumps(sweep))
+        old = self.study.user_attrs.get("sweep")
+        if old is None:
+            self.study.set_user_attr("sweep", new)
+        elif lines := workdirs.differing(workdirs.flat(old), workdirs.flat(new)):
+            raise ConfigError(
+                f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
+                + "\n  ".join(lines)
+            )
+
+    def run(self, total: int) -> bool:
+        """Run trials until there are `total` (of a grid: as many as it has points at most); False: a signal stopped it.
+
+        Raises:
+          ConfigError: the values of a trial don't fit together, or another process runs this sweep.
+        """
+        total = min(total, len(self.points)) if self.points else total
+        with _alone(self.workdir):
+            self._tidy()
+            while trial := self._next(total):
+                if not self._run(trial, total):
+                    return False
+                self._tidy()
+        return True
+
+    def _next(self, total: int) -> optuna.Trial | None:
+        """The trial that was cut off, or a new one."""
+        frozen = self.study.get_trials(deepcopy=False)
+        running = [trial for trial in frozen if trial.state == TrialState.RUNNING]
+        number = running[0].number if running else len(frozen)
+        if number >= total and not running:
+            return None
+        self.study.sampler = search.sampler(self.sampler, self.config.seed, number, self.points)
+        return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+
+    def _run(self, trial: optuna.Trial, total: int) -> bool:
+        values = search.suggest(trial, self.space)
+        shown = "  ".join(f"{name} {show(value)}" for name, value in values.items())
+        print(f"\ntrial {trial.number} of {total}: {shown}")
+        config = search.applied(self.config, values)
+        config.update(keep_last=1, keep_best=1, checkpoint_every=config.eval_every)
+        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+
+        def observe(step: int, figures: dict) -> None:
+            value = value_of(self.metric, figures)
+            if step not in told:
+                trial.report(value, step)
+            if step < config.steps and trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            if not train(config, self.directory(trial.number), self.chosen, observe):
+                return False
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except TrainingStopped as error:
+            trial.set_user_attr("why", str(error))
+            self.study.tell(trial, state=TrialState.FAIL)
+        except ConfigError as error:
+            raise ConfigError(f"trial {trial.number} ({shown}): {error}") from error
+        else:
+            value = self.rows()[trial.number].value
+            self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+        rows = self.rows()
+        best = ranked(rows, self.lower)[0]
+        print(f"trial {trial.number}: {rows[trial.number].outcome()}; best: trial {best.number}, {best.outcome()}")
+        return True
+
+    def rows(self) -> list[Trial]:
+        """What there is to say of every trial, by number."""
+        return [
+            Trial(
+                number=trial.number,
+                state=_STATES.get(trial.state, "unfinished"),
+                parameters=trial.params,
+                values=trial.intermediate_values,
+                lower=self.lower,
+                why=trial.user_attrs.get("why", ""),
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+        ]
+
+    def _tidy(self) -> None:
+        """Delete the checkpoints of all finished trials but the best."""
+        for row in ranked(self.rows(), self.lower)[1:]:
+            if row.state != "unfinished":
+                shutil.rmtree(self.directory(row.number) / "checkpoints", ignore_errors=True)
+
+    def directory(self, number: int) -> Path:
+        return self.workdir / "trials" / str(number)
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process runs the sweep in {workdir}; wait for it or stop it") from error
+        yield  # closing the file gives the lock back, and so does a kill

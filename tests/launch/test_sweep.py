@@ -1,0 +1,209 @@
+"""Sweeps: the same after an end at any moment, bad trials, what is kept and shown.
+
+Most trials here are `pretend`ed: evaluations that a formula gives, saved as a run would save them. One test trains.
+"""
+
+import math
+
+import pytest
+
+from launch import trials
+from launch.checking import ConfigError
+from launch.trials import Trials
+from tests.launch.test_train import losses
+from train import metrics
+from train.loop import TrainingStopped
+from train.sweep_report import ranked
+
+SPACE = {
+    "optimizer.learning_rate": ("log", 1e-4, 1.0),
+    "optimizer.weight_decay": ("float", 0.0, 0.4, 0.1),
+    "optimizer.name": ("choice", "adamw", "lion"),
+}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def loss(config, step):
+    """Best at a rate of 1e-2 and little decay."""
+    o = config.optimizer
+    return abs(math.log10(o.learning_rate) + 2) + o.weight_decay + 10 / step + (o.name == "lion") * 0.1
+
+
+def pretend(kill=None):
+    """A stand-in for launch.train.train. `kill`: (trial, step) before which the process ends."""
+
+    def train(config, workdir, chosen, observe):
+        workdir.mkdir(parents=True, exist_ok=True)
+        saved = workdir / "checkpoints" / "step"
+        at = int(saved.read_text()) if saved.exists() else 0
+        for step in range(at + config.eval_every, config.steps + 1, config.eval_every):
+            if kill == (int(workdir.name), step):
+                raise Killed
+            value = loss(config, step)
+            observe(step, {"validation/loss": value, "validation/accuracy": -value})
+            if kill == (int(workdir.name), -step):  # told, not saved
+                raise Killed
+            saved.parent.mkdir(exist_ok=True)
+            saved.write_text(str(step))
+        return True
+
+    return train
+
+
+@pytest.fixture
+def config(tiny):
+    tiny.steps, tiny.eval_every = 20, 4
+    return tiny
+
+
+def told(trials):
+    return [(row.number, row.state, row.parameters, row.values) for row in trials.rows()]
+
+
+@pytest.mark.parametrize(("sampler", "total"), [("random", 7), ("grid", 7), ("tpe", 12)])
+def test_the_same_after_kills(sampler, total, config, tmp_path, monkeypatch):
+    """Before a trial's first evaluation, between telling and saving, in its middle: then as in one piece. TPE begins to
+    model after 10 trials."""
+    space = SPACE | ({"optimizer.learning_rate": ("choice", 1e-3, 1e-2)} if sampler == "grid" else {})
+    make = lambda name: Trials(config, space, tmp_path / name, sampler)
+    monkeypatch.setattr(trials, "train", pretend())
+    whole = make("whole")
+    assert whole.run(total)
+    for kill in ((0, 4), (2, -12), (4, 16), (total - 1, -4)):
+        monkeypatch.setattr(trials, "train", pretend(kill))
+        with pytest.raises(Killed):
+            make("killed").run(total)
+    monkeypatch.setattr(trials, "train", pretend())
+    killed = make("killed")
+    assert killed.rows()[-1].state == "unfinished"
+    assert killed.run(total)
+    assert told(killed) == told(whole)
+    assert (
+        len(told(whole)) == total and len({tuple(parameters.values()) for _, _, parameters, _ in told(whole)}) == total
+    )
+    assert sampler != "tpe" or "pruned" in {state for _, state, *_ in told(whole)}
+    monkeypatch.setattr(trials, "train", None)  # all is done: nothing runs
+    assert make("killed").run(total)
+
+
+def test_a_bad_trial_is_pruned_and_a_grid_ends(config, tmp_path, monkeypatch, capsys):
+    """Five trials of a grid whose rates get worse; the sixth is no better than their median after a quarter."""
+    monkeypatch.setattr(trials, "train", pretend())
+    rates = (1e-2, 1.1e-2, 1.2e-2, 1.3e-2, 1.4e-2, 0.9)
+    space = {"optimizer.learning_rate": ("choice", *rates)}
+    made = Trials(config, space, tmp_path, "grid")
+    made.points.sort(key=lambda point: point["optimizer.learning_rate"])
+    assert made.run(100)
+    rows = made.rows()
+    assert [row.parameters["optimizer.learning_rate"] for row in rows] == list(rates)
+    assert [row.state for row in rows] == ["complete"] * 5 + ["pruned"]
+    assert max(rows[5].values) == 8 and rows[0].step == 20  # 8: the first evaluation after a quarter
+    assert [row.number for row in ranked(rows, lower=True)] == [0, 1, 2, 3, 4, 5]
+    assert "trial 5: pruned after step 8, " in capsys.readouterr().out
+    kept = [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")]
+    assert kept == ["0"]  # the best one's
+
+
+def test_none_is_pruned_without_a_pruner_and_higher_may_be_better(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", pretend())
+    config.early_stopping.metric = "validation/accuracy"
+    made = Trials(config, SPACE, tmp_path, "random", "none")
+    assert made.run(6)
+    rows = made.rows()
+    assert {row.state for row in rows} == {"complete"}
+    best = ranked(rows, lower=False)[0]
+    assert best.value == max(max(row.values.values()) for row in rows) == made.study.best_value
+    assert best.number == made.study.best_trial.number
+
+
+def test_failed_trials_do_not_end_a_sweep(config, tmp_path, monkeypatch):
+    """Numbers that stay bad, and evaluations that never are finite."""
+
+    def train(config, workdir, chosen, observe):
+        if workdir.name == "1":
+            raise TrainingStopped("steps 3 to 5 all gave a loss that is not finite")
+        observe(4, {"validation/loss": math.nan if workdir.name == "2" else 1.0})
+        return True
+
+    monkeypatch.setattr(trials, "train", train)
+    made = Trials(config, SPACE, tmp_path)
+    assert made.run(4)
+    assert [row.state for row in made.rows()] == ["complete", "failed", "failed", "complete"]
+    assert made.rows()[1].why.startswith("steps 3 to 5")
+
+
+def test_a_signal_stops_and_more_trials_may_follow(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "train", lambda *_: False)
+    assert not Trials(config, SPACE, tmp_path, "random").run(2)
+    monkeypatch.setattr(trials, "train", pretend())
+    made = Trials(config, SPACE, tmp_path, "random")
+    assert [row.state for row in made.rows()] == ["unfinished"]
+    assert made.run(2) and len(made.rows()) == 2
+    first = told(made)
+    assert made.run(4) and told(made)[:2] == first and len(told(made)) == 4
+
+
+def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
+    """Before anything is made where they can be seen; else with the trial's number."""
+
+    def refused(words, space=SPACE, workdir=tmp_path / "none", **changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+        with pytest.raises(ConfigError) as caught:
+            Trials(changed, space, workdir)
+        assert words in str(caught.value)
+
+    refused("config.eval_every is 0", eval_every=0)
+    refused("config.early_stopping", early_stopping__metric="validation/unigram")
+    refused("batch_size 6", batch_size=6, accumulate=4)
+    refused("no field 'optimizer.rate'", {"optimizer.rate": ("log", 1e-5, 1e-2)})
+    assert not (tmp_path / "none").exists()
+
+    def train(config, *_):
+        raise ConfigError("config.model.num_heads 3")
+
+    monkeypatch.setattr(trials, "train", train)
+    with pytest.raises(ConfigError, match=r"trial 0 \(optimizer.learning_rate .*\): config.model.num_heads 3"):
+        Trials(config, SPACE, tmp_path / "sweep").run(2)
+    refused(
+        "search.optimizer.name: ['choice', 'adamw', 'lion'] there, None now",
+        {"seed": ("int", 0, 9)},
+        tmp_path / "sweep",
+    )
+    refused("steps: 20 there, 16 now", workdir=tmp_path / "sweep", steps=16)
+    with trials._alone(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process"):
+        Trials(config, SPACE, tmp_path / "sweep").run(2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    refused("holds a run of launch.train", workdir=tmp_path / "run")
+
+
+def test_a_real_trial_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """Cut off after its second evaluation, before that is saved, and started again: losses, those of steps too, are
+    those of a run of launch.train with the same values, bit for bit."""
+    space = {"optimizer.learning_rate": ("choice", 1e-3)}
+
+    def cut_off(config, workdir, chosen, observe):
+        def cut(step, figures):
+            observe(step, figures)
+            if step == 8:
+                raise Killed
+
+        return train(config, workdir, chosen, cut)
+
+    train = trials.train
+    monkeypatch.setattr(trials, "train", cut_off)
+    with pytest.raises(Killed):
+        Trials(tiny, space, tmp_path / "sweep", "grid").run(1)
+    monkeypatch.setattr(trials, "train", train)
+    again = Trials(tiny, space, tmp_path / "sweep", "grid")
+    assert again.run(1)
+    tiny.optimizer.learning_rate = 1e-3
+    train(tiny, tmp_path / "run")
+    assert losses(again.directory(0)) == losses(tmp_path / "run")
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert again.rows()[0].values == {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    assert again.rows()[0].state == "complete" and list(again.rows()[0].values) == [4, 8]

@@ -1,0 +1,67 @@
+"""When a run ends for want of better evaluations: counted by hand; and which way each metric goes."""
+
+import json
+import math
+
+import pytest
+
+from train.early_stopping import EarlyStopping, UnknownMetric, lower_is_better
+
+
+def followed(values, metric="validation/loss", **settings):
+    """[(best so far, ended)] after each value, with the counters stored and read back in between."""
+    seen, saved = [], None
+    for step, value in enumerate(values, 1):
+        stopping = EarlyStopping(metric, **settings, saved=saved)
+        seen.append((stopping.update(step, {metric: value}), stopping.ended))
+        saved = json.loads(json.dumps(stopping.to_json()))
+    return seen, stopping
+
+
+def test_waits_for_patience_evaluations_in_a_row():
+    """An improvement in between starts the waiting anew; an equal value is none."""
+    seen, stopping = followed([3.0, 2.0, 2.5, 2.0, 1.9, 2.0, 2.1, 1.9], patience=3)
+    assert [best for best, _ in seen] == [True, True, False, False, True, False, False, False]
+    assert [ended for _, ended in seen] == [False] * 7 + [True]
+    assert stopping.best() == {"metric": "validation/loss", "value": 1.9, "step": 5}
+    assert stopping.why() == "validation/loss was best at step 5 (1.9) and has not improved in the last 3 evaluations"
+
+
+def test_small_steps_are_waiting_but_the_last_of_them_is_the_best():
+    """By 0.1 each with min_delta 0.25: only every third counts; with 0.35 the third comes too late."""
+    values = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4]
+    seen, stopping = followed(values, patience=3, min_delta=0.25)
+    assert all(best for best, _ in seen) and not stopping.ended and stopping.step == 7
+    seen, stopping = followed(values[:4], patience=3, min_delta=0.35)
+    assert [ended for _, ended in seen] == [False, False, False, True] and stopping.step == 4
+    assert "has not improved by more than 0.35" in stopping.why()
+
+
+def test_higher_is_better_and_what_is_not_finite_never_is():
+    seen, stopping = followed([math.nan, 0.0, 0.5, math.inf, 0.4], "validation/news/macro_f1", patience=2)
+    assert seen == [(False, False), (True, False), (True, False), (False, False), (False, True)]
+    assert (stopping.value, stopping.step) == (0.5, 3)
+    _, stopping = followed([math.nan, math.nan], patience=2)
+    assert stopping.ended and stopping.best() is None and "never finite" in stopping.why()
+
+
+def test_without_patience_it_never_ends():
+    assert not any(ended for _, ended in followed([1.0] + [2.0] * 50)[0])
+
+
+@pytest.mark.parametrize("name", ["loss", "perplexity", "bits_per_byte", "mse", "mae", "answer_loss"])
+def test_lower_is_better(name):
+    assert lower_is_better(f"validation/{name}") and lower_is_better(f"validation/accuracy/{name}")
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "pearson", "bleu", "rougeL", "chrf", "exact_match"])
+def test_higher_is_better(name):
+    assert not lower_is_better(f"validation/{name}") and not lower_is_better(f"validation/loss/{name}")
+
+
+def test_unknown_metrics_are_named_with_what_there_is():
+    with pytest.raises(UnknownMetric, match=r"'validation/unigram'.*higher: accuracy, f1"):
+        EarlyStopping("validation/unigram")
+    stopping = EarlyStopping("validation/accuracy", patience=1)
+    with pytest.raises(UnknownMetric, match=r"is 'validation/accuracy'; .* give validation/loss, validation/f1$"):
+        stopping.update(1, {"validation/loss": 1.0, "validation/f1": 0.5, "validation/confusion": [[1, 2], [3, 4]]})
