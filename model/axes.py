@@ -130,6 +130,11 @@ def gather(w: jax.Array) -> jax.Array:
     return w if wanted == stored else jax.sharding.reshard(w, wanted)
 
 
+def used(*logical: str | None) -> tuple[str | None, ...]:
+    """The names of a parameter's dims without those that `gather` makes whole."""
+    return tuple(None if name is None or _TABLE[name] in STORAGE_AXES else name for name in logical)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int = 2) -> jax.NamedSharding:
     """Where a batch's rows lie; `ndim` counts the dims of the array, the first being the batch."""
     return jax.NamedSharding(mesh, spec("batch", *(None,) * (ndim - 1)))

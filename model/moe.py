@@ -9,13 +9,14 @@ Dims: B rows, T length, D embed, F hidden of an expert, E experts.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from model import axes, dispatch
 from model.config import ModelConfig
 from model.layers import RESIDUAL, FeedForward, activate, residual_init
 from model.router import RouterStats, balanced_by_correction, route
-from model.weights import einsum, gathered, param
+from model.weights import Weight, einsum, gathered, param
 
 
 class MoE(nnx.Module):
@@ -48,7 +49,11 @@ class MoE(nnx.Module):
         """
         with jax.default_matmul_precision("highest"):  # float32 that is float32 on a TPU too
             logits = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, ("batch", "length", "experts"))
-        y_BTD, stats = self._routed(x_BTD, logits, real_BT)
+        routed = self._routed
+        if any(isinstance(w, Weight) for w in (self.experts_gate, self.experts_up, self.experts_down)):
+            # The arrays that such weights make of themselves are made again for the gradient: no layer keeps its own.
+            routed = jax.checkpoint(routed, policy=jax.checkpoint_policies.save_only_these_names("products"))
+        y_BTD, stats = routed(x_BTD, logits, real_BT)
         if self.correction is not None:
             y_BTD = balanced_by_correction(y_BTD, self.correction[...], stats.load_E)
         if self.shared is not None:
@@ -92,7 +97,8 @@ class MoE(nnx.Module):
         logits_NE = logits_BTE.reshape(-1, self.experts.count)
         routing, stats = route(self.experts, logits_NE, correction_E, real_N.reshape(-1))
 
-        def apply(x, product):
+        def apply(x, multiply):
+            product = lambda x, w: checkpoint_name(multiply(x, w), "products")
             h = product(x, up)
             h = activate(h, self.activation) if gate is None else activate(product(x, gate), self.activation) * h
             return product(h, down)

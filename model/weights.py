@@ -147,11 +147,17 @@ def _cpu_forward(spec, sharding, x, w):
     return _einsum(spec, sharding, x, w), (x, w)
 
 
+def input_gradient(spec: str, dy: jax.Array, w: jax.Array, sharding) -> jax.Array:
+    """The gradient of `contract` by x, placed as `sharding` says."""
+    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+    return jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding)
+
+
 def _cpu_backward(spec, sharding, residuals, dy):
     x, w = residuals
     x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
     like = lambda a: jax.typeof(a).sharding.spec if axes.has_mesh() else None
-    dx = jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=like(x))
+    dx = input_gradient(spec, dy, w, like(x))
     batch = [dim for dim in x_dims if dim not in w_dims]
     contract = tuple(tuple(dims.index(dim) for dim in batch) for dims in (x_dims, y_dims))
     first, second, dims = (x, dy, contract) if x.size <= dy.size else (dy, x, contract[::-1])

@@ -1,0 +1,115 @@
+"""quantize: the frozen base of a model in few bits; and how many bytes that takes."""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from model.compress.int8 import Int8
+from model.compress.nf4 import NF4
+from model.compress.quantized import QuantizedWeight
+from model.weights import is_variable, name
+
+KINDS = {"nf4": NF4, "int8": Int8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """
+    Args:
+      kind: 'nf4' or 'int8'.
+      double: nf4: quantize the scales too.
+      weights: ordered (regular expression, whether it is quantized): the first one found in the name of a weight of a
+        linear layer decides. By default all of the stacks of layers; not heads, nor projections between widths.
+    """
+
+    kind: str = "nf4"
+    double: bool = True
+    weights: tuple[tuple[str, bool], ...] = (("/segments/", True), (".*", False))
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a weight can't be quantized to {self.kind!r}; choose from {', '.join(KINDS)}")
+
+
+def quantize(model, settings: Settings = Settings()):
+    """The model with weights of linear layers quantized, each where it lies. The model is given away.
+
+    One weight after the other is quantized and then deleted, so the peak is the model as it was, one quantized weight
+    and what one of its layers takes in float32. Inside jax.jit or jax.eval_shape nothing is deleted.
+
+    Raises:
+      ValueError: no pattern matches a linear weight, none of them is chosen, or one has a number of inputs that its
+        kind does not take; the message names it.
+    """
+    chosen = 0
+
+    def take(path, variable):
+        nonlocal chosen
+        if not is_linear(variable) or not _wanted(name(path), settings.weights):
+            return variable
+        chosen += 1
+        try:
+            return quantized_weight(variable, settings)
+        except ValueError as error:
+            raise ValueError(f"{name(path)} can't be quantized: {error}") from error
+
+    model = jax.tree.map_with_path(take, model, is_leaf=is_variable)
+    if not chosen:
+        raise ValueError(f"no weight of a linear layer is chosen to be quantized by {settings.weights}")
+    return model
+
+
+def quantized_weight(variable: nnx.Variable, settings: Settings) -> QuantizedWeight:
+    """The weight in few bits. Its array is deleted, unless this is traced."""
+    made = _made(variable, settings)
+    if not isinstance(variable[...], jax.core.Tracer):
+        variable[...].delete()
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _made(variable, settings):
+    return NF4(variable, double=settings.double) if settings.kind == "nf4" else Int8(variable)
+
+
+def is_linear(variable) -> bool:
+    """Whether it is the float weight of a linear layer."""
+    return is_variable(variable) and bool(variable.get_metadata().get("inputs"))
+
+
+def _wanted(weight: str, patterns) -> bool:
+    for pattern, wanted in patterns:
+        if re.search(pattern, weight):
+            return wanted
+    raise ValueError(f'no pattern says whether {weight} is quantized; end the list with (".*", False)')
+
+
+class Footprint(NamedTuple):
+    """Of weights: how many there are, and the bytes they take, of all devices together (a copy counts) and of one."""
+
+    weights: int
+    bytes: int
+    device_bytes: int
+
+
+def footprint(model) -> Footprint:
+    """Of the quantized weights of a model, by its shapes: it may be an abstract one, with shardings or without."""
+    found = [w for w in jax.tree.leaves(model, is_leaf=_is_quantized) if _is_quantized(w)]
+    arrays = jax.tree.leaves(found)
+
+    def device_bytes(array):
+        shape = array.shape if array.sharding is None else array.sharding.shard_shape(array.shape)
+        return math.prod(shape) * array.dtype.itemsize
+
+    devices = lambda array: 1 if array.sharding is None else array.sharding.num_devices
+    each = [(device_bytes(array), devices(array)) for array in arrays]
+    return Footprint(sum(w.size for w in found), sum(size * n for size, n in each), sum(size for size, _ in each))
+
+
+def _is_quantized(leaf) -> bool:
+    return isinstance(leaf, QuantizedWeight)
