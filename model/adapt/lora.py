@@ -161,6 +161,12 @@ def seeded(model, key: jax.Array):
     return jax.tree.map(with_key, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
 
 
+def adapters(model) -> dict[str, LowRank]:
+    """The adapted weights of a model, by name."""
+    leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+    return {whole_name(path): w for path, w in leaves if isinstance(w, LowRank)}
+
+
 def merged(model):
     """The model without adapters: what they add is in its weights.
 
