@@ -16,6 +16,7 @@ Left out, with an error: DoRA, biases, adapters of embeddings and of other kinds
 feed-forward layers of models with experts.
 """
 
+import functools
 import math
 from collections.abc import Collection
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from model import families, patterns
 from model.adapt import lora
+from model.adapt.tuning import Tuning
 from model.config import ModelConfig
 from model.interop import peft_config, table
 from model.interop.folder import Folder
@@ -34,7 +36,7 @@ from model.interop.layout import Entry
 from model.interop.table import Piece, Table, Theirs
 from model.interop.tensorfile import CheckpointFolderError
 from model.interop.writer import Writer, json_text
-from model.weights import replaced, variables
+from model.weights import replaced, trained, variables
 
 _FILES = "adapter_"  # what their names begin with
 _MODEL = "base_model.model."  # what names of tensors begin with
@@ -60,21 +62,18 @@ class Linear(NamedTuple):
         return made
 
 
-def read(path, family_table: Table, base) -> tuple[nnx.Module, lora.Lora, set[str]]:
-    """The model `base` with the adapter of a folder.
+def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
+    """(the model `base` with the adapter of a folder, the settings that make such a model).
 
     Args:
       family_table: of the base's family.
-
-    Returns:
-      (model, the settings with which lora.insert makes such adapters, names of the parameters that trained as well).
 
     Raises:
       CheckpointFolderError: no adapter, one of another kind or for another model; tensors missing, unexpected or of
         another shape, found before any is read.
     """
     folder = Folder(path, _FILES)
-    given, leaves = peft_config.read(folder), _parameters(base.config)
+    given, leaves = peft_config.read(folder, base.config), _parameters(base.config)
     linears = {module: own for module, own in _linears(family_table, leaves).items() if given.targets(module)}
     if not linears:
         raise CheckpointFolderError(f"{folder.path}: target_modules name no linear layer of this model")
@@ -84,10 +83,11 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, lora.Lora, set[st
     for module, linear in linears.items():
         wanted |= zip(_named(module), linear.factors(given.rank(module)), strict=True)
     names = table.match(Table(()), wanted, folder, "an adapter of a model of these shapes")
-    targets = [_pattern(base.config, weight) for linear in linears.values() for weight in linear.a]
-    settings = given.settings(linears, sorted({*targets}))
+    pattern = functools.partial(_pattern, base.config)
+    settings = given.settings(linears, sorted({pattern(weight) for own in linears.values() for weight in own.a}))
+    tuning = Tuning(settings, (*((pattern(own), True) for own in sorted(saved)), (".*", False)))
     try:
-        model = settings.insert(base, jax.random.key(0))
+        model = tuning.apply(base, jax.random.key(0))
     except ValueError as error:
         raise CheckpointFolderError(f"{folder.path}: {error}") from error
     scales = {_named(module)[1]: given.scale(module) / settings.scale for module in linears}
@@ -101,16 +101,16 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, lora.Lora, set[st
             part = entry.take(values.__getitem__, theirs.sizes, {})
             # A rank smaller than others in the array fills a part of it.
             arrays[entry.path][index][tuple(map(slice, part.shape))] = part * np.float32(scales.get(tensor, 1))
-    return replaced(model, {path: _filled(old[path], array) for path, array in arrays.items()}), settings, saved
+    return replaced(model, {path: _filled(old[path], array) for path, array in arrays.items()}), tuning
 
 
-def write(model, family_table: Table, path, saved: Collection[str] = ()) -> None:
-    """The adapters of a model as a folder. In a run of several processes all of them call it.
+def write(model, family_table: Table, path) -> None:
+    """The adapters of a model as a folder, and what else trains in it: the modules of that are written whole
+    (modules_to_save). In a run of several processes all of them call it.
 
     Args:
       family_table: of the model's family.
       path: a folder that does not exist, or is empty; afterwards it is complete, or as it was.
-      saved: names of parameters that trained as well; their modules are written whole (modules_to_save).
 
     Raises:
       CheckpointFolderError: the folder can't be written; the model has no adapter, or one without a place there.
@@ -134,6 +134,7 @@ def write(model, family_table: Table, path, saved: Collection[str] = ()) -> None
         if a.size:
             tensors |= zip(_named(module), (a, b), strict=True)
             scales[module] = scale
+    saved = trained(model).keys() - {f"{weight}/{part}" for weight in adapters for part in "ab"}
     _refuse_tied(model.config, saved, path)
     kept = _kept(family_table, leaves, saved)
     if both := [module for module in scales if any(_module(tensor) == module for tensor in kept)]:
@@ -234,12 +235,11 @@ def _whole(variable: nnx.Variable) -> np.ndarray:
     return np.asarray(value if value.is_fully_addressable else process_allgather(value, tiled=True))
 
 
-def _filled(variable: nnx.Variable, array: np.ndarray) -> nnx.Param:
-    """A parameter with these values, where the variable is."""
+def _filled(variable: nnx.Variable, array: np.ndarray) -> nnx.Variable:
+    """With these values, where it is."""
     old = variable[...]
     part = lambda index: array[index].astype(old.dtype)
-    value = jax.make_array_from_callback(old.shape, old.sharding, part)
-    return nnx.Param(value, **variable.get_metadata())
+    return variable.replace(jax.make_array_from_callback(old.shape, old.sharding, part))
 
 
 def _pattern(config: ModelConfig, weight: str) -> str:

@@ -75,10 +75,10 @@ class Given(NamedTuple):
         )
 
 
-def read(folder: Folder) -> Given:
+def read(folder: Folder, model: ModelConfig) -> Given:
     """
     Raises:
-      CheckpointFolderError: an adapter of another kind, or a value that can't be read.
+      CheckpointFolderError: an adapter of another kind, for a model with another head, or a value that can't be read.
     """
     given, file = folder.config(NAME), folder.path / NAME
 
@@ -95,6 +95,12 @@ def read(folder: Folder) -> Given:
     for field in _ABSENT:
         if given.get(field):
             only(field, (None,))
+    head = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}.get(given.get("task_type"), model.head)
+    if head != model.head:
+        raise CheckpointFolderError(
+            f"{file}: task_type {given['task_type']} is for a model with the head {head}, but the base has the head "
+            f"{model.head}; make the base of a checkpoint with that head"
+        )
     try:
         found = Given(
             r=given["r"],

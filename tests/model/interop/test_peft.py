@@ -24,7 +24,7 @@ from model.interop import registry
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 from model.masks import default_segments
-from model.weights import replaced, trained
+from model.weights import marked, replaced, trained
 from tests.model.interop import hub
 from train import state
 
@@ -99,10 +99,9 @@ def base(name):
 
 @functools.cache
 def ours(name):
-    """(our model with the same adapter, its table, parameters trained beside it)."""
+    """(our model with the same adapter, its table)."""
     model, table = base(name)
-    model, _, saved = adapters.read(adapted(name)[1], table, model)
-    return model, table, saved
+    return adapters.read(adapted(name)[1], table, model)[0], table
 
 
 @jax.jit
@@ -140,11 +139,11 @@ def test_merging(name):
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapter_made_here(name, tmp_path):
     """Every factor drawn anew, so that no weights of a fused layer share one."""
-    model, table, saved = ours(name)
+    model, table = ours(name)
     rng = np.random.default_rng(2)
     noise = lambda w: w.replace(w[...] + 0.1 * rng.standard_normal(w.shape, np.float32) * (w[...] != 0))
     model = replaced(model, {path: noise(w) for path, w in trained(model).items()})
-    adapters.write(model, table, tmp_path / "adapter", saved)
+    adapters.write(model, table, tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(plain(name), tmp_path / "adapter")
     np.testing.assert_allclose(logits(again), run(model), **TOLERANCE)
 
@@ -152,8 +151,8 @@ def test_an_adapter_made_here(name, tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "deepseek2", "bert", "qwen2"])
 def test_a_shared_factor_is_written_once(name, tmp_path):
     """And ranks and scales are as they were; of scales that differ, B has the difference."""
-    model, table, saved = ours(name)
-    adapters.write(model, table, tmp_path / "adapter", saved)
+    model, table = ours(name)
+    adapters.write(model, table, tmp_path / "adapter")
     old, new = (load_file(folder / "adapter_model.safetensors") for folder in (adapted(name)[1], tmp_path / "adapter"))
     assert old.keys() == new.keys()
     for tensor in old:
@@ -164,7 +163,7 @@ def test_a_shared_factor_is_written_once(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen2", "bert"])
 def test_a_step_of_training(name, tmp_path):
-    model, table, saved = ours(name)
+    model, table = ours(name)
     reference = copy.deepcopy(adapted(name)[0])
     for path, parameter in reference.named_parameters():  # read from a folder, nothing trains
         parameter.requires_grad_("lora_" in path or "modules_to_save" in path)
@@ -187,7 +186,7 @@ def test_a_step_of_training(name, tmp_path):
 
     value, params = step(trained(model))
     np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
-    adapters.write(replaced(model, params), table, tmp_path / "ours", saved)
+    adapters.write(replaced(model, params), table, tmp_path / "ours")
     found, wanted = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("ours", "theirs"))
     old = load_file(adapted(name)[1] / "adapter_model.safetensors")
     assert found.keys() == wanted.keys()
@@ -199,7 +198,7 @@ def test_a_step_of_training(name, tmp_path):
 def test_on_a_mesh():
     with axes.use_mesh(axes.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])):
         model, table = base("qwen2")
-        found, _, _ = adapters.read(adapted("qwen2")[1], table, model)
+        found, _ = adapters.read(adapted("qwen2")[1], table, model)
     for path, w in trained(ours("qwen2")[0]).items():
         mine = trained(found)[path]
         assert mine[...].sharding.spec == axes.spec(*w.get_metadata("out_sharding"))
@@ -223,7 +222,7 @@ def test_experts_as_transformers_4_had_them(tmp_path):
     family, config = registry.read_config(Folder(folder))
     table = registry.FAMILIES[family].table(config)
     model = registry.read(Folder(folder), family, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
-    model, _, _ = adapters.read(tmp_path, table, model)
+    model, _ = adapters.read(tmp_path, table, model)
     with pytest.raises(CheckpointFolderError, match="takes every w1 for one of theirs"):
         adapters.write(model, table, tmp_path / "out")
     registry.write(lora.merged(model), family, tmp_path / "merged")
@@ -241,6 +240,7 @@ def test_experts_as_transformers_4_had_them(tmp_path):
         (dict(peft_type="IA3"), r"adapter_config.json: peft_type is 'IA3'"),
         (dict(layers_to_transform=[0]), r"adapter_config.json: layers_to_transform is \[0\]"),
         (dict(init_lora_weights="pissa"), r"adapter_config.json: init_lora_weights is 'pissa'; only .* True or False"),
+        (dict(task_type="SEQ_CLS"), r"adapter_config.json: task_type SEQ_CLS is for a model with the head sequence"),
         (dict(r="8"), r"adapter_config.json: ranks are \['8'\]"),
         (dict(target_modules="("), r"adapter_config.json: .*unterminated"),
         (dict(target_modules=["qkv"]), r"target_modules name no linear layer"),
@@ -271,8 +271,9 @@ def test_what_can_not_be_written_is_named(tmp_path):
     model, table = base("llama")
     with pytest.raises(CheckpointFolderError, match="no low-rank adapter"):
         adapters.write(model, table, tmp_path / "out")
-    model, table, _ = ours("gpt2")
+    model, table = ours("gpt2")
+    training = lambda path: marked(model, lambda name, trains: trains or name == path)
     with pytest.raises(CheckpointFolderError, match="output layer is tied"):
-        adapters.write(model, table, tmp_path / "out", {"inputs/tokens/table"})
+        adapters.write(training("inputs/tokens/table"), table, tmp_path / "out")
     with pytest.raises(CheckpointFolderError, match="c_attn has an adapter and parameters that train"):
-        adapters.write(model, table, tmp_path / "out", {"stack/segments/0/0/attention/query_bias"})
+        adapters.write(training("stack/segments/0/0/attention/query_bias"), table, tmp_path / "out")
