@@ -18,7 +18,7 @@ from flax import nnx
 from model import axes
 from model.layers import dropout
 from model.patterns import by_array
-from model.weights import Weight, einsum, frozen, gathered, is_variable, param, variables, whole_name
+from model.weights import Weight, contract, einsum, frozen, gathered, is_variable, param, variables, whole_name
 
 _STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 _RANK = "r"
@@ -87,20 +87,12 @@ class LowRank(Weight):
         self.key = nnx.data(key)  # random keys of dropout, one a layer; None: no dropout
 
     def einsum(self, spec, x, out):
-        y = einsum(spec, x, self.base, out)
-        x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+        y, (_, w_dims, _) = einsum(spec, x, self.base, out), spec.replace("->", ",").split(",")
         if self.key is not None:
             x = dropout(x, self.rate, self.key)
-        # x meets first the factor with the dims that are summed over: A, but in absorbed latent attention B.
-        a_dims, b_dims = self._dims(w_dims)
-        factors = [(a_dims, self.a), (b_dims, self.b)]
-        summed = set(x_dims) & set(w_dims) - set(y_dims)
-        (first_dims, first), (second_dims, second) = factors if summed <= set(a_dims) else factors[::-1]
-        names = dict(zip(y_dims, out, strict=True))
-        middle = [dim for dim in x_dims if dim not in summed]
-        x = einsum(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
-        delta = einsum(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
-        return y + self.scale * delta
+        a_dims, b_dims = low_rank_dims(w_dims, self.inputs, self.experts)
+        a, b = (gathered(w, x.dtype) for w in (self.a, self.b))
+        return y + self.scale * low_rank(spec, x, (a_dims, a), (b_dims, b), out)
 
     def gathered(self, dtype):
         return gathered(self.base, dtype) + self.delta(axes.gather(self.a[...]), axes.gather(self.b[...])).astype(dtype)
@@ -108,7 +100,7 @@ class LowRank(Weight):
     def delta(self, a, b) -> jax.Array:
         """What is added to one layer's weight, in float32."""
         w_dims = "cdefgh"[: a.ndim + b.ndim - 2 - self.experts]
-        a_dims, b_dims = self._dims(w_dims)
+        a_dims, b_dims = low_rank_dims(w_dims, self.inputs, self.experts)
         sharding = None
         if axes.has_mesh():
             split = dict(zip(b_dims, jax.typeof(b).sharding.spec, strict=True))
@@ -123,11 +115,28 @@ class LowRank(Weight):
         )
         return self.scale * product
 
-    def _dims(self, w_dims: str) -> tuple[str, str]:
-        stacked = w_dims[: self.experts]
-        inputs = "".join(w_dims[place] for place in self.inputs)
-        outputs = "".join(dim for dim in w_dims if dim not in stacked + inputs)
-        return stacked + inputs + _RANK, stacked + _RANK + outputs
+
+def low_rank_dims(w_dims: str, inputs: tuple[int, ...], experts: bool) -> tuple[str, str]:
+    """Those of A and of B on a weight with these dims."""
+    stacked, into = w_dims[:experts], "".join(w_dims[place] for place in inputs)
+    outputs = "".join(dim for dim in w_dims if dim not in stacked + into)
+    return stacked + into + _RANK, stacked + _RANK + outputs
+
+
+def low_rank(spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, jax.Array], out) -> jax.Array:
+    """x A B in place of x W, by the `spec` of the latter.
+
+    Args:
+      a, b: (dims, factor as its layer needs it).
+    """
+    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+    # x meets first the factor with the dims that are summed over: A, but in absorbed latent attention B.
+    summed = set(x_dims) & set(w_dims) - set(y_dims)
+    (first_dims, first), (second_dims, second) = (a, b) if summed <= set(a[0]) else (b, a)
+    names = dict(zip(y_dims, out, strict=True))
+    middle = [dim for dim in x_dims if dim not in summed]
+    x = contract(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
+    return contract(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
 
 
 def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
@@ -159,6 +168,12 @@ def seeded(model, key: jax.Array):
         return LowRank(w.base, w.a, w.b, w.scale, w.rate, w.inputs, w.experts, keys)
 
     return jax.tree.map(with_key, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+
+
+def adapters(model) -> dict[str, LowRank]:
+    """The adapted weights of a model, by name."""
+    leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+    return {whole_name(path): w for path, w in leaves if isinstance(w, LowRank)}
 
 
 def merged(model):

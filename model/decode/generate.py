@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from model import axes
+from model.adapt import bank
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
@@ -42,6 +43,7 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     vocab_size: int | None = None,
     sources: Sequence[Sequence[int]] | None = None,
+    adapters: Sequence[int] | None = None,
 ) -> Generated:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
@@ -54,6 +56,7 @@ def generate(
         never end.
       vocab_size: tokens from this id on (rows that only pad the table) are never drawn. None: the model's.
       sources: what the encoder of an encoder-decoder reads, token ids for each prompt.
+      adapters: of a model with several (adapt/bank.py), the number of each prompt's; -1: the base alone.
 
     Raises:
       ValueError: no or empty prompts, ids outside the vocabulary, or a prompt and its continuation longer than the
@@ -65,6 +68,10 @@ def generate(
     # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
     starts, read = _padded(prompts, rows), None if sources is None else _padded(sources, rows)
+    if adapters is not None:
+        if len(adapters) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts and {len(adapters)} adapters; give each prompt one")
+        model = bank.chosen(model, [*adapters, *[-1] * (rows - len(prompts))])
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
     tokens_BN, lengths_B = run(model, starts, read, key, limit, settings, eos_E)

@@ -24,12 +24,16 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 class Folder:
     """A checkpoint folder to read from; `tensors` lists what is in it.
 
+    Args:
+      prefix: what the names of the files with tensors begin with ('adapter_': of an adapter).
+
     Raises:
       CheckpointFolderError: no folder, no checkpoint, only pickle files, a missing, truncated or damaged file.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, prefix: str = ""):
         self.path = Path(path)
+        self._single, self._index = prefix + SINGLE, prefix + INDEX
         self.tensors: dict[str, Tensor] = {}
         for file in self._files():
             for name, tensor in tensorfile.read_header(file).items():
@@ -38,7 +42,7 @@ class Folder:
                 self.tensors[name] = tensor
         for name, file in self._weight_map().items():
             if name not in self.tensors or self.tensors[name].path.name != file:
-                raise CheckpointFolderError(f"{self.path / INDEX} says that {file} holds {name}, but it does not")
+                raise CheckpointFolderError(f"{self.path / self._index} says that {file} holds {name}, but it does not")
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
@@ -47,9 +51,9 @@ class Folder:
         """
         return tensorfile.read(self.tensors[name], index)
 
-    def config(self) -> dict:
-        """The content of config.json."""
-        return _json(self.path / "config.json", f"there is no config.json in {self.path}")
+    def config(self, name: str = "config.json") -> dict:
+        """The content of config.json, or of another JSON file beside it."""
+        return _json(self.path / name, f"there is no {name} in {self.path}")
 
     def _files(self) -> list[Path]:
         if not self.path.is_dir():
@@ -57,23 +61,23 @@ class Folder:
         shards = sorted(set(self._weight_map().values()))
         for shard in shards:
             if Path(shard).name != shard:
-                raise CheckpointFolderError(f"{self.path / INDEX} names {shard!r}, which is not a file beside it")
+                raise CheckpointFolderError(f"{self.path / self._index} names {shard!r}, which is not a file beside it")
             if not (self.path / shard).is_file():
-                raise CheckpointFolderError(f"{self.path / INDEX} names {shard}, which is missing")
-        if shards or (self.path / SINGLE).is_file():
-            return [self.path / name for name in shards or [SINGLE]]
+                raise CheckpointFolderError(f"{self.path / self._index} names {shard}, which is missing")
+        if shards or (self.path / self._single).is_file():
+            return [self.path / name for name in shards or [self._single]]
         pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
         if pickles:
             raise CheckpointFolderError(
                 f"{self.path} holds only pickle files ({', '.join(pickles[:3])}): unpickling runs whatever code is in "
                 "them; convert them to safetensors first (transformers: load, then save_pretrained)"
             )
-        raise CheckpointFolderError(f"{self.path} holds no checkpoint: neither {SINGLE} nor {INDEX}")
+        raise CheckpointFolderError(f"{self.path} holds no checkpoint: neither {self._single} nor {self._index}")
 
     def _weight_map(self) -> dict[str, str]:
         """Tensor -> file, from the index; empty where one file holds everything (it comes first if both are there)."""
-        path = self.path / INDEX
-        if (self.path / SINGLE).is_file() or not path.is_file():
+        path = self.path / self._index
+        if (self.path / self._single).is_file() or not path.is_file():
             return {}
         files = _json(path, f"there is no {path}").get("weight_map")
         if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):

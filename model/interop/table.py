@@ -74,8 +74,8 @@ def _theirs(name: str, pieces: list[Piece], leaves: Mapping) -> Theirs:
     return Theirs(pieces, sizes, shape)
 
 
-def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder) -> dict[str, str]:
-    """Their name -> the name in this folder, of all tensors that are wanted and there.
+def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str = "this model") -> dict[str, str]:
+    """Their name -> the name in this folder, of all tensors that are wanted and there; `held` is what they make up.
 
     Raises:
       CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them. Or
@@ -113,7 +113,7 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder) -> dict[st
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     problems = [f"{len(names)} tensors are {what}: {some(names)}" for what, names in kinds if names]
     if problems:
-        raise CheckpointFolderError(f"{folder.path} does not hold this model: " + "; ".join(problems))
+        raise CheckpointFolderError(f"{folder.path} does not hold {held}: " + "; ".join(problems))
     return found
 
 

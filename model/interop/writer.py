@@ -27,6 +27,7 @@ class Writer:
       tensors: (shape, dtype) of every tensor that will be written; put into files in this order.
       files: texts of further files, by name.
       max_shard_bytes: of the tensors in one file; a larger tensor gets a file of its own.
+      prefix: what the names of the files with tensors begin with.
 
     Raises:
       CheckpointFolderError: the folder holds something, or can't be written.
@@ -37,13 +38,14 @@ class Writer:
         path: str | os.PathLike,
         tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
         files: Mapping[str, str],
-        max_shard_bytes: int = 5 * 10**9,
+        max_shard_bytes: float = 5 * 10**9,
+        prefix: str = "",
     ):
         self.path = Path(path).absolute()
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._waiting = dict(tensors)
         self._shards = _shards(tensors, max_shard_bytes)
-        self._files = files
+        self._files, self._prefix = files, prefix
         self._places: dict[str, Tensor] = {}
 
     def __enter__(self) -> "Writer":
@@ -56,13 +58,13 @@ class Writer:
             count = len(self._shards)
             weight_map = {}
             for number, shard in enumerate(self._shards, start=1):
-                file = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+                file = self._prefix + (SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors")
                 self._places |= tensorfile.start_file(self._partial / file, shard)
                 weight_map |= dict.fromkeys(shard, file)
             if count > 1:
                 sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self._waiting.values()]
                 index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
-                (self._partial / INDEX).write_text(json_text(index), encoding="utf-8")
+                (self._partial / (self._prefix + INDEX)).write_text(json_text(index), encoding="utf-8")
             for name, text in self._files.items():
                 (self._partial / name).write_text(text, encoding="utf-8")
         return self
@@ -99,7 +101,7 @@ def json_text(value) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _shards(tensors: Mapping, max_bytes: int) -> list[dict]:
+def _shards(tensors: Mapping, max_bytes: float) -> list[dict]:
     """Tensors cut into files in their order, each as full as it gets."""
     shards, size = [{}], 0
     for name, (shape, dtype) in tensors.items():

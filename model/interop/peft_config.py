@@ -1,0 +1,187 @@
+"""adapter_config.json of Hugging Face's peft (0.21): which modules have a low-rank adapter, of what rank and scale."""
+
+import collections
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from model.adapt.lora import Lora
+from model.config import ModelConfig
+from model.interop.folder import Folder
+from model.interop.tensorfile import CheckpointFolderError
+
+NAME = "adapter_config.json"
+# Fields that make another function of the two factors, or of weights that are no linear layer's.
+_ABSENT = ("use_dora", "lora_bias", "layers_to_transform", "layer_replication", "trainable_token_indices")
+_ABSENT += ("target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config")
+_ABSENT += ("monteclora_config",)
+# Of init_lora_weights. The others begin with other base weights, to which the factors belong.
+_INITIAL = (True, False, "gaussian", "eva", "orthogonal")
+_TASKS = {  # by a model's architecture and head
+    ("decoder", "language_model"): "CAUSAL_LM",
+    ("encoder_decoder", "language_model"): "SEQ_2_SEQ_LM",
+    ("encoder", "sequence"): "SEQ_CLS",
+    ("encoder", "token"): "TOKEN_CLS",
+    ("encoder", "none"): "FEATURE_EXTRACTION",
+}
+
+
+class Given(NamedTuple):
+    """What a file says. A module is named as in the model, 'model.layers.0.self_attn.q_proj'."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    target_modules: list[str] | str
+    exclude_modules: list[str] | str
+    modules_to_save: list[str]
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+
+    def targets(self, module: str) -> bool:
+        if self.saves(module) or _among(self.exclude_modules, module):
+            return False
+        return _among(self.target_modules, module)
+
+    def saves(self, module: str) -> bool:
+        """Whether it is kept whole, being trained without an adapter."""
+        parts = module.split(".")
+        above = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        return any(name.endswith(saved) for name in above for saved in self.modules_to_save)
+
+    def rank(self, module: str) -> int:
+        return _by_pattern(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        rank = self.rank(module)
+        return _by_pattern(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def settings(self, modules: Iterable[str], targets: Iterable[str]) -> Lora:
+        """Those of one adapter for all these modules: the largest rank, the commonest scale.
+
+        Args:
+          targets: weights of ours, by patterns.
+        """
+        modules = list(modules)
+        rank, scale = max(map(self.rank, modules)), _commonest(map(self.scale, modules))
+        return Lora(
+            rank=rank,
+            alpha=float(_rounded(scale * (math.sqrt(rank) if self.use_rslora else rank))),
+            dropout=float(self.lora_dropout),
+            rank_stabilized=self.use_rslora,
+            targets=(*((target, True) for target in targets), (".*", False)),
+        )
+
+
+def read(folder: Folder, model: ModelConfig) -> Given:
+    """
+    Raises:
+      CheckpointFolderError: an adapter of another kind, for a model with another head, or a value that can't be read.
+    """
+    given, file = folder.config(NAME), folder.path / NAME
+
+    def only(field, allowed):
+        if field in given and given[field] not in allowed:
+            raise CheckpointFolderError(
+                f"{file}: {field} is {given[field]!r}; only adapters where it is {' or '.join(map(repr, allowed))} can "
+                "be read (peft's merge_and_unload makes a plain checkpoint of any)"
+            )
+
+    only("peft_type", ("LORA",))
+    only("bias", ("none",))
+    only("init_lora_weights", _INITIAL)
+    for field in _ABSENT:
+        if given.get(field):
+            only(field, (None,))
+    head = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}.get(given.get("task_type"), model.head)
+    if head != model.head:
+        raise CheckpointFolderError(
+            f"{file}: task_type {given['task_type']} is for a model with the head {head}, but the base has the head "
+            f"{model.head}; make the base of a checkpoint with that head"
+        )
+    try:
+        found = Given(
+            r=given["r"],
+            lora_alpha=given["lora_alpha"],
+            lora_dropout=given.get("lora_dropout") or 0.0,
+            use_rslora=bool(given.get("use_rslora")),
+            target_modules=given["target_modules"] or [],
+            exclude_modules=given.get("exclude_modules") or [],
+            modules_to_save=given.get("modules_to_save") or [],
+            rank_pattern=given.get("rank_pattern") or {},
+            alpha_pattern=given.get("alpha_pattern") or {},
+        )
+        ranks, alphas = [found.r, *found.rank_pattern.values()], [found.lora_alpha, *found.alpha_pattern.values()]
+        if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+            raise ValueError(f"ranks are {ranks}; they must be whole numbers of at least 1")
+        if not all(isinstance(alpha, int | float) for alpha in alphas):
+            raise ValueError(f"alphas are {alphas}; they must be numbers")
+        found.targets("")  # a wrong pattern
+        found.settings([""], ())
+        return found
+    except KeyError as error:
+        raise CheckpointFolderError(f"{file} has no {error}") from error
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise CheckpointFolderError(f"{file}: {error}") from error
+
+
+def describe(
+    model: ModelConfig,
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    names: Iterable[str],
+    saved: list[str],
+    **values,
+) -> dict[str, Any]:
+    """The content of a file.
+
+    Args:
+      ranks, scales: of every adapted module.
+      names: of all modules of the model.
+      saved: modules that are kept whole.
+      values: further fields.
+    """
+    rank = _commonest(ranks.values())
+    alphas = {module: _rounded(scales[module] * ranks[module]) for module in ranks}
+    alpha = _commonest(alphas.values())
+    last = lambda module: module.rsplit(".", 1)[-1]
+    short = {last(module) for module in ranks}
+    enough = not any(last(module) in short and module not in ranks and module not in saved for module in names)
+    return {
+        "peft_type": "LORA",
+        "task_type": _TASKS.get((model.architecture, model.head)),
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
+        "target_modules": sorted(short if enough else ranks),
+        "modules_to_save": saved or None,
+        "bias": "none",
+        "inference_mode": True,
+        **values,
+    }
+
+
+def _among(wanted: list[str] | str, module: str) -> bool:
+    """As peft has it: a list of names or of their ends, or one regular expression."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return any(module == end or module.endswith(f".{end}") for end in wanted)
+
+
+def _by_pattern(patterns: Mapping, module: str, default):
+    """Of the first pattern that fits the end of a module's name."""
+    fits = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(fits, default)
+
+
+def _commonest(values: Iterable):
+    return collections.Counter(values).most_common(1)[0][0]
+
+
+def _rounded(value: float) -> float:
+    """Without what rounding left: alpha = (alpha / rank) * rank."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
