@@ -76,7 +76,7 @@ def create(
     if not config.get("init_from"):
         return state.create(make_model, tx, config.seed), None
     workdirs.recorded_config(_source(config))  # says so where the workdir is gone
-    model, base, new = restore.pretrained(_source(config), model_config, config.seed, labels)
+    model, base, new = restore.pretrained(_source(config), model_config, config.seed, labels, tuning.quantization)
     with checking("config"):
         model = restore.tuned(model, tuning, config.seed)
     if not resume:

@@ -1,6 +1,7 @@
 """Models out of workdirs: a trained or imported one, or a base with what was trained over it."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,10 +11,11 @@ from launch.checking import checking
 from launch.early_stopping import find_step
 from model import axes, families
 from model.adapt.lora import merged
+from model.compress import quantize
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
 from model.patterns import restacked
-from model.weights import by_name
+from model.weights import by_name, variables
 from train import state as states
 
 
@@ -26,40 +28,61 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: 
         return mesh, restore_model(workdir, config, step), words
 
 
-def restore_model(workdir: Path, config: ModelConfig, step: str = ""):
-    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some."""
+def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, original: bool = False):
+    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some.
+
+    Args:
+      original: adapters stand on the weights as they were before they were quantized.
+    """
     record = workdirs.recorded_config(workdir)
     tuning = workdirs.tuning(record)
+    if original:
+        tuning = dataclasses.replace(tuning, quantization=None)
     if tuning.method is None:
         with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
             like = states.abstract_model(lambda rngs: families.make(config, rngs))
             return checkpoints.restore_model(like, find_step(checkpoints, step))
-    model, base, _ = pretrained(Path(record.init_from).absolute(), config, record.seed, workdirs.labels(workdir))
+    source, labels = Path(record.init_from).absolute(), workdirs.labels(workdir)
+    model, base, _ = pretrained(source, config, record.seed, labels, tuning.quantization)
     model = tuned(model, tuning, record.seed)
     with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
         return checkpoints.restore_model(model, find_step(checkpoints, step))
 
 
-def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict | None = None):
+def pretrained(
+    workdir: Path,
+    config: ModelConfig,
+    seed: int = 0,
+    labels: dict | None = None,
+    quantization: quantize.Settings | None = None,
+):
     """(model of `config` with the parameters of the run in `workdir`, content hash of these, names of those that it
     lacks and that are drawn), on the mesh that is set.
 
     `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
     the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
-    there are merged into what they stand on.
+    there are merged into what they stand on. With `quantization` no more than one array at a time is there unquantized
+    (all of them, where `cuts` differ).
     """
     there, _ = workdirs.contents(workdir)
     same = _meaning(labels) == _meaning(workdirs.labels(workdir))
     like = by_name(states.abstract_model(lambda rngs: families.make(there, rngs)))
-    target = states.abstract_model(lambda rngs: families.make(config, rngs))
-    dtypes = {name: leaf.dtype for name, leaf in by_name(target).items()}
-    arrays, sums = {}, {}
+    make_model = lambda rngs: families.make(config, rngs)
+    target = variables(states.abstract_model(make_model))
+    if not same:
+        target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
+    narrowed = quantization.narrowed if quantization else lambda name, variable: variable
+    take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
+    whole, leaves, sums = {}, {}, {}
     for name, array in _arrays(workdir, there, like):
         sums[name] = array_sum(array)
-        arrays[name] = array.astype(dtypes.get(name, next(iter(dtypes.values()))))
-    leaves = restacked(arrays, there, config, by_name(target))
-    leaves = {name: leaf for name, leaf in leaves.items() if same or not name.startswith("classifier/")}
-    model, new = states.completed(lambda rngs: families.make(config, rngs), seed, leaves)
+        if there.cuts != config.cuts:
+            whole[name] = array
+        elif name in target:
+            leaves[name] = take(name, array)
+    if whole:
+        leaves = {name: take(name, array) for name, array in restacked(whole, there, config, target).items()}
+    model, new = states.completed(make_model, seed, leaves)
     return model, fingerprint(sums), new
 
 
@@ -71,7 +94,7 @@ def _meaning(labels: dict | None):
 def _arrays(workdir: Path, config: ModelConfig, like: dict):
     if workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
         with checking(f"config.init_from {workdir}"):
-            yield from by_name(merged(restore_model(workdir, config))).items()
+            yield from by_name(merged(restore_model(workdir, config, original=True))).items()
         return
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
         yield from checkpoints.restore_arrays(like, find_step(checkpoints))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.weights import by_name, trained
+from model.weights import Weight, replaced, trained, variables
 
 
 @jax.tree_util.register_dataclass
@@ -36,13 +36,12 @@ def around(model: nnx.Module, tx) -> TrainState:
     return jax.jit(lambda model: _around(model, tx), donate_argnums=0)(model)
 
 
-def completed(make_model, seed: int, found: dict[str, jax.Array]) -> tuple[nnx.Module, list[str]]:
+def completed(make_model, seed: int, found: dict[str, nnx.Variable | Weight]) -> tuple[nnx.Module, list[str]]:
     """(a model with the parameters `found` by name, the others newly drawn; names of these)."""
-    shapes = by_name(target := abstract_model(make_model))
-    new = [name for name in shapes if name not in found]
-    draw = lambda key: {name: leaf for name, leaf in by_name(make_model(nnx.Rngs(key))).items() if name in new}
-    values = found | (jax.jit(draw)(jax.random.key(seed)) if new else {})
-    return jax.tree.unflatten(jax.tree.structure(target), [values[name] for name in shapes]), new
+    target = abstract_model(make_model)
+    new = [name for name in variables(target) if name not in found]
+    draw = lambda key: {name: leaf for name, leaf in variables(make_model(nnx.Rngs(key))).items() if name in new}
+    return replaced(target, found | (jax.jit(draw)(jax.random.key(seed)) if new else {})), new
 
 
 def abstract(make_model, tx) -> TrainState:

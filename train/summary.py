@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from model import count
+from model.compress.quantize import footprint
 from model.weights import trained
 
 
@@ -25,12 +26,16 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
         }
         for source in prepared.sources
     ]
+    own, quantized = count.names(model.config), footprint(model)
     split = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     return {
         "model": {
             "parameters": count.num_params(model.config),
             "non_embedding_parameters": count.num_params(model.config, embedding=False),
+            "added_parameters": sum(param.size for name, param in trained(model).items() if name not in own),
             "trained_parameters": sum(param.size for param in trained(model).values()),
+            "quantized_weights": quantized.weights,
+            "quantized_bytes": quantized.bytes,
             "flops_per_token": flops_per_token,
         },
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -44,8 +49,10 @@ def headline(facts: dict) -> str:
     model = facts["model"]
     trains = ""
     if model["trained_parameters"] != model["parameters"]:
-        share = model["trained_parameters"] / model["parameters"]
-        trains = f"; {model['trained_parameters']:,} train ({share:.2%})"
+        share = model["trained_parameters"] / (model["parameters"] + model["added_parameters"])
+        trains = f", {model['trained_parameters']:,} of all train ({share:.2%})"
+    if n := model["quantized_weights"]:
+        trains += f", {n:,} are quantized to {model['quantized_bytes'] / n:.3f} bytes each"
     return (
         f"{model['parameters']:,} parameters ({model['non_embedding_parameters']:,} without embeddings){trains}, "
         f"{model['flops_per_token'] / 1e6:,.1f} MFLOPs a token, on {facts['device']} ({facts['mesh']})\n"

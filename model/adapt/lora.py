@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
+from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
 from model.patterns import by_array
-from model.weights import Weight, contract, einsum, frozen, gathered, is_variable, param, variables, whole_name
+from model.weights import Weight, contract, einsum, frozen, gathered, is_variable, param, whole_name
 
 _STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 _RANK = "r"
@@ -63,11 +64,12 @@ class Lora:
             own = whole_name(path)
             return _adapter(w, self, jax.random.fold_in(key, next(number)), own) if own in chosen else w
 
-        matrices = [path for path, w in variables(model).items() if w.get_metadata("inputs")]
+        leaves = jax.tree.leaves_with_path(model, is_leaf=_is_weight)
+        matrices = [whole_name(path) for path, w in leaves if _dims(w)[1]]
         chosen = {path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted}
         if not chosen:
             raise ValueError("targets: no pattern finds a weight of a linear layer")
-        return jax.tree.map_with_path(adapted, frozen(model), is_leaf=is_variable)
+        return jax.tree.map_with_path(adapted, frozen(model), is_leaf=_is_weight)
 
 
 class LowRank(Weight):
@@ -139,9 +141,20 @@ def low_rank(spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, ja
     return contract(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
 
 
-def _adapter(w: nnx.Variable, settings: Lora, key, path: str) -> LowRank:
-    names, sizes = w.get_metadata("out_sharding"), dict(zip(w.get_metadata("out_sharding"), w.shape, strict=True))
-    inputs, stacked = w.get_metadata("inputs"), tuple(dim for dim in names if dim in _STACKED)
+def _is_weight(leaf) -> bool:
+    return is_variable(leaf) or isinstance(leaf, QuantizedWeight)
+
+
+def _dims(w: nnx.Variable | QuantizedWeight) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Logical names of a weight's dims; those that its linear layer sums over, none where it is of no such layer."""
+    if isinstance(w, QuantizedWeight):
+        return w.names, w.inputs
+    return w.get_metadata("out_sharding"), w.get_metadata().get("inputs", ())
+
+
+def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) -> LowRank:
+    names, inputs = _dims(w)
+    sizes, stacked = dict(zip(names, w.shape, strict=True)), tuple(dim for dim in names if dim in _STACKED)
     outputs = tuple(dim for dim in names if dim not in stacked + inputs)
     if settings.dropout and "experts" in stacked:
         raise ValueError(f"targets: {path} holds the weights of experts, which have no dropout; leave them or it out")

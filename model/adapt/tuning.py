@@ -8,6 +8,7 @@ import jax
 from model.adapt.bottleneck import Bottleneck
 from model.adapt.lora import Lora
 from model.adapt.prompt import Prompt
+from model.compress.quantize import Settings
 from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
 from model.weights import marked, trained, variables
@@ -23,10 +24,12 @@ class Tuning:
       method: None: the model's own parameters train.
       train_only: (pattern, bool) in order: which of its own parameters train. Empty: all; with a method, only heads of
         classes.
+      quantization: of the weights that stay, before `apply`.
     """
 
     method: Lora | Bottleneck | Prompt | None = None
     train_only: Rules = ()
+    quantization: Settings | None = None
 
     def apply(self, model, key: jax.Array):
         """The model, given away, in which what shall train does, and nothing else.
@@ -49,7 +52,8 @@ class Tuning:
 
 
 def make(fields: Mapping, train_only: Rules = (), **more) -> Tuning:
-    """From the block `adapt` of a config: `method`, and the fields of that method.
+    """From the block `adapt` of a config: `method`, the fields of that method, and of what it stands on: `base`
+    ('float', 'nf4' or 'int8') and `double_quantization` (of nf4's scales).
 
     Raises:
       ValueError: an unknown method or field, or a value that is not possible.
@@ -58,9 +62,13 @@ def make(fields: Mapping, train_only: Rules = (), **more) -> Tuning:
     method = fields.pop("method", "none")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; choose from {', '.join(METHODS)}")
+    base, double = fields.pop("base", "float"), fields.pop("double_quantization", True)
+    quantization = None if base == "float" else Settings(base, double)
     if METHODS[method] is None:
+        if quantization:
+            raise ValueError(f"base is {base!r}, but quantized weights can't train: choose a method")
         return Tuning(None, tuple(train_only))
     known = [field.name for field in dataclasses.fields(METHODS[method])]
     if unknown := [name for name in fields if name not in known]:
         raise ValueError(f"{unknown[0]} is no field of method {method}; it has {', '.join(known)}")
-    return Tuning(METHODS[method](**fields, **more), tuple(train_only))
+    return Tuning(METHODS[method](**fields, **more), tuple(train_only), quantization)

@@ -12,7 +12,7 @@ from flax import nnx
 from model.compress.int8 import Int8
 from model.compress.nf4 import NF4
 from model.compress.quantized import QuantizedWeight
-from model.weights import is_variable, name
+from model.weights import is_variable, whole_name
 
 KINDS = {"nf4": NF4, "int8": Int8}
 
@@ -35,6 +35,19 @@ class Settings:
         if self.kind not in KINDS:
             raise ValueError(f"a weight can't be quantized to {self.kind!r}; choose from {', '.join(KINDS)}")
 
+    def narrowed(self, name: str, variable: nnx.Variable) -> "nnx.Variable | QuantizedWeight":
+        """The variable, given away, in few bits if it is chosen.
+
+        Raises:
+          ValueError: it has a number of inputs that the kind does not take; or no pattern matches it.
+        """
+        if not is_linear(variable) or not _wanted(name, self.weights):
+            return variable
+        try:
+            return quantized_weight(variable, self)
+        except ValueError as error:
+            raise ValueError(f"{name} can't be quantized: {error}") from error
+
 
 def quantize(model, settings: Settings = Settings()):
     """The model with weights of linear layers quantized, each where it lies. The model is given away.
@@ -46,20 +59,8 @@ def quantize(model, settings: Settings = Settings()):
       ValueError: no pattern matches a linear weight, none of them is chosen, or one has a number of inputs that its
         kind does not take; the message names it.
     """
-    chosen = 0
-
-    def take(path, variable):
-        nonlocal chosen
-        if not is_linear(variable) or not _wanted(name(path), settings.weights):
-            return variable
-        chosen += 1
-        try:
-            return quantized_weight(variable, settings)
-        except ValueError as error:
-            raise ValueError(f"{name(path)} can't be quantized: {error}") from error
-
-    model = jax.tree.map_with_path(take, model, is_leaf=is_variable)
-    if not chosen:
+    model = jax.tree.map_with_path(lambda path, v: settings.narrowed(whole_name(path), v), model, is_leaf=is_variable)
+    if not footprint(model).weights:
         raise ValueError(f"no weight of a linear layer is chosen to be quantized by {settings.weights}")
     return model
 
