@@ -1,143 +1,157 @@
-"""Runs on examples: conversations and pairs beside text that is watched, what is printed of them, and answers."""
+"""Runs over another run's model: what is saved, how it goes on, what it refuses."""
 
+import hashlib
+import importlib
 import json
-import subprocess
-import sys
+import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import pretrain_decoder, pretrain_encdec
-from data import tokenizer
-from data.batch import DataError
-from data.chat import Chat
-from data.prepare import load
-from launch import build, evaluation, prompts, restore, workdirs
+from launch import restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
+from model.weights import by_name, trained
 from tests.launch.conftest import shrink
 from train import metrics
-
-ANSWERS = {"hi": "ho ho", "who?": "me"}
-
-
-def records(path, count: int, asked: str, said: str):
-    """`count` lines of jsonl with the two questions of ANSWERS in turn."""
-    pairs = [list(ANSWERS.items())[i % 2] for i in range(count)]
-    path.write_text("\n".join(json.dumps({asked: a, said: b}) for a, b in pairs) + "\n")
-    return str(path)
+from train.checkpoint import CheckpointError, Checkpoints
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A glob of 20 texts."""
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(20):
-        (folder / f"{i}.txt").write_text(f"file {i} says little. " * (i + 3))
-    return f"files:{folder}/*.txt"
+def examples(tmp_path_factory):
+    path = tmp_path_factory.mktemp("examples") / "colours.json"
+    colours = ("red", "green", "blue", "brown")
+    path.write_text(json.dumps([{"instruction": f"{i} fox?", "output": colours[i % 4]} for i in range(80)]))
+    return path
 
 
 @pytest.fixture(scope="module")
-def made():
-    """What the first test that asks for a run made of it; devices are patched a test, so no wider fixture can train."""
-    return {}
-
-
-@pytest.fixture
-def base(made, texts, corpus, data_dir, tmp_path_factory):
-    """A run on text, as short as can be: (workdir, config)."""
-    if "base" not in made:
-        config = shrink(pretrain_decoder.get_config(), data_dir, corpus)
-        config.steps = config.eval_every = config.checkpoint_every = 4
-        config.data.update(split="document", sources=((texts, 1.0),))
-        workdir = tmp_path_factory.mktemp("base")
+def base(tmp_path_factory, corpus, data_dir):
+    """A model trained here for a few steps."""
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    config = shrink(importlib.import_module("configs.pretrain_decoder").get_config(), data_dir, corpus)
+    config.steps = config.eval_every = config.checkpoint_every = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
         train(config, workdir)
-        made["base"] = workdir, config
-    return made["base"]
+    return workdir
 
 
-@pytest.fixture
-def tuned(made, base, tmp_path_factory, capsys):
-    """That run tuned on conversations, with the text of its base watched: (workdir, config, what was printed)."""
-    if "tuned" not in made:
-        config = base[1].copy_and_resolve_references()
-        config.init_from, config.steps, config.log_every = str(base[0]), 120, 120
-        config.eval_every = config.checkpoint_every = 120
-        config.data.update(sources=((config.data.sources[0][0], 0.0),), seq_len=64)
-        config.data.path = records(tmp_path_factory.mktemp("chat") / "chat.jsonl", 60, "instruction", "output")
-        workdir = tmp_path_factory.mktemp("tuned")
-        train(config, workdir)
-        made["tuned"] = workdir, config, capsys.readouterr().out
-    return made["tuned"]
+def configured(name, base, data_dir, examples, **fields):
+    config = shrink(importlib.import_module(f"configs.{name}").get_config(), data_dir, examples)
+    config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 4, 2, 2
+    config.data.update(path=str(examples), sources=(), split="document", seq_len=64)
+    config.update_from_flattened_dict(fields)
+    return config
 
 
-def test_every_source_has_its_figures_before_and_after(base, tuned):
-    workdir, config, printed = tuned
-    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "validation/loss" in row]
-    assert [row["step"] for row in rows] == [0, 120]
-    before, after = rows
-    names = {name.split("/")[1] for name in after if name.count("/") == 2}
-    assert names == {"chat_jsonl", "txt"}
-    # Only conversations train, so they alone are in the figures of the run; only text has bits per byte.
-    for row in rows:
-        assert row["validation/loss"] == pytest.approx(row["validation/chat_jsonl/loss"])
-    assert "validation/txt/bits_per_byte" in after and "validation/bits_per_byte" not in after
-    assert after["validation/loss"] < 0.2 < before["validation/loss"]
-    assert after["validation/txt/loss"] > before["validation/txt/loss"]  # forgotten
-    line = next(line for line in printed.splitlines() if line.startswith("txt/loss"))
-    assert [float(part) for part in line.split()[1:]] == pytest.approx(
-        [before["validation/txt/loss"], after["validation/txt/loss"]], rel=1e-3
-    )
+def held_out(workdir):
+    """Loss by step."""
+    return {
+        row["step"]: row["validation/loss"]
+        for row in metrics.read(workdir / "metrics.jsonl")
+        if "validation/loss" in row
+    }
 
-    # Before: what the base says of all that it held out, which is the text that is watched.
-    mesh, model, _ = restore.restore_for_inference(base[0])
-    prepared = load(json.loads((workdir / "data.json").read_text())["directory"])
-    held_out = workdirs.adopted(base[0]).sources[0]
-    assert [source.train_rows for source in prepared.sources][1] == 0
-    assert prepared.sources[1].validation_documents == held_out.validation_documents > 0
-    whole = evaluation.evaluation(config, prepared, None, build.steps(config, None)[1], build.put(mesh))
+
+def restored(workdir):
+    """The arrays of the latest model, on the host."""
+    return jax.device_get(by_name(restore.restore_for_inference(workdir)[1]))
+
+
+def files(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examples, tmp_path):
+    before, fields = files(base), {"adapt.dropout": 0.1, "adapt.rank": 4}
+    config = configured("lora", base, data_dir, examples, **fields)
+    train(config, tmp_path / "run")
+    assert files(base) == before
+    model = restored(tmp_path / "run")
+    for name, leaf in restored(base).items():  # bit-identical after training
+        under = model.get(f"{name}/base", model.get(name))
+        np.testing.assert_array_equal(under, leaf)
+    listed = json.loads((tmp_path / "run" / "checkpoints" / "4" / "model" / "_METADATA").read_text())
+    held = {entry["key_metadata"][0]["key"] for entry in listed["tree_metadata"].values()}
+    assert held == {name for name in model if name.endswith(("/a", "/b"))} and len(held) == 14
+    assert any(leaf.any() for name, leaf in model.items() if name.endswith("/b"))
+    # Stopped after step 2 and continued.
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
+    train(config, tmp_path / "again")
+    for name, leaf in restored(tmp_path / "again").items():
+        np.testing.assert_array_equal(leaf, model[name])
+    assert held_out(tmp_path / "again") == held_out(tmp_path / "run")
+    assert held_out(tmp_path / "run")[4] < held_out(tmp_path / "run")[0]
+    # A base that has changed is noticed, when it goes on and when it is used.
+    shutil.copytree(base, tmp_path / "other")
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        changed = restore.restore_model(base, workdirs.contents(base)[0])
+        changed.norm.scale[...] = changed.norm.scale[...].at[0].add(1e-6)
+        shutil.rmtree(tmp_path / "other" / "checkpoints")
+        Checkpoints(tmp_path / "other").save_model(0, changed)
+    recorded = tmp_path / "again" / "config.json"
+    recorded.write_text(recorded.read_text().replace(str(base), str(tmp_path / "other")))
+    with pytest.raises(CheckpointError, match="trained over a base with the content hash"):
+        restored(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["adapter", "prompt", "qlora"])
+def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir, examples, tmp_path, capsys):
+    fields = {"model.param_dtype": "float32"}
+    if name == "prompt":
+        fields |= {"adapt.length": 3, "adapt.init_text": "fox"}
+    if name == "adapter":
+        fields |= {"adapt.placement": "houlsby", "adapt.reduction": 4}
+    config = configured(name, base, data_dir, examples, **fields)
+    config.steps, config.optimizer.warmup_steps = 2, 1
+    train(config, tmp_path / "run")
+    mesh, model, _ = restore.restore_for_inference(tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "summary.json").read_text())["model"]
+    assert facts["trained_parameters"] == sum(leaf.size for leaf in trained(model).values())
+    assert f"{facts['trained_parameters']:,} of all train" in capsys.readouterr().out
+    losses = held_out(tmp_path / "run")
     with axes.use_mesh(mesh):
-        assert whole(model, config.eval_rows)["validation/txt/loss"] == pytest.approx(before["validation/txt/loss"])
+        logits = model.logits(jnp.arange(6)[None])
+    assert np.isfinite(logits).all() and losses[2] != losses[0]
+    if name == "qlora":
+        assert facts["quantized_weights"] and facts["quantized_bytes"] < 0.8 * facts["quantized_weights"]
 
 
-def test_answers_end_by_themselves_and_stand_alone(tuned):
-    command = [sys.executable, "-m", "launch.generate", f"--workdir={tuned[0]}", "--temperature=0"]
-    command += [f"--prompt={question}" for question in ANSWERS] + ["--max_new_tokens=20"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out == "--- 1 of 2 ---\nho ho\n--- 2 of 2 ---\nme\n"
+def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, examples, tmp_path):
+    """A LoRA run's loss at step 0 is the base's; a run that begins with a LoRA run begins as that ended, merged."""
+    lora = configured("lora", base, data_dir, examples)
+    train(lora, tmp_path / "lora")
+    last = {"train_only": (("layer/.*/-1/|^norm", True), (".*", False))}
+    train(configured("sft", base, data_dir, examples, **last), tmp_path / "last")
+    assert held_out(tmp_path / "lora")[0] == pytest.approx(held_out(tmp_path / "last")[0], abs=1e-6)
+    old, new = restored(base), restored(tmp_path / "last")
+    inside = [name for name in old if name.startswith("stack/")]
+    for name in inside:
+        first, second = (name.replace("segments/0", f"segments/{number}") for number in (0, 1))
+        np.testing.assert_array_equal(new[first][0], old[name][0])
+        assert (new[second][0] != old[name][1]).any()
+    assert (new["inputs/tokens/table"] == old["inputs/tokens/table"]).all()
+    assert len(inside) and (new["norm/scale"] != old["norm/scale"]).any()
+    on = configured("sft", tmp_path / "lora", data_dir, examples)
+    on.steps, on.optimizer.warmup_steps = 2, 1
+    train(on, tmp_path / "on")
+    assert held_out(tmp_path / "on")[0] == pytest.approx(held_out(tmp_path / "lora")[4], abs=1e-5)
 
 
-def test_prompts_are_what_examples_began_with(base, tuned):
-    config, words = workdirs.recorded_config(tuned[0]), tokenizer.load(tuned[0] / "tokenizer.json")
-    chat = Chat(words, config.data.chat)
-    given = prompts.inputs(config, words, ["hi"], False, system="Be brief.")
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-    assert given.prompts == [chat.prompt(messages)] and given.answers
-    raw = prompts.inputs(config, words, ["hi"], False, raw=True)
-    assert raw.prompts == words.prompts(["hi"]) and not raw.answers
-    with pytest.raises(ConfigError, match="--system is for models tuned on conversations, and not for --raw"):
-        prompts.inputs(config, words, ["hi"], False, system="Be brief.", raw=True)
-    with pytest.raises(ConfigError, match="leave it out"):
-        prompts.inputs(workdirs.recorded_config(base[0]), words, ["hi"], False, system="Be brief.")
-
-
-def test_an_encoder_reads_the_source_of_a_pair():
-    config = pretrain_encdec.get_config()
-    config.data.update(sources=(), path="pairs.jsonl", format="pairs")
-    config.data.pairs.prefix = "say: "
-    words = tokenizer.train([], "byte", specials=["<extra_id_0>"])
-    given = prompts.inputs(config, words, ["hi"], True)
-    assert given.sources == [[*words.encode("say: hi"), words.eot_id]]
-    assert given.prompts == [[words.start_id]]
-    assert prompts.inputs(config, words, ["hi"], True, raw=True).sources == [[*words.encode("hi"), words.eot_id]]
-
-
-def test_mistakes_are_said_before_the_work(tiny, tmp_path):
-    tiny.data.path = records(tmp_path / "chat.jsonl", 4, "instruction", "output")
-    tiny.data.chat.template = "chatml"
-    tiny.init_from = ""
-    with pytest.raises(DataError, match="the tokenizer has no token"):
-        train(tiny, tmp_path / "run")
-    tiny.model.update(architecture="encoder", head="masked")
-    with pytest.raises(ConfigError, match="need a decoder"):
-        train(tiny, tmp_path / "run")
+def test_refuses(base, data_dir, examples, tmp_path):
+    for name, fields, words in (
+        ("lora", {"init_from": ""}, "set config.init_from to its workdir"),
+        ("lora", {"adapt.rank": 0}, "config.adapt: rank is 0"),
+        ("lora", {"adapt.targets": (("nothing", True), (".*", False))}, "no pattern finds a weight"),
+        ("sft", {"train_only": ((".*", False),)}, "no parameter would train"),
+        ("sft", {"train_only": (("[", True),)}, "no list of"),
+        ("sft", {"optimizer.rates": (("norm", 1.0),)}, "end the list with"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(configured(name, base, data_dir, examples, **fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
