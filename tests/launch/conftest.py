@@ -1,5 +1,8 @@
 """A run small enough to be made many times: two layers, 40 rows of text, one device."""
 
+import functools
+import importlib
+
 import jax
 import pytest
 from absl import flags
@@ -8,6 +11,7 @@ from configs import pretrain_decoder
 from launch import convert  # noqa: F401
 
 del flags.FLAGS.workdir  # of launch.convert; launch.train, here in the same process, has one too
+from launch.train import train  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does so again.\n"
 
@@ -46,3 +50,28 @@ def tiny(corpus, data_dir):
 def one_device(monkeypatch):
     """Meshes of these runs are of one device, whatever number the session has."""
     monkeypatch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+
+
+STEPS = {"decoder": 60, "moe": 60, "encdec": 90, "encoder": 300}
+# Without these no family of transformers has such a model.
+FIELDS = {"moe": {"experts.mlp_dim": 48}, "encoder": {"num_kv_heads": 4}, "encdec": {"num_kv_heads": 4}}
+# Every test of one of these runs is on the same worker.
+ARCHITECTURES = [pytest.param(name, marks=pytest.mark.xdist_group(f"pretrain_{name}")) for name in STEPS]
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, data_dir, tmp_path_factory):
+    """name -> the workdir of a run of configs/pretrain_NAME.py, long enough to learn something; made in the first test
+    that asks, for a test has one device and a fixture of the session all."""
+
+    @functools.cache
+    def make(name):
+        config = shrink(importlib.import_module(f"configs.pretrain_{name}").get_config(), data_dir, corpus)
+        config.steps = config.log_every = config.eval_every = config.checkpoint_every = STEPS[name]
+        config.batch_size = 16
+        config.model.update_from_flattened_dict(FIELDS.get(name, {}))
+        workdir = tmp_path_factory.mktemp(name)
+        train(config, workdir)
+        return workdir
+
+    return make

@@ -1,6 +1,5 @@
 """A checkpoint folder in and out, and a model that was trained here out."""
 
-import importlib
 import json
 import re
 import shutil
@@ -20,11 +19,10 @@ from data import tokenizer
 from launch import convert as module
 from launch import restore, workdirs
 from launch.checking import ConfigError
-from launch.train import train
 from model import axes, families, masks
 from model.decode.generate import generate
 from model.interop.folder import Folder
-from tests.launch.conftest import shrink
+from tests.launch.conftest import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +91,10 @@ def test_bfloat16_stays_bfloat16(folder, tmp_path):
         np.testing.assert_array_equal(old.read(name), new.read(name))
 
 
-def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
-    tiny.steps = 2
-    tiny.optimizer.warmup_steps = 1
-    train(tiny, tmp_path / "run")
-    convert(tmp_path / "run", to_hf=tmp_path / "out")
-    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
+@pytest.mark.xdist_group("pretrain_decoder")
+def test_a_model_trained_here_loads_in_transformers(trained, tmp_path):
+    convert(trained("decoder"), to_hf=tmp_path / "out")
+    mesh, model, words = restore.restore_for_inference(trained("decoder"))
     tokens = np.arange(12, dtype=np.int32)[None] + 40
     with axes.use_mesh(mesh):
         ours = model.logits(jnp.asarray(tokens))
@@ -118,24 +114,19 @@ def test_a_model_trained_here_loads_in_transformers(tiny, tmp_path):
 
 
 _TARGET = dict(decoder_input_ids=torch.arange(5)[None] + 50)
-# config: (transformers' class, what it reads beside tokens, fields without which no family has such a model)
-ARCHITECTURES = {
-    "moe": (transformers.MixtralForCausalLM, {}, {"experts.mlp_dim": 48}),
-    "encoder": (transformers.BertForMaskedLM, {}, {"num_kv_heads": 4}),
-    "encdec": (transformers.T5ForConditionalGeneration, _TARGET, {"num_kv_heads": 4}),
+# config: (transformers' class, what it reads beside tokens)
+CLASSES = {
+    "moe": (transformers.MixtralForCausalLM, {}),
+    "encoder": (transformers.BertForMaskedLM, {}),
+    "encdec": (transformers.T5ForConditionalGeneration, _TARGET),
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_other_architectures_trained_here(name, data_dir, corpus, tmp_path):
-    config = shrink(importlib.import_module(f"configs.pretrain_{name}").get_config(), data_dir, corpus)
-    config.steps = config.eval_every = config.checkpoint_every = 2
-    config.optimizer.warmup_steps = 1
-    kind, others, fields = ARCHITECTURES[name]
-    config.model.update_from_flattened_dict(fields)
-    train(config, tmp_path / "run")
-    convert(tmp_path / "run", to_hf=tmp_path / "out")
-    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
+@pytest.mark.parametrize("name", [param for param in ARCHITECTURES if param.values[0] in CLASSES])
+def test_other_architectures_trained_here(name, trained, tmp_path):
+    kind, others = CLASSES[name]
+    convert(trained(name), to_hf=tmp_path / "out")
+    mesh, model, words = restore.restore_for_inference(trained(name))
     tokens = torch.arange(12)[None] + 40
     with torch.no_grad():
         theirs = kind.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()(tokens, **others).logits

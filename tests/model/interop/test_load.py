@@ -92,10 +92,18 @@ def test_logits_are_those_of_transformers(name, saved):
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", ["1GB", "20kB"])
+# Of mesh, dtype and number of files, every two values meet.
+@pytest.mark.parametrize(
+    ("shape", "dtype", "size"),
+    [
+        ({"fsdp": 4, "tensor": 2}, torch.float32, "1GB"),
+        ({"fsdp": 4, "tensor": 2}, torch.bfloat16, "20kB"),
+        ({"data": 2, "tensor": 4}, torch.float32, "20kB"),
+        ({"data": 2, "tensor": 4}, torch.bfloat16, "1GB"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}], ids=str)
 def test_there_and_back_on_a_mesh(name, dtype, size, shape, saved, tmp_path):
     """Placed as the mesh wants it; written again in the dtype of the file, the same tensors bit for bit."""
     config, table, _ = BOTH[name]
