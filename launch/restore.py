@@ -10,12 +10,8 @@ from launch import workdirs
 from launch.checking import ConfigError, checking
 from launch.early_stopping import find_step
 from model import axes, families
-<<<<<<< HEAD
-from model.adapt.lora import merged
-from model.compress import quantize
-=======
 from model.adapt.lora import Lora, merged
->>>>>>> part-peft
+from model.compress import quantize
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
 from model.patterns import restacked
@@ -32,14 +28,6 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: 
         return mesh, restore_model(workdir, config, step), words
 
 
-<<<<<<< HEAD
-def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, original: bool = False):
-    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some.
-
-    Args:
-      original: adapters stand on the weights as they were before they were quantized.
-    """
-=======
 def spread(config: ModelConfig) -> jax.sharding.Mesh:
     """An fsdp mesh of as many devices as the model can be split over."""
     devices = jax.devices()
@@ -50,9 +38,12 @@ def spread(config: ModelConfig) -> jax.sharding.Mesh:
     return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
-def restore_model(workdir: Path, config: ModelConfig, step: str = ""):
-    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some."""
->>>>>>> part-peft
+def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, original: bool = False):
+    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some.
+
+    Args:
+      original: adapters stand on the weights as they were before they were quantized.
+    """
     record = workdirs.recorded_config(workdir)
     tuning = workdirs.tuning(record)
     if original:
@@ -68,21 +59,16 @@ def restore_model(workdir: Path, config: ModelConfig, step: str = ""):
         return checkpoints.restore_model(model, find_step(checkpoints, step))
 
 
-<<<<<<< HEAD
 def pretrained(
     workdir: Path,
     config: ModelConfig,
     seed: int = 0,
     labels: dict | None = None,
     quantization: quantize.Settings | None = None,
+    step: str = "",
 ):
-    """(model of `config` with the parameters of the run in `workdir`, content hash of these, names of those that it
-    lacks and that are drawn), on the mesh that is set.
-=======
-def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict | None = None, step: str = ""):
     """(model of `config` with the parameters of a checkpoint in `workdir`, content hash of these, names of those that
     it lacks and that are drawn), on the mesh that is set.
->>>>>>> part-peft
 
     `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
     the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
@@ -92,7 +78,6 @@ def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict |
     there, _ = workdirs.contents(workdir)
     same = _meaning(labels) == _meaning(workdirs.labels(workdir))
     like = by_name(states.abstract_model(lambda rngs: families.make(there, rngs)))
-<<<<<<< HEAD
     make_model = lambda rngs: families.make(config, rngs)
     target = variables(states.abstract_model(make_model))
     if not same:
@@ -100,13 +85,7 @@ def pretrained(workdir: Path, config: ModelConfig, seed: int = 0, labels: dict |
     narrowed = quantization.narrowed if quantization else lambda name, variable: variable
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
     whole, leaves, sums = {}, {}, {}
-    for name, array in _arrays(workdir, there, like):
-=======
-    target = states.abstract_model(lambda rngs: families.make(config, rngs))
-    dtypes = {name: leaf.dtype for name, leaf in by_name(target).items()}
-    arrays, sums = {}, {}
     for name, array in _arrays(workdir, there, like, step):
->>>>>>> part-peft
         sums[name] = array_sum(array)
         if there.cuts != config.cuts:
             whole[name] = array
@@ -132,11 +111,7 @@ def _arrays(workdir: Path, config: ModelConfig, like: dict, step: str):
                 "base itself"
             )
         with checking(f"config.init_from {workdir}"):
-<<<<<<< HEAD
-            yield from by_name(merged(restore_model(workdir, config, original=True))).items()
-=======
-            yield from by_name(merged(restore_model(workdir, config, step))).items()
->>>>>>> part-peft
+            yield from by_name(merged(restore_model(workdir, config, step, original=True))).items()
         return
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
         yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
