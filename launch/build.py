@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from data import augment, corrupt, kinds, tokenizer
@@ -11,7 +12,7 @@ from data.prepare import Prepared, prepare
 from launch import workdirs
 from launch.checking import ConfigError, checking
 from launch.workdirs import architecture
-from model import axes
+from model import axes, families, weights
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train.loop import Schedule
@@ -52,8 +53,18 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to its "
             "workdir"
         )
-    optimizer(config, model)
+    _check_training(config, model)
     objective(config)
+
+
+def _check_training(config: ConfigDict, model: ModelConfig) -> None:
+    """What trains, and by which patterns, on shapes alone."""
+    tuning, tx = workdirs.tuning(config), optimizer(config, model)
+    make = lambda key: weights.trained(tuning.apply(families.make(model, nnx.Rngs(key)), key))
+    with checking("config.adapt, config.train_only"):
+        params = jax.eval_shape(make, jax.random.key(0))
+    with checking("config.optimizer"):
+        jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)
 
 
 def _check_language(config: ConfigDict, model: ModelConfig) -> None:
