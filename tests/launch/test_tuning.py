@@ -150,7 +150,7 @@ def test_refuses(base, data_dir, examples, tmp_path):
         ("lora", {"adapt.targets": (("nothing", True), (".*", False))}, "no pattern finds a weight"),
         ("sft", {"train_only": ((".*", False),)}, "no parameter would train"),
         ("sft", {"train_only": (("[", True),)}, "no list of"),
-        ("sft", {"optimizer.rates": (("norm", 1.0),)}, "end the list with"),
+        ("sft", {"optimizer.rates": (("norm", 0.5),)}, "end the list with"),
     ):
         with pytest.raises(ConfigError, match=words):
             train(configured(name, base, data_dir, examples, **fields), tmp_path / "run")
