@@ -62,12 +62,12 @@ def main() -> None:
         done = False
     rows = trials.rows()
     best = sweep_report.ranked(rows, trials.lower)[0] if rows else None
-    again = command(best.parameters, workdir / "best") if best and best.value is not None else ""
+    again = command(best.parameters, workdir / "best") if best and best.state == "complete" else ""
     kinds = {field: form[0] for field, form in trials.space.items()}
     print("\n" + sweep_report.table(rows, trials.metric, trials.lower))
     print(f"\nreport: {sweep_report.write(workdir, rows, trials.metric, trials.lower, kinds, again)}")
     if again:
-        print(f"trains the best again:\n  {again}")
+        print(f"the best run is in {trials.directory(best.number)} (--step=best), this trains it again:\n  {again}")
     if not done:
         print("stopped; the same command continues the sweep")
 

@@ -139,7 +139,8 @@ class Trials:
             self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
         rows = self.rows()
         best = ranked(rows, self.lower)[0]
-        print(f"trial {trial.number}: {rows[trial.number].outcome()}; best: trial {best.number}, {best.outcome()}")
+        so_far = f"; best: trial {best.number}, {best.outcome()}" if best.state == "complete" else ""
+        print(f"trial {trial.number}: {rows[trial.number].outcome()}{so_far}")
         return True
 
     def rows(self) -> list[Trial]:

@@ -5,7 +5,7 @@ import math
 import optuna
 import pytest
 
-from configs import pretrain_decoder
+from configs import lora, pretrain_decoder, search_lora
 from launch import search
 from launch.checking import ConfigError
 
@@ -51,6 +51,7 @@ def test_what_may_be_searched():
         "optimizer.name": ("choice", "adamw", "lion"),
     }
     search.check(space, pretrain_decoder.get_config())
+    search.check(search_lora.get_search(), lora.get_config())
 
 
 @pytest.mark.parametrize(
