@@ -94,7 +94,8 @@ class NF4(QuantizedWeight):
 
     def _double(self, absmax):
         """(absmax uint8, inner, mean) of absmax, float32."""
-        whole = axes.place(jnp.moveaxis(absmax, self._start, -1), *(None,) * absmax.ndim)
+        # The barrier: else each device may sum a part of it, and the last bits of the mean depend on the mesh.
+        whole = jax.lax.optimization_barrier(axes.place(jnp.moveaxis(absmax, self._start, -1), *(None,) * absmax.ndim))
         flat = whole.reshape(-1)
         mean = flat.mean()
         flat = jnp.pad(flat - mean, (0, -flat.size % INNER_BLOCK)).reshape(-1, INNER_BLOCK)
