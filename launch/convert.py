@@ -3,35 +3,43 @@
     python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
     python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer
 
-A folder needs config.json, safetensors and a tokenizer (data/hub_tokenizer.py). Tensors pass one at a time, onto as
-many devices as the model can be split over.
+and low-rank adapters, as peft keeps them, or merged into the model:
+
+    python -m launch.convert --from_peft=FOLDER --base=BASE --workdir=DIR   # BASE: the workdir of the adapter's model
+    python -m launch.convert --workdir=DIR --to_peft=FOLDER                 # adapter_config.json, safetensors
+    python -m launch.convert --workdir=DIR --merge --to_hf=FOLDER           # a whole model
+    python -m launch.convert --workdir=DIR --merge --to_workdir=NEW         # the same, as a workdir
+
+A folder of a model needs config.json, safetensors and a tokenizer (data/hub_tokenizer.py). Tensors pass one at a time,
+onto as many devices as the model can be split over.
 """
 
 from launch import runtime
 
 runtime.configure()
 
-import contextlib
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from data import hub_tokenizer
-from launch import early_stopping, restore, workdirs
+from launch import adapters, early_stopping, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.config import ModelConfig
 from model.interop import registry
 from model.interop.folder import Folder
 from train import state
-from train.checkpoint import Checkpoints
 
-_FROM = flags.DEFINE_string("from_hf", None, "A checkpoint folder to read.")
-_TO = flags.DEFINE_string("to_hf", None, "A folder to write; it must not exist or be empty.")
+_FROM_HF = flags.DEFINE_string("from_hf", None, "A checkpoint folder to read.")
+_TO_HF = flags.DEFINE_string("to_hf", None, "A folder to write; it must not exist or be empty.")
+_FROM_PEFT = flags.DEFINE_string("from_peft", None, "A folder of an adapter to read.")
+_BASE = flags.DEFINE_string("base", None, "The workdir of the model that the adapter of --from_peft is for.")
+_TO_PEFT = flags.DEFINE_string("to_peft", None, "A folder to write the adapter to; it must not exist or be empty.")
+_TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "A new workdir to write the merged model to.")
+_MERGE = flags.DEFINE_bool("merge", False, "Put the adapter into the parameters of its base.")
 _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where to put what is read.")
 
@@ -44,19 +52,11 @@ def import_folder(path: Path, workdir: Path) -> None:
         raise ConfigError(
             f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
         )
-    if (workdir / "config.json").exists():
-        raise ConfigError(f"{workdir} holds a run already; use a new --workdir")
-    with axes.use_mesh(spread(config)):
+    workdirs.check_new(workdir)
+    with axes.use_mesh(restore.spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save_model(0, model)
-    checkpoints.close()
-    words.save(workdir / "tokenizer.json")
-    if config.head in ("sequence", "token"):
-        (workdir / workdirs.LABELS).write_text(json.dumps(_labels(config, folder.config()), ensure_ascii=False) + "\n")
-    record = ConfigDict({"model": dataclasses.asdict(config), "model_type": name})
-    (workdir / "config.json").write_text(json.dumps(json.loads(record.to_json()), indent=2) + "\n")
+    labels = _labels(config, folder.config()) if config.head in ("sequence", "token") else None
+    workdirs.create(workdir, {"model": dataclasses.asdict(config), "model_type": name}, model, words, labels)
     print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
 
 
@@ -70,8 +70,13 @@ def _labels(config: ModelConfig, given: dict) -> dict:
     return {"kind": "class" if config.head == "sequence" else "token", "names": found, "read": read}
 
 
-def export(workdir: Path, path: Path, step: str = "") -> None:
+def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> None:
     config, words = workdirs.contents(workdir)
+    if not merge and workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
+        raise ConfigError(
+            f"{workdir} holds an adapter over a base, and a checkpoint folder a whole model: --merge puts the adapter "
+            "into the base's parameters, --to_peft writes it alone"
+        )
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
     ids = words.special.config
     if config.architecture == "encoder_decoder":
@@ -80,7 +85,8 @@ def export(workdir: Path, path: Path, step: str = "") -> None:
         names = labels["names"]
         ids = ids | {"id2label": {str(i): name for i, name in enumerate(names)}}
         ids = ids | {"label2id": {name: i for i, name in enumerate(names)}}
-    mesh, model, _ = restore.restore_for_inference(workdir, spread(config), step)
+    mesh = restore.spread(config)
+    model = adapters.merged(workdir, mesh, step) if merge else restore.restore_for_inference(workdir, mesh, step)[1]
     with axes.use_mesh(mesh):
         registry.write(model, name, path, hub_tokenizer.files(words), **ids)
     if jax.process_index() == 0:
@@ -89,24 +95,27 @@ def export(workdir: Path, path: Path, step: str = "") -> None:
             print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
 
 
-def spread(config: ModelConfig) -> jax.sharding.Mesh:
-    """An fsdp mesh of as many devices as the model can be split over."""
-    devices = jax.devices()
-    for size in range(len(devices), 1, -1):
-        with contextlib.suppress(ValueError):
-            config.check_mesh({"fsdp": size})
-            return axes.make_mesh({"fsdp": size}, devices[:size])
-    return axes.make_mesh({"fsdp": 1}, devices[:1])
-
-
 def main() -> None:
-    if (_FROM.value is None) == (_TO.value is None):
-        raise ConfigError("give either --from_hf or --to_hf")
-    workdir = Path(_WORKDIR.value).absolute()
-    if _FROM.value is not None:
-        import_folder(Path(_FROM.value), workdir)
+    others = {"from_hf": _FROM_HF, "to_hf": _TO_HF, "from_peft": _FROM_PEFT, "to_peft": _TO_PEFT}
+    others |= {"to_workdir": _TO_WORKDIR}
+    given = [name for name, flag in others.items() if flag.value is not None]
+    if len(given) != 1:
+        raise ConfigError(f"give one of --{', --'.join(others)}")
+    if (_BASE.value is not None) != (given == ["from_peft"]):
+        raise ConfigError("--from_peft, and no other, needs --base: the workdir of the model that the adapter is for")
+    if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
+        raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
+    workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
+    if given == ["from_hf"]:
+        import_folder(other, workdir)
+    elif given == ["to_hf"]:
+        export(workdir, other, _STEP.value, _MERGE.value)
+    elif given == ["from_peft"]:
+        adapters.from_peft(other, Path(_BASE.value).absolute(), workdir)
+    elif given == ["to_peft"]:
+        adapters.to_peft(workdir, other, _STEP.value)
     else:
-        export(workdir, Path(_TO.value), _STEP.value)
+        adapters.merge(workdir, other.absolute(), _STEP.value)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@
 Several --prompt are one batch; where there is an encoder, it reads them. Writes each prompt with its continuation (of
 an encoder-decoder the continuation alone) to stdout, so that it can be piped. A model tuned on conversations or on
 pairs of texts gets the prompt as these had their questions, and its answer alone is written.
+
+    python -m launch.generate --workdir=BASE --adapter=DIR1 --adapter=DIR2 --prompt="def main("
+
+continues every prompt with every adapter, all in one batch.
 """
 
 from launch import runtime
@@ -16,7 +20,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import early_stopping, prompts, restore, workdirs
+from launch import adapters, early_stopping, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode import sampling
@@ -24,6 +28,9 @@ from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _STEP = early_stopping.define_step()
+_ADAPTER = flags.DEFINE_multi_string(
+    "adapter", [], "A workdir of a low-rank adapter over the model of --workdir; given several times, each one answers."
+)
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
 _SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
@@ -38,29 +45,38 @@ _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 def main() -> None:
     with checking("flags"):
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    mesh, model, tokenizer = restore.restore_for_inference(_WORKDIR.value, step=_STEP.value)
+    runs = [Path(run).absolute() for run in _ADAPTER.value or [_WORKDIR.value]]
+    if _ADAPTER.value:
+        mesh, model, tokenizer = adapters.several(Path(_WORKDIR.value).absolute(), runs)
+    else:
+        mesh, model, tokenizer = restore.restore_for_inference(runs[0], step=_STEP.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
-    config = workdirs.recorded_config(Path(_WORKDIR.value))
     reads = model.config.architecture == "encoder_decoder"
-    given = prompts.inputs(config, tokenizer, texts, reads, _SYSTEM.value, _RAW.value)
+    records = [workdirs.recorded_config(run) for run in runs]
+    given = [prompts.inputs(record, tokenizer, texts, reads, _SYSTEM.value, _RAW.value) for record in records]
+    # Of each text, the rows of all runs.
+    rows = [(run, number) for number in range(len(texts)) for run in range(len(runs))]
     known = model.inputs.tokens.rows
+    inputs = [given[run].prompts[number] for run, number in rows]
+    sources = [given[run].sources[number] for run, number in rows] if reads else None
     with checking("flags"):
-        check(given.prompts, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, given.sources, known)
+        check(inputs, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, sources, known)
     with axes.use_mesh(mesh):
         result = generate(
             model,
             key=jax.random.key(_SEED.value),
             max_new_tokens=_MAX_NEW_TOKENS.value,
             settings=settings,
-            eos_id=given.ends,
+            eos_id=sorted({end for own in given for end in own.ends}),
             vocab_size=tokenizer.vocab_size,
-            prompts=given.prompts,
-            sources=given.sources,
+            prompts=inputs,
+            sources=sources,
+            adapters=[run for run, _ in rows] if _ADAPTER.value else None,
         )
-    for number, (tokens, length) in enumerate(zip(result.tokens, result.lengths, strict=True)):
-        if len(texts) > 1:
-            print(f"--- {number + 1} of {len(texts)} ---")
-        print(given.whole(tokenizer, number, tokens[:length]))
+    for place, (run, number) in enumerate(rows):
+        if len(rows) > 1:
+            print(f"--- {place + 1} of {len(rows)}{f': {_ADAPTER.value[run]}' * bool(_ADAPTER.value)} ---")
+        print(given[run].whole(tokenizer, number, result.tokens[place, : result.lengths[place]]))
 
 
 if __name__ == "__main__":

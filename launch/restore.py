@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 
 from launch import workdirs
-from launch.checking import checking
+from launch.checking import ConfigError, checking
 from launch.early_stopping import find_step
 from model import axes, families
-from model.adapt.lora import merged
+from model.adapt.lora import Lora, merged
 from model.compress import quantize
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
@@ -26,6 +26,16 @@ def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: 
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
         return mesh, restore_model(workdir, config, step), words
+
+
+def spread(config: ModelConfig) -> jax.sharding.Mesh:
+    """An fsdp mesh of as many devices as the model can be split over."""
+    devices = jax.devices()
+    for size in range(len(devices), 1, -1):
+        with contextlib.suppress(ValueError):
+            config.check_mesh({"fsdp": size})
+            return axes.make_mesh({"fsdp": size}, devices[:size])
+    return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
 def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, original: bool = False):
@@ -55,9 +65,10 @@ def pretrained(
     seed: int = 0,
     labels: dict | None = None,
     quantization: quantize.Settings | None = None,
+    step: str = "",
 ):
-    """(model of `config` with the parameters of the run in `workdir`, content hash of these, names of those that it
-    lacks and that are drawn), on the mesh that is set.
+    """(model of `config` with the parameters of a checkpoint in `workdir`, content hash of these, names of those that
+    it lacks and that are drawn), on the mesh that is set.
 
     `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
     the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
@@ -74,7 +85,7 @@ def pretrained(
     narrowed = quantization.narrowed if quantization else lambda name, variable: variable
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
     whole, leaves, sums = {}, {}, {}
-    for name, array in _arrays(workdir, there, like):
+    for name, array in _arrays(workdir, there, like, step):
         sums[name] = array_sum(array)
         if there.cuts != config.cuts:
             whole[name] = array
@@ -91,13 +102,19 @@ def _meaning(labels: dict | None):
     return labels and (labels["kind"], labels.get("names"))
 
 
-def _arrays(workdir: Path, config: ModelConfig, like: dict):
-    if workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
+def _arrays(workdir: Path, config: ModelConfig, like: dict, step: str):
+    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    if method is not None:
+        if not isinstance(method, Lora):
+            raise ConfigError(
+                f"{workdir} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
+                "base itself"
+            )
         with checking(f"config.init_from {workdir}"):
-            yield from by_name(merged(restore_model(workdir, config, original=True))).items()
+            yield from by_name(merged(restore_model(workdir, config, step, original=True))).items()
         return
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
-        yield from checkpoints.restore_arrays(like, find_step(checkpoints))
+        yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
 
 
 def tuned(model, tuning, seed: int):

@@ -65,6 +65,31 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     partial.replace(workdir / "config.json")
 
 
+def check_new(workdir: Path) -> None:
+    """Refuse a directory that holds a run."""
+    if (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} holds a run already; use a new directory")
+
+
+def create(
+    workdir: Path, record: dict, model, words: tokenizer.Tokenizer, labels: dict | None = None, base: str | None = None
+) -> None:
+    """A directory that holds a model and no run: `record` as its config.
+
+    Args:
+      labels: what labels.json says.
+      base: content hash of the model under what trains, which alone is saved; None: all is.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, base=base)
+    checkpoints.save_model(0, model)
+    checkpoints.close()
+    words.save(workdir / "tokenizer.json")
+    if labels is not None:
+        (workdir / LABELS).write_text(json.dumps(labels, ensure_ascii=False) + "\n")
+    (workdir / "config.json").write_text(json.dumps(json.loads(ConfigDict(record).to_json()), indent=2) + "\n")
+
+
 def recorded_config(workdir: Path) -> ConfigDict:
     """The config of the run in `workdir`."""
     path = workdir / "config.json"

@@ -18,13 +18,8 @@ _ABSENT += ("target_parameters", "alora_invocation_tokens", "use_qalora", "use_b
 _ABSENT += ("monteclora_config",)
 # Of init_lora_weights. The others begin with other base weights, to which the factors belong.
 _INITIAL = (True, False, "gaussian", "eva", "orthogonal")
-_TASKS = {  # by a model's architecture and head
-    ("decoder", "language_model"): "CAUSAL_LM",
-    ("encoder_decoder", "language_model"): "SEQ_2_SEQ_LM",
-    ("encoder", "sequence"): "SEQ_CLS",
-    ("encoder", "token"): "TOKEN_CLS",
-    ("encoder", "none"): "FEATURE_EXTRACTION",
-}
+_TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}  # by a model's head
+_WRITERS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # of others by architecture
 
 
 class Given(NamedTuple):
@@ -151,7 +146,7 @@ def describe(
     enough = not any(last(module) in short and module not in ranks and module not in saved for module in names)
     return {
         "peft_type": "LORA",
-        "task_type": _TASKS.get((model.architecture, model.head)),
+        "task_type": _TASKS.get(model.head, _WRITERS.get(model.architecture)),
         "base_model_name_or_path": None,
         "r": rank,
         "lora_alpha": alpha,

@@ -34,7 +34,17 @@ FAMILIES: dict[str, Family] = {
     "switch_transformers": t5.SWITCH,
 }
 # Fields of ModelConfig that are of a run and not of its checkpoint.
-RUNNING = ("dropout", "embedding_noise", "init_std", "dtype", "param_dtype", "remat", "scan_unroll", "attention")
+RUNNING = (
+    "dropout",
+    "embedding_noise",
+    "init_std",
+    "dtype",
+    "param_dtype",
+    "remat",
+    "scan_unroll",
+    "attention",
+    "cuts",
+)
 
 
 def read_config(folder: Folder) -> tuple[str, ModelConfig]:

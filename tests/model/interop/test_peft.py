@@ -109,7 +109,7 @@ def run(model):
     tokens = jnp.asarray(TOKENS, jnp.int32)
     if model.config.architecture == "encoder_decoder":
         return model.logits(tokens, source=Source(tokens, *default_segments(tokens)))
-    return model.classes(model(tokens).x_BTD) if model.config.head == "sequence" else model.logits(tokens)
+    return model.classes(model(tokens).x_BTD)[:, 0] if model.config.head == "sequence" else model.logits(tokens)
 
 
 def theirs(model):

@@ -1,0 +1,111 @@
+"""Workdirs of low-rank adapters: from and to folders of peft, merged into their base, several in one batch."""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from launch import restore, workdirs
+from launch.checking import ConfigError, checking
+from launch.early_stopping import find_step
+from model import axes, count, families
+from model.adapt.bank import bank
+from model.adapt.lora import Lora
+from model.config import ModelConfig
+from model.interop import peft, registry
+from model.interop.table import Table
+from model.patterns import restacked
+from model.weights import by_name, replaced, trained, variables
+from train import state
+
+
+def from_peft(folder: Path, base: Path, workdir: Path) -> None:
+    """The adapter of a folder as a workdir over the one in `base`."""
+    workdirs.check_new(workdir)
+    config, words = workdirs.contents(base)
+    config, record = dataclasses.replace(config, cuts=()), workdirs.recorded_config(base)
+    with axes.use_mesh(restore.spread(config)):
+        model, content, _ = restore.pretrained(base, config, labels=workdirs.labels(base))
+        model, tuning = peft.read(folder, _table(config, record.get("model_type")), model)
+        fields = {"model": dataclasses.asdict(config), "init_from": str(base), "seed": 0}
+        fields |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method), "train_only": tuning.train_only}
+        fields |= {"model_type": record.model_type} if "model_type" in record else {}
+        workdirs.create(workdir, fields, model, words, workdirs.labels(base), content)
+    size = sum(w.size for w in trained(model).values())
+    print(f"{folder}: {size:,} parameters over {base} -> {workdir}")
+
+
+def to_peft(workdir: Path, folder: Path, step: str = "") -> None:
+    """The adapter of a workdir as a folder."""
+    _lora(workdir)
+    record, (config, _) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
+    mesh, model, _ = restore.restore_for_inference(workdir, restore.spread(config), step)
+    with axes.use_mesh(mesh):
+        peft.write(model, _table(config, record.get("model_type")), folder)
+    print(f"{workdir} -> {folder}: an adapter for peft")
+
+
+def merge(workdir: Path, out: Path, step: str = "") -> None:
+    """A workdir with the adapter of another in its parameters: a model like any."""
+    workdirs.check_new(out)
+    record, (config, words) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
+    model = merged(workdir, restore.spread(config), step)
+    own = ("adapt", "train_only", "init_from")  # what made it no whole model
+    fields = {name: value for name, value in record.to_dict().items() if name not in own}
+    workdirs.create(out, fields, model, words, workdirs.labels(workdir))
+    if (workdir / "data.json").exists():
+        shutil.copy(workdir / "data.json", out)
+    print(f"{workdir}, merged into {record.init_from}: {count.num_params(model.config):,} parameters -> {out}")
+
+
+def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = ""):
+    """The model of a workdir, the adapter in the parameters of its base, on the mesh."""
+    _lora(workdir)
+    config = dataclasses.replace(workdirs.contents(workdir)[0], cuts=())
+    with axes.use_mesh(mesh):
+        return restore.pretrained(workdir, config, labels=workdirs.labels(workdir), step=step)[0]
+
+
+def several(base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = None):
+    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row."""
+    config, words = workdirs.contents(base)
+    config, tunings = dataclasses.replace(config, cuts=()), [_lora(run) for run in runs]
+    # Parted wherever an adapter parts its layers.
+    cuts = {cut for tuning in tunings for cut in tuning.cuts(config, count.names(config))}
+    config = dataclasses.replace(config, cuts=tuple(sorted(cuts)))
+    mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
+    with axes.use_mesh(mesh):
+        model, content, _ = restore.pretrained(base, config)
+        adapted = [_over(config, run, tuning, content) for run, tuning in zip(runs, tunings, strict=True)]
+        with checking("--adapter"):
+            return mesh, bank(model, adapted), words
+
+
+def _over(config: ModelConfig, workdir: Path, tuning, content: str):
+    """A model with the adapter of a workdir over shapes of its base, parted as in `config`."""
+    own, _ = workdirs.contents(workdir)
+    shapes = lambda config: state.abstract_model(lambda rngs: tuning.apply(families.make(config, rngs), rngs.params()))
+    with contextlib.closing(workdirs.finished_checkpoints(workdir, content)) as checkpoints:
+        arrays = by_name(trained(checkpoints.restore_model(shapes(own), find_step(checkpoints))))
+    target = shapes(config)
+    if other := [name for name in trained(target) if not name.endswith(("/a", "/b"))]:
+        raise ConfigError(f"--adapter={workdir}: {other[0]} was trained beside the adapter, and rows can't share it")
+    found = restacked(arrays, own, config, trained(target))
+    places = variables(target)
+    return replaced(target, {name: places[name].replace(array) for name, array in found.items()})
+
+
+def _lora(workdir: Path):
+    """What trained there, low-rank adapters."""
+    tuning = workdirs.tuning(workdirs.recorded_config(workdir))
+    if not isinstance(tuning.method, Lora):
+        kind = "no adapter" if tuning.method is None else f"{type(tuning.method).__name__.lower()} and no such adapter"
+        raise ConfigError(f"{workdir} holds {kind}; this is for low-rank ones (configs/lora.py)")
+    return tuning
+
+
+def _table(config: ModelConfig, model_type: str | None) -> Table:
+    return registry.FAMILIES[model_type or registry.family_of(dataclasses.replace(config, cuts=()))].table(config)

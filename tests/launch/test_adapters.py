@@ -1,0 +1,157 @@
+"""Workdirs of adapters: from peft and back, merged, several in one batch; against peft and transformers."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from data import tokenizer
+from launch import adapters, convert, restore, workdirs
+from launch.checking import ConfigError
+from model import axes
+from model.adapt.lora import Lora
+from model.adapt.tuning import Tuning
+from model.decode.generate import generate
+from model.weights import replaced, trained
+from train.checkpoint import CheckpointError
+
+PROMPT, LENGTH = [40, 41, 42, 43], 8
+TARGETS = {"wide": ["q_proj", "down_proj"], "narrow": r".*layers\.1\..*(v_proj|o_proj)"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A LLaMA, two adapters of peft on it, and the workdirs that they become: (folder, model by adapter)."""
+    root = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    words = tokenizer.train(["some text, " * 50], "byte")
+    shape = dict(vocab_size=words.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    shape |= dict(intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=None)
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, eos_token_id=words.eot_id))
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    base.eval().save_pretrained(root / "hf")
+    words.save(root / "hf" / "tokenizer.json")
+    models = {"base": base}
+    for name, targets in TARGETS.items():
+        config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=targets, init_lora_weights=False)
+        models[name] = peft.get_peft_model(copy.deepcopy(base), config).eval()
+        with torch.no_grad():
+            for path, parameter in models[name].named_parameters():
+                if "lora_" in path:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape))
+        models[name].save_pretrained(root / f"peft {name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        convert.import_folder(root / "hf", root / "base")
+        config = root / "base" / "config.json"
+        config.write_text(config.read_text().replace("bfloat16", "float32"))
+        for name in TARGETS:
+            adapters.from_peft(root / f"peft {name}", root / "base", root / name)
+    return root, models
+
+
+def theirs(model):
+    """A greedy continuation."""
+    settings = transformers.GenerationConfig(max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return model.generate(torch.tensor([PROMPT]), generation_config=settings)[0, len(PROMPT) :].numpy()
+
+
+def ours(workdir):
+    mesh, model, _ = restore.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        return generate(model, [PROMPT], jax.random.key(0), max_new_tokens=LENGTH).tokens[0]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_from_peft_and_back(name, made, tmp_path):
+    root, models = made
+    np.testing.assert_array_equal(ours(root / name), theirs(models[name]))
+    assert (theirs(models[name]) != theirs(models["base"])).any()
+    adapters.to_peft(root / name, tmp_path / "out")
+    old, new = (load_file(path / "adapter_model.safetensors") for path in (root / f"peft {name}", tmp_path / "out"))
+    assert old.keys() == new.keys()
+    for tensor in old:
+        np.testing.assert_array_equal(old[tensor], new[tensor])
+
+
+def test_merged(made, tmp_path):
+    """As a folder and as a workdir, where it is a model like any."""
+    root, models = made
+    wanted = copy.deepcopy(models["wide"]).merge_and_unload().state_dict()
+    convert.export(root / "wide", tmp_path / "hf", merge=True)
+    found = load_file(tmp_path / "hf" / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for tensor in wanted:
+        np.testing.assert_allclose(found[tensor], wanted[tensor], atol=1e-5)
+    adapters.merge(root / "wide", tmp_path / "plain")
+    np.testing.assert_array_equal(ours(tmp_path / "plain"), theirs(models["wide"]))
+    convert.export(tmp_path / "plain", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    for tensor in found:
+        np.testing.assert_array_equal(found[tensor], again[tensor])
+
+
+@pytest.fixture
+def early(made):
+    """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
+    root, _ = made
+    if not (root / "early").exists():
+        config, words = workdirs.contents(root / "base")
+        tuning = Tuning(Lora(targets=(("layer/0/.*query", True), (".*", False))))
+        record = {"model": dataclasses.asdict(config), "init_from": str(root / "base"), "seed": 0}
+        record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
+        config = workdirs.architecture(workdirs.ConfigDict(record))
+        assert config.cuts == (1,)
+        with axes.use_mesh(axes.make_mesh()):
+            model, content, _ = restore.pretrained(root / "base", config)
+            model = tuning.apply(model, jax.random.key(0))
+            noise = lambda w: w.replace(w[...] + jax.random.normal(jax.random.key(1), w.shape))
+            model = replaced(model, {name: noise(w) for name, w in trained(model).items()})
+            workdirs.create(root / "early", record, model, words, base=content)
+    return root / "early"
+
+
+def test_several_in_one_batch(made, early):
+    root, models = made
+    mesh, model, _ = adapters.several(root / "base", [root / "narrow", early, root / "wide"])
+    with axes.use_mesh(mesh):
+        found = generate(model, [PROMPT] * 4, jax.random.key(0), max_new_tokens=LENGTH, adapters=[2, 1, 0, -1]).tokens
+    wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
+    assert len({tuple(row) for row in wanted}) == 4
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_commands(made, tmp_path):
+    root, _ = made
+    run = lambda *words: subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
+    several = [f"--adapter={root / name}" for name in TARGETS]
+    more = ("--prompt=some", "--prompt=text", "--max_new_tokens=3", "--temperature=0")
+    done = run("launch.generate", f"--workdir={root / 'base'}", *several, *more)
+    heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
+    names = [*several, *several]
+    assert heads == [f"--- {i + 1} of 4: {name.removeprefix('--adapter=')} ---" for i, name in enumerate(names)], done
+    done = run("launch.convert", f"--workdir={tmp_path / 'new'}", f"--from_peft={root / 'peft wide'}")
+    assert "--from_peft, and no other, needs --base" in done.stderr
+
+
+def test_what_is_refused(made, tmp_path):
+    root, _ = made
+    with pytest.raises(ConfigError, match="holds an adapter over a base"):
+        convert.export(root / "wide", tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        adapters.to_peft(root / "base", tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        adapters.from_peft(root / "peft wide", root / "base", root / "wide")
+    with pytest.raises(CheckpointError, match="was trained over a base with the content hash"):
+        adapters.merge(root / "wide", tmp_path / "other")
+        adapters.several(tmp_path / "other", [root / "narrow"])
