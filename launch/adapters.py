@@ -55,6 +55,7 @@ def merge(workdir: Path, out: Path, step: str = "") -> None:
     model = merged(workdir, restore.spread(config), step)
     own = ("adapt", "train_only", "init_from")  # what made it no whole model
     fields = {name: value for name, value in record.to_dict().items() if name not in own}
+    fields["model"] = dataclasses.asdict(model.config)
     workdirs.create(out, fields, model, words, workdirs.labels(workdir))
     if (workdir / "data.json").exists():
         shutil.copy(workdir / "data.json", out)
@@ -62,9 +63,10 @@ def merge(workdir: Path, out: Path, step: str = "") -> None:
 
 
 def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = ""):
-    """The model of a workdir, the adapter in the parameters of its base, on the mesh."""
+    """The model of a workdir, the adapter in the parameters of its base as they were before any quantization."""
     _lora(workdir)
-    config = dataclasses.replace(workdirs.contents(workdir)[0], cuts=())
+    config, base = workdirs.contents(workdir)[0], Path(workdirs.recorded_config(workdir).init_from).absolute()
+    config = dataclasses.replace(config, cuts=(), param_dtype=workdirs.contents(base)[0].param_dtype)
     with axes.use_mesh(mesh):
         return restore.pretrained(workdir, config, labels=workdirs.labels(workdir), step=step)[0]
 
@@ -108,4 +110,4 @@ def _lora(workdir: Path):
 
 
 def _table(config: ModelConfig, model_type: str | None) -> Table:
-    return registry.FAMILIES[model_type or registry.family_of(dataclasses.replace(config, cuts=()))].table(config)
+    return registry.FAMILIES[model_type or registry.family_of(config)].table(config)

@@ -103,13 +103,17 @@ def _meaning(labels: dict | None):
 
 
 def _arrays(workdir: Path, config: ModelConfig, like: dict, step: str):
-    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    record = workdirs.recorded_config(workdir)
+    method = workdirs.tuning(record).method
     if method is not None:
         if not isinstance(method, Lora):
             raise ConfigError(
                 f"{workdir} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
                 "base itself"
             )
+        # A run over quantized weights may hold the others in fewer bits; merged are those of its base.
+        dtype = workdirs.contents(Path(record.init_from).absolute())[0].param_dtype
+        config = dataclasses.replace(config, param_dtype=dtype)
         with checking(f"config.init_from {workdir}"):
             yield from by_name(merged(restore_model(workdir, config, step, original=True))).items()
         return

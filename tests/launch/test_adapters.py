@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 
@@ -85,7 +87,7 @@ def test_from_peft_and_back(name, made, tmp_path):
 
 
 def test_merged(made, tmp_path):
-    """As a folder and as a workdir, where it is a model like any."""
+    """As a folder, also where the base was quantized; and as a workdir, where it is a model like any."""
     root, models = made
     wanted = copy.deepcopy(models["wide"]).merge_and_unload().state_dict()
     convert.export(root / "wide", tmp_path / "hf", merge=True)
@@ -93,6 +95,13 @@ def test_merged(made, tmp_path):
     assert found.keys() == wanted.keys()
     for tensor in wanted:
         np.testing.assert_allclose(found[tensor], wanted[tensor], atol=1e-5)
+    shutil.copytree(root / "wide", tmp_path / "quantized")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["model"]["param_dtype"], record["adapt"]["base"] = "bfloat16", "nf4"
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
+    convert.export(tmp_path / "quantized", tmp_path / "original", merge=True)
+    for tensor, array in load_file(tmp_path / "original" / "model.safetensors").items():
+        np.testing.assert_array_equal(array, found[tensor])
     adapters.merge(root / "wide", tmp_path / "plain")
     np.testing.assert_array_equal(ours(tmp_path / "plain"), theirs(models["wide"]))
     convert.export(tmp_path / "plain", tmp_path / "again")
@@ -129,6 +138,13 @@ def test_several_in_one_batch(made, early):
     wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
     assert len({tuple(row) for row in wanted}) == 4
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_adapter_of_one_layer(early, tmp_path):
+    adapters.to_peft(early, tmp_path / "out")
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
 
 
 def test_the_commands(made, tmp_path):
