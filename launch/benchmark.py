@@ -20,18 +20,21 @@ import time
 import jax
 import numpy as np
 from absl import flags
+from flax import nnx
 from ml_collections import config_flags
 
-from launch import build
+from launch import build, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
+from model.compress.quantize import quantize
+from model.weights import trained
 from train import mfu, state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 _SERVE = flags.DEFINE_bool(
-    "serve", False, "Time as many steps as each line on stdin says; for interleaved comparisons."
+    "serve", False, "Print facts, then time as many steps as each line on stdin says; for comparisons."
 )
 
 
@@ -52,10 +55,13 @@ def main() -> None:
         "positions": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
         "weights": np.ones(shape, np.float32),
     }
-    tx = build.optimizer(config)
+    tx = build.optimizer(config, model)
     train_step, _ = build.steps(config, tx)
     with axes.use_mesh(mesh):
-        train_state = state.create(lambda rngs: families.make(model, rngs), tx, config.seed)
+        train_state = state.around(random_model(config, model), tx)
+        trains = trained(train_state.model)
+        flops = count.flops_per_token(model, config.data.seq_len, trains=trains)
+        trained_parameters = sum(param.size for param in trains.values())
         batch = build.put(mesh)(batch)
         start = time.perf_counter()
         compiled = train_step.lower(train_state, batch).compile()
@@ -73,6 +79,8 @@ def main() -> None:
 
         timed(2)
         if _SERVE.value:
+            facts = {"compile_seconds": compile_seconds, "trained_parameters": trained_parameters}
+            print(json.dumps(facts), flush=True)
             for line in sys.stdin:
                 print(json.dumps(timed(int(line))), flush=True)
             return
@@ -83,16 +91,18 @@ def main() -> None:
     rate = config.batch_size * config.data.seq_len / statistics.median(seconds)
     figures = {
         "parameters": count.num_params(model),
+        "trained_parameters": trained_parameters,
         "compile_seconds": compile_seconds,
         "step_seconds": statistics.median(seconds),
         "tokens_per_second": rate,
-        "mfu": mfu.model_flops_utilization(count.flops_per_token(model, config.data.seq_len), rate, max(before, peak)),
+        "mfu": mfu.model_flops_utilization(flops, rate, max(before, peak)),
         "peak_memory_bytes": peak_memory(mesh),
     }
     if _JSON.value:
         print(json.dumps(figures))
         return
     print(f"{figures['parameters']:,} parameters, batch {shape[0]} x {shape[1]}, {model.dtype}, {words}")
+    print(f"trained       {trained_parameters:8,} parameters")
     print(f"compile       {compile_seconds:8.1f} s")
     print(f"step          {figures['step_seconds']:8.3f} s     median of {len(seconds)}")
     print(f"tokens/s      {rate:8,.0f}")
@@ -100,6 +110,15 @@ def main() -> None:
     print(f"peak memory   {figures['peak_memory_bytes'] / 2**30:8.2f} GiB")
     print(f"XLA_FLAGS     {os.environ.get('XLA_FLAGS') or 'none'}")
     print(mfu.MFU_CONVENTION)
+
+
+def random_model(config, model):
+    """With what config.adapt puts over it."""
+    tuning = workdirs.tuning(config)
+    made = jax.jit(lambda key: families.make(model, nnx.Rngs(key)))(jax.random.key(config.seed))
+    if tuning.quantization:
+        made = quantize(made, tuning.quantization)
+    return restore.tuned(made, tuning, config.seed)
 
 
 def peak_memory(mesh: jax.sharding.Mesh) -> int:

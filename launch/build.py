@@ -48,11 +48,6 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     with checking("config.mesh"):
         model.check_mesh(dict(mesh.shape))
     (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
-    if workdirs.tuning(config).method and not config.get("init_from"):
-        raise ConfigError(
-            f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to its "
-            "workdir"
-        )
     _check_training(config, model)
     objective(config)
 
@@ -174,11 +169,11 @@ def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation
     return augment.make(config.data.get("augment", {}), tokenizer.load(prepared.tokenizer_path))
 
 
-def flops(config: ConfigDict, model: ModelConfig, corruption: corrupt.Corruption | None) -> float:
-    """Model FLOPs of training on one token of the data's rows."""
+def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corrupt.Corruption | None) -> float:
+    """Model FLOPs of training on one token of the data's rows; `trains` as in count.flops_per_token."""
     spans = isinstance(corruption, corrupt.Spans)
     target_length = corruption.target_length(config.data.seq_len) if spans else 0
-    return flops_per_token(model, config.data.seq_len, target_length=target_length)
+    return flops_per_token(model, config.data.seq_len, target_length=target_length, trains=trains)
 
 
 def put(mesh: jax.sharding.Mesh):

@@ -29,9 +29,14 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
       chosen: fields that the user has set, 'model.num_layers': they must not contradict.
 
     Raises:
-      ConfigError: there is nothing to begin with, or a chosen field says something else.
+      ConfigError: there is nothing to begin with, though an adapter needs it, or a chosen field says something else.
     """
     if not config.get("init_from"):
+        if workdirs.tuning(config).method:
+            raise ConfigError(
+                f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to "
+                "its workdir"
+            )
         return config
     if (workdir / "config.json").exists():
         record = workdirs.recorded_config(workdir)

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from data import pipeline, tokenizer
 from data.labels import num_scores
 from launch import build, early_stopping, evaluation, init_from, workdirs
-from model import axes
+from model import axes, weights
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
 from train.early_stopping import value_of
@@ -72,7 +72,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             print(f"continuing {workdir} after step {step}")
         share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
-        tokens, flops = config.batch_size * config.data.seq_len, build.flops(config, model_config, corruption)
+        tokens = config.batch_size * config.data.seq_len
+        flops = build.flops(config, model_config, weights.trained(train_state.model), corruption)
         evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,

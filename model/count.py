@@ -1,10 +1,13 @@
 """Parameters and FLOPs of a config, counted on the modules themselves (shapes only: nothing is allocated)."""
 
 import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 from flax import nnx
 
+from model import patterns
 from model.config import ModelConfig
 from model.families import make
 from model.weights import by_name
@@ -23,7 +26,9 @@ def names(config: ModelConfig) -> list[str]:
     return list(_shapes(config))
 
 
-def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0, training: bool = True) -> float:
+def flops_per_token(
+    config: ModelConfig, length: int, *, target_length: int = 0, training: bool = True, trains: Mapping | None = None
+) -> float:
     """Model FLOPs for one token of a sequence of `length` tokens.
 
     2 a weight forward and 4 backward, plus the two products of attention, with the keys that a token sees on average:
@@ -31,38 +36,84 @@ def flops_per_token(config: ModelConfig, length: int, *, target_length: int = 0,
     Recomputation (remat) is not counted, so that a slower policy does not look better. PaLM's appendix B
     (arXiv:2204.02311) with the mask taken into account.
 
+    Backward are 2 for the gradient of a weight, where it trains, and 2 for that of its input, from the first layer on
+    in which anything trains, or below which.
+
     Args:
       target_length: of an encoder-decoder, for which `length` is that of the source: the result is all FLOPs for a
         source and its target, over the tokens of the source.
+      trains: what trains, by name (weights.trained), with shapes. None: every parameter.
     """
     both = config.architecture == "encoder_decoder"
-    own = target_length if both else length
-    scores = config.head in ("language_model", "masked")
-    products = own * config.vocab_size * config.table_dim if scores else 0
-    for path, leaf in _shapes(config).items():
+    own, shapes = target_length if both else length, _shapes(config)
+    flow = _Flow(config, shapes if trains is None else trains, training)
+    products = 0
+    if config.head in ("language_model", "masked"):
+        table = "unembedding/table" if "unembedding/table" in shapes else "inputs/tokens/table"
+        products += own * config.vocab_size * config.table_dim * flow.passes(table)
+    added = {} if trains is None else {path: leaf for path, leaf in trains.items() if path not in shapes}
+    for path, leaf in (shapes | added).items():
         name = path.rsplit("/", 1)[-1]
         if not path.startswith(_TABLES) and "bias" not in path and name not in ("scale", "correction"):
             runs = config.num_layers // config.share_groups if _shared(config, path) else 1
-            used = config.experts.per_token / config.experts.count if name.startswith("experts_") else 1
-            reads_source = path.startswith("encoder/") or path.endswith(("cross/key", "cross/value"))
-            products += leaf.size * runs * used * (length if reads_source else own)
+            used = config.experts.per_token / config.experts.count if "/experts_" in path else 1
+            reads_source = path.startswith("encoder/") or "cross/key" in path or "cross/value" in path
+            products += leaf.size * runs * used * (length if reads_source else own) * flow.passes(path)
     if both:
         layers = config.encoder_layers or config.num_layers
-        products += _attention(config, layers, length, causal=False)
-        products += config.num_layers * config.num_heads * 2 * config.head_dim * own * length  # of the source
-    products += _attention(config, config.num_layers, own, causal=config.architecture != "encoder")
-    return 2 * products / length * (3 if training else 1)
+        products += _attention(config, layers, length, lambda n: flow.of_layer("encoder", n), causal=False)
+        of_the_source = config.num_heads * 2 * config.head_dim * own * length
+        products += sum(of_the_source * flow.of_layer("stack", layer) for layer in range(config.num_layers))
+    causal = config.architecture != "encoder"
+    products += _attention(config, config.num_layers, own, lambda n: flow.of_layer("stack", n), causal=causal)
+    return 2 * products / length
 
 
-def _attention(config: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
-    """Multiply-adds of the two products of attention in a stack, of `length` tokens to themselves."""
+class _Flow:
+    """Through what of a model gradients pass."""
+
+    def __init__(self, config: ModelConfig, trains: Iterable[str], training: bool):
+        self.config, self.trains, self.training = config, set(trains), training
+        at_inputs = any(name.startswith("inputs/") for name in self.trains)
+        self.source = at_inputs or any(name.startswith("encoder") for name in self.trains)
+        self.first = {"encoder": 0 if at_inputs else math.inf, "stack": 0 if self.source else math.inf}
+        for name in self.trains:
+            stack = name.split("/")[0]
+            if stack in self.first:
+                where = patterns.layers(config, name)
+                # What is of a stack and of no layer, a bias by distance, goes into its first one.
+                self.first[stack] = min(self.first[stack], where[1][0] if where else 0)
+
+    def of_layer(self, stack: str, number: int) -> int:
+        """Passes of a product of two activations: one forward, and two if gradients reach its layer."""
+        return 3 if self.training and number >= self.first[stack] else 1
+
+    def passes(self, name: str) -> float:
+        """Of a weight: forward, gradient of its input, gradient of its own; the mean of the layers in its array."""
+        if not self.training:
+            return 1
+        where = patterns.layers(self.config, name)
+        if where is None:
+            below = {other for other in self.trains if other.startswith("inputs/") or not name.startswith("inputs/")}
+            reached = bool(below - {name})
+        elif "cross/key" in name or "cross/value" in name:
+            reached = self.source
+        else:
+            stack, numbers, _ = where
+            reached = sum(number >= self.first[stack] for number in numbers) / len(numbers)
+        return 1 + reached + (name in self.trains)
+
+
+def _attention(config: ModelConfig, layers: int, length: int, passes: Callable[[int], int], *, causal: bool) -> float:
+    """Multiply-adds of the two products of attention in a stack, of `length` tokens to themselves, each layer's as
+    often as `passes` says."""
     widths = config.head_dim + (config.latent.value_dim if config.latent else config.head_dim)
+    kinds = [kind for segment in config.segments(layers) for kind in segment.kinds * segment.repeats]
     total = 0
-    for segment in config.segments(layers):
-        for kind in segment.kinds:
-            seen = config.window if kind.attention == "local" and config.window < length else length
-            seen -= seen**2 / (2 * length)  # on one side: the first tokens have fewer before them
-            total += segment.repeats * config.num_heads * widths * length * seen * (1 if causal else 2)
+    for layer, kind in enumerate(kinds):
+        seen = config.window if kind.attention == "local" and config.window < length else length
+        seen -= seen**2 / (2 * length)  # on one side: the first tokens have fewer before them
+        total += config.num_heads * widths * length * seen * (1 if causal else 2) * passes(layer)
     return total
 
 

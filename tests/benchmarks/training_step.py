@@ -16,37 +16,75 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TOKENS = {"small": 16 * 256, "gpt2": 4 * 256}
+TOKENS = {"small": 16 * 256, "llama": 16 * 256, "gpt2": 4 * 256}  # a step
 
 
-def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+class Worker:
+    """A process that makes its step ready, says facts about it, and then takes steps when it is told."""
+
+    def __init__(self, command: list[str], environment: dict[str, str] = {}):
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.facts = self.read()
+
+    def seconds(self, steps: int) -> float:
+        """Of each of so many steps, the mean."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return statistics.mean(self.read())
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a worker ended early: {' '.join(self.process.args)}")
+        return json.loads(line)
 
 
-def ask(worker: subprocess.Popen, steps: int) -> list[float]:
-    worker.stdin.write(f"{steps}\n")
-    worker.stdin.flush()
-    return json.loads(read(worker))
+def pytorch(size: str, dtype: str, *rest: str) -> Worker:
+    """`rest`: the mode, and the method if there is one."""
+    return Worker([sys.executable, str(HERE / "torch_step.py"), size, dtype, *rest])
 
 
-def read(worker: subprocess.Popen) -> str:
-    line = worker.stdout.readline()
-    if not line:
-        sys.exit(f"a worker ended early: {' '.join(worker.args)}")
-    return line
+def ours(size: str, dtype: str, python: str, variant: str = "") -> Worker:
+    words = variant.split()
+    environment = dict(word.split("=", 1) for word in words if not word.startswith("--"))
+    flags = [f"--config=configs/benchmark.py:{size}", f"--config.model.dtype={dtype}", "--serve"]
+    flags += [word for word in words if word.startswith("--")]
+    return Worker([python, "-m", "launch.benchmark", *flags], environment)
+
+
+def compare(workers: dict[str, Worker], references: list[str], rounds: int, tokens: int) -> None:
+    """Gives two steps in turn, prints what each worker reaches and its speed over that of each reference, paired by
+    round, and ends the workers."""
+    seconds = {name: [] for name in workers}
+    for worker in workers.values():
+        worker.seconds(1)
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            seconds[name].append(worker.seconds(2))
+    for worker in workers.values():
+        worker.process.kill()
+    print(f"{rounds} rounds of 2 steps; speed over another's: median, smallest and largest of a round")
+    print(f"{'':44}  tokens/s      best" + "".join(f"  {'over ' + name:>24}" for name in references))
+    for name, values in seconds.items():
+        row = f"{name:44}  {tokens / statistics.median(values):8,.0f}  {tokens / min(values):8,.0f}"
+        for reference in references:
+            ratios = [other / own for other, own in zip(seconds[reference], values, strict=True)]
+            shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            row += f"  {shown:>24}"
+        print(row)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=TOKENS, default="small")
+    parser.add_argument("--size", choices=("small", "gpt2"), default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--ours", action="append", default=[])
@@ -56,31 +94,12 @@ def main() -> None:
 
     workers = {}
     for mode in filter(None, args.torch.split(",")):
-        command = [sys.executable, str(HERE / "torch_gpt2.py"), args.size, args.dtype, mode]
-        workers[f"PyTorch {mode}"] = start(command, {})
-        read(workers[f"PyTorch {mode}"])
+        workers[f"PyTorch {mode}"] = pytorch(args.size, args.dtype, mode)
     for variant in ["", *args.ours]:
-        words = variant.split()
-        environment = dict(w.split("=", 1) for w in words if not w.startswith("--"))
-        flags = [w for w in words if w.startswith("--")]
-        command = [args.python, "-m", "launch.benchmark", f"--config=configs/benchmark.py:{args.size}", "--serve"]
-        name = f"meshlm {variant}".strip()
-        workers[name] = start([*command, f"--config.model.dtype={args.dtype}", *flags], environment)
-        ask(workers[name], 1)
-
-    seconds = {name: [] for name in workers}
-    for _ in range(args.rounds):
-        for name, worker in workers.items():
-            seconds[name].append(statistics.mean(ask(worker, 2)))
+        workers[f"meshlm {variant}".strip()] = ours(args.size, args.dtype, args.python, variant)
     reference = "PyTorch compile" if "PyTorch compile" in workers else next(iter(workers))
-    print(f"{args.size}, {args.dtype}, {args.rounds} rounds of 2 steps; ratio against {reference}, paired by round")
-    print(f"{'':48}  tokens/s   ratio   min    max")
-    for name, values in seconds.items():
-        ratios = [r / v for r, v in zip(seconds[reference], values, strict=True)]
-        row = (TOKENS[args.size] / statistics.median(values), statistics.median(ratios), min(ratios), max(ratios))
-        print(f"{name:48}  {row[0]:8,.0f}  {row[1]:6.2f}  {row[2]:5.2f}  {row[3]:5.2f}")
-    for worker in workers.values():
-        worker.kill()
+    print(f"{args.size}, {args.dtype}")
+    compare(workers, [reference], args.rounds, TOKENS[args.size])
 
 
 if __name__ == "__main__":
