@@ -175,9 +175,9 @@ def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation
 
 
 def flops(config: ConfigDict, model: ModelConfig, corruption: corrupt.Corruption | None) -> float:
-    """Model FLOPs of training on one token of the data's rows."""
+    """Model FLOPs of training on one token of the data's rows. Rows of examples are as long on both sides."""
     spans = isinstance(corruption, corrupt.Spans)
-    target_length = corruption.target_length(config.data.seq_len) if spans else 0
+    target_length = corruption.target_length(config.data.seq_len) if spans else config.data.seq_len
     return flops_per_token(model, config.data.seq_len, target_length=target_length)
 
 
