@@ -84,9 +84,7 @@ def of_examples(
 def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool) -> Inputs:
     settings = kinds.checked(config.data)[kind]
     if kind == "pairs":
-        return Inputs(
-            **pairs.inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, answers=True
-        )
+        return Inputs(**pairs.inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, answers=True)
     chat = Chat(tokenizer, settings)
     return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True)
 

@@ -1,4 +1,4 @@
-"""train/evals/text.py against values that sacrebleu and rouge-score publish in their tests, and against counts by hand."""
+"""train/evals/text.py against values of sacrebleu's and rouge-score's own tests, and against counts by hand."""
 
 import math
 
