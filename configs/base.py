@@ -72,6 +72,9 @@ def base(model: dict) -> ConfigDict:
     config.keep_best = 1  # by config.early_stopping.metric
     # Ends a run after so many evaluations in a row (0: never) that were not better by more than min_delta.
     config.early_stopping = ConfigDict(dict(metric="validation/loss", patience=0, min_delta=0.0))
+    # Answers to held-out examples (chat, pairs), graded at each evaluation.
+    config.grade = ConfigDict(dict(metrics="", rows=64, max_new_tokens=64))  # bleu,chrf,rouge,exact_match,f1; 0: all
+    config.grade.tokenizer = "13a"  # of BLEU; for Chinese zh
     config.max_bad_steps = 10  # updates in a row that are not finite, before the run stops
     config.profile_start = 10
     config.profile_steps = 0

@@ -83,10 +83,9 @@ class Chat:
         """Ids up to where the next answer begins."""
         return self._encoder.encode(self._render(self._with_system(messages), True))[0].tolist()
 
-    def inputs(self, texts: Sequence[str], encoder: bool, system: str = "") -> dict[str, list[list[int]] | None]:
-        """As `Tokenizer.inputs`: each text is a question that is to be answered. `system`: instead of the config's."""
-        start = [{"role": "system", "content": system}] if system else []
-        asked = [self.prompt([*start, {"role": "user", "content": text}]) for text in texts]
+    def inputs(self, conversations: Sequence[Sequence[Message]], encoder: bool) -> dict[str, list[list[int]] | None]:
+        """As `Tokenizer.inputs`: what stands before the next answer of each conversation."""
+        asked = [self.prompt(messages) for messages in conversations]
         if not encoder:
             return {"prompts": asked, "sources": None}
         return {"prompts": [[self._start_id]] * len(asked), "sources": [[*ids, self._eot_id] for ids in asked]}

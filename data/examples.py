@@ -101,8 +101,8 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     a prompt too.
     """
     n, source = len(example.tokens), example.source
-    if source is not None and len(source) > seq_len:
-        source = _keep_begin(source, len(source) - seq_len, seq_len, begin)
+    if source is not None:
+        source = cut_prompt(source, seq_len, begin)
     if n <= seq_len:
         return example._replace(source=source)
     untrained = np.flatnonzero(example.weights == 0)
@@ -111,6 +111,11 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     part = slice(first, first + seq_len)
     tokens = _keep_begin(example.tokens, first, seq_len, begin)
     return Example(tokens, example.targets[part], example.weights[part], source)
+
+
+def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
+    """At most the last `length` of ids [n], after the begin token where they have one."""
+    return ids if len(ids) <= length else _keep_begin(ids, len(ids) - length, length, begin)
 
 
 def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> np.ndarray:

@@ -11,6 +11,7 @@ others wait and find everything done; on disks of their own each makes the same 
 
 import errno
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,10 @@ class Prepared:
         for source in self._texts():
             if source.validation_documents:
                 yield from corpora.read(source.corpus, "validation")
+
+    def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
+        """Yields the held-out records of a source of examples, as its kind's `parse` made them (data/kinds.py)."""
+        return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
 
     def _texts(self) -> list[PreparedSource]:
         """Sources of text that train."""

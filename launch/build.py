@@ -170,9 +170,10 @@ def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation
 
 
 def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corrupt.Corruption | None) -> float:
-    """Model FLOPs of training on one token of the data's rows; `trains` as in count.flops_per_token."""
+    """Model FLOPs of training on one token of the data's rows, which are as long on both sides where they hold
+    examples; `trains` as in count.flops_per_token."""
     spans = isinstance(corruption, corrupt.Spans)
-    target_length = corruption.target_length(config.data.seq_len) if spans else 0
+    target_length = corruption.target_length(config.data.seq_len) if spans else config.data.seq_len
     return flops_per_token(model, config.data.seq_len, target_length=target_length, trains=trains)
 
 

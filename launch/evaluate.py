@@ -1,7 +1,10 @@
 """Evaluate a run on all that it held out: text beside compressors, labels beside the most frequent one. Sample from it.
-Both go into its report.
+Grade its answers to conversations and pairs of texts that were held out. All of it goes into its report.
 
-python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
+    python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
+    python -m launch.evaluate --workdir=DIR --grade=bleu,chrf,rouge,exact_match,f1 --grade_rows=200 --max_new_tokens=64
+
+--grade also writes all answers to DIR/predictions.jsonl.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
@@ -11,13 +14,12 @@ from launch import runtime
 
 runtime.configure()
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from launch import build, early_stopping, evaluation, prompts, restore, workdirs
+from launch import build, early_stopping, evaluation, grading, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
 from model.decode.generate import check, generate
@@ -28,14 +30,28 @@ from train.evals.compressors import compressed_bits_per_byte
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _STEP = early_stopping.define_step()
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to continue; may stand several times.")
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "Length of each sample.", lower_bound=1)
+_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Length of a sample (else 100), at most of an answer (else config.grade.max_new_tokens)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the samples; 0 takes the likeliest token.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus of the samples.", lower_bound=0, upper_bound=1)
+_GRADE = flags.DEFINE_string("grade", None, "Metrics of train/evals/text.py, with commas; else config.grade.metrics.")
+_GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Held-out examples of each source to answer; 0: all.")
+_GRADE_TOKENIZER = flags.DEFINE_string("grade_tokenizer", None, "Of BLEU, such as zh; else config.grade.tokenizer.")
+
+
+def _grader(config, prepared, workdir: Path) -> grading.Grader | None:
+    """What is asked of the model; mistakes in it are found before the model is read."""
+    given = {"metrics": _GRADE.value, "tokenizer": _GRADE_TOKENIZER.value, "max_new_tokens": _TOKENS.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    wanted = grading.settings(config, rows=_GRADE_ROWS.value, **given)
+    return grading.Grader(config, prepared, *workdirs.contents(workdir), wanted) if wanted.metrics else None
 
 
 def main() -> None:
     workdir = Path(_WORKDIR.value).absolute()
     config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
+    grader, new = _grader(config, prepared, workdir), 100 if _TOKENS.value is None else _TOKENS.value
     mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config), _STEP.value)
     with axes.use_mesh(mesh):
         given = None
@@ -44,15 +60,16 @@ def main() -> None:
             given = prompts.inputs(config, tokenizer, _PROMPTS.value, reads)
             known = model.inputs.tokens.rows
             with checking("--prompt, --max_new_tokens"):
-                check(given.prompts, _TOKENS.value, tokenizer.vocab_size, model.config, given.sources, known)
+                check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
         eval_step, corruption = build.steps(config, None)[1], build.corruption(config, prepared)
         figures = evaluation.evaluation(config, prepared, corruption, eval_step, build.put(mesh))(model, None)
+        answers = list(grader.answers(model)) if grader else []
         samples = []
         if given:
             out = generate(
                 model,
                 key=jax.random.key(config.seed),
-                max_new_tokens=_TOKENS.value,
+                max_new_tokens=new,
                 settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
                 eos_id=given.ends,
                 vocab_size=tokenizer.vocab_size,
@@ -69,37 +86,13 @@ def main() -> None:
     summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    print(
-        "\n".join(
-            _labelled(figures, prepared.labels) if prepared.labels else _predicted(figures, prepared, compressors)
-        )
-    )
+    print("\n".join(evaluation.described(figures, prepared, compressors)))
+    if grader:
+        grade = grader.facts(answers)
+        grading.write(workdir / "predictions.jsonl", answers)
+        summary.update(workdir, {"grade": grade})
+        print(grading.table(grade))
     print(f"report: {report.write_report(workdir)}")
-
-
-def _predicted(figures: dict, prepared, compressors: dict) -> Iterator[str]:
-    if "bits_per_byte" in figures:
-        yield f"held-out text: {prepared.validation_bytes:,} bytes, never trained on"
-        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
-            yield f"  {name:12} {value:6.3f} bits per byte"
-    else:
-        yield "what was held out, never trained on:"
-    yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
-    yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
-    yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)
-
-
-def _labelled(figures: dict, labels: dict) -> Iterator[str]:
-    yield "labels that were held out, never trained on:"
-    meanings = {"macro_f1": "mean F1 of the classes", "matthews": "Matthews correlation", "loss": "nats a label"}
-    meanings |= {"majority_accuracy": "accuracy of always saying the most frequent class of training"}
-    meanings |= {"mean_mse": "mean squared error of always saying the mean of training", "pearson": "correlation"}
-    if "names" in labels:
-        meanings["f1"] = f"F1 of {labels['names'][1]!r}"
-    else:
-        meanings["loss"] = "the mean squared error"
-    for name, value in figures.items():
-        yield f"  {name:18} {value:.4f}  {meanings.get(name, '')}".rstrip()
 
 
 if __name__ == "__main__":

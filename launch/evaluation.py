@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -97,3 +98,33 @@ def before_and_after(rows: list[dict]) -> str:
     lines += [(name.removeprefix("validation/"), f"{before[name]:.4g}", f"{after[name]:.4g}") for name in shown]
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in lines)
+
+
+def described(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:
+    """Lines that a person reads of all figures of what was held out, named without `validation/`."""
+    return _labelled(figures, prepared.labels) if prepared.labels else _predicted(figures, prepared, compressors)
+
+
+def _predicted(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:
+    if "bits_per_byte" in figures:
+        yield f"held-out text: {prepared.validation_bytes:,} bytes, never trained on"
+        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
+            yield f"  {name:12} {value:6.3f} bits per byte"
+    else:
+        yield "what was held out, never trained on:"
+    yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
+    yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
+    yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)
+
+
+def _labelled(figures: dict, labels: Mapping) -> Iterator[str]:
+    yield "labels that were held out, never trained on:"
+    meanings = {"macro_f1": "mean F1 of the classes", "matthews": "Matthews correlation", "loss": "nats a label"}
+    meanings |= {"majority_accuracy": "accuracy of always saying the most frequent class of training"}
+    meanings |= {"mean_mse": "mean squared error of always saying the mean of training", "pearson": "correlation"}
+    if "names" in labels:
+        meanings["f1"] = f"F1 of {labels['names'][1]!r}"
+    else:
+        meanings["loss"] = "the mean squared error"
+    for name, value in figures.items():
+        yield f"  {name:18} {value:.4f}  {meanings.get(name, '')}".rstrip()

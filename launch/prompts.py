@@ -1,12 +1,14 @@
 """What a model is given to continue: a text, or where it was tuned on examples, a question as they had it."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from data import kinds, pairs
 from data.chat import Chat
+from data.examples import cut_prompt
 from data.tokenizer import Tokenizer
 from launch import workdirs
 from launch.checking import ConfigError
@@ -29,6 +31,12 @@ class Inputs(NamedTuple):
         if self.answers or self.sources is not None:
             return self.continuation(tokenizer, ids)
         return tokenizer.decode([*self.prompts[number][self.prefix :], *ids])
+
+    def cut(self, length: int, source_length: int, begin: int | None) -> "Inputs":
+        """The same with at most so many ids of each prompt and source, cut as in training."""
+        short = lambda rows, length: [cut_prompt(np.asarray(row), length, begin).tolist() for row in rows]
+        sources = None if self.sources is None else short(self.sources, source_length)
+        return self._replace(prompts=short(self.prompts, length), sources=sources)
 
     def behind(self, prefix: Sequence[int]) -> "Inputs":
         """The same behind these ids."""
@@ -55,14 +63,30 @@ def _inputs(config, tokenizer: Tokenizer, texts: Sequence[str], encoder: bool, s
     ends = tokenizer.special.end
     if kind == kinds.TEXT:
         return Inputs(**tokenizer.inputs(texts, encoder), ends=ends, answers=False)
-    settings = kinds.checked(config.data)[kind]
     if kind == "pairs":
-        return Inputs(**pairs.inputs(tokenizer, settings, texts, encoder), ends=ends, answers=True)
-    chat = Chat(tokenizer, settings)
+        return _asked(config, tokenizer, kind, texts, encoder)
+    start = [{"role": "system", "content": system}] if system else []
+    questions = [[*start, {"role": "user", "content": text}] for text in texts]
     try:
-        return Inputs(**chat.inputs(texts, encoder, system), ends=chat.ends, answers=True)
+        return _asked(config, tokenizer, kind, questions, encoder)
     except ValueError as error:
         raise ConfigError(f"the prompt can't be written as a question: {error}") from error
+
+
+def of_examples(
+    config: ConfigDict, tokenizer: Tokenizer, kind: str, records: Sequence[Mapping[str, Any]], encoder: bool
+) -> Inputs:
+    """What stood in training before the last answer of each record of 'chat' or 'pairs', whole and without a prefix."""
+    questions = [record["source"] if kind == "pairs" else record["messages"][:-1] for record in records]
+    return _asked(config, tokenizer, kind, questions, encoder)
+
+
+def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool) -> Inputs:
+    settings = kinds.checked(config.data)[kind]
+    if kind == "pairs":
+        return Inputs(**pairs.inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, answers=True)
+    chat = Chat(tokenizer, settings)
+    return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True)
 
 
 def trained_on(config: ConfigDict) -> str:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data import pipeline, tokenizer
 from data.labels import num_scores
-from launch import build, early_stopping, evaluation, init_from, workdirs
+from launch import build, early_stopping, evaluation, grading, init_from, workdirs
 from model import axes, weights
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -43,16 +43,19 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     mesh = build.mesh(config)
     build.check(config, mesh)
     early_stopping.make(config)
+    grading.settings(config)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
     model_config = build.model_config(config, prepared.vocab_size, num_labels)
+    words = tokenizer.load(prepared.tokenizer_path)
+    grade = grading.evaluation_of(config, prepared, model_config, words)
     workdirs.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
     train_step, eval_step = build.steps(config, tx)
     put = build.put(mesh)
-    tuning = workdirs.tuning(config, tokenizer.load(prepared.tokenizer_path))
+    tuning = workdirs.tuning(config, words)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)
     peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
@@ -87,7 +90,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
                 build.augmentation(config, prepared),
             ),
             put=put,
-            evaluate=lambda model: evaluate(model, config.eval_rows or None),
+            evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
             observe=observe,
             stopping=stopping,
             learning_rate=rate,
@@ -96,8 +99,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             progress=metrics.Progress(config.steps, tokens, flops, peak, step),
             workdir=workdir,
         )
-        words = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
-        facts = summary.facts(train_state.model, flops, mesh, prepared, words)
+        convention = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
+        facts = summary.facts(train_state.model, flops, mesh, prepared, convention)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
         with contextlib.closing(parts.source), contextlib.closing(parts.writer):
             if config.init_from and config.eval_every and not step:

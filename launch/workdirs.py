@@ -28,7 +28,7 @@ from train.checkpoint import Checkpoints
 LABELS = "labels.json"
 
 # What may differ between a run and its continuation; anything else would make it another run.
-FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_last", "keep_best")
+FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "grade", "checkpoint_every", "keep_last", "keep_best")
 FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
 FREE_TO_CHANGE += ("model.attention", "early_stopping.patience")
 

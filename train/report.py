@@ -11,6 +11,8 @@ Reads from the workdir, each file and each key optional:
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
                     goodput (a fraction), mfu_convention, best {metric, value, step}, ended (why before the last step),
                     samples [{prompt, text: the continuation}],
+                    grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
+                    shown [{prompt, reference, answer}]},
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
@@ -70,6 +72,7 @@ mark { background: none; color: var(--accent); font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: right; font-weight: 400; font-size: 13px; } td { text-align: right; }
 th, td { padding: 5px 0 5px 20px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.answers th, .answers td { text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 summary { cursor: pointer; } .config { columns: 2; column-gap: 40px; margin-top: 12px; }
 .config div { display: flex; justify-content: space-between; gap: 16px; break-inside: avoid; }
@@ -88,7 +91,11 @@ def write_report(workdir) -> Path:
     summary, config = _load(workdir / "summary.json"), _load(workdir / "config.json")
     sections = _headline(rows, summary) + _plots(rows)
     sections += (
-        _experts(rows) + _samples(summary.get("samples") or []) + _corpus(summary.get("corpus") or []) + _config(config)
+        _experts(rows)
+        + _answers(summary.get("grade") or {})
+        + _samples(summary.get("samples") or [])
+        + _corpus(summary.get("corpus") or [])
+        + _config(config)
     )
     run = " · ".join(str(summary[key]) for key in ("device", "mesh") if summary.get(key))
     best = summary.get("best") or {}
@@ -185,7 +192,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
         what, where = "bits per byte", "all on the same held-out files"
         figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
     else:
-        what, where = "nats a token", "targets are hidden tokens of held-out files"
+        what, where = "nats a token", "of the tokens to be said of what was held out"
         figures = {"this model": validation["loss"], "token frequencies": validation["unigram"]}
     shown = {name: value for name, value in figures.items() if _show(value, str) != "–" and value > 0}
     bars = ""
@@ -238,6 +245,24 @@ def _samples(samples: list[dict]) -> str:
         prompt, text = (escape(str(sample.get(key, ""))) for key in ("prompt", "text"))
         cards += f'<pre class="card">\n<mark>{prompt}</mark>{text}</pre>'  # HTML drops the newline after <pre>
     return f"<section><h2>Samples</h2>{cards or '<p class=card>No samples yet.</p>'}</section>"
+
+
+def _answers(grade: dict) -> str:
+    figures = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{_show(value, '{:.2f}')}</dd></div>"
+        for name, value in (grade.get("figures") or {}).items()
+    )
+    signatures = "".join(
+        f"<p>{escape(name)}: {escape(text)}</p>" for name, text in (grade.get("signatures") or {}).items()
+    )
+    columns = ("prompt", "reference", "answer")
+    cells = "".join(f"<th>{name}</th>" for name in columns)
+    for answer in grade.get("shown") or []:
+        cells += "</tr><tr>" + "".join(f"<td>{escape(str(answer.get(name, '')))}</td>" for name in columns)
+    table = f'<div class="card scroll"><table class="answers"><tr>{cells}</tr></table></div>'
+    note = f"<p>{_show(grade.get('examples'), '{:,}')} held-out examples; from 0 to 100.</p>"
+    head = f'<div class="card"><dl>{figures}</dl>{note}{signatures}</div>'
+    return f"<section><h2>Answers</h2>{head}{table}</section>" if grade else ""
 
 
 def _corpus(corpus: list[dict]) -> str:

@@ -1,0 +1,150 @@
+"""Answers to held-out examples: an encoder-decoder that learns pairs beside text, and what its runs are graded with."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import pytest
+
+from data.batch import DataError
+from launch import grading, restore, workdirs
+from launch.checking import ConfigError
+from launch.train import train
+from model import axes
+from model.decode.generate import generate
+from tests.launch.conftest import shrink
+from train import metrics
+from train.evals import text
+from train.evals.generation import answers
+from train.report import write_report
+
+COLOURS = {"red": "rot", "green": "gruen", "blue": "blau", "brown": "braun"}
+GRADE = {"metrics": "exact_match,bleu", "rows": 0, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, corpus, data_dir):
+    """A run over text with stretches taken out (to be watched) and pairs of texts."""
+    workdir = tmp_path_factory.mktemp("grading")
+    path = workdir / "colours.jsonl"
+    said = [(f"{number} {colour}", COLOURS[colour]) for number in range(60) for colour in COLOURS]
+    path.write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in said))
+    config = shrink(importlib.import_module("configs.text2text").get_config(), data_dir, corpus)
+    config.model.num_kv_heads = 4
+    config.data.path, config.data.sources = str(path), ((f"files:{corpus}", 0.1),)
+    config.data.corruption.update(kind="spans", rate=0.15, mean_length=3.0)
+    config.data.tokenizer.sentinels = 30
+    config.steps, config.eval_every, config.checkpoint_every, config.batch_size = 120, 60, 60, 16
+    config.grade.update(GRADE)
+    config.early_stopping.metric = "validation/exact_match"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        train(config, workdir / "run")
+    return workdir / "run"
+
+
+@pytest.fixture(scope="module")
+def restored(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        return restore.restore_for_inference(run, step="latest")
+
+
+def grader(run, **given):
+    config, prepared = workdirs.recorded_config(run), workdirs.adopted(run)
+    return grading.Grader(config, prepared, *workdirs.contents(run), grading.settings(config, **given))
+
+
+def test_what_it_learnt_is_graded_while_it_trains(run, restored):
+    rows = [row for row in metrics.read(run / "metrics.jsonl") if "validation/bleu" in row]
+    assert [row["step"] for row in rows] == [60, 120]
+    assert rows[-1]["validation/exact_match"] > 75  # of four answers
+    assert rows[-1]["validation/loss"] < rows[-1]["validation/unigram"]
+    best = json.loads((run / "summary.json").read_text())["best"]
+    assert best["value"] == max(row["validation/exact_match"] for row in rows)
+    # The restored model says the same, and its figures are those of its answers beside the references.
+    asked = grader(run)
+    with axes.use_mesh(restored[0]):
+        found = list(asked.answers(restored[1]))
+    assert {(one.prompt.split()[1], one.reference) for one in found} <= set(COLOURS.items()) and len(found) > 20
+    said, references = [one.answer for one in found], [one.reference for one in found]
+    right = sum(a == b for a, b in zip(said, references, strict=True))
+    figures = asked.figures(found)
+    assert figures["exact_match"] == pytest.approx(100 * right / len(found)) == rows[-1]["validation/exact_match"]
+    assert figures["bleu"] == rows[-1]["validation/bleu"] == figures["colours_jsonl/bleu"]
+    assert figures["bleu"] == text.grade(said, references, ["bleu"])["bleu"]
+
+
+def test_answers_are_written_and_reported(run, restored, tmp_path):
+    asked = grader(run, rows=3, metrics="chrf,rouge")
+    with axes.use_mesh(restored[0]):
+        found = list(asked.answers(restored[1]))
+    grading.write(tmp_path / "predictions.jsonl", found)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert lines == [one._asdict() for one in found] and len(lines) == 3
+    facts = asked.facts(found)
+    shown = grading.table(facts)
+    assert "answers to 3 held-out examples, from 0 to 100:" in shown and "nc:6|nw:0" in shown and "rougeL" in shown
+    facts["shown"][0]["answer"] = "<i>blau"
+    (tmp_path / "summary.json").write_text(json.dumps({"grade": facts}))
+    page = write_report(tmp_path).read_text()
+    assert "&lt;i&gt;blau" in page and found[1].prompt in page and f"{facts['figures']['chrf']:.2f}" in page
+
+
+def test_answers_come_in_the_order_of_the_prompts(restored):
+    """20 texts of all lengths, in batches of 16; beside them the same in batches in their own order."""
+    mesh, model, tokenizer = restored
+    asked = [f"{'9' * (7 * number % 20)} {colour}" for number, colour in enumerate([*COLOURS] * 5)]
+    sources = tokenizer.inputs(asked, True)["sources"]
+    prompts, ends = [[tokenizer.start_id]] * 16, tokenizer.special.end
+    options = dict(max_new_tokens=12, vocab_size=tokenizer.vocab_size)
+    with axes.use_mesh(mesh):
+        found = answers(model, [*prompts, *prompts[:4]], sources, batch_size=16, ends=ends, **options)
+        for first in (0, 4):
+            part = sources[first : first + 16]
+            out = generate(model, prompts, jax.random.key(1), sources=part, eos_id=ends, **options)
+            expected = [ids[:length].tolist() for ids, length in zip(out.tokens, out.lengths, strict=True)]
+            assert [ids.tolist() for ids in found[first : first + 16]] == expected
+    assert len({tuple(ids.tolist()) for ids in found}) >= 4
+
+
+def test_long_prompts_are_cut_as_in_training(run):
+    asked = grader(run)
+    (records,) = asked._records.values()
+    records[0]["source"] = "x" * 40 + "5 red"
+    given = []
+
+    def answer(model, prompts, sources, **_):
+        given.extend(sources)
+        return [[] for _ in prompts]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading, "answers", answer)
+        found = list(asked.answers(None))
+    words = workdirs.contents(run)[1]
+    assert words.decode(given[0]) == "x" * 26 + "5 red" and given[0][-1] == words.eot_id and len(given[0]) == 32
+    assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
+
+
+def test_refuses(run, tiny, tmp_path):
+    config = workdirs.recorded_config(run)
+    for given, words in (
+        ({"metrics": "bleu,meteor"}, "grade: unknown metric 'meteor'; choose from bleu"),
+        ({"tokenizer": "zz"}, "unknown tokenizer 'zz' of BLEU"),
+        ({"max_new_tokens": 0}, "grade.max_new_tokens is 0; it must be at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            grading.settings(config, **given)
+    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
+        grader(run, max_new_tokens=64)
+    tiny.grade.metrics = "bleu"
+    with pytest.raises(ConfigError, match="this run reads text alone"):
+        train(tiny, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    prepared = workdirs.adopted(run)
+    empty = dataclasses.replace(
+        prepared, sources=tuple(dataclasses.replace(s, validation_rows=0) for s in prepared.sources)
+    )
+    with pytest.raises(DataError, match="No conversations or pairs of texts are held out"):
+        grading.Grader(config, empty, *workdirs.contents(run), grading.settings(config))
