@@ -93,5 +93,9 @@ def _write(buffer, new, order, index):
     squeezed = buffer.ndim < new.ndim
     slots = order.index(1) - squeezed
     buffer = jax.lax.dynamic_update_slice_in_dim(buffer, new[0] if squeezed else new, index, axis=slots)
-    view = buffer[None] if squeezed else buffer
+    view = buffer
+    if squeezed:
+        view = buffer[None]
+        if axes.has_mesh():  # jax 0.12: products want the dim B split alike in both, also over axes of one device
+            view = jax.sharding.reshard(view, jax.typeof(new).sharding.spec)
     return buffer, jnp.transpose(view, [order.index(dim) for dim in range(new.ndim)])
