@@ -75,7 +75,7 @@ def main() -> None:
         )
     for place, (run, number) in enumerate(rows):
         if len(rows) > 1:
-            print(f"--- {place + 1} of {len(rows)}{f': {_ADAPTER.value[run]}' * bool(_ADAPTER.value)} ---")
+            print(f"--- {place + 1} of {len(rows)}{': ' + _ADAPTER.value[run] if _ADAPTER.value else ''} ---")
         print(given[run].whole(tokenizer, number, result.tokens[place, : result.lengths[place]]))
 
 

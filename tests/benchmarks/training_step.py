@@ -22,11 +22,11 @@ TOKENS = {"small": 16 * 256, "llama": 16 * 256, "gpt2": 4 * 256}  # a step
 class Worker:
     """A process that makes its step ready, says facts about it, and then takes steps when it is told."""
 
-    def __init__(self, command: list[str], environment: dict[str, str] = {}):
+    def __init__(self, command: list[str], environment: dict[str, str] | None = None):
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | (environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -156,6 +156,9 @@ def test_the_commands(made, tmp_path):
     heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
     names = [*several, *several]
     assert heads == [f"--- {i + 1} of 4: {name.removeprefix('--adapter=')} ---" for i, name in enumerate(names)], done
+    done = run("launch.generate", f"--workdir={root / 'base'}", *more)
+    heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
+    assert heads == ["--- 1 of 2 ---", "--- 2 of 2 ---"], done
     done = run("launch.convert", f"--workdir={tmp_path / 'new'}", f"--from_peft={root / 'peft wide'}")
     assert "--from_peft, and no other, needs --base" in done.stderr
 
