@@ -94,10 +94,9 @@ class NF4(QuantizedWeight):
 
     def _double(self, absmax):
         """(absmax uint8, inner, mean) of absmax, float32."""
-        # The barrier: else each device may sum a part of it, and the last bits of the mean depend on the mesh.
-        whole = jax.lax.optimization_barrier(axes.place(jnp.moveaxis(absmax, self._start, -1), *(None,) * absmax.ndim))
+        whole = axes.place(jnp.moveaxis(absmax, self._start, -1), *(None,) * absmax.ndim)
         flat = whole.reshape(-1)
-        mean = flat.mean()
+        mean = jax.lax.optimization_barrier(_sum(flat) / flat.size)  # rounded before it is used
         flat = jnp.pad(flat - mean, (0, -flat.size % INNER_BLOCK)).reshape(-1, INNER_BLOCK)
         inner = jnp.abs(flat).max(1)
         flat = flat * _inverse(inner)[:, None]
@@ -140,6 +139,15 @@ def _chosen(codes):
         on = codes & bit != 0
         values = [jnp.where(on, second, first) for first, second in zip(values[::2], values[1::2], strict=True)]
     return values[0]
+
+
+def _sum(x):
+    """Of a vector, by halves: compilers add up a whole one in an order of theirs, and the last bits would depend on the
+    mesh."""
+    x = jnp.pad(x, (0, (1 << (x.size - 1).bit_length()) - x.size))
+    while x.size > 1:
+        x = x[: x.size // 2] + x[x.size // 2 :]
+    return x[0]
 
 
 def _middles(codes: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def quantize(model, settings: Settings = Settings()):
         kind does not take; the message names it.
     """
     model = jax.tree.map_with_path(lambda path, v: settings.narrowed(whole_name(path), v), model, is_leaf=is_variable)
-    if not footprint(model).weights:
+    if not _quantized_weights(model):
         raise ValueError(f"no weight of a linear layer is chosen to be quantized by {settings.weights}")
     return model
 
@@ -100,7 +100,7 @@ class Footprint(NamedTuple):
 
 def footprint(model) -> Footprint:
     """Of the quantized weights of a model, by its shapes: it may be an abstract one, with shardings or without."""
-    found = [w for w in jax.tree.leaves(model, is_leaf=_is_quantized) if _is_quantized(w)]
+    found = _quantized_weights(model)
     arrays = jax.tree.leaves(found)
 
     def device_bytes(array):
@@ -112,5 +112,6 @@ def footprint(model) -> Footprint:
     return Footprint(sum(w.size for w in found), sum(size * n for size, n in each), sum(size for size, _ in each))
 
 
-def _is_quantized(leaf) -> bool:
-    return isinstance(leaf, QuantizedWeight)
+def _quantized_weights(model) -> list[QuantizedWeight]:
+    is_quantized = lambda leaf: isinstance(leaf, QuantizedWeight)
+    return [leaf for leaf in jax.tree.leaves(model, is_leaf=is_quantized) if is_quantized(leaf)]

@@ -217,7 +217,7 @@ def test_patterns_choose():
 
     def names(settings):
         leaves = jax.tree.leaves_with_path(abstract(make(tiny.LLAMA, settings)), is_leaf=is_weight)
-        return {weights.name(path) for path, leaf in leaves if is_weight(leaf)}
+        return {weights.whole_name(path) for path, leaf in leaves if is_weight(leaf)}
 
     floats = trained(abstract(lambda rngs: families.make(tiny.LLAMA, rngs)))
     assert names(NF4) == {which for which, variable in floats.items() if is_linear(variable)}
