@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -76,20 +79,27 @@ def test_what_it_learnt_is_graded_while_it_trains(run, restored):
     assert figures["bleu"] == text.grade(said, references, ["bleu"])["bleu"]
 
 
-def test_answers_are_written_and_reported(run, restored, tmp_path):
-    asked = grader(run, rows=3, metrics="chrf,rouge")
+def test_the_command_writes_and_reports(run, restored, tmp_path):
+    flags = ["--grade=chrf, rouge", "--grade_rows=3", "--max_new_tokens=12", "--step=latest"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.evaluate", f"--workdir={run}", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # one device
+    )
+    assert "answers to 3 held-out examples, from 0 to 100:" in done.stdout, done.stderr
+    assert "nc:6|nw:0" in done.stdout and "rougeL" in done.stdout and "token frequencies alone" in done.stdout
     with axes.use_mesh(restored[0]):
-        found = list(asked.answers(restored[1]))
-    grading.write(tmp_path / "predictions.jsonl", found)
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        found = list(grader(run, rows=3).answers(restored[1]))
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert lines == [one._asdict() for one in found] and len(lines) == 3
-    facts = asked.facts(found)
-    shown = grading.table(facts)
-    assert "answers to 3 held-out examples, from 0 to 100:" in shown and "nc:6|nw:0" in shown and "rougeL" in shown
+    facts = json.loads((run / "summary.json").read_text())["grade"]
+    expected = text.grade([one.answer for one in found], [one.reference for one in found], ["chrf"])["chrf"]
+    assert facts["figures"]["chrf"] == expected and facts["shown"] == lines
     facts["shown"][0]["answer"] = "<i>blau"
     (tmp_path / "summary.json").write_text(json.dumps({"grade": facts}))
     page = write_report(tmp_path).read_text()
-    assert "&lt;i&gt;blau" in page and found[1].prompt in page and f"{facts['figures']['chrf']:.2f}" in page
+    assert "&lt;i&gt;blau" in page and found[1].prompt in page and f"{expected:.2f}" in page
 
 
 def test_answers_come_in_the_order_of_the_prompts(restored):
