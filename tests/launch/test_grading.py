@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
+from data import kinds, tokenizer
 from data.batch import DataError
-from launch import grading, restore, workdirs
+from data.examples import Context
+from launch import grading, prompts, restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
@@ -104,16 +107,16 @@ def test_the_command_writes_and_reports(run, restored, tmp_path):
 
 def test_answers_come_in_the_order_of_the_prompts(restored):
     """20 texts of all lengths, in batches of 16; beside them the same in batches in their own order."""
-    mesh, model, tokenizer = restored
+    mesh, model, words = restored
     asked = [f"{'9' * (7 * number % 20)} {colour}" for number, colour in enumerate([*COLOURS] * 5)]
-    sources = tokenizer.inputs(asked, True)["sources"]
-    prompts, ends = [[tokenizer.start_id]] * 16, tokenizer.special.end
-    options = dict(max_new_tokens=12, vocab_size=tokenizer.vocab_size)
+    sources = words.inputs(asked, True)["sources"]
+    starts, ends = [[words.start_id]] * 16, words.special.end
+    options = dict(max_new_tokens=12, vocab_size=words.vocab_size)
     with axes.use_mesh(mesh):
-        found = answers(model, [*prompts, *prompts[:4]], sources, batch_size=16, ends=ends, **options)
+        found = answers(model, [*starts, *starts[:4]], sources, batch_size=16, ends=ends, **options)
         for first in (0, 4):
             part = sources[first : first + 16]
-            out = generate(model, prompts, jax.random.key(1), sources=part, eos_id=ends, **options)
+            out = generate(model, starts, jax.random.key(1), sources=part, eos_id=ends, **options)
             expected = [ids[:length].tolist() for ids, length in zip(out.tokens, out.lengths, strict=True)]
             assert [ids.tolist() for ids in found[first : first + 16]] == expected
     assert len({tuple(ids.tolist()) for ids in found}) >= 4
@@ -135,6 +138,30 @@ def test_long_prompts_are_cut_as_in_training(run):
     words = workdirs.contents(run)[1]
     assert words.decode(given[0]) == "x" * 26 + "5 red" and given[0][-1] == words.eot_id and len(given[0]) == 32
     assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
+
+
+CHAT = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2, too")]
+RECORDS = {
+    "chat": {"messages": [{"role": role, "content": content} for role, content in CHAT]},
+    "pairs": {"source": "one", "target": "eins"},
+}
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("kind", RECORDS)
+def test_the_model_reads_what_it_read_before_the_last_answer_in_training(kind, encoder):
+    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
+    config.data.pairs.prefix = "translate: "
+    encoding = kinds.KINDS[kind].encoding(config.data[kind].to_dict(), Context(words, 256, encoder, None))
+    example = encoding.encode(RECORDS[kind])
+    begins = (
+        max(np.flatnonzero(example.weights == 0), default=-1) + 1
+    )  # the token that the last answer is said at first
+    given = prompts.of_examples(config, words, kind, [RECORDS[kind]], encoder)
+    assert given.prompts == [example.tokens[: begins + 1].tolist()]
+    assert given.sources == ([example.source.tolist()] if encoder else None)
+    said = words.decode(example.targets[begins:])
+    assert said == {"chat": "2, too", "pairs": "eins"}[kind]
 
 
 def test_refuses(run, tiny, tmp_path):
