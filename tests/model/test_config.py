@@ -121,8 +121,8 @@ def test_flops_of_what_trains(name):
     d, f, heads, kv = 32, 64, 16 * 4, 8 * 4
     a_layer = 2 * d * heads + 2 * d * kv + 3 * d * f
     added = {
-        "lora": 2 * 3 * (3 * 2 * (d + heads) + 3 * 2 * (d + kv) + 3 * 3 * (d + f)) // 3,
-        "adapter": 3 * 2 * 2 * d * (d // 8),
+        "lora": 2 * 3 * 3 * (2 * (d + heads) + 2 * (d + kv) + 3 * (d + f)),  # layers, passes, rank
+        "adapter": 2 * 3 * 2 * d * (d // 8),
     }
     by_hand = a_layer * sum(passes) + heads * length * sum(attention) + d * 64 * output + added.get(name, 0)
     assert flops_per_token(config, length, trains=params) == 2 * by_hand
