@@ -15,9 +15,10 @@ from configs import pretrain_decoder
 from configs.sizes import SIZES
 
 _GPT2 = dict(SIZES["gpt2"], num_kv_heads=0, head_dim=0)
+_OWN = dict(num_kv_heads=0, tied=False)
 _SIZES = {
     "small": dict(_GPT2, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1536, max_length=1024),
-    "llama": dict(vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1024, max_length=1024),
+    "llama": dict(_OWN, vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, mlp_dim=1024, max_length=1024),
     "gpt2": dict(_GPT2, vocab_size=50304, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, max_length=1024),
     "one_b": dict(
         vocab_size=32768, num_layers=16, embed_dim=2048, num_heads=16, num_kv_heads=8, mlp_dim=5632, max_length=2048
@@ -26,7 +27,8 @@ _SIZES = {
 _SHAPES = {"small": (16, 256), "llama": (16, 256), "gpt2": (4, 256), "one_b": (8, 2048)}
 
 
-_METHODS = {"": {}, "lora": dict(method="lora"), "qlora": dict(method="lora", base="nf4")}
+_LORA = dict(method="lora", rank=8, alpha=16.0)
+_METHODS = {"": {}, "lora": _LORA, "qlora": dict(_LORA, base="nf4")}
 
 
 def get_config(size: str = "small") -> ConfigDict:

@@ -94,7 +94,7 @@ class LowRank(Weight):
             x = dropout(x, self.rate, self.key)
         a_dims, b_dims = low_rank_dims(w_dims, self.inputs, self.experts)
         a, b = (gathered(w, x.dtype) for w in (self.a, self.b))
-        return y + self.scale * low_rank(spec, x, (a_dims, a), (b_dims, b), out)
+        return y + low_rank(spec, x, (a_dims, a), (b_dims, b), out, self.scale)
 
     def gathered(self, dtype):
         return gathered(self.base, dtype) + self.delta(axes.gather(self.a[...]), axes.gather(self.b[...])).astype(dtype)
@@ -125,8 +125,11 @@ def low_rank_dims(w_dims: str, inputs: tuple[int, ...], experts: bool) -> tuple[
     return stacked + into + _RANK, stacked + _RANK + outputs
 
 
-def low_rank(spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, jax.Array], out) -> jax.Array:
-    """x A B in place of x W, by the `spec` of the latter.
+def low_rank(
+    spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, jax.Array], out, scale: float = 1.0
+) -> jax.Array:
+    """scale (x A) B in place of x W, by the `spec` of the latter. What is scaled is the narrow product: its gradient is
+    narrow too.
 
     Args:
       a, b: (dims, factor as its layer needs it).
@@ -137,7 +140,7 @@ def low_rank(spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, ja
     (first_dims, first), (second_dims, second) = (a, b) if summed <= set(a[0]) else (b, a)
     names = dict(zip(y_dims, out, strict=True))
     middle = [dim for dim in x_dims if dim not in summed]
-    x = contract(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
+    x = scale * contract(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
     return contract(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
 
 

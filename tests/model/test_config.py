@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.interpreters import partial_eval as pe
 
 from model import families
+from model.adapt import tuning
 from model.config import ModelConfig
-from model.count import flops_per_token
+from model.count import flops_per_token, names
 from model.families import Decoder
 from model.parts import Experts
+from model.weights import replaced, trained
 from tests.model import tiny
 
 
@@ -93,6 +96,41 @@ def test_flops_are_those_of_the_program(name):
     # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
     for program, flag in ((forward, False), (training, True)):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
+
+
+TUNED = {  # method, train_only; passes through the weights of each layer, through attention, through the output layer
+    "all": ({}, (), (3, 3), (3, 3), 3),
+    "lora": (dict(method="lora", rank=3), (), (2, 2), (3, 3), 2),
+    "adapter": (dict(method="adapter", reduction=8), (), (2, 2), (3, 3), 2),
+    "prompt": (dict(method="prompt"), (), (2, 2), (3, 3), 2),
+    "last layer": ({}, (("layer/.*/-1/", True), (".*", False)), (1, 3), (1, 3), 2),
+    "output layer": ({}, (("unembedding", True), (".*", False)), (1, 1), (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_flops_of_what_trains(name):
+    """By hand; and those of the program, without the gradients of frozen weights, which nothing would read."""
+    fields, train_only, passes, attention, output = TUNED[name]
+    made = tuning.make(fields, train_only)
+    config = dataclasses.replace(tiny.LLAMA, attention="xla")
+    config = dataclasses.replace(config, cuts=made.cuts(config, names(config)))
+    rows, length = 3, 24
+    model = jax.eval_shape(lambda key: made.apply(families.make(config, nnx.Rngs(key)), key), jax.random.key(0))
+    params = trained(model)
+    d, f, heads, kv = 32, 64, 16 * 4, 8 * 4
+    a_layer = 2 * d * heads + 2 * d * kv + 3 * d * f
+    added = {
+        "lora": 2 * 3 * 3 * (2 * (d + heads) + 2 * (d + kv) + 3 * (d + f)),  # layers, passes, rank
+        "adapter": 2 * 3 * 2 * d * (d // 8),
+    }
+    by_hand = a_layer * sum(passes) + heads * length * sum(attention) + d * 64 * output + added.get(name, 0)
+    assert flops_per_token(config, length, trains=params) == 2 * by_hand
+    tokens = jnp.zeros((rows, length), jnp.int32)
+    loss = lambda params, model: replaced(model, params).logits(tokens).sum()
+    program = jax.make_jaxpr(jax.value_and_grad(loss))(params, model).jaxpr
+    program = pe.dce_jaxpr(program, [True] * len(program.outvars))[0]
+    assert dot_flops(program) == flops_per_token(config, 2 * length, trains=params) * rows * length
 
 
 def test_flops_of_an_encoder_decoder_are_those_of_the_program():

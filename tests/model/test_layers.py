@@ -1,6 +1,7 @@
-"""Norms and dropout against numpy; activations against PyTorch."""
+"""Norms and dropout against numpy; activations against PyTorch; noise against transformers."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from transformers.integrations.neftune import neftune_post_forward_hook
 
-from model.layers import Norm, activate, add_bias, dropout
+from model.layers import Norm, activate, add_bias, dropout, noisy
 from tests.model import tiny
 
 
@@ -75,3 +77,31 @@ def test_dropout_is_off_without_a_key_and_differs_between_keys():
     first, again, second = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - second).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_noise_is_as_large_as_transformers(dtype):
+    """Uniform, of the bound alpha / sqrt(T D)."""
+    x_BTD, alpha = np.zeros((40, 16, 32), np.float32), 5.0
+    ours = np.asarray(noisy(jnp.asarray(x_BTD, dtype), alpha, jax.random.key(0)))
+    assert ours.dtype == dtype
+    module = SimpleNamespace(training=True, neftune_noise_alpha=alpha)
+    theirs = neftune_post_forward_hook(module, None, torch.tensor(x_BTD)).numpy()
+    bound = alpha / np.sqrt(16 * 32)
+    for noise in (ours.astype(np.float32), theirs):
+        assert 0.995 * bound < np.abs(noise).max() <= bound * 1.002  # bfloat16 rounds
+        assert noise.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
+        assert noise.mean() == pytest.approx(0, abs=0.02 * bound)
+
+
+def test_noise_needs_a_key_and_differs_between_rows_and_keys():
+    """In a model: evaluation has no key."""
+    config = dataclasses.replace(tiny.LLAMA, embedding_noise=5.0)
+    inputs = tiny.drawn(config).inputs
+    tokens_BT = jnp.zeros((2, 16), jnp.int32)
+    run = lambda key: np.asarray(inputs(tokens_BT, tokens_BT, key=key))
+    plain = run(None)
+    np.testing.assert_array_equal(plain, np.asarray(inputs.tokens.table[...])[np.zeros((2, 16), int)])
+    one, other = (run(jax.random.key(seed)) - plain for seed in (0, 1))
+    assert np.abs(one).max() <= 5 / np.sqrt(16 * 32) + 1e-6
+    assert np.abs(one - other).max() > 0.1 and np.abs(one[0] - one[1]).max() > 0.1

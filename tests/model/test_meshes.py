@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from model import axes, families
+from model.weights import replaced, trained
 from tests.model import tiny
 from train.objectives.language import language
 
@@ -50,15 +51,15 @@ def batch(name):
 
 
 def compiled(model, rows):
-    """The program (model, batch) -> (gradients, Loss)."""
+    """The program (model, batch) -> (gradients of what trains, by name, Loss)."""
     objective = language(z_loss=1e-3, balance_loss=1e-2, router_z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
-        def total(model):
-            loss = objective(model, batch, None)
+        def total(params):
+            loss = objective(replaced(model, params), batch, None)
             return loss.total, loss
 
-        return jax.grad(total, has_aux=True)(model)
+        return jax.grad(total, has_aux=True)(trained(model))
 
     return jax.jit(loss_and_gradients).lower(model, rows).compile()
 
@@ -79,31 +80,48 @@ def captured(run):
 
 @functools.cache
 def on_one_device(name):
-    model, rows = tiny.drawn(MODELS[name]), batch(name)
+    model = tiny.drawn(MODELS[name])
+    return model, expected(model, batch(name))
+
+
+def expected(model, rows):
+    """(gradients, Loss) on one device."""
     gradients, loss = compiled(model, rows)(model, rows)
-    return model, jax.device_get((jax.tree.leaves(gradients), loss))
+    return jax.device_get((jax.tree.leaves(gradients), loss))
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=IDS)
 def test_every_mesh_equals_one_device(name, shape):
     config = MODELS[name]
-    model, (expected, expected_loss) = on_one_device(name)
+    config.check_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
+    compare(shape, *on_one_device(name), lambda key: families.make(config, nnx.Rngs(key)), batch(name))
+
+
+def compare(shape, model, wanted, make, rows):
+    """Places a model on a mesh and asserts that its gradients and loss there are the expected ones.
+
+    Args:
+      model: on one device.
+      make: key -> the same model; only shapes and shardings on the mesh are taken from it.
+      wanted: (gradients, Loss).
+    """
     mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
-    config.check_mesh(dict(mesh.shape))
     with axes.use_mesh(mesh):
-        target = jax.eval_shape(lambda key: families.make(config, nnx.Rngs(key)), jax.random.key(0))
+        target = jax.eval_shape(make, jax.random.key(0))
         place = lambda leaf, like: jax.device_put(np.asarray(leaf), NamedSharding(mesh, like.sharding.spec))
         leaves, (likes, tree) = jax.tree.leaves(model), jax.tree.flatten(target)
         model = tree.unflatten([place(leaf, like) for leaf, like in zip(leaves, likes, strict=True)])
-        rows = jax.device_put(batch(name), axes.batch_sharding(mesh))
+        rows = jax.device_put(rows, axes.batch_sharding(mesh))
         program, log = captured(lambda: compiled(model, rows))
         gradients, loss = program(model, rows)
     assert MISTAKE not in log, log
+    references, expected_loss = wanted
     np.testing.assert_allclose(loss.total, expected_loss.total, rtol=1e-6)
     for figure, reference in zip(jax.tree.leaves(loss.metrics), jax.tree.leaves(expected_loss.metrics), strict=True):
         np.testing.assert_allclose(figure, reference, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(loss.weight, expected_loss.weight, rtol=1e-6)
-    for gradient, reference, like in zip(jax.tree.leaves(gradients), expected, likes, strict=True):
+    likes = jax.tree.leaves(trained(target))
+    for gradient, reference, like in zip(jax.tree.leaves(gradients), references, likes, strict=True):
         assert gradient.sharding.spec == like.sharding.spec
         # Gradients are of the sum over some hundred tokens; 1e-5 of the largest of a tensor.
         scale = max(1, np.abs(reference).max())

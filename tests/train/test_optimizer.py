@@ -1,4 +1,4 @@
-"""Schedules by their definition; AdamW against PyTorch; which parameters decay; every optimizer learns."""
+"""Schedules by their definition; AdamW and rates by pattern against PyTorch; what decays; every optimizer learns."""
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,44 @@ def test_adamw_equals_pytorch():
         torch.nn.utils.clip_grad_norm_([theirs], 2.0)
         adamw.step()
     np.testing.assert_allclose(params["w"]["value"], theirs.detach(), rtol=1e-5)
+
+
+def test_rates_by_pattern_equal_groups_in_pytorch():
+    """Layer-wise decay of the learning rate: each layer of one array is a group of its own, decay of weights too."""
+    query, table, scale = "stack/segments/0/0/attention/query", "inputs/tokens/table", "norm/scale"
+    rates = (("layer/0/", 0.25), ("layer/1/", 0.5), ("layer/.*/-1/", 0.8), ("norm", 0.0), (".*", 0.1))
+    factors = {query: (0.25, 0.5, 0.8), table: (0.1,), scale: (0.0,)}
+    rng = np.random.default_rng(0)
+    start = {query: rng.normal(size=(3, 4, 5)), table: rng.normal(size=(6, 4)), scale: rng.normal(size=4)}
+    model = ModelConfig(**TINY | dict(num_layers=3))
+    ours = optimizer.make_optimizer(settings(rates=rates, clip_norm=2.0), lambda step: 0.01 / (step + 1), model)
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
+    state, update = ours.init(params), jax.jit(ours.update)
+    parts = {name: value if name == query else value[None] for name, value in start.items()}
+    theirs = {name: [torch.nn.Parameter(torch.tensor(part)) for part in value] for name, value in parts.items()}
+    decay = {query: 0.1, table: 0.1, scale: 0.0}
+    groups = [
+        dict(params=[part], lr=factor, weight_decay=decay[name])
+        for name in theirs
+        for part, factor in zip(theirs[name], factors[name], strict=True)
+    ]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: 0.01 / (step + 1))
+    every = [part for name in theirs for part in theirs[name]]
+    for _ in range(5):
+        grads = {name: rng.normal(size=value.shape) for name, value in start.items()}
+        updates, state = update({n: jnp.asarray(g, jnp.float32) for n, g in grads.items()}, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in theirs:
+            for part, grad in zip(theirs[name], grads[name] if name == query else grads[name][None], strict=True):
+                part.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_(every, 2.0)
+        adamw.step()
+        schedule.step()
+    for name in theirs:
+        expected = torch.stack(theirs[name]).detach().numpy().reshape(start[name].shape)
+        np.testing.assert_allclose(params[name] - start[name], expected - start[name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(params[scale], start[scale].astype(np.float32))
 
 
 def test_norms_and_biases_do_not_decay():

@@ -1,0 +1,56 @@
+"""Every mesh gives the loss and the gradients of what trains over a frozen model as one device does."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from model import families
+from model.adapt import tuning
+from model.compress.quantize import quantize
+from model.weights import trained
+from tests.model import tiny
+from tests.model.adapt.test_lora import shaken
+from tests.model.test_meshes import batch, compare, compiled_afresh, expected  # noqa: F401 (the fixture)
+
+METHODS = {
+    "lora": dict(method="lora", rank=2, alpha=8.0),
+    "adapter": dict(method="adapter", placement="houlsby", reduction=8),
+    "prompt": dict(method="prompt", length=3),
+    "qlora": dict(method="lora", rank=2, alpha=8.0, base="nf4"),
+}
+CASES = [(name, (2, 2, 2)) for name in METHODS] + [("lora", (1, 4, 2))]
+
+
+def make(name, key):
+    """The model as it trains."""
+    settings = tuning.make(METHODS[name])
+    model = families.make(tiny.LLAMA, nnx.Rngs(key))
+    return settings.apply(quantize(model, settings.quantization) if settings.quantization else model, key)
+
+
+def rows(name):
+    """Every segment begins with the prompt's ids, which follow the vocabulary's."""
+    found = batch("llama")
+    if name == "prompt":
+        found["tokens"] = np.where(found["positions"] < 3, 64 + found["positions"], found["tokens"])
+    return found
+
+
+@functools.cache
+def on_one_device(name):
+    if name == "qlora":
+        model = shaken(jax.jit(functools.partial(make, name))(jax.random.key(0)))
+    else:
+        model = tiny.filled(jax.eval_shape(functools.partial(make, name), jax.random.key(0)))
+    return model, expected(model, rows(name))
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES, ids=[name + "-" + "x".join(map(str, s)) for name, s in CASES])
+def test_every_mesh_equals_one_device(name, shape):
+    model, wanted = on_one_device(name)
+    gradients, _ = wanted
+    assert len(gradients) == len(trained(model)) and all(np.abs(gradient).max() > 1e-3 for gradient in gradients)
+    compare(shape, model, wanted, functools.partial(make, name), rows(name))
