@@ -1,6 +1,6 @@
 """A step that trains low-rank adapters: against our step that trains everything, and against peft's in PyTorch.
 
-    python -m tests.benchmarks.lora_step --dtype=float32 --rounds=5
+    python -m tests.benchmarks.lora_step --dtype=float32 --rounds=3
 
 Adapters of rank 8 on all linear layers of a LLaMA of 6 layers x 384, batch 16 x 256: over float weights on both sides,
 on ours also over 4 bits (QLoRA). Both sides must train the same number of parameters. Needs tests/requirements.txt.
@@ -18,7 +18,7 @@ SIZE = "llama"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable, help="interpreter of our side")
     args = parser.parse_args()
 
