@@ -19,6 +19,8 @@ from tests.launch.conftest import shrink
 from train import metrics
 from train.checkpoint import CheckpointError, Checkpoints
 
+pytestmark = pytest.mark.xdist_group("tuning")  # one worker makes the base
+
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
