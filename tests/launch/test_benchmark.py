@@ -7,7 +7,7 @@ import sys
 
 def test_one_step():
     sizes = dict(num_layers=1, embed_dim=64, num_heads=2, mlp_dim=64, vocab_size=64, dtype="float32")
-    words = ["--config=configs/benchmark.py:small-qlora", "--steps=1", "--json", "--config.batch_size=2"]
+    words = ["--config=configs/benchmark.py:small-qlora", "--steps=1", "--json", "--config.batch_size=8"]
     words += ["--config.data.seq_len=16", *(f"--config.model.{name}={value}" for name, value in sizes.items())]
     done = subprocess.run([sys.executable, "-m", "launch.benchmark", *words], capture_output=True, text=True)
     assert not done.returncode, done.stderr
