@@ -19,7 +19,7 @@ from typing import Any
 
 from data import compressed
 from data.batch import DataError
-from data.sources import BadLines, Document, document_name, file_stats, find_files
+from data.sources import BadLines, Document, document_name, file_stats, find_files, parsed_line
 
 _TABLES = {".csv": ",", ".tsv": "\t"}  # and what stands between the fields
 SUFFIXES = tuple(kind + packed for kind in (*_TABLES, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
@@ -88,11 +88,7 @@ def _lines(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
-        except json.JSONDecodeError as error:
-            bad.add(f"{file}, line {number}", f"not JSON ({error.msg} at column {error.colno})")
+            record = parsed_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
         except (ValueError, RecursionError) as error:
             bad.add(f"{file}, line {number}", str(error))
         else:

@@ -20,7 +20,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from data import compressed
 from data.batch import DataError
@@ -136,6 +136,17 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "text"
 
 
+def parsed_line(line: bytes) -> dict[str, Any]:
+    """The record on a line of a `.jsonl` file; a ValueError (or RecursionError) says why it is none."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
+    return record
+
+
 class FileSource:
     def __init__(self, name: str, root: Path, files: list[Path], text_field: str):
         self.name = name
@@ -180,12 +191,7 @@ class FileSource:
                     yield Document(f"{name}:{number}", text)
 
     def _parse(self, line: bytes) -> str:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
+        record = parsed_line(line)
         if self._field not in record:
             raise ValueError(f'no field "{self._field}", only {", ".join(sorted(record)) or "an empty object"}')
         text = record[self._field]

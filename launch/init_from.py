@@ -1,6 +1,7 @@
 """config.init_from: a run that begins with the parameters, the architecture and the tokenizer of another workdir.
 
-Optimizer and step are new. Once the run has its first checkpoint it needs the other workdir no more.
+Optimizer and step are new. An adapter's checkpoints hold the adapter alone, so it needs the other workdir for good; any
+other run does not, once it has its first checkpoint.
 """
 
 import dataclasses

@@ -56,13 +56,8 @@ def differing(old: dict, new: dict) -> list[str]:
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     """Keep with the run its config, its tokenizer, and which prepared data it reads."""
     workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json")
     (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
-    if prepared.labels is not None:
-        (workdir / LABELS).write_text(json.dumps(prepared.labels, ensure_ascii=False) + "\n")
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+    _describe(workdir, config, tokenizer.load(prepared.tokenizer_path), prepared.labels)
 
 
 def check_new(workdir: Path) -> None:
@@ -84,10 +79,17 @@ def create(
     checkpoints = Checkpoints(workdir, base=base)
     checkpoints.save_model(0, model)
     checkpoints.close()
+    _describe(workdir, ConfigDict(record), words, labels)
+
+
+def _describe(workdir: Path, config: ConfigDict, words: tokenizer.Tokenizer, labels: dict | None) -> None:
+    """The config last and at once: where it is, the rest is there."""
     words.save(workdir / "tokenizer.json")
     if labels is not None:
         (workdir / LABELS).write_text(json.dumps(labels, ensure_ascii=False) + "\n")
-    (workdir / "config.json").write_text(json.dumps(json.loads(ConfigDict(record).to_json()), indent=2) + "\n")
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
 
 
 def recorded_config(workdir: Path) -> ConfigDict:

@@ -17,6 +17,8 @@ from flax import nnx
 
 from model import axes
 
+STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
+
 # Multiply-adds of a product up to which its gradient is written for XLA's CPU compiler: it makes a step of products of
 # 2^26 1.3x as fast, of 2^28 1.15x. From jax 0.12 on launch/runtime.py chooses products that do larger ones as well.
 _CPU_GRADIENT_LIMIT = math.inf if jax.__version_info__ < (0, 12) else 2**29
@@ -45,7 +47,7 @@ def param(
 
     Args:
       names: logical names of its dims.
-      inputs: those of them that a linear layer sums over; what adapters and quantization go by. None: it is no matrix
+      inputs: those of them that a linear layer sums over; what adapters and quantization go by. Empty: it is no matrix
         of a linear layer.
     """
     value = init(rngs.params(), shape, dtype)

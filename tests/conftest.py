@@ -19,5 +19,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.devices()  # starts the backend with these settings: importing a program of launch/ later adds none of its own
+
+
+@pytest.fixture
+def compiled_afresh():
+    """A program from the cache prints no warning."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

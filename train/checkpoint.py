@@ -80,7 +80,7 @@ class Checkpoints:
         items = dict(model=ocp.args.StandardSave(self._held(model)))
         if self.base:
             items["loop"] = ocp.args.JsonSave({"base": self.base})
-        self._guard("write", step, lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+        self._guard("write", step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics={}))
         self.wait()
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
@@ -179,9 +179,7 @@ class Checkpoints:
             return action()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
-            with contextlib.suppress(
-                Exception
-            ):  # an earlier save may still run; its own failure is reported as this one
+            with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
             kept = self._manager.latest_step()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"

@@ -19,9 +19,8 @@ from model import axes
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
 from model.patterns import by_array
-from model.weights import Weight, contract, einsum, frozen, gathered, is_variable, param, whole_name
+from model.weights import STACKED, Weight, contract, einsum, frozen, gathered, is_variable, param, whole_name
 
-_STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 _RANK = "r"
 
 
@@ -157,7 +156,7 @@ def _dims(w: nnx.Variable | QuantizedWeight) -> tuple[tuple[str, ...], tuple[str
 
 def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) -> LowRank:
     names, inputs = _dims(w)
-    sizes, stacked = dict(zip(names, w.shape, strict=True)), tuple(dim for dim in names if dim in _STACKED)
+    sizes, stacked = dict(zip(names, w.shape, strict=True)), tuple(dim for dim in names if dim in STACKED)
     outputs = tuple(dim for dim in names if dim not in stacked + inputs)
     if settings.dropout and "experts" in stacked:
         raise ValueError(f"targets: {path} holds the weights of experts, which have no dropout; leave them or it out")

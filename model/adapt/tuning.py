@@ -51,7 +51,7 @@ class Tuning:
         return tuple(sorted({cut for rules in lists if rules for cut in cuts(config, names, rules)}))
 
 
-def make(fields: Mapping, train_only: Rules = (), **more) -> Tuning:
+def make(fields: Mapping, train_only: Rules = ()) -> Tuning:
     """From the block `adapt` of a config: `method`, the fields of that method, and of what it stands on: `base`
     ('float', 'nf4' or 'int8') and `double_quantization` (of nf4's scales).
 
@@ -71,4 +71,4 @@ def make(fields: Mapping, train_only: Rules = (), **more) -> Tuning:
     known = [field.name for field in dataclasses.fields(METHODS[method])]
     if unknown := [name for name in fields if name not in known]:
         raise ValueError(f"{unknown[0]} is no field of method {method}; it has {', '.join(known)}")
-    return Tuning(METHODS[method](**fields, **more), tuple(train_only), quantization)
+    return Tuning(METHODS[method](**fields), tuple(train_only), quantization)

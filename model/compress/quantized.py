@@ -12,9 +12,7 @@ import jax
 from flax import nnx
 
 from model import axes
-from model.weights import Weight, contract, input_gradient
-
-_LEADING = ("layers", "experts")
+from model.weights import STACKED, Weight, contract, input_gradient
 
 
 class Quantized(nnx.Variable):
@@ -44,7 +42,7 @@ class QuantizedWeight(Weight):
         if not inputs or names[start : start + len(inputs)] != inputs:
             raise ValueError(f"its dims are {names}, its input dims {inputs}; these must be there, and side by side")
         self.names, self.inputs = names, inputs
-        self._lead = sum(name in _LEADING for name in names[:2])
+        self._lead = sum(name in STACKED for name in names[:2])
         # Of one matrix: positions, logical names and sizes.
         self._start, self._names = start - self._lead, names[self._lead :]
         self._sizes = weight.shape[self._lead :]

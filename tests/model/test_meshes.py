@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from model import axes, families
@@ -21,16 +20,7 @@ SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d *
 MISTAKE = "Involuntary full rematerialization"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_afresh():
-    """A program from the cache prints no warning."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-
-
+pytestmark = pytest.mark.usefixtures("compiled_afresh")
 MODELS = tiny.BOTH | {"switch": tiny.SWITCH, "latent": tiny.LATENT}
 # Each of these programs is compiled afresh: one model sees every shape, the others what differs for them.
 CASES = [("llama", shape) for shape in SHAPES]

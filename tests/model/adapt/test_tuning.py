@@ -112,7 +112,7 @@ def test_where_adapters_stand(norm_position):
 
 def test_prompts_are_rows_behind_the_table():
     """Ids after the vocabulary's reach the prompt; at the start it is rows of the table, drawn or those of a text."""
-    made = tuning.make(dict(method="prompt", length=3), init_ids=(5, 9))
+    made = tuning.make(dict(method="prompt", length=3, init_ids=(5, 9)))
     base = tiny.drawn(tiny.GPT)
     model = jax.jit(made.apply)(base, jax.random.key(0))
     table = np.asarray(base.inputs.tokens.table[...])

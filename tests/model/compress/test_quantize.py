@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import sizes
 from model import axes, families, weights
@@ -33,16 +32,6 @@ SMALL = dataclasses.replace(
 # Large enough for the blocks of each of 2 x 2 parts.
 WIDE = dataclasses.replace(tiny.LLAMA, embed_dim=128, mlp_dim=256, head_dim=16)
 NF4 = Settings("nf4")
-
-
-@pytest.fixture
-def compiled_afresh():
-    """A program from the cache prints no warning."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
 
 
 def make(config, settings=NF4):
