@@ -18,7 +18,7 @@ A document has the same segment id on both sides, and cross-attention must not l
 
 A row of text on disk holds tokens, targets and segment ids (`data/pack.py`). The other two follow from them and are
 derived here, when rows are read, or the row is corrupted (`data/corrupt.py`). Rows of examples (`data/examples.py`)
-hold the weights too, and where there is an encoder, what it reads.
+hold marks of each token too, and where there is an encoder, what it reads.
 
 `DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
 a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.
@@ -38,6 +38,11 @@ DTYPES = {
     "weights": np.float32,
 }
 
+# Bits of the channel of marks.
+TRAINED = 1  # the loss counts what is said at the token
+CONTENT = 2  # what a user or a source says, or words to be labelled: not the text of a template, no special token
+ENCODER_CONTENT = 4  # the same of the encoder's token at this place
+
 ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
 
 
@@ -48,7 +53,7 @@ class DataError(Exception):
 def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
     """Builds a batch from packed rows [B, C, T].
 
-    The C channels are tokens, targets, segment ids; with C = 4 also weights; with C = 6 also encoder tokens and encoder
+    The C channels are tokens, targets, segment ids; with C = 4 also marks; with C = 6 also encoder tokens and encoder
     segment ids. `numbers`: the targets are the bits of float32.
     """
     rows = rows.astype(np.int32)
@@ -59,7 +64,7 @@ def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
         "targets": rows[:, 1].copy(),
         "segment_ids": segment_ids.copy(),
         "positions": positions(segment_ids),
-        "weights": (segment_ids > 0 if rows.shape[1] == 3 else rows[:, 3]).astype(np.float32),
+        "weights": (segment_ids > 0 if rows.shape[1] == 3 else marked(rows, TRAINED)).astype(np.float32),
     }
     if rows.shape[1] == 6:
         batch |= {"encoder_tokens": rows[:, 4].copy(), "encoder_segment_ids": rows[:, 5].copy()}
@@ -67,6 +72,11 @@ def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
     if numbers:
         batch["targets"] = batch["targets"].view(np.float32)
     return batch
+
+
+def marked(rows: np.ndarray, mark: int) -> np.ndarray:
+    """Which tokens of packed rows of examples [B, C, T] have this mark, bool [B, T]."""
+    return rows[:, 3] & mark > 0
 
 
 def positions(segment_ids: np.ndarray) -> np.ndarray:

@@ -211,7 +211,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         end = int(np.flatnonzero(trained)[-1]) + 1
         begin = int(np.flatnonzero(~trained[:end])[-1]) + 1
         answer = [tokenizer.start_id, *ids[begin:end]]
-        return Example.of_ids(answer, [False] + [True] * (end - begin), [*ids[:begin], tokenizer.eot_id])
+        return Example.of_ids(answer, [False] + [True] * (end - begin), source=[*ids[:begin], tokenizer.eot_id])
 
     return Encoding(encode)
 

@@ -5,7 +5,8 @@ in groups of a fixed size; in a group the longest come first, and each goes to t
 (best fit decreasing), which leaves little padding and is the same each time.
 
 On disk a row is one ArrayRecord record as in data/pack.py, with 4 channels instead of 3: tokens, targets, segment ids,
-weights; where there is an encoder, with 6: also encoder tokens and encoder segment ids. All are `seq_len` long.
+marks; where there is an encoder, with 6: also encoder tokens and encoder segment ids. All are `seq_len` long. The bits
+of the marks are those of data/batch.py.
 
 B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import DataError
+from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError
 from data.pack import row_dtype, write_rows
 from data.tokenizer import Tokenizer
 
@@ -29,17 +30,28 @@ class Example(NamedTuple):
 
     tokens: np.ndarray  # int32 [n]
     targets: np.ndarray  # int32 [n]: the next token; a class; of a number the bits of its float32
-    weights: np.ndarray  # uint8 [n]: 1 where the loss counts, else 0
+    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT
     source: np.ndarray | None = None  # int32 [m]: what an encoder reads
+    source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
 
     @classmethod
-    def of_ids(cls, ids, trained, source=None) -> "Example":
+    def of_ids(cls, ids, trained, content=False, source=None, source_content=False) -> "Example":
         """Predict each id from those before it; the loss counts where `trained`, and what follows the last such id is
-        left out."""
+        left out. `content` and `source_content` say which ids are (True or False: all, or none)."""
         ids, trained = np.asarray(ids, np.int32), np.asarray(trained, bool)
         end = int(np.flatnonzero(trained)[-1]) + 1 if trained.any() else len(ids)
-        source = None if source is None else np.asarray(source, np.int32)
-        return cls(ids[: end - 1], ids[1:end], trained[1:end].astype(np.uint8), source)
+        marks = TRAINED * trained[1:end] | (CONTENT * np.broadcast_to(content, ids.shape))[: end - 1]
+        example = cls(ids[: end - 1], ids[1:end], marks.astype(np.uint8))
+        if source is None:
+            return example
+        source = np.asarray(source, np.int32)
+        source_marks = ENCODER_CONTENT * np.broadcast_to(source_content, source.shape)
+        return example._replace(source=source, source_marks=source_marks.astype(np.uint8))
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Where the loss counts, bool [n]."""
+        return self.marks & TRAINED > 0
 
     def sizes(self) -> list[int]:
         """Tokens on each side."""
@@ -103,14 +115,15 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     n, source = len(example.tokens), example.source
     if source is not None:
         source = cut_prompt(source, seq_len, begin)
+        example = example._replace(source=source, source_marks=example.source_marks[-seq_len:])
     if n <= seq_len:
-        return example._replace(source=source)
-    untrained = np.flatnonzero(example.weights == 0)
+        return example
+    untrained = np.flatnonzero(~example.trained)
     answer = int(untrained[-1]) + 1 if len(untrained) else 0  # where the last answer begins
     first = min(n - seq_len, answer)
     part = slice(first, first + seq_len)
     tokens = _keep_begin(example.tokens, first, seq_len, begin)
-    return Example(tokens, example.targets[part], example.weights[part], source)
+    return example._replace(tokens=tokens, targets=example.targets[part], marks=example.marks[part])
 
 
 def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
@@ -127,12 +140,12 @@ def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> n
 
 def prefixed(example: Example, prefix: Sequence[int]) -> Example:
     """The example behind these tokens, which nothing has to be said at; an encoder reads them where there is one."""
-    if example.source is not None:
-        return example._replace(source=np.concatenate([np.asarray(prefix, np.int32), example.source]))
     before = lambda values, fill: np.concatenate([np.asarray(fill, values.dtype), values])
     nothing = [0] * len(prefix)
-    arrays = ((example.tokens, prefix), (example.targets, nothing), (example.weights, nothing))
-    return Example(*(before(values, fill) for values, fill in arrays))
+    fills = dict(tokens=prefix, targets=nothing, marks=nothing)
+    if example.source is not None:
+        fills = dict(source=prefix, source_marks=nothing)
+    return example._replace(**{name: before(getattr(example, name), fill) for name, fill in fills.items()})
 
 
 def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -148,12 +161,14 @@ def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dty
             segments[row] += 1
             begin, end = used[row, 0], used[row, 0] + len(example.tokens)
             target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
-            for channel, values in enumerate((example.tokens, target_bits, segments[row], example.weights)):
+            for channel, values in enumerate((example.tokens, target_bits, segments[row])):
                 rows[row, channel, begin:end] = values
+            rows[row, 3, begin:end] |= example.marks  # both sides share the channel
             used[row, 0] = end
             if channels == 6:
                 begin, end = used[row, 1], used[row, 1] + len(example.source)
                 rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
+                rows[row, 3, begin:end] |= example.source_marks
                 used[row, 1] = end
         yield rows
 
@@ -192,7 +207,7 @@ def pack_records(
         for where, record in records:
             try:
                 example = encoding.encode(record)
-                if not example.weights.any():
+                if not example.trained.any():
                     raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
@@ -201,7 +216,7 @@ def pack_records(
                 example = shorten(example, room, context.tokenizer.special.begin)
             example = prefixed(example, context.prefix)
             tokens += sum(example.sizes())
-            targets += int(example.weights.sum())
+            targets += int(example.trained.sum())
             yield example
 
     rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
@@ -209,10 +224,10 @@ def pack_records(
 
 
 def widened(rows: np.ndarray, channels: int) -> np.ndarray:
-    """Rows of text [B, 3, T] as rows [B, C, T] of examples: all that is no padding has weight 1. No encoder reads
+    """Rows of text [B, 3, T] as rows [B, C, T] of examples: all that is no padding is trained. No encoder reads
     anything there; for one, text is corrupted (data/corrupt.py)."""
     wide = np.zeros((len(rows), channels, rows.shape[2]), rows.dtype)
     wide[:, :3] = rows
     if channels > 3:
-        wide[:, 3] = rows[:, 2] > 0
+        wide[:, 3] = np.where(rows[:, 2] > 0, TRAINED, 0)
     return wide

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data.batch import DataError
+from data.batch import CONTENT, TRAINED, DataError
 from data.examples import Context, Encoding, Example, Kind
 from data.records import field
 from data.tokenizer import Tokenizer
@@ -183,19 +183,21 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         else:
             ids, (place,) = reader.text(record["text"], record.get("pair"))
             labelled = [(place, record["label"])]
-        targets, weights = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.uint8)
+        targets = np.zeros(len(ids), np.int32)
+        marks = np.where(np.isin(ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
         for place, label in labelled:
-            targets[place], weights[place] = target(label), 1
-        return Example(np.array(ids, np.int32), targets, weights)
+            targets[place], marks[place] = target(label), marks[place] | TRAINED
+        return Example(np.array(ids, np.int32), targets, marks)
 
     def cut(example: Example, seq_len: int, begin: int | None) -> Example:
-        places = np.flatnonzero(example.weights).tolist()
+        places = np.flatnonzero(example.trained).tolist()
         ids, kept = reader.cut(example.tokens.tolist(), places, seq_len)
         if kind == "token" and not set(kept) <= set(places):
             raise ValueError(f"no labelled word stands in its first {seq_len} tokens")
-        targets, weights = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.uint8)
-        targets[kept], weights[kept] = example.targets[places[: len(kept)]], 1
-        return Example(np.array(ids, np.int32), targets, weights)
+        targets, marks = np.zeros(seq_len, np.int32), example.marks[:seq_len] & ~np.uint8(TRAINED)
+        targets[kept] = example.targets[places[: len(kept)]]
+        marks[kept] |= TRAINED
+        return Example(np.array(ids, np.int32), targets, marks)
 
     return Encoding(encode, numbers=kind == "number", facts=facts, cut=cut)
 

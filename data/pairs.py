@@ -56,7 +56,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         given = inputs(tokenizer, settings, [record["source"]], context.encoder)
         (before,), source = given["prompts"], given["sources"] and given["sources"][0]
         target = [*tokenizer.encode(record["target"]), tokenizer.eot_id]
-        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target), source)
+        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target), source=source)
 
     return Encoding(encode)
 

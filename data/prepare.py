@@ -32,6 +32,8 @@ Log = Callable[[str], None]
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
+_EXAMPLES = 2  # part of what names rows of examples: raise it when other rows come of the same records
+
 
 @dataclass(frozen=True)
 class PreparedSource:
@@ -266,7 +268,7 @@ def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder:
     """What the examples of a source depend on beside records and tokenizer; None for text."""
     if kind == kinds.TEXT:
         return None
-    identity = [kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
+    identity = [_EXAMPLES, kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
     return [*identity, list(prefix)] if prefix else identity
 
 

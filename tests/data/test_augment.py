@@ -7,7 +7,7 @@ import pytest
 
 from data import augment, labels
 from data import tokenizer as tokenizers
-from data.batch import DataError, check, from_rows
+from data.batch import TRAINED, DataError, check, from_rows
 from data.corrupt import span_counts
 from data.examples import Example, pack
 from data.pipeline import train_pipeline, validation_batches
@@ -41,7 +41,7 @@ def rows(tokenizer, given):
     for i, words in enumerate(given):
         ids, (place,) = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.zeros(len(ids), np.uint8))
-        example.targets[place], example.weights[place] = i, 1
+        example.targets[place], example.marks[place] = i, TRAINED
         examples.append(example)
     return packed(examples)
 
@@ -155,7 +155,7 @@ def test_answers_stay_and_so_does_text(tokenizer):
 
 def test_an_encoder_reads_what_is_augmented(tokenizer):
     source = [*tokenizer.encode("put this into other words"), tokenizer.eot_id]
-    example = Example.of_ids([0, *tokenizer.encode("so it is")], [False] + [True] * 8, source)
+    example = Example.of_ids([0, *tokenizer.encode("so it is")], [False] + [True] * 8, source=source)
     rows = packed([example] * 20, channels=6)
     before, batch = from_rows(rows), run(tokenizer, rows, delete=0.4)
     check(batch, tokenizer.vocab_size)

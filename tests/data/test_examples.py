@@ -6,7 +6,7 @@ import pytest
 
 from data import corrupt, examples, kinds
 from data import tokenizer as tokenizers
-from data.batch import DataError, check, from_rows
+from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError, check, from_rows, marked
 from data.examples import Example, best_fit, cut, pack, widened
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
@@ -25,26 +25,29 @@ def some_examples(count: int, longest: int, sides: int, seed: int = 0) -> list[E
     def one(i: int) -> Example:
         n, m = random.integers(1, longest + 1, 2)
         ids = random.integers(1, 500, n).astype(np.int32)
-        weights = (random.random(n) < 0.5).astype(np.uint8)
+        marks = random.choice([0, TRAINED, CONTENT, TRAINED | CONTENT], n).astype(np.uint8)
         source = random.integers(1, 500, m).astype(np.int32) if sides == 2 else None
-        return Example(ids, random.integers(1, 500, n).astype(np.int32), weights, source)
+        source_marks = random.choice([0, ENCODER_CONTENT], m).astype(np.uint8) if sides == 2 else None
+        return Example(ids, random.integers(1, 500, n).astype(np.int32), marks, source, source_marks)
 
     return [one(i) for i in range(count)]
 
 
 def unpacked(rows: np.ndarray) -> list[tuple]:
-    """The examples in packed rows, by their segment ids."""
+    """The examples in packed rows, by their segment ids: tokens, targets, TRAINED, CONTENT, and of an encoder tokens,
+    ENCODER_CONTENT."""
     batch = from_rows(rows)
+    batch["content"], batch["encoder_content"] = marked(rows, CONTENT), marked(rows, ENCODER_CONTENT)
     found = []
     for i in range(len(rows)):
         for segment in range(1, batch["segment_ids"][i].max() + 1):
             at = batch["segment_ids"][i] == segment
             assert np.array_equal(batch["positions"][i][at], np.arange(at.sum()))  # whole, and in one stretch
-            parts = [batch[key][i][at] for key in ("tokens", "targets", "weights")]
+            parts = [batch[key][i][at] for key in ("tokens", "targets", "weights", "content")]
             if "encoder_tokens" in batch:
                 at = batch["encoder_segment_ids"][i] == segment
                 assert np.array_equal(batch["encoder_positions"][i][at], np.arange(at.sum()))
-                parts.append(batch["encoder_tokens"][i][at])
+                parts += [batch[key][i][at] for key in ("encoder_tokens", "encoder_content")]
             found.append(tuple(tuple(map(int, part)) for part in parts))
     return found
 
@@ -54,7 +57,11 @@ def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
     monkeypatch.setattr(examples, "GROUP", 64)
     given = some_examples(200, 32, sides)
     rows = np.concatenate(list(pack(given, 32, 2 * sides + 2, np.dtype("<u2"))))
-    expected = [tuple(tuple(map(int, part)) for part in example if part is not None) for example in given]
+    parts = lambda example: (
+        [example.tokens, example.targets, example.trained, example.marks & CONTENT > 0]
+        + ([] if example.source is None else [example.source, example.source_marks > 0])
+    )
+    expected = [tuple(tuple(map(int, part)) for part in parts(example)) for example in given]
     assert sorted(unpacked(rows)) == sorted(expected)
     check(from_rows(rows), 500)
 
@@ -78,7 +85,7 @@ def test_the_next_id_is_the_target_and_nothing_stands_behind_the_last_trained_on
     example = Example.of_ids([5, 6, 7, 8, 9], [False, False, True, True, False])
     assert example.tokens.tolist() == [5, 6, 7]
     assert example.targets.tolist() == [6, 7, 8]
-    assert example.weights.tolist() == [0, 1, 1]
+    assert example.trained.tolist() == [False, True, True]
 
 
 # begin 1, prompt 2 .. 6, answer 11 .. 13
@@ -96,7 +103,7 @@ def test_prompts_are_cut_from_the_left_and_answers_at_the_end(seq_len, tokens, t
     found = cut(example, seq_len, begin=1)
     assert found.tokens.tolist() == tokens
     assert found.targets.tolist() == targets
-    assert found.weights.tolist() == [int(target > 10) for target in targets]
+    assert found.trained.tolist() == [target > 10 for target in targets]
     without = cut(example, seq_len, begin=None)
     assert without.targets.tolist() == targets
     assert all(after == target for (_, after), target in zip(pairwise(without.tokens), without.targets, strict=False))
@@ -141,7 +148,7 @@ def test_all_pairs_arrive_in_the_rows(mixed, pairs):
     source = prepared.sources[0]
     for split in ("train", "validation"):
         reader = RowReader(getattr(source, split), prepared.seq_len, channels=source.channels)
-        for tokens, targets, weights, *encoder in unpacked(reader.read(range(len(reader)))):
+        for tokens, targets, weights, _, *encoder in unpacked(reader.read(range(len(reader)))):
             answer = np.array(targets)[np.array(weights) > 0]
             assert answer[-1] == tokenizer.eot_id
             prompt = encoder[0] if encoder else np.array(tokens)[: int(np.argmax(weights)) + 1]

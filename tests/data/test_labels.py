@@ -7,7 +7,7 @@ import pytest
 
 from data import kinds, labels
 from data import tokenizer as tokenizers
-from data.batch import DataError
+from data.batch import TRAINED, DataError
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
@@ -61,7 +61,7 @@ def examples(prepared, split="train"):
         targets = row[1].view(np.float32) if numbers else row[1]
         for segment in range(1, row[2].max() + 1):
             at = row[2] == segment
-            places = np.flatnonzero(row[3][at])
+            places = np.flatnonzero(row[3][at] & TRAINED)
             yield row[0][at].tolist(), {int(place): targets[at][place].item() for place in places}
 
 
