@@ -11,6 +11,9 @@ def base(model: dict) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.init_from = ""  # a workdir, trained or imported, whose parameters, architecture and tokenizer to begin with
+    config.init_step = (
+        ""  # which of its checkpoints: a number, latest, best; empty: best if it ended early, else latest
+    )
     config.steps = 1000
     config.batch_size = 16  # rows of the global batch
     config.accumulate = 1  # micro-batches a step

@@ -166,9 +166,10 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Writes `path`, and special_tokens.json beside it where there are some of a published model."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+        beside = Path(path).with_name(FILE)
+        beside.unlink(missing_ok=True)
         if self.published:
-            text = json.dumps(dataclasses.asdict(self.special), indent=2)
-            Path(path).with_name(FILE).write_text(text + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(dataclasses.asdict(self.special), indent=2) + "\n", encoding="utf-8")
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""

@@ -22,15 +22,17 @@ from model.weights import by_name, replaced, trained, variables
 from train import state
 
 
-def from_peft(folder: Path, base: Path, workdir: Path) -> None:
-    """The adapter of a folder as a workdir over the one in `base`."""
+def from_peft(folder: Path, base: Path, workdir: Path, step: str = "") -> None:
+    """The adapter of a folder as a workdir over the one in `base`, a checkpoint of it."""
     workdirs.check_new(workdir)
     config, words = workdirs.contents(base)
     config, record = dataclasses.replace(config, cuts=()), workdirs.recorded_config(base)
     with axes.use_mesh(restore.spread(config)):
-        model, content, _ = restore.pretrained(base, config, labels=workdirs.labels(base))
+        with contextlib.closing(workdirs.finished_checkpoints(base)) as checkpoints:
+            step = str(find_step(checkpoints, step))
+        model, content, _ = restore.pretrained(base, config, labels=workdirs.labels(base), step=step)
         model, tuning = peft.read(folder, _table(config, record.get("model_type")), model)
-        fields = {"model": dataclasses.asdict(config), "init_from": str(base), "seed": 0}
+        fields = {"model": dataclasses.asdict(config), "init_from": str(base), "init_step": step, "seed": 0}
         fields |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method), "train_only": tuning.train_only}
         fields |= {"model_type": record.model_type} if "model_type" in record else {}
         workdirs.create(workdir, fields, model, words, workdirs.labels(base), content)
@@ -53,7 +55,7 @@ def merge(workdir: Path, out: Path, step: str = "") -> None:
     workdirs.check_new(out)
     record, (config, words) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
     model = merged(workdir, restore.spread(config), step)
-    own = ("adapt", "train_only", "init_from")  # what made it no whole model
+    own = ("adapt", "train_only", "init_from", "init_step")  # what made it no whole model
     fields = {name: value for name, value in record.to_dict().items() if name not in own}
     fields["model"] = dataclasses.asdict(model.config)
     workdirs.create(out, fields, model, words, workdirs.labels(workdir))
@@ -65,14 +67,14 @@ def merge(workdir: Path, out: Path, step: str = "") -> None:
 def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = ""):
     """The model of a workdir, the adapter in the parameters of its base as they were before any quantization."""
     _lora(workdir)
-    config, base = workdirs.contents(workdir)[0], Path(workdirs.recorded_config(workdir).init_from).absolute()
-    config = dataclasses.replace(config, cuts=(), param_dtype=workdirs.contents(base)[0].param_dtype)
+    config = dataclasses.replace(workdirs.contents(workdir)[0], cuts=(), param_dtype=restore.stored_dtype(workdir))
     with axes.use_mesh(mesh):
         return restore.pretrained(workdir, config, labels=workdirs.labels(workdir), step=step)[0]
 
 
-def several(base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = None):
-    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row."""
+def several(base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = None, step: str = ""):
+    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row; of each
+    the checkpoint `step`."""
     config, words = workdirs.contents(base)
     config, tunings = dataclasses.replace(config, cuts=()), [_lora(run) for run in runs]
     # Parted wherever an adapter parts its layers.
@@ -81,17 +83,17 @@ def several(base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = N
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
         model, content, _ = restore.pretrained(base, config)
-        adapted = [_over(config, run, tuning, content) for run, tuning in zip(runs, tunings, strict=True)]
+        adapted = [_over(config, run, tuning, content, step) for run, tuning in zip(runs, tunings, strict=True)]
         with checking("--adapter"):
             return mesh, bank(model, adapted), words
 
 
-def _over(config: ModelConfig, workdir: Path, tuning, content: str):
+def _over(config: ModelConfig, workdir: Path, tuning, content: str, step: str):
     """A model with the adapter of a workdir over shapes of its base, parted as in `config`."""
     own, _ = workdirs.contents(workdir)
     shapes = lambda config: state.abstract_model(lambda rngs: tuning.apply(families.make(config, rngs), rngs.params()))
     with contextlib.closing(workdirs.finished_checkpoints(workdir, content)) as checkpoints:
-        arrays = by_name(trained(checkpoints.restore_model(shapes(own), find_step(checkpoints))))
+        arrays = by_name(trained(checkpoints.restore_model(shapes(own), find_step(checkpoints, step))))
     target = shapes(config)
     if other := [name for name in trained(target) if not name.endswith(("/a", "/b"))]:
         raise ConfigError(f"--adapter={workdir}: {other[0]} was trained beside the adapter, and rows can't share it")

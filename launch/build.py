@@ -149,7 +149,7 @@ def data(config: ConfigDict, workdir: Path) -> Prepared:
     """
     fields = config.data.to_dict()
     own = workdir / "tokenizer.json"
-    if (fields.get("tokenizer") or {}).get("kind") == "file" and own.exists():
+    if (fields.get("tokenizer") or {}).get("kind") == "file" and workdirs.begun(workdir):
         fields["tokenizer"]["path"] = str(own)
     if (fields.get("labels") or {}).get("read") == "":
         fields["labels"]["read"] = "first" if config.model.architecture == "encoder" else "last"

@@ -28,6 +28,7 @@ from data import hub_tokenizer
 from launch import adapters, early_stopping, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
+from model.adapt.lora import Lora
 from model.config import ModelConfig
 from model.interop import registry
 from model.interop.folder import Folder
@@ -72,10 +73,14 @@ def _labels(config: ModelConfig, given: dict) -> dict:
 
 def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> None:
     config, words = workdirs.contents(workdir)
-    if not merge and workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
+    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    if not merge and method is not None:
+        way = "it can neither be merged nor be written for peft"
+        if isinstance(method, Lora):
+            way = "--merge puts the adapter into the base's parameters, --to_peft writes it alone"
         raise ConfigError(
-            f"{workdir} holds an adapter over a base, and a checkpoint folder a whole model: --merge puts the adapter "
-            "into the base's parameters, --to_peft writes it alone"
+            f"{workdir} holds what was trained over a base ({type(method).__name__.lower()}), and a checkpoint folder "
+            f"a whole model: {way}"
         )
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
     ids = words.special.config
@@ -103,6 +108,8 @@ def main() -> None:
         raise ConfigError(f"give one of --{', --'.join(others)}")
     if (_BASE.value is not None) != (given == ["from_peft"]):
         raise ConfigError("--from_peft, and no other, needs --base: the workdir of the model that the adapter is for")
+    if _STEP.value and given == ["from_hf"]:
+        raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
     workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
@@ -111,7 +118,7 @@ def main() -> None:
     elif given == ["to_hf"]:
         export(workdir, other, _STEP.value, _MERGE.value)
     elif given == ["from_peft"]:
-        adapters.from_peft(other, Path(_BASE.value).absolute(), workdir)
+        adapters.from_peft(other, Path(_BASE.value).absolute(), workdir, _STEP.value)
     elif given == ["to_peft"]:
         adapters.to_peft(workdir, other, _STEP.value)
     else:

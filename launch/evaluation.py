@@ -86,18 +86,24 @@ def bytes_per_token(sources: list[PreparedSource], corrupted: corrupt.Corruption
     return sum(source.validation_bytes for source in sources) / max(sum(s.validation_tokens for s in sources), 1)
 
 
-def before_and_after(rows: list[dict]) -> str:
-    """A table of the first and the last evaluation in `rows` of metrics.jsonl; '' where there are no two."""
+def before_and_after(rows: list[dict], best: int | None) -> str:
+    """A table of the first and the last evaluation in `rows` of metrics.jsonl, and of the one after step `best` where
+    that is between them; '' where there are no two."""
     evaluations = [row for row in rows if "validation/loss" in row]
     if len(evaluations) < 2:
         return ""
-    before, after = evaluations[0], evaluations[-1]
-    numbers = [name for name in after if name.startswith("validation/") and isinstance(before.get(name), int | float)]
-    shown = [name for name in numbers if not name.endswith("/unigram")]  # which no model changes
-    lines = [("held out", f"step {before['step']}", f"step {after['step']}")]
-    lines += [(name.removeprefix("validation/"), f"{before[name]:.4g}", f"{after[name]:.4g}") for name in shown]
+    first, last = evaluations[0], evaluations[-1]
+    columns = {f"step {row['step']}": row for row in evaluations if row in (first, last) or row["step"] == best}
+    if best not in (None, first["step"], last["step"]):
+        columns = {f"{head} (best)" * (row["step"] == best) or head: row for head, row in columns.items()}
+    numeric = lambda name: all(isinstance(row.get(name), int | float) for row in columns.values())
+    names = [name for name in last if name.startswith("validation/") and numeric(name)]
+    lines = [("held out", *columns)]
+    for name in names:
+        if not name.endswith("/unigram"):  # which no model changes
+            lines.append((name.removeprefix("validation/"), *(f"{row[name]:.4g}" for row in columns.values())))
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in lines)
+    return "\n".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) for line in lines)
 
 
 def described(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:

@@ -47,7 +47,7 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     runs = [Path(run).absolute() for run in _ADAPTER.value or [_WORKDIR.value]]
     if _ADAPTER.value:
-        mesh, model, tokenizer = adapters.several(Path(_WORKDIR.value).absolute(), runs)
+        mesh, model, tokenizer = adapters.several(Path(_WORKDIR.value).absolute(), runs, step=_STEP.value)
     else:
         mesh, model, tokenizer = restore.restore_for_inference(runs[0], step=_STEP.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]

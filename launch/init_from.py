@@ -4,6 +4,7 @@ Optimizer and step are new. An adapter's checkpoints hold the adapter alone, so 
 other run does not, once it has its first checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from launch import restore, workdirs
 from launch.checking import ConfigError, checking
+from launch.early_stopping import find_step
 from model import families
 from model.adapt.tuning import Tuning
 from model.config import ModelConfig
@@ -26,12 +28,15 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     Fields that are of a run and not of its parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
 
     Args:
-      workdir: of the run; once it has begun, what it has recorded counts.
+      workdir: of the run; once it has a checkpoint, what it has recorded counts.
       chosen: fields that the user has set, 'model.num_layers': they must not contradict.
 
     Raises:
       ConfigError: there is nothing to begin with, though an adapter needs it, or a chosen field says something else.
     """
+    begun = workdirs.recorded_config(workdir) if workdirs.begun(workdir) else None
+    if begun is not None:
+        _refuse_another(config, begun, workdir)
     if not config.get("init_from"):
         if workdirs.tuning(config).method:
             raise ConfigError(
@@ -39,18 +44,14 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
                 "its workdir"
             )
         return config
-    if (workdir / "config.json").exists():
-        record = workdirs.recorded_config(workdir)
-        if record.get("init_from") != config.init_from:
-            raise ConfigError(
-                f"{workdir} holds a run with config.init_from {record.get('init_from', '')!r}, not "
-                f"{config.init_from!r}; use a new --workdir, or the same value"
-            )
-        fields = record.model.to_dict()
+    if begun is not None:
+        record, fields, taken = begun, begun.model.to_dict(), _taken_by(begun, config)
+        if workdirs.tuning(begun).method:
+            workdirs.base_of(workdir)  # still needed
     else:
-        record = workdirs.recorded_config(_source(config))
-        fields = dataclasses.asdict(workdirs.contents(_source(config))[0])
-        workdirs.finished_checkpoints(_source(config)).close()
+        source = Path(config.init_from).absolute()
+        record, fields = workdirs.recorded_config(source), dataclasses.asdict(workdirs.contents(source)[0])
+        taken = _taken_from(source, config)
     if config.objective.name == "labels":  # the head is of the labels; `create` takes the source's over where it fits
         fields |= {name: config.model.get(name, default) for name, default in (("head", ""), ("num_labels", 0))}
         chosen = [name for name in chosen if name not in ("model.head", "model.num_labels")]
@@ -60,7 +61,8 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     with config.unlocked():
         running = {name: value for name, value in config.model.items() if name in RUNNING}
         config.model = ConfigDict(running | fields)
-        config.data.tokenizer = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
+        config.data.tokenizer = taken.pop("tokenizer")
+        config.update(taken)
         if "model_type" in record:
             config.model_type = record.model_type
     return config
@@ -81,8 +83,9 @@ def create(
         return state.abstract(make_model, tx), None
     if not config.get("init_from"):
         return state.create(make_model, tx, config.seed), None
-    workdirs.recorded_config(_source(config))  # says so where the workdir is gone
-    model, base, new = restore.pretrained(_source(config), model_config, config.seed, labels, tuning.quantization)
+    model, base, new = restore.pretrained(
+        _source(config), model_config, config.seed, labels, tuning.quantization, config.get("init_step", "")
+    )
     with checking("config"):
         model = restore.tuned(model, tuning, config.seed)
     if not resume:
@@ -92,6 +95,31 @@ def create(
 
 def _source(config: ConfigDict) -> Path:
     return Path(config.init_from).absolute()
+
+
+def _taken_from(source: Path, config: ConfigDict) -> dict:
+    """Fields that say what a new run begins with."""
+    restore.check_mergeable(source)
+    with contextlib.closing(workdirs.finished_checkpoints(source)) as checkpoints:
+        step = find_step(checkpoints, config.get("init_step", ""))
+    words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
+    return {"init_step": str(step), "tokenizer": words}
+
+
+def _taken_by(begun: ConfigDict, config: ConfigDict) -> dict:
+    """The same fields of a run that goes on; a step that the user names again must be the same."""
+    step = config.get("init_step", "")
+    step = step if step.isdecimal() else begun.get("init_step", "")
+    return {"init_from": begun.init_from, "init_step": step, "tokenizer": begun.data.tokenizer}
+
+
+def _refuse_another(config: ConfigDict, begun: ConfigDict, workdir: Path) -> None:
+    there, now = begun.get("init_from", ""), config.get("init_from", "")
+    if bool(there) != bool(now) or Path(there).absolute() != Path(now).absolute():
+        raise ConfigError(
+            f"{workdir} holds a run with config.init_from {there!r}, not {now!r}; use a new --workdir, or the same "
+            "value"
+        )
 
 
 def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[str]) -> None:

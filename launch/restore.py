@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from launch import workdirs
 from launch.checking import ConfigError, checking
 from launch.early_stopping import find_step
 from model import axes, families
 from model.adapt.lora import Lora, merged
+from model.adapt.tuning import Tuning
 from model.compress import quantize
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
 from model.patterns import restacked
-from model.weights import by_name, variables
+from model.weights import by_name, trained, variables
 from train import state as states
 
 
@@ -52,11 +55,16 @@ def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, origina
         with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
             like = states.abstract_model(lambda rngs: families.make(config, rngs))
             return checkpoints.restore_model(like, find_step(checkpoints, step))
-    source, labels = Path(record.init_from).absolute(), workdirs.labels(workdir)
-    model, base, _ = pretrained(source, config, record.seed, labels, tuning.quantization)
+    return _over_base(workdir, record, config, tuning, step)[0]
+
+
+def _over_base(workdir: Path, record: ConfigDict, config: ModelConfig, tuning: Tuning, step: str):
+    """(model of a workdir that holds what trained over a base, content hash of that base)."""
+    source, labels = workdirs.base_of(workdir), workdirs.labels(workdir)
+    model, base, _ = pretrained(source, config, record.seed, labels, tuning.quantization, record.get("init_step", ""))
     model = tuned(model, tuning, record.seed)
     with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
-        return checkpoints.restore_model(model, find_step(checkpoints, step))
+        return checkpoints.restore_model(model, find_step(checkpoints, step)), base
 
 
 def pretrained(
@@ -84,9 +92,13 @@ def pretrained(
         target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
     narrowed = quantization.narrowed if quantization else lambda name, variable: variable
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
+    if workdirs.tuning(workdirs.recorded_config(workdir)).method is None:
+        arrays, content = _stored(workdir, like, step), None
+    else:
+        arrays, content = _merged(workdir, there, step)
     whole, leaves, sums = {}, {}, {}
-    for name, array in _arrays(workdir, there, like, step):
-        sums[name] = array_sum(array)
+    for name, array in arrays:
+        sums[name] = "" if content else array_sum(array)
         if there.cuts != config.cuts:
             whole[name] = array
         elif name in target:
@@ -94,7 +106,7 @@ def pretrained(
     if whole:
         leaves = {name: take(name, array) for name, array in restacked(whole, there, config, target).items()}
     model, new = states.completed(make_model, seed, leaves)
-    return model, fingerprint(sums), new
+    return model, content or fingerprint(sums), new
 
 
 def _meaning(labels: dict | None):
@@ -102,23 +114,43 @@ def _meaning(labels: dict | None):
     return labels and (labels["kind"], labels.get("names"))
 
 
-def _arrays(workdir: Path, config: ModelConfig, like: dict, step: str):
-    record = workdirs.recorded_config(workdir)
-    method = workdirs.tuning(record).method
-    if method is not None:
-        if not isinstance(method, Lora):
-            raise ConfigError(
-                f"{workdir} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
-                "base itself"
-            )
-        # A run over quantized weights may hold the others in fewer bits; merged are those of its base.
-        dtype = workdirs.contents(Path(record.init_from).absolute())[0].param_dtype
-        config = dataclasses.replace(config, param_dtype=dtype)
-        with checking(f"config.init_from {workdir}"):
-            yield from by_name(merged(restore_model(workdir, config, step, original=True))).items()
-        return
+def _stored(workdir: Path, like: dict, step: str) -> Iterator[tuple[str, jax.Array]]:
     with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
         yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
+
+
+def _merged(workdir: Path, config: ModelConfig, step: str) -> tuple[Iterable[tuple[str, jax.Array]], str]:
+    """(arrays with the adapter in them, content hash of the workdir).
+
+    What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler.
+    """
+    check_mergeable(workdir)
+    record = workdirs.recorded_config(workdir)
+    tuning = dataclasses.replace(workdirs.tuning(record), quantization=None)
+    config = dataclasses.replace(config, param_dtype=stored_dtype(workdir))
+    with checking(f"config.init_from {workdir}"):
+        model, base = _over_base(workdir, record, config, tuning, step)
+        sums = {name: array_sum(v[...]) for name, v in trained(model).items()}
+        content = fingerprint(sums | {"base": base, "scale": repr(tuning.method.scale)})
+        return by_name(merged(model)).items(), content
+
+
+def check_mergeable(workdir: Path) -> None:
+    """Refuse a workdir from whose model no other run can begin."""
+    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    if not isinstance(method, Lora | None):
+        raise ConfigError(
+            f"{workdir} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
+            f"base itself, {workdirs.base_of(workdir)}"
+        )
+
+
+def stored_dtype(workdir: Path):
+    """That of the parameters at the bottom of a chain of adapters; what trains over quantized weights may hold the
+    others in fewer bits."""
+    while workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
+        workdir = workdirs.base_of(workdir)
+    return workdirs.contents(workdir)[0].param_dtype
 
 
 def tuned(model, tuning, seed: int):

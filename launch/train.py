@@ -103,16 +103,18 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
         facts = summary.facts(train_state.model, flops, mesh, prepared, convention)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
         with contextlib.closing(parts.source), contextlib.closing(parts.writer):
-            if config.init_from and config.eval_every and not step:
+            named = stopping.metric != "validation/loss"  # of which it shows only now whether evaluations give it
+            if (config.init_from or named) and config.eval_every and not step:
                 before = parts.evaluate(train_state.model)
-                value_of(stopping.metric, before)  # says now, not after the first steps, where there is no such figure
+                value_of(stopping.metric, before)
                 parts.writer.write(0, before)
                 parts.progress.message(loop.evaluation_line(0, before))
             train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
     done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
     summary.update(workdir, facts | done)
-    if config.init_from and (table := evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"))):
+    rows = metrics.read(workdir / "metrics.jsonl")
+    if config.init_from and (table := evaluation.before_and_after(rows, stopping.step)):
         print(table)
     print(f"report: {report.write_report(workdir)}")
     if stopping.ended:

@@ -35,10 +35,9 @@ FREE_TO_CHANGE += ("model.attention", "early_stopping.patience")
 
 def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
-    path = workdir / "config.json"
-    if not path.exists():
+    if not begun(workdir):
         return
-    lines = differing(flat(_read_json(path)), flat(json.loads(config.to_json())))
+    lines = differing(flat(_read_json(workdir / "config.json")), flat(json.loads(config.to_json())))
     if lines:
         raise ConfigError(
             f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
@@ -60,10 +59,18 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     _describe(workdir, config, tokenizer.load(prepared.tokenizer_path), prepared.labels)
 
 
+def begun(workdir: Path) -> bool:
+    """Whether the directory holds a run with something to lose: one with a complete checkpoint."""
+    complete = any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*"))
+    return complete and (workdir / "config.json").exists()
+
+
 def check_new(workdir: Path) -> None:
-    """Refuse a directory that holds a run."""
+    """Refuse a directory that holds a run, or what was left of making one."""
     if (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds a run already; use a new directory")
+    if (workdir / "checkpoints").exists():
+        raise ConfigError(f"{workdir} holds checkpoints of something that was not finished; delete it, or use another")
 
 
 def create(
@@ -85,6 +92,7 @@ def create(
 def _describe(workdir: Path, config: ConfigDict, words: tokenizer.Tokenizer, labels: dict | None) -> None:
     """The config last and at once: where it is, the rest is there."""
     words.save(workdir / "tokenizer.json")
+    (workdir / LABELS).unlink(missing_ok=True)
     if labels is not None:
         (workdir / LABELS).write_text(json.dumps(labels, ensure_ascii=False) + "\n")
     partial = workdir / "config.json.partial"
@@ -98,6 +106,17 @@ def recorded_config(workdir: Path) -> ConfigDict:
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run (no config.json); train one: python -m launch.train --workdir=...")
     return ConfigDict(_read_json(path))
+
+
+def base_of(workdir: Path) -> Path:
+    """The workdir of the model under what was trained in `workdir`."""
+    base = Path(recorded_config(workdir).init_from).absolute()
+    if not (base / "config.json").exists():
+        raise ConfigError(
+            f"{workdir} holds what was trained over the model in {base}, which is gone: bring it back, or write its "
+            f"new place into init_from of {workdir / 'config.json'} (a content hash shows whether it is the same)"
+        )
+    return base
 
 
 def contents(workdir: Path) -> tuple[ModelConfig, tokenizer.Tokenizer]:
@@ -115,7 +134,7 @@ def labels(workdir: Path) -> dict | None:
 
 def finished_checkpoints(workdir: Path, base: str | None = None) -> Checkpoints:
     metric = recorded_config(workdir).get("early_stopping", {}).get("metric", "validation/loss")
-    checkpoints = Checkpoints(workdir, metric=metric, base=base)
+    checkpoints = Checkpoints(workdir, metric=metric, base=base, reading=True)
     if checkpoints.latest_step is None:
         checkpoints.close()
         raise ConfigError(f"{workdir} holds no finished checkpoint yet; let the run reach config.checkpoint_every")

@@ -35,6 +35,7 @@ class Checkpoints:
 
     Args:
       base: content hash of the model under what trains: only what trains is saved. None: all is.
+      reading: nothing is saved; of a run that may be going on, what it has not finished stays.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Checkpoints:
         keep_best: int = 1,
         metric: str = "validation/loss",
         base: str | None = None,
+        reading: bool = False,
     ):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), _Best(metric, keep_best)]),
             best_fn=lambda metrics: metrics[metric],  # without it metrics are not written, and forgotten at a restart
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not reading,
         )
         self.metric, self.base = metric, base
         self.directory = Path(workdir).absolute() / "checkpoints"
@@ -73,14 +75,14 @@ class Checkpoints:
         )
         value = value_of(self.metric, metrics) if metrics else math.nan
         ranked = {self.metric: value} if math.isfinite(value) else {}
-        self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=ranked))
+        self._write(step, items, ranked)
 
     def save_model(self, step: int, model) -> None:
         """Save a model alone: to read it for inference and export, and to start a run from it."""
         items = dict(model=ocp.args.StandardSave(self._held(model)))
         if self.base:
             items["loop"] = ocp.args.JsonSave({"base": self.base})
-        self._guard("write", step, lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics={}))
+        self._write(step, ocp.args.Composite(**items), {})
         self.wait()
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
@@ -122,6 +124,10 @@ class Checkpoints:
             wanted = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
             read = functools.partial(reader.restore, self.directory / str(step) / "model", args=wanted)
             yield name, self._guard("read", step, read)[name]
+
+    def _write(self, step: int, items, metrics: dict[str, float]) -> None:
+        if not self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=metrics)):
+            raise CheckpointError(f"{self.directory} holds step {self.latest_step}, so step {step} was not written")
 
     def _held(self, model) -> dict:
         return by_name(trained(model) if self.base else model)

@@ -163,14 +163,48 @@ def test_the_commands(made, tmp_path):
     assert "--from_peft, and no other, needs --base" in done.stderr
 
 
+def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
+    """What is hashed of a workdir with an adapter is what it stores: merged weights differ in their last bits."""
+    root, _ = made
+    config, words = workdirs.contents(root / "wide")
+    tuning = Tuning(Lora(rank=2))
+    with axes.use_mesh(axes.make_mesh({"fsdp": 8}, jax.local_devices())):
+        model, content, _ = restore.pretrained(root / "wide", config)
+        record = {"model": dataclasses.asdict(config), "init_from": str(root / "wide"), "seed": 0}
+        record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
+        workdirs.create(tmp_path / "second", record, tuning.apply(model, jax.random.key(0)), words, base=content)
+    np.testing.assert_array_equal(ours(tmp_path / "second"), ours(root / "wide"))
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices())):
+        assert restore.pretrained(root / "narrow", workdirs.contents(root / "narrow")[0])[1] != content
+
+
+def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
+    """Not in that of a run over quantized weights, which may hold the others in fewer bits."""
+    root, _ = made
+    shutil.copytree(root / "wide", tmp_path / "wide")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["model"]["param_dtype"] = "bfloat16"
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(record))
+    adapters.merge(tmp_path / "wide", tmp_path / "once")
+    assert workdirs.contents(tmp_path / "once")[0].param_dtype == "float32"
+    shutil.copytree(tmp_path / "wide", tmp_path / "second")
+    (tmp_path / "second" / "config.json").write_text(json.dumps(record | {"init_from": str(tmp_path / "wide")}))
+    assert restore.stored_dtype(tmp_path / "second") == "float32"
+
+
 def test_what_is_refused(made, tmp_path):
     root, _ = made
-    with pytest.raises(ConfigError, match="holds an adapter over a base"):
+    with pytest.raises(ConfigError, match=r"over a base \(lora\), and a .* --merge puts"):
         convert.export(root / "wide", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds no adapter"):
         adapters.to_peft(root / "base", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a run already"):
         adapters.from_peft(root / "peft wide", root / "base", root / "wide")
+    (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
+        adapters.merge(root / "wide", tmp_path / "left")
+    with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
+        adapters.several(root / "base", [root / "narrow"], step="7")
     with pytest.raises(CheckpointError, match="was trained over a base with the content hash"):
         adapters.merge(root / "wide", tmp_path / "other")
         adapters.several(tmp_path / "other", [root / "narrow"])

@@ -119,4 +119,7 @@ def test_mistakes_are_found_early(tiny, tmp_path):
     assert not (tmp_path / "a").exists()
     config = changed(early_stopping__metric="validation/accuracy", eval_every=1)
     refused(config, tmp_path / "b", UnknownMetric, "'validation/accuracy'", "validation/loss, validation/perplexity")
+    # Before the first step; and as nothing is lost by it, the same workdir takes another config.
+    assert not validation(tmp_path / "b") and not (tmp_path / "b" / "report.html").exists()
+    assert train(changed(steps=1, eval_every=1, optimizer__warmup_steps=0), tmp_path / "b")
     assert validation(tmp_path / "b").keys() == {1}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import restore, workdirs
+from launch import evaluation, restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
@@ -95,7 +95,7 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
         changed = restore.restore_model(base, workdirs.contents(base)[0])
         changed.norm.scale[...] = changed.norm.scale[...].at[0].add(1e-6)
         shutil.rmtree(tmp_path / "other" / "checkpoints")
-        Checkpoints(tmp_path / "other").save_model(0, changed)
+        Checkpoints(tmp_path / "other").save_model(3, changed)
     recorded = tmp_path / "again" / "config.json"
     recorded.write_text(recorded.read_text().replace(str(base), str(tmp_path / "other")))
     with pytest.raises(CheckpointError, match="trained over a base with the content hash"):
@@ -124,6 +124,17 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
         assert facts["quantized_weights"] and facts["quantized_bytes"] < 0.8 * facts["quantized_weights"]
 
 
+def test_before_and_after():
+    rows = [
+        {"step": step, "validation/loss": loss, "validation/unigram": 9.0} for step, loss in ((0, 3), (2, 1), (4, 2))
+    ]
+    rows.insert(1, {"step": 1, "train/loss": 5.0})
+    assert evaluation.before_and_after(rows, 4) == "held out  step 0  step 4\nloss           3       2"
+    table = "held out  step 0  step 2 (best)  step 4\nloss           3              1       2"
+    assert evaluation.before_and_after(rows, 2) == table
+    assert evaluation.before_and_after(rows[:1], None) == ""
+
+
 def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, examples, tmp_path):
     """A LoRA run's loss at step 0 is the base's; a run that begins with a LoRA run begins as that ended, merged."""
     lora = configured("lora", base, data_dir, examples)
@@ -143,6 +154,56 @@ def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, ex
     on.steps, on.optimizer.warmup_steps = 2, 1
     train(on, tmp_path / "on")
     assert held_out(tmp_path / "on")[0] == pytest.approx(held_out(tmp_path / "lora")[4], abs=1e-5)
+
+
+def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corpus, tmp_path):
+    """What was trained over a step stays over that one, for as long as it is kept; then the error says what is."""
+    source = tmp_path / "source"
+    shutil.copytree(base, source)
+    config = configured("lora", str(source) + "/", data_dir, examples)
+    config.init_step, config.steps, config.optimizer.warmup_steps = "latest", 2, 1
+    train(config, tmp_path / "run")
+    assert workdirs.recorded_config(tmp_path / "run").init_step == "3"
+    wanted = restored(tmp_path / "run")
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        model = restore.restore_model(source, workdirs.contents(source)[0])
+        model.norm.scale[...] = model.norm.scale[...] + 1
+        later = Checkpoints(source, keep_last=2)
+        later.save_model(6, model)
+        later.close()
+    for name, leaf in restored(tmp_path / "run").items():
+        np.testing.assert_array_equal(leaf, wanted[name])
+    config.init_from = str(source)
+    assert train(config, tmp_path / "run")  # is done
+    with pytest.raises(ConfigError, match=r"init_step: '3' there, '6' now"):
+        train(configured("lora", source, data_dir, examples, init_step="6"), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no step '5'; there are: 3, 6"):
+        train(configured("lora", source, data_dir, examples, init_step="5"), tmp_path / "new")
+    # Moved away: said at once, also how to go on.
+    shutil.move(source, tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"source, which is gone: bring it back, or write its new place into init_f"):
+        restored(tmp_path / "run")
+    recorded = tmp_path / "run" / "config.json"
+    recorded.write_text(
+        recorded.read_text().replace(f'"init_from": "{source}/"', f'"init_from": "{tmp_path}/elsewhere"')
+    )
+    for name, leaf in restored(tmp_path / "run").items():
+        np.testing.assert_array_equal(leaf, wanted[name])
+    longer = configured("lora", tmp_path / "elsewhere", data_dir, examples)
+    longer.steps, longer.optimizer.warmup_steps = 2, 1
+    assert train(longer, tmp_path / "run")
+
+
+def test_what_can_not_be_begun_with_is_refused_before_anything_is_made(base, data_dir, examples, tmp_path):
+    record = json.loads((base / "config.json").read_text()) | {"init_from": str(base)}
+    record["adapt"] = {"method": "prompt", "length": 3}
+    shutil.copytree(base, tmp_path / "prompt")
+    (tmp_path / "prompt" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ConfigError, match=f"can't be merged into its base .prompt.; begin with the base itself, {base}"
+    ):
+        train(configured("sft", tmp_path / "prompt", data_dir, examples), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_refuses(base, data_dir, examples, tmp_path):

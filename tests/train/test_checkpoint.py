@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import pretrain_decoder
 from model import axes
@@ -79,6 +80,21 @@ def test_finds_what_a_user_means(tmp_path):
             CheckpointError, match=rf"no step '{wanted}'; there are: 2, 3, 5; evaluated .*accuracy: 2, 3"
         ):
             checkpoints.find(wanted)
+
+
+def test_who_only_reads_leaves_what_is_being_written(tmp_path, capfd):
+    Checkpoints(tmp_path).save_model(3, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    assert "WARNING" not in capfd.readouterr().err
+    unfinished = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "3", unfinished)
+    reader = Checkpoints(tmp_path, reading=True)
+    reader.wait()
+    assert reader.latest_step == 3 and unfinished.exists()
+    again = Checkpoints(tmp_path)
+    again.wait()
+    assert again.latest_step == 3 and not unfinished.exists()
+    with pytest.raises(CheckpointError, match="holds step 3, so step 3 was not written"):
+        again.save_model(3, nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
 
 
 def test_a_damaged_checkpoint_is_named(written, tmp_path):
