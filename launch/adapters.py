@@ -44,10 +44,14 @@ def to_peft(workdir: Path, folder: Path, step: str = "") -> None:
     """The adapter of a workdir as a folder."""
     _lora(workdir)
     record, (config, _) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
+    base = workdirs.base_of(workdir)
+    published = workdirs.recorded_config(base).get("imported_from")
     mesh, model, _ = restore.restore_for_inference(workdir, restore.spread(config), step)
     with axes.use_mesh(mesh):
-        peft.write(model, _table(config, record.get("model_type")), folder)
-    print(f"{workdir} -> {folder}: an adapter for peft")
+        peft.write(model, _table(config, record.get("model_type")), folder, published)
+    way = "--merge --to_hf" if workdirs.tuning(workdirs.recorded_config(base)).method else "--to_hf"
+    stands = published or f"the model in {base} (launch.convert {way} writes that)"
+    print(f"{workdir} -> {folder}: an adapter for peft, over {stands}")
 
 
 def merge(workdir: Path, out: Path, step: str = "") -> None:

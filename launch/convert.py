@@ -57,7 +57,8 @@ def import_folder(path: Path, workdir: Path) -> None:
     with axes.use_mesh(restore.spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
     labels = _labels(config, folder.config()) if config.head in ("sequence", "token") else None
-    workdirs.create(workdir, {"model": dataclasses.asdict(config), "model_type": name}, model, words, labels)
+    record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
+    workdirs.create(workdir, record, model, words, labels)
     print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
 
 

@@ -104,13 +104,14 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
     return replaced(model, {path: _filled(old[path], array) for path, array in arrays.items()}), tuning
 
 
-def write(model, family_table: Table, path) -> None:
+def write(model, family_table: Table, path, base: str | None = None) -> None:
     """The adapters of a model as a folder, and what else trains in it: the modules of that are written whole
     (modules_to_save). In a run of several processes all of them call it.
 
     Args:
       family_table: of the model's family.
       path: a folder that does not exist, or is empty; afterwards it is complete, or as it was.
+      base: name of the model that the adapters stand on, by which peft's AutoPeftModel loads it.
 
     Raises:
       CheckpointFolderError: the folder can't be written; the model has no adapter, or one without a place there.
@@ -154,6 +155,7 @@ def write(model, family_table: Table, path) -> None:
         names={_module(n) for n in table.expected(family_table, leaves)},
         saved=sorted({_outermost(tensor) for tensor in kept}),
         fan_in_fan_out=any(linears[module].transposed for module in scales),
+        base_model_name_or_path=base,
         lora_dropout=max(w.rate for w in adapters.values()),
     )
     files = {peft_config.NAME: json_text(described)}

@@ -147,7 +147,6 @@ def describe(
     return {
         "peft_type": "LORA",
         "task_type": _TASKS.get(model.head, _WRITERS.get(model.architecture)),
-        "base_model_name_or_path": None,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {module: own for module, own in ranks.items() if own != rank},

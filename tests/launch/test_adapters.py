@@ -84,6 +84,8 @@ def test_from_peft_and_back(name, made, tmp_path):
     assert old.keys() == new.keys()
     for tensor in old:
         np.testing.assert_array_equal(old[tensor], new[tensor])
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")  # which finds the base by its name
+    np.testing.assert_array_equal(theirs(found), theirs(models[name]))
 
 
 def test_merged(made, tmp_path):
