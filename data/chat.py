@@ -68,12 +68,15 @@ class Chat:
         self.identity = [name, own if name == "tokenizer" else "", self._system]
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            ids, trained = self.encode(probe)
+            pieces = self._render(self._with_system(probe), False)
+            ids, trained = self._encoder.encode(pieces)
+            if not trained.any():
+                raise ValueError("the chat template writes no answer")
         except ValueError as error:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
-        last = int(ids[trained][-1])
         # Where a template ends its turns with text, only the end of a document stops an answer.
-        self.ends = tuple(dict.fromkeys(([last] if last in tokenizer.special_ids else []) + [*tokenizer.special.end]))
+        marked = [piece.special for piece in pieces if piece.answer][-1]
+        self.ends = tuple(dict.fromkeys([int(ids[trained][-1])] * marked + [*tokenizer.special.end]))
 
     def encode(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n] and which of them are trained on, bool [n]; ValueError where the template refuses."""

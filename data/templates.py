@@ -8,10 +8,14 @@
     alpaca   "### Instruction:" and "### Response:" (Stanford Alpaca, whose system text is "Below is an instruction that
              describes a task. Write a response that appropriately completes the request."); needs no special tokens
 
-What stands in a message is text, never a special token. Every answer is trained on with the token that ends it; nothing
-else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images, reasoning kept apart.
+What stands in a message is text, never a special token, nor an added token that is written <...> or [...]: not all
+markers of published tokenizers are called special (<think>, <tool_call>). Every answer is trained on with the token
+that ends it; nothing else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images,
+reasoning kept apart.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -22,6 +26,8 @@ from tokenizers import Tokenizer as Backend
 from data.tokenizer import Tokenizer
 
 Message = Mapping[str, str]  # role: system (the first alone), user, assistant; content
+
+_MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 _QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
@@ -135,7 +141,10 @@ class PieceEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._backend = Backend.from_str(tokenizer.to_json())
+        content = json.loads(tokenizer.to_json())
+        for token in content["added_tokens"]:
+            token["special"] |= _MARKER.fullmatch(token["content"]) is not None
+        self._backend = Backend.from_str(json.dumps(content))
         self._backend.encode_special_tokens = True  # text stays text
         self._backend.post_processor = None  # some move offsets off the spaces
         self._backend.no_padding()
@@ -148,7 +157,7 @@ class PieceEncoder:
         return self._backend.id_to_token(i)
 
     def specials(self) -> list[str]:
-        """Names of all special tokens."""
+        """Names of all special tokens and markers."""
         return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:

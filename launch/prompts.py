@@ -23,6 +23,8 @@ class Inputs(NamedTuple):
 
     def continuation(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         """The text of new ids."""
+        if len(ids) and ids[-1] in self.ends:  # not all tokens that end an answer are left out in decoding
+            ids = ids[:-1]
         gaps = self.sources is not None and not self.answers
         return tokenizer.decode_spans(ids) if gaps else tokenizer.decode(ids)
 

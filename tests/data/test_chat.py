@@ -189,6 +189,7 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
     [
         ("{% for %}", "chat template is broken: line 1"),
         ("{{ raise_exception('not today') }}", "refuses it: not today"),
+        ("{% generation %}{% endgeneration %}", "writes no answer"),
         ("{{ messages.__class__.__mro__ }}", "refuses it: .*unsafe"),
         # A turn that is written otherwise when others follow: what is trained on would be a guess.
         ("{% for m in messages %}{{ loop.length ~ m.content }}{% endfor %}", "can't be told"),
