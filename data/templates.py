@@ -144,11 +144,12 @@ class PieceEncoder:
         content = json.loads(tokenizer.to_json())
         for token in content["added_tokens"]:
             token["special"] |= _MARKER.fullmatch(token["content"]) is not None
-        self._backend = Backend.from_str(json.dumps(content))
-        self._backend.encode_special_tokens = True  # text stays text
-        self._backend.post_processor = None  # some move offsets off the spaces
-        self._backend.no_padding()
-        self._backend.no_truncation()
+        text = json.dumps(content)
+        self._backend = self._behind = _backend(text)
+        # Of sentencepiece: a space stands before the text that begins the conversation, and before no other.
+        behind = text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        if behind != text:
+            self._behind = _backend(behind)
 
     def has(self, marker: str) -> bool:
         return self._backend.token_to_id(marker) is not None
@@ -172,7 +173,17 @@ class PieceEncoder:
             text = "".join(piece.text for piece in group)
             text.encode()
             answer = np.repeat([piece.answer for piece in group], [len(piece.text) for piece in group])
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding = (self._behind if ids else self._backend).encode(text, add_special_tokens=False)
             ids += encoding.ids
             trained += [bool(answer[start : max(end, start + 1)].any()) for start, end in encoding.offsets]
         return np.array(ids, np.int32), np.array(trained, bool)
+
+
+def _backend(content: str) -> Backend:
+    """Of a tokenizer.json; to it, all text is text."""
+    backend = Backend.from_str(content)
+    backend.encode_special_tokens = True
+    backend.post_processor = None  # some move offsets off the spaces
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
