@@ -25,12 +25,17 @@ FIELDS = {"template": "auto", "system": ""}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
 _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant")
 
+_SAID = "Yes."  # an answer to see what a template makes of it
+
 
 class Chat:
     """Conversations to tokens, by the config's block data.chat.
 
     `template`: a name of TEMPLATES; 'tokenizer', the one that the tokenizer brings along; 'auto', that one if there is
     one, else alpaca. `system`: the system text of conversations that have none.
+
+    `ends`: ids that end an answer. `lead`: what the template writes before an answer to the last question, as part of
+    it (Qwen3 an empty thought).
 
     Raises:
       DataError: the tokenizer lacks what the template needs.
@@ -66,7 +71,7 @@ class Chat:
                 )
             self._render = functools.partial(TEMPLATES[name].render, ends=ends)
         self.identity = [name, own if name == "tokenizer" else "", self._system]
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
             pieces = self._render(self._with_system(probe), False)
             ids, trained = self._encoder.encode(pieces)
@@ -76,6 +81,8 @@ class Chat:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
         # Where a template ends its turns with text, only the end of a document stops an answer.
         marked = [piece.special for piece in pieces if piece.answer][-1]
+        said = tokenizer.decode(ids[trained])
+        self.lead = said.partition(_SAID)[0] if _SAID in said else ""
         self.ends = tuple(dict.fromkeys([int(ids[trained][-1])] * marked + [*tokenizer.special.end]))
 
     def encode(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
