@@ -142,7 +142,7 @@ def _message(turn: Any, number: int) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError(f"{where} is not an object but {type(turn).__name__}")
     role, content = (turn.get(ours, turn.get(theirs)) for ours, theirs in (("role", "from"), ("content", "value")))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{where} has the unknown role {role!r}; there are {', '.join(_ROLES)}")
     if isinstance(content, list):  # OpenAI's parts
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):

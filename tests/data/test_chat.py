@@ -233,6 +233,7 @@ def test_records_of_every_form_become_messages(record, expected):
         ({"messages": []}, '"messages" has no messages'),
         ({"messages": [USER]}, "no message is an answer"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "message 2 has the unknown role 'tool'"),
+        ({"messages": [USER | {"role": ["user"]}, SAID]}, r"message 1 has the unknown role \['user'\]"),
         ({"messages": [SAID, USER, SAID]}, "the first message is an answer"),
         ({"messages": [USER, USER, SAID]}, "don't take turns"),
         ({"messages": [USER, {"role": "system", "content": "s"}, SAID]}, "it must be the first"),
