@@ -1,11 +1,15 @@
 """Templates over tokenizers of other kinds than those that are trained here."""
 
+import json
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as tokenizers
+from data.batch import DataError
 from data.chat import Chat
+from data.prepare import prepare
 from data.special_tokens import SpecialTokens
 from data.templates import TEMPLATES
 from launch.prompts import Inputs
@@ -75,3 +79,33 @@ def test_spaces_of_sentencepiece_are_those_of_transformers(texts, scheme, begin,
     if begin:
         named = Chat(tokenizers.Tokenizer(backend, special), {"template": "llama2", "system": ""})
         assert named.encode(ANSWERED)[0].tolist() == expected[: len(named.encode(ANSWERED)[0])]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_tokenizer_that_is_trained_here_gets_the_markers_of_a_template(kind, settings, tmp_path):
+    lines = [json.dumps({"instruction": f"q {i}", "output": f"a {i}"}) for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    tokenizer = {"kind": kind, "vocab_size": 300 if kind == "bpe" else 0, "chat": "chatml"}
+    config = settings(f"chat:{tmp_path / 'a.jsonl'}", tokenizer=tokenizer, chat={"template": "chatml"}, seq_len=64)
+    words = tokenizers.load(prepare(config, tmp_path / "out", log=lambda line: None).tokenizer_path)
+    ids = Chat(words, {"template": "chatml", "system": ""}).prompt([{"role": "user", "content": "q 1"}])
+    marked = [i for i in ids if i in words.special_ids and i != words.unknown_id]
+    assert len(marked) == 3 and marked[0] == ids[0] == marked[2] != marked[1]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "template", "message"),
+    [
+        ({}, "chatml", r"has no token '<\|im_start\|>'; set data.tokenizer.chat to 'chatml'"),
+        ({"chat": "llama2"}, "gemma", r"has no token '<bos>'; set data.tokenizer.chat to 'gemma'"),
+        ({}, "tokenizer", "a tokenizer that is trained here brings none along"),
+        ({"chat": "chatlm"}, "alpaca", "data.tokenizer.chat must be '' or one of chatml, .*not 'chatlm'"),
+        ({"kind": "file", "path": "a.json", "chat": "chatml"}, "auto", "a file is taken as it is"),
+    ],
+)
+def test_a_template_that_can_not_be_written_is_refused_before_the_corpus_is_read(
+    settings, tmp_path, tokenizer, template, message
+):
+    config = settings("chat:missing.jsonl", tokenizer={"kind": "byte"} | tokenizer, chat={"template": template})
+    with pytest.raises(DataError, match=message):
+        prepare(config, tmp_path / "out", log=lambda line: None)
