@@ -70,7 +70,6 @@ class Chat:
                     f"would work: {', '.join(self._working())}."
                 )
             self._render = functools.partial(TEMPLATES[name].render, ends=ends)
-        self.identity = [name, own if name == "tokenizer" else "", self._system]
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
             pieces = self._render(self._with_system(probe), False)
@@ -79,6 +78,7 @@ class Chat:
                 raise ValueError("the chat template writes no answer")
         except ValueError as error:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
+        self.identity = [name, own if name == "tokenizer" else "", self._system, ids.tolist()]
         # Where a template ends its turns with text, only the end of a document stops an answer.
         marked = [piece.special for piece in pieces if piece.answer][-1]
         said = tokenizer.decode(ids[trained])
@@ -159,9 +159,12 @@ def _alpaca(record: Mapping[str, Any]) -> list[dict[str, str]]:
     history = record.get("history") or []
     if not (isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)):
         raise ValueError('"history" is not a list of pairs [asked, said]')
-    for asked, said in [*history, ["\n\n".join(filter(None, [text("instruction"), text("input")])), text("output")]]:
+    question = "\n\n".join(filter(None, [text("instruction"), text("input")]))
+    for asked, said in [*history, [question, text("output")]]:
         messages.append({"role": "user", "content": _string(asked, '"history"')})
         messages.append({"role": "assistant", "content": _string(said, '"history"')})
+    if text("instruction") and text("input"):
+        messages[-2]["input"] = text("input")
     return messages
 
 

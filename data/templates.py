@@ -5,8 +5,9 @@
     llama2   <s>[INST] <<SYS>> ... [/INST] ... </s> (arXiv:2307.09288, and the repository of the model)
     llama3   <|start_header_id|>user<|end_header_id|> ... <|eot_id|>
     gemma    <start_of_turn>user\\n ... <end_of_turn>\\n; a system text stands before the first question, as in Gemma 3
-    alpaca   "### Instruction:" and "### Response:" (Stanford Alpaca, whose system text is "Below is an instruction that
-             describes a task. Write a response that appropriately completes the request."); needs no special tokens
+    alpaca   ### Instruction: ... ### Input: ... ### Response: (the two prompts of Stanford Alpaca's train.py, with and
+             without an input; their first sentences are the system text of a conversation that has none, and the first
+             question decides between them); needs no special tokens
 
 What stands in a message is text, never a special token, nor an added token that is written <...> or [...]: not all
 markers of published tokenizers are called special (<think>, <tool_call>). Every answer is trained on with the token
@@ -25,11 +26,16 @@ from tokenizers import Tokenizer as Backend
 
 from data.tokenizer import Tokenizer
 
-Message = Mapping[str, str]  # role: system (the first alone), user, assistant; content
+# role: system (the first alone), user, assistant; content; maybe input: what of the content is no instruction, its end
+Message = Mapping[str, str]
 
 _MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 _QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_ALPACA_SYSTEM = (
+    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+)
+_ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class Piece(NamedTuple):
@@ -106,14 +112,21 @@ def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
 
 
 def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
-    system, turns = _split(messages)
+    asked = next(message for message in messages if message["role"] == "user")
+    system, turns = _split(messages, _ALPACA_SYSTEM.format(_ALPACA_INPUT if asked.get("input") else ""))
     pieces = [] if ends.begin is None else [_marker(ends.begin)]
     pieces += [Piece(f"{system}\n\n")] if system else []
     for message in turns:
+        text, given = message["content"], message.get("input")
         if message["role"] == "assistant":
-            pieces += [Piece(message["content"], answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+            pieces += [Piece(text, answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+            continue
+        pieces.append(Piece("### Instruction:\n"))
+        if given:
+            pieces += [Piece(text.removesuffix(f"\n\n{given}")), Piece("\n\n### Input:\n"), Piece(given)]
         else:
-            pieces.append(Piece(f"### Instruction:\n{message['content']}\n\n### Response:\n"))
+            pieces.append(Piece(text))
+        pieces.append(Piece("\n\n### Response:"))
     return pieces
 
 

@@ -44,8 +44,9 @@ GEMMA = """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}\
 {{ message['content'] | trim }}{{ '<end_of_turn>\\n' }}{%- endif -%}{%- endfor -%}\
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"""
 ALPACA = """{{ eos_token }}{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}\
-{{ messages[0]['content'] + '\\n\\n' }}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}\
-{% if m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n### Response:\\n' }}{% else %}«\
+{{ messages[0]['content'] + '\\n\\n' }}{% else %}{% set turns = messages %}{{ 'Below is an instruction that describes \
+a task. Write a response that appropriately completes the request.\\n\\n' }}{% endif %}{% for m in turns %}\
+{% if m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n### Response:' }}{% else %}«\
 {{ m['content'] + eos_token }}»{{ '\\n\\n' }}{% endif %}{% endfor %}"""
 
 PUBLISHED = {

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as tokenizers
 from data.batch import DataError
-from data.chat import Chat
+from data.chat import Chat, messages_of
 from data.prepare import prepare
 from data.special_tokens import SpecialTokens
 from data.templates import TEMPLATES
@@ -50,6 +50,43 @@ def test_words_that_were_added_are_text_and_keep_their_tokens(plain_markers):
     chat = Chat(plain_markers, {"template": "chatml", "system": ""})
     (word,) = plain_markers.encode("COVID-19")
     assert word in chat.prompt([{"role": "user", "content": "What is COVID-19?"}])
+
+
+# The two prompts of train.py in Stanford Alpaca's repository.
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_NO_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+@pytest.mark.parametrize("given", ["", "1\n\n2", "Add."])
+def test_alpaca_has_the_published_prompts(texts, given):
+    words = tokenizers.train(texts, "bpe", 330)
+    record = {"instruction": "Add.", "input": given, "output": "3"}
+    chat, messages = Chat(words, {"template": "alpaca", "system": ""}), messages_of(record)
+    expected = (ALPACA_INPUT if given else ALPACA_NO_INPUT).format_map(record)
+    assert words.decode(chat.prompt(messages[:-1])) == expected
+    assert words.decode(chat.encode(messages)[0]).strip() == expected + "3"
+    later = messages_of(record | {"history": [["Hi.", "Ho."]]})
+    text = words.decode(chat.prompt(later[:-1]))
+    assert text.startswith(ALPACA_NO_INPUT.format(instruction="Hi.") + "Ho.")
+    assert text.endswith(expected.partition("\n\n")[2])
+    plain = Chat(words, {"template": "alpaca", "system": "Be brief."})
+    assert words.decode(plain.prompt(messages[:-1])) == "Be brief.\n\n" + expected.partition("\n\n")[2]
+
+
+def test_an_input_stands_behind_the_instruction_in_other_templates(plain_markers):
+    record = {"instruction": "Add.", "input": "1\n2", "output": "3"}
+    text = plain_markers.decode(
+        Chat(plain_markers, {"template": "chatml", "system": ""}).encode(messages_of(record))[0]
+    )
+    assert "<|im_start|>user\nAdd.\n\n1\n2<|im_end|>" in text
 
 
 TURNS = "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}\
