@@ -1,4 +1,4 @@
-"""Templates over tokenizers of other kinds than those that are trained here."""
+"""Templates over tokenizers of other kinds, their markers, and the prompts of Alpaca."""
 
 import json
 
