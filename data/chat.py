@@ -25,12 +25,17 @@ FIELDS = {"template": "auto", "system": ""}
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
 _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant")
 
+_SAID = "Yes."  # an answer to see what a template makes of it
+
 
 class Chat:
     """Conversations to tokens, by the config's block data.chat.
 
     `template`: a name of TEMPLATES; 'tokenizer', the one that the tokenizer brings along; 'auto', that one if there is
     one, else alpaca. `system`: the system text of conversations that have none.
+
+    `ends`: ids that end an answer. `lead`: what the template writes before an answer to the last question, as part of
+    it (Qwen3 an empty thought).
 
     Raises:
       DataError: the tokenizer lacks what the template needs.
@@ -65,15 +70,20 @@ class Chat:
                     f"would work: {', '.join(self._working())}."
                 )
             self._render = functools.partial(TEMPLATES[name].render, ends=ends)
-        self.identity = [name, own if name == "tokenizer" else "", self._system]
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
-            ids, trained = self.encode(probe)
+            pieces = self._render(self._with_system(probe), False)
+            ids, trained = self._encoder.encode(pieces)
+            if not trained.any():
+                raise ValueError("the chat template writes no answer")
         except ValueError as error:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
-        last = int(ids[trained][-1])
+        self.identity = [name, own if name == "tokenizer" else "", self._system, ids.tolist()]
         # Where a template ends its turns with text, only the end of a document stops an answer.
-        self.ends = tuple(dict.fromkeys(([last] if last in tokenizer.special_ids else []) + [*tokenizer.special.end]))
+        marked = [piece.special for piece in pieces if piece.answer][-1]
+        said = tokenizer.decode(ids[trained])
+        self.lead = said.partition(_SAID)[0] if _SAID in said else ""
+        self.ends = tuple(dict.fromkeys([int(ids[trained][-1])] * marked + [*tokenizer.special.end]))
 
     def encode(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 [n] and which of them are trained on, bool [n]; ValueError where the template refuses."""
@@ -132,7 +142,7 @@ def _message(turn: Any, number: int) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError(f"{where} is not an object but {type(turn).__name__}")
     role, content = (turn.get(ours, turn.get(theirs)) for ours, theirs in (("role", "from"), ("content", "value")))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{where} has the unknown role {role!r}; there are {', '.join(_ROLES)}")
     if isinstance(content, list):  # OpenAI's parts
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -149,9 +159,12 @@ def _alpaca(record: Mapping[str, Any]) -> list[dict[str, str]]:
     history = record.get("history") or []
     if not (isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)):
         raise ValueError('"history" is not a list of pairs [asked, said]')
-    for asked, said in [*history, ["\n\n".join(filter(None, [text("instruction"), text("input")])), text("output")]]:
+    question = "\n\n".join(filter(None, [text("instruction"), text("input")]))
+    for asked, said in [*history, [question, text("output")]]:
         messages.append({"role": "user", "content": _string(asked, '"history"')})
         messages.append({"role": "assistant", "content": _string(said, '"history"')})
+    if text("instruction") and text("input"):
+        messages[-2]["input"] = text("input")
     return messages
 
 

@@ -9,6 +9,7 @@ from data.batch import DataError
 from data.builders import text as corpora
 from data.mixture import Mixture
 from data.settings import merged
+from data.templates import TEMPLATES
 
 FIELDS = {
     "sources": None,
@@ -23,7 +24,7 @@ FIELDS = {
     "augment": None,
     **dict.fromkeys(kinds.KINDS),
 }
-TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0}
+TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0, "chat": ""}
 
 
 def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     if config["split"] not in corpora.RULES:
         raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
     _check_tokenizer(config)
+    _check_template(config)
     _check_augment(config)
     if config["tokenizer"]["kind"] == "file":
         tokenizer = tokenizers.load(config["tokenizer"]["path"])
@@ -78,6 +80,31 @@ def _check_augment(config: dict[str, Any]) -> None:
         )
 
 
+def specials(tokenizer: Mapping[str, Any]) -> list[str]:
+    """Names of the special tokens, beside those that all have, of a tokenizer that is trained by these fields."""
+    markers = TEMPLATES[tokenizer["chat"]].markers if tokenizer["chat"] else ()
+    return [*tokenizers.specials(tokenizer["mask"], tokenizer["sentinels"]), *markers]
+
+
+def _check_template(config: dict[str, Any]) -> None:
+    """A tokenizer that is trained here has no chat template, and no markers but those that it is asked for."""
+    if config["tokenizer"]["kind"] == "file" or all(kinds.kind_of(spec) != "chat" for spec, _ in config["sources"]):
+        return
+    name = config["chat"]["template"]
+    if name == "tokenizer":
+        raise DataError(
+            "data.chat.template is 'tokenizer', but a tokenizer that is trained here brings none along: name one of "
+            f"{', '.join(TEMPLATES)}, and all but alpaca in data.tokenizer.chat too."
+        )
+    markers = TEMPLATES[name].markers if name in TEMPLATES else ()
+    missing = [marker for marker in markers if marker not in specials(config["tokenizer"])]
+    if missing:
+        raise DataError(
+            f"data.chat.template is {name!r}, but a tokenizer that is trained here has no token {missing[0]!r}; set "
+            f"data.tokenizer.chat to {name!r}, or data.chat.template to 'alpaca', which needs none."
+        )
+
+
 def _check_tokenizer(config: dict[str, Any]) -> None:
     kind, path = config["tokenizer"]["kind"], config["tokenizer"]["path"]
     if kind not in (*tokenizers.KINDS, "file"):
@@ -90,10 +117,13 @@ def _check_tokenizer(config: dict[str, Any]) -> None:
             "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number from 0, not "
             f"{mask!r} and {sentinels!r}."
         )
-    if kind == "file" and (mask or sentinels):
+    chat = config["tokenizer"]["chat"]
+    if chat not in ("", *TEMPLATES):
+        raise DataError(f"data.tokenizer.chat must be '' or one of {', '.join(TEMPLATES)}, not {chat!r}.")
+    if kind == "file" and (mask or sentinels or chat):
         raise DataError(
-            "data.tokenizer.mask and .sentinels are for tokenizers trained here, and a file is taken as it is: set "
-            "data.tokenizer.mask to False and data.tokenizer.sentinels to 0."
+            "data.tokenizer.mask, .sentinels and .chat are for tokenizers trained here, and a file is taken as it is: "
+            "set data.tokenizer.mask to False, data.tokenizer.sentinels to 0 and data.tokenizer.chat to ''."
         )
     if all(kinds.kind_of(spec) != kinds.TEXT for spec, _ in config["sources"]):
         return  # examples are never corrupted

@@ -109,8 +109,8 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     """The part of an example that fits into a row.
 
     The prompt is cut from the left: the last `seq_len` tokens stay, after the begin token where the example has one.
-    Only if the last answer alone is longer, its end is cut (and nothing of the prompt stays). An encoder's source is
-    a prompt too.
+    But a quarter of the row is the prompt's (less, where it is shorter), and what of the last answer is longer than the
+    rest loses its end. An encoder's source is a prompt too.
     """
     n, source = len(example.tokens), example.source
     if source is not None:
@@ -119,8 +119,8 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     if n <= seq_len:
         return example
     untrained = np.flatnonzero(~example.trained)
-    answer = int(untrained[-1]) + 1 if len(untrained) else 0  # where the last answer begins
-    first = min(n - seq_len, answer)
+    prompt = int(untrained[-1]) + 2 if len(untrained) else 1  # tokens before the last answer
+    first = min(n - seq_len, max(prompt - max(seq_len // 4, 1), 0))
     part = slice(first, first + seq_len)
     tokens = _keep_begin(example.tokens, first, seq_len, begin)
     return example._replace(tokens=tokens, targets=example.targets[part], marks=example.marks[part])

@@ -1,13 +1,14 @@
 """The chat template that a tokenizer brings along (tokenizer_config.json's chat_template), rendered by Jinja.
 
 The environment is transformers': sandboxed, with `raise_exception`, {% break %} and {% continue %}, and blocks
-{% generation %} ... {% endgeneration %} that say what is trained on. `strftime_now` is left out, so that the same
-conversation gives the same rows on every day; templates that ask for it write a date of their own then.
+{% generation %} ... {% endgeneration %} that say what is trained on. `strftime_now` is always of 26 July 2024 (the date
+that Llama 3.1's template writes where there is none), so that the same conversation gives the same rows on every day.
 
 Characters of Unicode's private use mark, while a template is rendered, where answers begin and end, and keep a name of
 a special token that someone wrote in a message apart from the token itself.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from jinja2 import ext, nodes, sandbox
 from data.batch import DataError
 from data.templates import Message, Piece
 
-_BEGIN, _END, _APART = "\ue0f0", "\ue0f1", "\ue0f2"
+_BEGIN, _END, _EDGE, _APART = "\ue0f0", "\ue0f1", "\ue0f2", "\ue0f3"
+_DATE = datetime.datetime(2024, 7, 26)
 
 
 class _Generation(ext.Extension):
@@ -46,7 +48,7 @@ class JinjaTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = _raise
+        environment.globals |= {"raise_exception": _raise, "strftime_now": _DATE.strftime}
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
@@ -100,24 +102,34 @@ class JinjaTemplate:
 
     def _with_marks(self, text: str, messages: Sequence[Message]) -> str:
         """Marks the answers of a template that doesn't do so: what follows the prompt of the turns before, up to the
-        special token that ends the turn."""
-        marked, done = "", 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before, after = self._rendered(messages[:i], True), self._rendered(messages[: i + 1], False)
-            content = message["content"].strip()
-            said = after.find(content, len(before))
-            ends = [found.end() for found in self._names.finditer(after, max(said, 0) + len(content))]
-            end = ends[0] if ends else len(after)
-            if not after.startswith(before) or said < 0 or not text.startswith(after[:end]):
-                raise ValueError(
-                    "the tokenizer's chat template writes this answer otherwise than its prompt and the rest of the "
-                    "conversation lead to expect, so what is to be trained on can't be told; put the answers of the "
-                    "template into {% generation %} blocks, or set config.data.chat.template to a template by name"
-                )
-            marked += text[done : len(before)] + _BEGIN + text[len(before) : end] + _END
-            done = end
+        special token that ends the turn. Where an answer stands is seen with marks at its edges."""
+        edged = lambda found: f"{_EDGE}{found[0]}{_EDGE}"
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        shown = [dict(message) for message in messages]
+        for i in answers:
+            shown[i]["content"] = re.sub(r"\S(.*\S)?", edged, shown[i]["content"], flags=re.DOTALL)
+        parts = self._rendered(shown, False).split(_EDGE)  # text, answer, text, ..., answer, text
+        clear = "".join(parts) == text and len(parts) == 2 * len(answers) + 1
+        ending = self._names.search(parts[-1])
+        marked, done, place = "", 0, 0
+        for i, before, said, behind in zip(answers, parts[::2], parts[1::2], parts[2::2], strict=False):
+            begin, place = self._rendered(messages[:i], True), place + len(before)
+            clear &= text.startswith(begin) and done <= len(begin) <= place
+            place += len(said)
+            if ending:  # behind the spaces that the answer itself may end with
+                name = parts[-1][: ending.end()].lstrip()
+                end = text[:place] + behind[: len(behind) - len(behind.lstrip())] + name
+            else:
+                end = self._rendered(messages[: i + 1], False)
+            clear &= text.startswith(end)
+            marked += text[done : len(begin)] + _BEGIN + text[len(begin) : len(end)] + _END
+            done = len(end)
+        if not clear:
+            raise ValueError(
+                "the tokenizer's chat template writes an answer otherwise than its prompt and the rest of the "
+                "conversation lead to expect, so what is to be trained on can't be told; put the answers of the "
+                "template into {% generation %} blocks, or set config.data.chat.template to a template by name"
+            )
         return marked + text[done:]
 
 

@@ -22,7 +22,7 @@ from data import corpus, kinds, stage
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
-from data.checked import TOKENIZER_FIELDS, checked
+from data.checked import checked, specials
 from data.corpus import Corpus
 from data.examples import Context, Encoding, pack_records, row_channels
 from data.pack import pack_texts, write_rows
@@ -118,8 +118,9 @@ def prepare(
     Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one more
     source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are never
     split), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it
-    gets a mask token; `sentinels`: how many}, `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole,
-    so it is only checked here, before the long work), and a block for each kind of examples (data/kinds.py).
+    gets a mask token; `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets},
+    `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long
+    work), and a block for each kind of examples (data/kinds.py).
     `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer. `prefix`: ids that
     every example begins with (those of prompt tuning follow the vocabulary).
     """
@@ -176,10 +177,10 @@ def load(directory: str | os.PathLike) -> Prepared:
 
 
 def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> tokenizers.Tokenizer:
-    kind, vocab_size, path, mask, sentinels = (config["tokenizer"][key] for key in TOKENIZER_FIELDS)
+    kind, vocab_size = config["tokenizer"]["kind"], config["tokenizer"]["vocab_size"]
     if kind == "file":
-        return tokenizers.load(path)
-    specials = tokenizers.specials(mask, sentinels)
+        return tokenizers.load(config["tokenizer"]["path"])
+    special = specials(config["tokenizer"])
     weights = [weight for _, weight in config["sources"]]
 
     def texts() -> Iterator[str]:
@@ -192,7 +193,7 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
                     break
 
     def make(folder: Path) -> dict:
-        tokenizer = tokenizers.train(texts(), kind, vocab_size, specials)
+        tokenizer = tokenizers.train(texts(), kind, vocab_size, special)
         tokenizer.save(folder / "tokenizer.json")
         if kind == "bpe" and tokenizer.vocab_size < vocab_size:
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
@@ -200,8 +201,8 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
 
     contents = [[source.content, weight] for source, weight in zip(built, weights, strict=True)]
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
-    if specials:  # else the folder keeps its name
-        inputs["specials"] = specials
+    if special:  # else the folder keeps its name
+        inputs["specials"] = special
     folder, _ = stage.run(root / "tokenizers", kind, inputs, make, log)
     return tokenizers.load(folder / "tokenizer.json")
 

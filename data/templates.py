@@ -5,13 +5,18 @@
     llama2   <s>[INST] <<SYS>> ... [/INST] ... </s> (arXiv:2307.09288, and the repository of the model)
     llama3   <|start_header_id|>user<|end_header_id|> ... <|eot_id|>
     gemma    <start_of_turn>user\\n ... <end_of_turn>\\n; a system text stands before the first question, as in Gemma 3
-    alpaca   "### Instruction:" and "### Response:" (Stanford Alpaca, whose system text is "Below is an instruction that
-             describes a task. Write a response that appropriately completes the request."); needs no special tokens
+    alpaca   ### Instruction: ... ### Input: ... ### Response: (the two prompts of Stanford Alpaca's train.py, with and
+             without an input; their first sentences are the system text of a conversation that has none, and the first
+             question decides between them); needs no special tokens
 
-What stands in a message is text, never a special token. Every answer is trained on with the token that ends it; nothing
-else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images, reasoning kept apart.
+What stands in a message is text, never a special token, nor an added token that is written <...> or [...]: not all
+markers of published tokenizers are called special (<think>, <tool_call>). Every answer is trained on with the token
+that ends it; nothing else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images,
+reasoning kept apart.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -21,9 +26,16 @@ from tokenizers import Tokenizer as Backend
 
 from data.tokenizer import Tokenizer
 
-Message = Mapping[str, str]  # role: system (the first alone), user, assistant; content
+# role: system (the first alone), user, assistant; content; maybe input: what of the content is no instruction, its end
+Message = Mapping[str, str]
+
+_MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 _QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_ALPACA_SYSTEM = (
+    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+)
+_ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class Piece(NamedTuple):
@@ -100,14 +112,21 @@ def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
 
 
 def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
-    system, turns = _split(messages)
+    asked = next(message for message in messages if message["role"] == "user")
+    system, turns = _split(messages, _ALPACA_SYSTEM.format(_ALPACA_INPUT if asked.get("input") else ""))
     pieces = [] if ends.begin is None else [_marker(ends.begin)]
     pieces += [Piece(f"{system}\n\n")] if system else []
     for message in turns:
+        text, given = message["content"], message.get("input")
         if message["role"] == "assistant":
-            pieces += [Piece(message["content"], answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+            pieces += [Piece(text, answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+            continue
+        pieces.append(Piece("### Instruction:\n"))
+        if given:
+            pieces += [Piece(text.removesuffix(f"\n\n{given}")), Piece("\n\n### Input:\n"), Piece(given)]
         else:
-            pieces.append(Piece(f"### Instruction:\n{message['content']}\n\n### Response:\n"))
+            pieces.append(Piece(text))
+        pieces.append(Piece("\n\n### Response:"))
     return pieces
 
 
@@ -135,11 +154,15 @@ class PieceEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self._backend = Backend.from_str(tokenizer.to_json())
-        self._backend.encode_special_tokens = True  # text stays text
-        self._backend.post_processor = None  # some move offsets off the spaces
-        self._backend.no_padding()
-        self._backend.no_truncation()
+        content = json.loads(tokenizer.to_json())
+        for token in content["added_tokens"]:
+            token["special"] |= _MARKER.fullmatch(token["content"]) is not None
+        text = json.dumps(content)
+        self._backend = self._behind = _backend(text)
+        # Of sentencepiece: a space stands before the text that begins the conversation, and before no other.
+        behind = text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        if behind != text:
+            self._behind = _backend(behind)
 
     def has(self, marker: str) -> bool:
         return self._backend.token_to_id(marker) is not None
@@ -148,7 +171,7 @@ class PieceEncoder:
         return self._backend.id_to_token(i)
 
     def specials(self) -> list[str]:
-        """Names of all special tokens."""
+        """Names of all special tokens and markers."""
         return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +186,17 @@ class PieceEncoder:
             text = "".join(piece.text for piece in group)
             text.encode()
             answer = np.repeat([piece.answer for piece in group], [len(piece.text) for piece in group])
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding = (self._behind if ids else self._backend).encode(text, add_special_tokens=False)
             ids += encoding.ids
             trained += [bool(answer[start : max(end, start + 1)].any()) for start, end in encoding.offsets]
         return np.array(ids, np.int32), np.array(trained, bool)
+
+
+def _backend(content: str) -> Backend:
+    """Of a tokenizer.json; to it, all text is text."""
+    backend = Backend.from_str(content)
+    backend.encode_special_tokens = True
+    backend.post_processor = None  # some move offsets off the spaces
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

@@ -177,10 +177,10 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that the ids of a document depend on."""
+        """Of everything that `save` writes: what ids depend on, and what is handed on with a model."""
         text = self.to_json()
         if self.published:
-            text += json.dumps([self.special.begin, self.special.end])
+            text += json.dumps(dataclasses.asdict(self.special), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

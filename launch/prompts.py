@@ -19,12 +19,15 @@ class Inputs(NamedTuple):
     sources: list[list[int]] | None  # what an encoder reads
     ends: tuple[int, ...]  # tokens that end an answer
     answers: bool  # what follows stands alone; else it goes on with the prompt
+    lead: str = ""  # what the template of a conversation writes before an answer's own text
     prefix: int = 0  # how many ids of each prompt, or source, are no text but those of prompt tuning
 
     def continuation(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-        """The text of new ids."""
+        """The text of new ids; of an answer its own text alone."""
+        if len(ids) and ids[-1] in self.ends:  # not all tokens that end an answer are left out in decoding
+            ids = ids[:-1]
         gaps = self.sources is not None and not self.answers
-        return tokenizer.decode_spans(ids) if gaps else tokenizer.decode(ids)
+        return tokenizer.decode_spans(ids) if gaps else tokenizer.decode(ids).removeprefix(self.lead)
 
     def whole(self, tokenizer: Tokenizer, number: int, ids: Sequence[int]) -> str:
         """New ids with the prompt that they go on with, where they do."""
@@ -86,7 +89,7 @@ def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder
     if kind == "pairs":
         return Inputs(**pairs.inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, answers=True)
     chat = Chat(tokenizer, settings)
-    return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True)
+    return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True, lead=chat.lead)
 
 
 def trained_on(config: ConfigDict) -> str:

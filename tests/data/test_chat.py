@@ -44,8 +44,9 @@ GEMMA = """{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}\
 {{ message['content'] | trim }}{{ '<end_of_turn>\\n' }}{%- endif -%}{%- endfor -%}\
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"""
 ALPACA = """{{ eos_token }}{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}\
-{{ messages[0]['content'] + '\\n\\n' }}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}\
-{% if m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n### Response:\\n' }}{% else %}«\
+{{ messages[0]['content'] + '\\n\\n' }}{% else %}{% set turns = messages %}{{ 'Below is an instruction that describes \
+a task. Write a response that appropriately completes the request.\\n\\n' }}{% endif %}{% for m in turns %}\
+{% if m['role'] == 'user' %}{{ '### Instruction:\\n' + m['content'] + '\\n\\n### Response:' }}{% else %}«\
 {{ m['content'] + eos_token }}»{{ '\\n\\n' }}{% endif %}{% endfor %}"""
 
 PUBLISHED = {
@@ -189,6 +190,7 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
     [
         ("{% for %}", "chat template is broken: line 1"),
         ("{{ raise_exception('not today') }}", "refuses it: not today"),
+        ("{% generation %}{% endgeneration %}", "writes no answer"),
         ("{{ messages.__class__.__mro__ }}", "refuses it: .*unsafe"),
         # A turn that is written otherwise when others follow: what is trained on would be a guess.
         ("{% for m in messages %}{{ loop.length ~ m.content }}{% endfor %}", "can't be told"),
@@ -232,6 +234,7 @@ def test_records_of_every_form_become_messages(record, expected):
         ({"messages": []}, '"messages" has no messages'),
         ({"messages": [USER]}, "no message is an answer"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "message 2 has the unknown role 'tool'"),
+        ({"messages": [USER | {"role": ["user"]}, SAID]}, r"message 1 has the unknown role \['user'\]"),
         ({"messages": [SAID, USER, SAID]}, "the first message is an answer"),
         ({"messages": [USER, USER, SAID]}, "don't take turns"),
         ({"messages": [USER, {"role": "system", "content": "s"}, SAID]}, "it must be the first"),

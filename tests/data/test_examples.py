@@ -109,6 +109,16 @@ def test_prompts_are_cut_from_the_left_and_answers_at_the_end(seq_len, tokens, t
     assert all(after == target for (_, after), target in zip(pairwise(without.tokens), without.targets, strict=False))
 
 
+def test_a_quarter_of_a_row_is_the_prompts_however_long_the_answer():
+    example = Example.of_ids([1, *range(2, 12), *range(50, 80)], [False] * 11 + [True] * 30)
+    found = cut(example, 16, begin=1)
+    assert found.tokens.tolist() == [1, 9, 10, 11, *range(50, 62)]  # the first is the begin token
+    assert found.targets.tolist() == [9, 10, 11, *range(50, 63)]
+    assert found.trained.tolist() == [False] * 3 + [True] * 13
+    short = Example.of_ids([1, 2, *range(50, 80)], [False] * 2 + [True] * 30)
+    assert cut(short, 16, begin=1).tokens.tolist() == [1, 2, *range(50, 64)]  # all of it, where that is less
+
+
 def test_of_several_answers_the_last_stays_whole_and_a_source_is_cut_like_a_prompt():
     ids = [1, 2, 21, 22, 3, 11, 12, 13]
     example = Example.of_ids(ids, [i > 10 for i in ids], source=[1, 7, 8, 9])

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import pytest
@@ -5,6 +6,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from data.batch import DataError
+from data.special_tokens import SpecialTokens
 from data.tokenizer import EOT, MASK, Tokenizer, load, specials, train
 
 
@@ -120,6 +122,19 @@ def test_without_special_tokens_nothing_changes(texts):
     tokenizer = train(texts, "bpe", 400)
     assert tokenizer.fingerprint == train(texts, "bpe", 400, specials(mask=False, sentinels=0)).fingerprint
     assert (tokenizer.mask_id, tokenizer.sentinel_ids, tokenizer.special_ids) == (None, (), (tokenizer.eot_id,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"start": 7}, {"end": (0, 7)}, {"tokenizer_config": {"chat_template": "y"}}, {"config": {"pad_token_id": 7}}],
+)
+def test_the_fingerprint_follows_all_that_is_kept_of_a_published_model(change, tmp_path):
+    backend = Backend.from_str(train([], "byte").to_json())
+    special = SpecialTokens(0, (0,), 5, tokenizer_config={"chat_template": "x", "bos_token": "z"})
+    tokenizer = Tokenizer(backend, special)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert load(tmp_path / "tokenizer.json").fingerprint == tokenizer.fingerprint
+    assert Tokenizer(backend, dataclasses.replace(special, **change)).fingerprint != tokenizer.fingerprint
 
 
 def vocabulary(tokens, model=models.BPE, **options) -> Backend:
