@@ -5,9 +5,9 @@
              a word may move several times, here once)
     mask     stretches of three words on average, of this share of all words, become mask tokens
 
-Only words that carry no target are touched: neither is anything asked at one of their tokens, nor is one of them an
-answer. So labels, answers and special tokens stay as they are, and held-out examples are not augmented at all. All
-three are done to a text, in this order. Left out: EDA's synonyms, which need a thesaurus.
+Only content is touched (what a user or a source says, and words to be labelled), and of it no word at which something
+is asked. So labels, answers, special tokens and what a template writes stay as they are, and held-out examples are not
+augmented at all. All three are done to a text, in this order. Left out: EDA's synonyms, which need a thesaurus.
 
 Random numbers of a row follow from the seed and its place in the stream, as in data/corrupt.py, so another epoch has
 others.
@@ -31,7 +31,8 @@ _STREAM = 1 << 62  # added to the seed, so that corruption of text draws other n
 
 
 class Augmentation:
-    """(batch, which rows are text, places [B], seed) -> Batch; rows of text stay as they are."""
+    """(batch, which tokens are content, places [B], seed) -> Batch. The content [B, T] is of the encoder's tokens where
+    there is one: it reads what is asked."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, float]):
         self.description = repr(settings)  # tells one stream of batches from another
@@ -40,30 +41,23 @@ class Augmentation:
         self._special = np.zeros(tokenizer.vocab_size, bool)
         self._special[list(tokenizer.special_ids)] = True
 
-    def __call__(self, batch: Batch, text: np.ndarray, places: np.ndarray, seed: int) -> Batch:
-        side = "encoder_" if "encoder_tokens" in batch else ""  # where there is an encoder, it reads what is asked
+    def __call__(self, batch: Batch, content: np.ndarray, places: np.ndarray, seed: int) -> Batch:
+        side = "encoder_" if "encoder_tokens" in batch else ""
         names = [side + "tokens", side + "segment_ids"] + [name for name in ("targets", "weights") if not side]
-        free = self._free(batch, side) & ~text[:, None]
-        numbers = random_numbers(seed + _STREAM, places, 3 * free.shape[1])
-        changed = self._changed({name: batch[name] for name in names}, free, np.split(numbers, 3, axis=1))
+        free = content & ~self._special[batch[side + "tokens"]]
+        if not side:
+            free &= batch["weights"] == 0
+        numbers = np.split(random_numbers(seed + _STREAM, places, 3 * free.shape[1]), 3, axis=1)
+        changed = self._changed({name: batch[name] for name in names}, content, free, numbers)
         return batch | changed | {side + "positions": positions(changed[side + "segment_ids"])}
 
-    def _free(self, batch: Batch, side: str) -> np.ndarray:
-        """Tokens that carry no target, bool [B, T]."""
-        tokens, free = batch[side + "tokens"], batch[side + "segment_ids"] > 0
-        free &= ~self._special[tokens]
-        if not side:
-            asked = batch["weights"] > 0
-            free &= ~asked
-            free[:, 1:] &= ~(asked[:, :-1] & (batch["targets"][:, :-1] == tokens[:, 1:]))
-        return free
-
-    def _changed(self, arrays: Batch, free: np.ndarray, numbers: list[np.ndarray]) -> Batch:
+    def _changed(self, arrays: Batch, content: np.ndarray, free: np.ndarray, numbers: list[np.ndarray]) -> Batch:
         (tokens_name, tokens), (_, segments), *_ = arrays.items()
         count, width = tokens.shape
         real, continues = segments > 0, self._continues[tokens]
         begins = real.copy()
         follows = ~self._special[tokens[:, :-1]] & (segments[:, 1:] == segments[:, :-1])
+        follows &= content[:, 1:] == content[:, :-1]  # what a template writes is no part of a word beside it
         begins[:, 1:] &= ~(continues[:, 1:] & follows)
         # Words are numbered over the whole batch: row * T + their number in the row.
         word = np.maximum(np.cumsum(begins, axis=1) - 1, 0) + np.arange(count)[:, None] * width

@@ -73,7 +73,7 @@ class Chat:
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
             pieces = self._render(self._with_system(probe), False)
-            ids, trained = self._encoder.encode(pieces)
+            ids, trained, _ = self._encoder.encode(pieces)
             if not trained.any():
                 raise ValueError("the chat template writes no answer")
         except ValueError as error:
@@ -85,8 +85,9 @@ class Chat:
         self.lead = said.partition(_SAID)[0] if _SAID in said else ""
         self.ends = tuple(dict.fromkeys([int(ids[trained][-1])] * marked + [*tokenizer.special.end]))
 
-    def encode(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [n] and which of them are trained on, bool [n]; ValueError where the template refuses."""
+    def encode(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids int32 [n], which of them are trained on, and which are what users say, both bool [n]; ValueError where
+        the template refuses."""
         return self._encoder.encode(self._render(self._with_system(messages), False))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -218,13 +219,14 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     chat, tokenizer = Chat(context.tokenizer, settings), context.tokenizer
 
     def encode(record: dict) -> Example:
-        ids, trained = chat.encode(record["messages"])
+        ids, trained, content = chat.encode(record["messages"])
         if not context.encoder:
-            return Example.of_ids(ids, trained)
+            return Example.of_ids(ids, trained, content)
         end = int(np.flatnonzero(trained)[-1]) + 1
         begin = int(np.flatnonzero(~trained[:end])[-1]) + 1
-        answer = [tokenizer.start_id, *ids[begin:end]]
-        return Example.of_ids(answer, [False] + [True] * (end - begin), source=[*ids[:begin], tokenizer.eot_id])
+        answer, source = [tokenizer.start_id, *ids[begin:end]], [*ids[:begin], tokenizer.eot_id]
+        said = [False] + [True] * (end - begin)
+        return Example.of_ids(answer, said, source=source, source_content=[*content[:begin], False])
 
     return Encoding(encode)
 

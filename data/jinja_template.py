@@ -4,16 +4,18 @@ The environment is transformers': sandboxed, with `raise_exception`, {% break %}
 {% generation %} ... {% endgeneration %} that say what is trained on. `strftime_now` is always of 26 July 2024 (the date
 that Llama 3.1's template writes where there is none), so that the same conversation gives the same rows on every day.
 
-Characters of Unicode's private use mark, while a template is rendered, where answers begin and end, and keep a name of
-a special token that someone wrote in a message apart from the token itself.
+Characters of Unicode's private use mark, while a template is rendered, where answers and what users say begin and end,
+and keep a name of a special token that someone wrote in a message apart from the token itself.
 """
 
 import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 
 import jinja2
+import numpy as np
 from jinja2 import ext, nodes, sandbox
 
 from data.batch import DataError
@@ -71,20 +73,26 @@ class JinjaTemplate:
         text = self._rendered(messages, prompt)
         if not self._marks_answers and not prompt:
             text = self._with_marks(text, messages)
-        pieces, answer = [], False
-        for part in re.split(f"([{_BEGIN}{_END}])", text):
-            if part in (_BEGIN, _END):
-                answer = part == _BEGIN
-                continue
-            start = 0
-            for found in self._names.finditer(part):
-                pieces += [self._text(part[start : found.start()], answer), Piece(found[0], True, answer)]
-                start = found.end()
-            pieces.append(self._text(part[start:], answer))
+        parts = re.split(f"[{_BEGIN}{_END}]", text)
+        text, answer = "".join(parts), _every_other(parts)
+        content = self._content(text, messages, prompt)
+        names = {found.span() for found in self._names.finditer(text)}
+        edges = np.flatnonzero(np.diff([answer, content]).any(0)) + 1
+        places = sorted({0, len(text), *edges.tolist(), *chain.from_iterable(names)})
+        pieces = [
+            Piece(text[begin:end].replace(_APART, ""), (begin, end) in names, answer[begin], content[begin])
+            for begin, end in pairwise(places)
+        ]
         return [piece for piece in pieces if piece.text]
 
-    def _text(self, text: str, answer: bool) -> Piece:
-        return Piece(text.replace(_APART, ""), False, answer)
+    def _content(self, text: str, messages: Sequence[Message], prompt: bool) -> list[bool]:
+        """Which characters users said; none where a template makes something else of a message with marks in it."""
+        try:
+            shown = re.sub(f"[{_BEGIN}{_END}]", "", self._rendered(_edged(messages, "user"), prompt))
+        except ValueError:
+            shown = ""
+        parts = shown.split(_EDGE)  # text, question, text, ..., question, text
+        return _every_other(parts) if "".join(parts) == text else [False] * len(text)
 
     def _as_text(self, content: str) -> str:
         if re.search(f"[{_BEGIN}-{_APART}]", content):
@@ -103,12 +111,10 @@ class JinjaTemplate:
     def _with_marks(self, text: str, messages: Sequence[Message]) -> str:
         """Marks the answers of a template that doesn't do so: what follows the prompt of the turns before, up to the
         special token that ends the turn. Where an answer stands is seen with marks at its edges."""
-        edged = lambda found: f"{_EDGE}{found[0]}{_EDGE}"
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        shown = [dict(message) for message in messages]
-        for i in answers:
-            shown[i]["content"] = re.sub(r"\S(.*\S)?", edged, shown[i]["content"], flags=re.DOTALL)
-        parts = self._rendered(shown, False).split(_EDGE)  # text, answer, text, ..., answer, text
+        parts = self._rendered(_edged(messages, "assistant"), False).split(
+            _EDGE
+        )  # text, answer, text, ..., answer, text
         clear = "".join(parts) == text and len(parts) == 2 * len(answers) + 1
         ending = self._names.search(parts[-1])
         marked, done, place = "", 0, 0
@@ -131,6 +137,17 @@ class JinjaTemplate:
                 "template into {% generation %} blocks, or set config.data.chat.template to a template by name"
             )
         return marked + text[done:]
+
+
+def _edged(messages: Sequence[Message], role: str) -> list[Message]:
+    """The messages with marks at the edges of what this role says."""
+    edged = lambda text: re.sub(r"\S(.*\S)?", lambda found: f"{_EDGE}{found[0]}{_EDGE}", text, flags=re.DOTALL)
+    return [m | {"content": edged(m["content"])} if m["role"] == role else m for m in messages]
+
+
+def _every_other(parts: Sequence[str]) -> list[bool]:
+    """Of each character of the joined parts whether it is of the second, fourth, ... one."""
+    return [i % 2 == 1 for i, part in enumerate(parts) for _ in part]
 
 
 def _raise(message: str):

@@ -19,10 +19,20 @@ def inputs(
     tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool
 ) -> dict[str, list[list[int]] | None]:
     """As `Tokenizer.inputs`: what stands before the target of each text."""
+    read = [_read(tokenizer, settings, text, encoder)[0] for text in texts]
     if not encoder:
-        return {"prompts": tokenizer.prompts([f"{settings['prefix']}{text}\n" for text in texts]), "sources": None}
-    sources = tokenizer.encode_batch([settings["prefix"] + text for text in texts])
-    return {"prompts": [[tokenizer.start_id]] * len(texts), "sources": [[*ids, tokenizer.eot_id] for ids in sources]}
+        return {"prompts": read, "sources": None}
+    return {"prompts": [[tokenizer.start_id]] * len(texts), "sources": read}
+
+
+def _read(tokenizer: Tokenizer, settings: Mapping[str, Any], text: str, encoder: bool) -> tuple[list, list[bool]]:
+    """What is read of a source, and which of these ids are its own."""
+    parts = [(settings["prefix"], False), (text, True), ("" if encoder else "\n", False)]
+    ids, content = tokenizer.encode_parts(parts)
+    if encoder:
+        return [*ids, tokenizer.eot_id], [*content, False]
+    begin = [] if tokenizer.special.begin is None else [tokenizer.special.begin]
+    return begin + ids, [False] * len(begin) + content
 
 
 def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
@@ -53,10 +63,13 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     tokenizer = context.tokenizer
 
     def encode(record: dict) -> Example:
-        given = inputs(tokenizer, settings, [record["source"]], context.encoder)
-        (before,), source = given["prompts"], given["sources"] and given["sources"][0]
+        ids, content = _read(tokenizer, settings, record["source"], context.encoder)
         target = [*tokenizer.encode(record["target"]), tokenizer.eot_id]
-        return Example.of_ids([*before, *target], [False] * len(before) + [True] * len(target), source=source)
+        if context.encoder:
+            said = [False] + [True] * len(target)
+            return Example.of_ids([tokenizer.start_id, *target], said, source=ids, source_content=content)
+        said = [False] * len(ids) + [True] * len(target)
+        return Example.of_ids([*ids, *target], said, content + [False] * len(target))
 
     return Encoding(encode)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.augment import Augmentation
-from data.batch import Batch, DataError, from_rows
+from data.batch import CONTENT, ENCODER_CONTENT, Batch, DataError, from_rows, marked
 from data.corrupt import Corruption
 from data.examples import widened
 from data.pack import RowReader
@@ -55,7 +55,10 @@ def to_batch(
       numbers: targets of examples are float32 bits.
     """
     batch = _corrupted(block, seed, corruption, numbers)
-    return batch if augmentation is None else augmentation(batch, block.text, block.places, seed)
+    if augmentation is None:
+        return batch
+    content = marked(block.rows, ENCODER_CONTENT if "encoder_tokens" in batch else CONTENT)
+    return augmentation(batch, content, block.places, seed)
 
 
 def _corrupted(block: Block, seed: int, corruption: Corruption | None, numbers: bool) -> Batch:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, stands_for
 
 # role: system (the first alone), user, assistant; content; maybe input: what of the content is no instruction, its end
 Message = Mapping[str, str]
@@ -42,6 +42,7 @@ class Piece(NamedTuple):
     text: str
     special: bool = False  # the name of one token
     answer: bool = False  # trained on
+    content: bool = False  # what a user says
 
 
 class Ends(NamedTuple):
@@ -63,11 +64,15 @@ def _marker(text: str, answer: bool = False) -> Piece:
     return Piece(text, special=True, answer=answer)
 
 
+def _said(message: Message, text: str) -> Piece:
+    return Piece(text, answer=message["role"] == "assistant", content=message["role"] == "user")
+
+
 def _chatml(messages, prompt: bool, ends: Ends) -> list[Piece]:
     pieces = []
     for message in messages:
-        answer = message["role"] == "assistant"
-        pieces += [_marker("<|im_start|>"), Piece(f"{message['role']}\n"), Piece(message["content"], answer=answer)]
+        answer, said = message["role"] == "assistant", _said(message, message["content"])
+        pieces += [_marker("<|im_start|>"), Piece(f"{message['role']}\n"), said]
         pieces += [_marker("<|im_end|>", answer), Piece("\n")]
     return pieces + [_marker("<|im_start|>"), Piece("assistant\n")] * prompt
 
@@ -85,8 +90,9 @@ def _llama2(messages, prompt: bool, ends: Ends) -> list[Piece]:
         if message["role"] == "assistant":
             pieces += [Piece(f" {text.strip()} ", answer=True), _marker("</s>", answer=True)]
         else:
-            text = f"<<SYS>>\n{system}\n<</SYS>>\n\n{text}" if system and not i else text
-            pieces += [_marker("<s>"), Piece(f"[INST] {text.strip()} [/INST]")]
+            head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system and not i else ""
+            said = _said(message, text.rstrip() if head else text.strip())
+            pieces += [_marker("<s>"), Piece(f"[INST] {head}"), said, Piece(" [/INST]")]
     return pieces
 
 
@@ -95,7 +101,7 @@ def _llama3(messages, prompt: bool, ends: Ends) -> list[Piece]:
     pieces = [_marker("<|begin_of_text|>")]
     for message in messages:
         answer = message["role"] == "assistant"
-        pieces += header(message["role"]) + [Piece(message["content"].strip(), answer=answer)]
+        pieces += header(message["role"]) + [_said(message, message["content"].strip())]
         pieces.append(_marker("<|eot_id|>", answer))
     return pieces + header("assistant") * prompt
 
@@ -106,7 +112,7 @@ def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
     for i, message in enumerate(turns):
         answer = message["role"] == "assistant"
         head = f"{'model' if answer else 'user'}\n" + (f"{system}\n\n" if system and not i else "")
-        pieces += [_marker("<start_of_turn>"), Piece(head), Piece(message["content"].strip(), answer=answer)]
+        pieces += [_marker("<start_of_turn>"), Piece(head), _said(message, message["content"].strip())]
         pieces += [_marker("<end_of_turn>", answer), Piece("\n")]
     return pieces + [_marker("<start_of_turn>"), Piece("model\n")] * prompt
 
@@ -123,9 +129,10 @@ def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
             continue
         pieces.append(Piece("### Instruction:\n"))
         if given:
-            pieces += [Piece(text.removesuffix(f"\n\n{given}")), Piece("\n\n### Input:\n"), Piece(given)]
+            instruction = _said(message, text.removesuffix(f"\n\n{given}"))
+            pieces += [instruction, Piece("\n\n### Input:\n"), _said(message, given)]
         else:
-            pieces.append(Piece(text))
+            pieces.append(_said(message, text))
         pieces.append(Piece("\n\n### Response:"))
     return pieces
 
@@ -147,7 +154,7 @@ TEMPLATES = {
 
 
 class PieceEncoder:
-    """Pieces to token ids, and which of them are trained on.
+    """Pieces to token ids, which of them are trained on, and which are content.
 
     Neighbouring texts are encoded as one, as if the conversation had been written out and then cut at its special
     tokens; a token that reaches into an answer belongs to it.
@@ -174,22 +181,26 @@ class PieceEncoder:
         """Names of all special tokens and markers."""
         return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
 
-    def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [n] and bool [n]; ValueError where a text has no UTF-8 form."""
-        ids, trained = [], []
+    def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int32 [n], bool [n], bool [n]; ValueError where a text has no UTF-8 form."""
+        ids, trained, content = [], [], []
         for special, group in groupby(pieces, key=lambda piece: piece.special):
             group = list(group)
             if special:
                 ids += [self._backend.token_to_id(piece.text) for piece in group]
                 trained += [piece.answer for piece in group]
+                content += [False] * len(group)
                 continue
             text = "".join(piece.text for piece in group)
             text.encode()
-            answer = np.repeat([piece.answer for piece in group], [len(piece.text) for piece in group])
+            answer, said = np.repeat(
+                [(piece.answer, piece.content) for piece in group], [len(piece.text) for piece in group], axis=0
+            ).T
             encoding = (self._behind if ids else self._backend).encode(text, add_special_tokens=False)
             ids += encoding.ids
             trained += [bool(answer[start : max(end, start + 1)].any()) for start, end in encoding.offsets]
-        return np.array(ids, np.int32), np.array(trained, bool)
+            content += stands_for(text, encoding.offsets, said)
+        return np.array(ids, np.int32), np.array(trained, bool), np.array(content, bool)
 
 
 def _backend(content: str) -> Backend:

@@ -21,7 +21,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, count, takewhile
 from pathlib import Path
 
@@ -90,11 +90,14 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
-            raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in _encodings(self._backend.encode_batch_fast, texts)]
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+        """The ids of joined texts, and which of them stand for texts that are said to be content (`stands_for`)."""
+        text = "".join(part for part, _ in parts)
+        (encoding,) = _encodings(self._backend.encode_batch, [text])
+        content = np.repeat([is_content for _, is_content in parts], [len(part) for part, _ in parts])
+        return encoding.ids, stands_for(text, encoding.offsets, content)
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
         """The ids of words with spaces between them, and where each word's first token stands among these (None: the
@@ -182,6 +185,28 @@ class Tokenizer:
         if self.published:
             text += json.dumps(dataclasses.asdict(self.special), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _encodings(encode: Callable[..., list], texts: Sequence[str]) -> list:
+    try:
+        return encode(list(texts), add_special_tokens=False)
+    except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
+        raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
+
+
+def stands_for(text: str, offsets: Sequence[tuple[int, int]], content: np.ndarray) -> list[bool]:
+    """Which tokens of a text stand for content alone: all their characters do but for spaces before them.
+
+    Args:
+      offsets: where in the text each token begins and ends.
+      content: of each character whether it is content, bool.
+    """
+    found = []
+    for start, end in offsets:
+        if word := text[start:end].lstrip():
+            start = end - len(word)
+        found.append(start < end and bool(content[start:end].all()))
+    return found
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:

@@ -1,17 +1,21 @@
 """Augmentation by what it leaves as it was: the other words, their order, answers, labels, special tokens."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
-from data import augment, labels
+from data import augment, kinds, labels
 from data import tokenizer as tokenizers
-from data.batch import TRAINED, DataError, check, from_rows
+from data.batch import CONTENT, TRAINED, DataError, check, from_rows
 from data.corrupt import span_counts
-from data.examples import Example, pack
+from data.examples import Context, Example, pack
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
+from data.rows import Block, to_batch
+from data.templates import TEMPLATES
 
 COUNT = 200  # texts, each of a class of its own
 
@@ -40,15 +44,16 @@ def rows(tokenizer, given):
     reader, examples = labels.Reader(tokenizer, "last"), []
     for i, words in enumerate(given):
         ids, (place,) = reader.text(" ".join(words) + ".")
-        example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.zeros(len(ids), np.uint8))
-        example.targets[place], example.marks[place] = i, TRAINED
+        example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
+        example.marks[0] = 0  # of the begin token
+        example.targets[place], example.marks[place] = i, CONTENT | TRAINED
         examples.append(example)
     return packed(examples)
 
 
 def run(tokenizer, rows, seed=3, first=100, **rates):
-    change = augment.make(rates, tokenizer)
-    return change(from_rows(rows), np.zeros(len(rows), bool), first + np.arange(len(rows)), seed)
+    change, places = augment.make(rates, tokenizer), first + np.arange(len(rows))
+    return to_batch(Block(rows, places, np.zeros(len(rows), bool)), seed, None, False, change)
 
 
 def texts(batch, tokenizer) -> dict[int, str]:
@@ -128,11 +133,11 @@ def test_random_numbers_follow_from_seed_and_place(rows, tokenizer):
         assert (other["tokens"] != whole["tokens"]).any(1).all()
 
 
-def test_answers_stay_and_so_does_text(tokenizer):
+def test_answers_stay(tokenizer):
     ids = lambda text: tokenizer.encode(text)
     prompt, answer, more, last = ids(" one two six ten"), ids(" yes it is"), ids(" and now then"), ids(" no not so")
     trained = [False] * (1 + len(prompt)) + [True] * len(answer) + [False] * len(more) + [True] * len(last)
-    example = Example.of_ids([tokenizer.eot_id, *prompt, *answer, *more, *last], trained)
+    example = Example.of_ids([tokenizer.eot_id, *prompt, *answer, *more, *last], trained, ~np.array(trained))
     rows = packed([example] * 8)
     batch = run(tokenizer, rows, delete=0.5, swap=0.3, mask=0.3)
     changed = 0
@@ -147,15 +152,13 @@ def test_answers_stay_and_so_does_text(tokenizer):
                 assert batch["tokens"][row][said[1:]].tolist() == batch["targets"][row][said[:-1]].tolist()
             changed += len(at) != len(example.tokens)
     assert changed > 4
-    as_text = augment.make(dict(delete=0.5), tokenizer)(
-        from_rows(rows), np.ones(len(rows), bool), np.arange(len(rows)), 0
-    )
-    assert all(np.array_equal(value, from_rows(rows)[key]) for key, value in as_text.items())
 
 
 def test_an_encoder_reads_what_is_augmented(tokenizer):
     source = [*tokenizer.encode("put this into other words"), tokenizer.eot_id]
-    example = Example.of_ids([0, *tokenizer.encode("so it is")], [False] + [True] * 8, source=source)
+    example = Example.of_ids(
+        [0, *tokenizer.encode("so it is")], [False] + [True] * 8, source=source, source_content=True
+    )
     rows = packed([example] * 20, channels=6)
     before, batch = from_rows(rows), run(tokenizer, rows, delete=0.4)
     check(batch, tokenizer.vocab_size)
@@ -166,6 +169,66 @@ def test_an_encoder_reads_what_is_augmented(tokenizer):
             assert ids[-1] == tokenizer.eot_id
             assert is_part(tokenizer.decode(ids).split(), ["put", "this", "into", "other", "words"]) and len(ids) > 1
     assert (batch["encoder_segment_ids"] > 0).sum() < 0.8 * (before["encoder_segment_ids"] > 0).sum()
+
+
+OWN = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] | trim + '<|im_end|>' }}\
+{% if m['role'] == 'user' and 'zqc' in m['content'] %}{{ 'Be short.' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"""
+TALK = [
+    ("system", "Be kind."),
+    ("user", "zqa zqb zqc zqd"),
+    ("assistant", "It is."),
+    ("user", "zqe zqf"),
+    ("assistant", "No."),
+]
+
+
+def of_record(kind, record, settings, tokenizer, encoder):
+    """An example of a record in 20 rows."""
+    settings = kinds.KINDS[kind].fields | settings
+    context = Context(tokenizer, 256, encoder, lambda: iter([record]))
+    example = kinds.KINDS[kind].encoding(settings, context).encode(record)
+    return packed([example] * 20, 6 if encoder else 4)
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("template", [*TEMPLATES, "tokenizer"])
+def test_what_a_template_writes_stays(template, encoder):
+    markers = sorted({marker for template in TEMPLATES.values() for marker in template.markers})
+    plain = tokenizers.train([], "byte", specials=[*tokenizers.specials(mask=True, sentinels=0), *markers])
+    special = dataclasses.replace(plain.special, tokenizer_config={"chat_template": OWN})
+    tokenizer = tokenizers.Tokenizer(tokenizers.Backend.from_str(plain.to_json()), special)
+    space = " " if template == "tokenizer" else ""  # which the template takes off
+    record = {"messages": [{"role": role, "content": f"{space}{content}{space}"} for role, content in TALK]}
+    check_frame(tokenizer, of_record("chat", record, {"template": template}, tokenizer, encoder))
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_the_prefix_of_pairs_stays(tokenizer, encoder):
+    record = {"source": "zqa zqb zqc zqd", "target": "so it is"}
+    check_frame(tokenizer, of_record("pairs", record, {"prefix": "put shortly: "}, tokenizer, encoder))
+
+
+def check_frame(tokenizer, rows):
+    """Each of the words zqa, zqb, ... can go, and all else stays."""
+    side = "encoder_" if rows.shape[1] == 6 else ""
+    backend = tokenizers.Backend.from_str(tokenizer.to_json())
+
+    def parts(batch):
+        for tokens, segments in zip(batch[side + "tokens"], batch[side + "segment_ids"], strict=True):
+            for segment in range(1, segments.max() + 1):
+                text = "".join(backend.id_to_token(int(i)) for i in tokens[segments == segment])
+                yield re.findall("zq[a-z]", text), re.sub("zq[a-z]|Ġ", "", text)
+
+    (words, frame), *_ = parts(from_rows(rows))
+    firsts = {"zqa", "zqe"}  # the space before them is not theirs, so no other word can take their place
+    for rates, changed in (({"delete": 0.4}, set(words)), ({"swap": 0.5}, set(words) - firsts)):
+        after = list(parts(run(tokenizer, rows, **rates)))
+        assert {rest for _, rest in after} == {frame}
+        assert {word for found, _ in after for i, word in enumerate(words) if found[i : i + 1] != [word]} == changed
+    masked = run(tokenizer, rows, mask=0.3)[side + "tokens"] == tokenizer.mask_id
+    hidden = {backend.id_to_token(int(i)) for i in from_rows(rows)[side + "tokens"][masked]}
+    assert set("zq") < hidden <= set("Ġ".join(words))
 
 
 def test_training_alone_is_augmented_and_restored_exactly(settings, tmp_path):

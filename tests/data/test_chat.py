@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as tokenizers
-from data.batch import DataError
+from data.batch import TRAINED, DataError, marked
 from data.chat import Chat, messages_of
 from data.pack import RowReader
 from data.prepare import prepare
@@ -127,7 +127,7 @@ def test_templates_give_the_ids_and_the_mask_of_transformers(family, words, mess
         Chat(bringing(words, with_marks(template), begin, end), {"template": "auto", "system": ""}),
         Chat(bringing(words, without_marks(template), begin, end), {"template": "tokenizer", "system": ""}),
     ):
-        ids, trained = chat.encode(messages)
+        ids, trained, _ = chat.encode(messages)
         assert ids.tolist() == expected_ids
         assert trained.astype(int).tolist() == expected_mask
         assert chat.prompt(messages[:-1]) == prompt
@@ -136,7 +136,7 @@ def test_templates_give_the_ids_and_the_mask_of_transformers(family, words, mess
 
 def test_the_answers_and_their_ends_are_trained_and_nothing_else(family, words):
     chat = Chat(words, {"template": family[0], "system": ""})
-    ids, trained = chat.encode(CONVERSATIONS[1])
+    ids, trained, _ = chat.encode(CONVERSATIONS[1])
     edges = np.flatnonzero(np.diff(np.concatenate([[0], trained, [0]])))
     runs = [ids[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
     said = [message["content"] for message in CONVERSATIONS[1] if message["role"] == "assistant"]
@@ -155,7 +155,7 @@ def test_a_message_can_not_smuggle_a_special_token_in(family, words):
         Chat(bringing(words, with_marks(template), begin, end), {"template": "auto", "system": ""}),
         Chat(bringing(words, without_marks(template), begin, end), {"template": "auto", "system": ""}),
     ):
-        ids, trained = chat.encode(evil)
+        ids, trained, _ = chat.encode(evil)
         assert count(ids) == count(chat.encode(honest)[0])
         assert words.decode(ids[trained][:-1]).strip() == evil[1]["content"]
         assert chat.encode(evil)[0].tolist() == Chat(words, {"template": name, "system": ""}).encode(evil)[0].tolist()
@@ -265,7 +265,7 @@ def test_conversations_arrive_in_the_rows(settings, tmp_path, encoder):
     for split in ("train", "validation"):
         reader = RowReader(getattr(source, split), 256, channels=source.channels)
         rows = reader.read(range(len(reader)))
-        ids = rows[:, 1][rows[:, 3] > 0]
+        ids = rows[:, 1][marked(rows, TRAINED)]
         ends = np.flatnonzero(ids == tokenizer.eot_id)
         found += [tokenizer.decode(part[:-1]) for part in np.split(ids, ends + 1)[:-1]]
     said = [answer for _, answer in (turns[1::2] if encoder else turns)]

@@ -47,7 +47,7 @@ def test_answers_that_are_written_otherwise_when_others_follow(backend, turns):
         MESSAGES[:turns], chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
     )
     words = bringing(backend, QWEN3.replace("«", "").replace("»", ""))
-    ids, trained = Chat(words, {"template": "auto", "system": ""}).encode(MESSAGES[:turns])
+    ids, trained, _ = Chat(words, {"template": "auto", "system": ""}).encode(MESSAGES[:turns])
     assert ids.tolist() == expected["input_ids"]
     assert trained.astype(int).tolist() == expected["assistant_masks"]
 
@@ -55,7 +55,7 @@ def test_answers_that_are_written_otherwise_when_others_follow(backend, turns):
 def test_what_a_template_writes_before_each_answer_is_no_part_of_it(backend):
     words = bringing(backend, QWEN3.replace("«", "").replace("»", ""))
     chat = Chat(words, {"template": "auto", "system": ""})
-    ids, trained = chat.encode([MESSAGES[0], {"role": "assistant", "content": "It is 4."}])
+    ids, trained, _ = chat.encode([MESSAGES[0], {"role": "assistant", "content": "It is 4."}])
     assert words.decode(ids[trained]).startswith("<think>\n\n</think>\n\n")
     given = Inputs([chat.prompt(MESSAGES[:1])], None, chat.ends, answers=True, lead=chat.lead)
     assert given.continuation(words, ids[trained]) == "It is 4."

@@ -30,7 +30,7 @@ def plain_markers(texts):
 
 def test_an_answer_ends_at_a_marker_that_is_no_special_token(plain_markers):
     chat = Chat(plain_markers, {"template": "chatml", "system": ""})
-    ids, trained = chat.encode(ANSWERED)
+    ids, trained, _ = chat.encode(ANSWERED)
     assert plain_markers.decode([chat.ends[0]]) == "<|im_end|>"
     assert ids[trained][-1] == chat.ends[0]
     given = Inputs([chat.prompt(QUESTION)], None, chat.ends, answers=True)
