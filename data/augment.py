@@ -37,28 +37,33 @@ class Augmentation:
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, float]):
         self.description = repr(settings)  # tells one stream of batches from another
         self._rates, self._mask_id = settings, tokenizer.mask_id
-        self._continues = tokenizer.continuations()
-        self._special = np.zeros(tokenizer.vocab_size, bool)
+        # The last entry is for ids behind the vocabulary, those of prompt tuning.
+        self._continues = np.append(tokenizer.continuations(), False)
+        self._special = np.append(np.zeros(tokenizer.vocab_size, bool), True)
         self._special[list(tokenizer.special_ids)] = True
 
     def __call__(self, batch: Batch, content: np.ndarray, places: np.ndarray, seed: int) -> Batch:
         side = "encoder_" if "encoder_tokens" in batch else ""
         names = [side + "tokens", side + "segment_ids"] + [name for name in ("targets", "weights") if not side]
-        free = content & ~self._special[batch[side + "tokens"]]
+        tokens, segments = batch[side + "tokens"], batch[side + "segment_ids"]
+        known = np.minimum(tokens, len(self._special) - 1)
+        special, continues = self._special[known], self._continues[known]
+        free = content & ~special
         if not side:
             free &= batch["weights"] == 0
-        numbers = np.split(random_numbers(seed + _STREAM, places, 3 * free.shape[1]), 3, axis=1)
-        changed = self._changed({name: batch[name] for name in names}, content, free, numbers)
-        return batch | changed | {side + "positions": positions(changed[side + "segment_ids"])}
-
-    def _changed(self, arrays: Batch, content: np.ndarray, free: np.ndarray, numbers: list[np.ndarray]) -> Batch:
-        (tokens_name, tokens), (_, segments), *_ = arrays.items()
-        count, width = tokens.shape
-        real, continues = segments > 0, self._continues[tokens]
-        begins = real.copy()
-        follows = ~self._special[tokens[:, :-1]] & (segments[:, 1:] == segments[:, :-1])
+        begins = segments > 0
+        follows = ~special[:, :-1] & (segments[:, 1:] == segments[:, :-1])
         follows &= content[:, 1:] == content[:, :-1]  # what a template writes is no part of a word beside it
         begins[:, 1:] &= ~(continues[:, 1:] & follows)
+        numbers = np.split(random_numbers(seed + _STREAM, places, 3 * free.shape[1]), 3, axis=1)
+        changed = self._changed({name: batch[name] for name in names}, free, begins, begins & continues, numbers)
+        return batch | changed | {side + "positions": positions(changed[side + "segment_ids"])}
+
+    def _changed(self, arrays: Batch, free, begins, fixed, numbers: list[np.ndarray]) -> Batch:
+        """`begins`: where words begin; `fixed`: where those do that can't stand behind other words."""
+        (tokens_name, tokens), (_, segments), *_ = arrays.items()
+        count, width = tokens.shape
+        real = segments > 0
         # Words are numbered over the whole batch: row * T + their number in the row.
         word = np.maximum(np.cumsum(begins, axis=1) - 1, 0) + np.arange(count)[:, None] * width
         flat = lambda condition: np.bincount(word[condition], minlength=count * width) > 0
@@ -66,7 +71,7 @@ class Augmentation:
         text_W = np.zeros(count * width, np.int64)  # which text of the batch a word is of
         text_W[word[real]] = (segments + np.arange(count)[:, None] * (width + 1))[real]
         deleted_W = _deleted(numbers[0].reshape(-1), free_W, text_W, self._rates["delete"])
-        movable_W = free_W & ~deleted_W & ~flat(begins & continues)  # the rest needs what stands before it
+        movable_W = free_W & ~deleted_W & ~flat(fixed)
         place_W = _swapped(numbers[1].reshape(-1), movable_W, text_W, self._rates["swap"])
         gone = ~real | deleted_W[word]
         place = np.where(gone, count * width, place_W[word])

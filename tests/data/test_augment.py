@@ -11,7 +11,7 @@ from data import augment, kinds, labels
 from data import tokenizer as tokenizers
 from data.batch import CONTENT, TRAINED, DataError, check, from_rows
 from data.corrupt import span_counts
-from data.examples import Context, Example, pack
+from data.examples import Context, Example, pack, prefixed
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.rows import Block, to_batch
@@ -229,6 +229,17 @@ def check_frame(tokenizer, rows):
     masked = run(tokenizer, rows, mask=0.3)[side + "tokens"] == tokenizer.mask_id
     hidden = {backend.id_to_token(int(i)) for i in from_rows(rows)[side + "tokens"][masked]}
     assert set("zq") < hidden <= set("Ġ".join(words))
+
+
+def test_the_ids_of_prompt_tuning_stay(tokenizer):
+    """They follow the vocabulary."""
+    prompt, words = (tokenizer.vocab_size, tokenizer.vocab_size + 5), tokenizer.encode("one two six")
+    example = Example.of_ids([*words, tokenizer.eot_id], [False] * len(words) + [True], [True] * len(words) + [False])
+    rows = packed([prefixed(example, prompt)] * 10)  # one row
+    after = run(tokenizer, rows, delete=0.5, swap=0.1, mask=0.1)
+    begins = np.flatnonzero(after["positions"][0] == 0)[:10]
+    assert {tuple(after["tokens"][0][begin : begin + 2].tolist()) for begin in begins} == {prompt}
+    assert np.isin(after["tokens"], prompt).sum() == 20 and begins[-1] < 9 * (2 + len(words))
 
 
 def test_training_alone_is_augmented_and_restored_exactly(settings, tmp_path):
