@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from data.tokenizer import Tokenizer, stands_for
+from data.tokenizer import Tokenizer
+from data.words import stands_for
 
 # role: system (the first alone), user, assistant; content; maybe input: what of the content is no instruction, its end
 Message = Mapping[str, str]

@@ -31,6 +31,7 @@ from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
 from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
+from data.words import goes_on, stands_for
 
 UNKNOWN = "<|unknown|>"
 MASK = "<|mask|>"
@@ -93,7 +94,7 @@ class Tokenizer:
         return [encoding.ids for encoding in _encodings(self._backend.encode_batch_fast, texts)]
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
-        """The ids of joined texts, and which of them stand for texts that are said to be content (`stands_for`)."""
+        """The ids of joined texts, and which of them stand for texts that are said to be content."""
         text = "".join(part for part, _ in parts)
         (encoding,) = _encodings(self._backend.encode_batch, [text])
         content = np.repeat([is_content for _, is_content in parts], [len(part) for part, _ in parts])
@@ -145,24 +146,11 @@ class Tokenizer:
         return "".join(piece if isinstance(piece, str) else self.decode(piece) for piece in pieces)
 
     def continuations(self) -> np.ndarray:
-        """Which tokens go on with a word that began before them, bool [vocab_size]; all others begin one.
-
-        WordPiece says so itself, with a prefix ('##'). Elsewhere a word is what a space, a mark or a digit begins,
-        and the letters after it: a token goes on where its text begins with a letter, thus not with a space (also
-        written 'Ġ' or '▁'), a line break, a digit or a punctuation mark. Bytes that are no whole character go on.
-        """
-        model = self._backend.model
-        if isinstance(model, models.WordPiece):
-            prefix = model.continuing_subword_prefix
-            goes_on = lambda token: token.startswith(prefix)
-        elif "ByteLevel" in json.dumps(json.loads(self._backend.to_str())["decoder"]):
-            text = decoders.ByteLevel()
-            goes_on = lambda token: (start := text.decode([token])[:1]).isalpha() or start == "\ufffd"
-        else:
-            goes_on = lambda token: token[:1].isalpha()
-        result = np.zeros(self.vocab_size, bool)
+        """Which tokens go on with a word that began before them (data/words.py), bool [vocab_size]; all others begin
+        one."""
+        result, is_later = np.zeros(self.vocab_size, bool), goes_on(self._backend)
         for token, i in self._backend.get_vocab(with_added_tokens=True).items():
-            result[i] = goes_on(token)
+            result[i] = is_later(token)
         result[list(self.special_ids)] = False
         return result
 
@@ -192,21 +180,6 @@ def _encodings(encode: Callable[..., list], texts: Sequence[str]) -> list:
         return encode(list(texts), add_special_tokens=False)
     except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
         raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
-
-
-def stands_for(text: str, offsets: Sequence[tuple[int, int]], content: np.ndarray) -> list[bool]:
-    """Which tokens of a text stand for content alone: all their characters do but for spaces before them.
-
-    Args:
-      offsets: where in the text each token begins and ends.
-      content: of each character whether it is content, bool.
-    """
-    found = []
-    for start, end in offsets:
-        if word := text[start:end].lstrip():
-            start = end - len(word)
-        found.append(start < end and bool(content[start:end].all()))
-    return found
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:

@@ -1,6 +1,7 @@
 import dataclasses
 import random
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
@@ -165,9 +166,38 @@ def test_which_tokens_go_on_with_a_word():
     assert continued(vocabulary(pieces, models.WordPiece, unk_token="[UNK]")) == {"##able", "##1"}
     levels = vocabulary([EOT, "Ġhello", "lo", "Ċ", "ĊĊ", ".", "1", "Ã©", "Ã", "©", "Ġ", "ing", "'s", "æĿ±"])
     levels.decoder = decoders.ByteLevel()
-    assert continued(levels) == {"lo", "Ã©", "Ã", "©", "ing", "æĿ±"}
-    assert continued(vocabulary(["</s>", "▁the", "▁", "s", "é", "9", ",", "<0x0A>"])) == {"s", "é"}
-    assert continued(train(["ab 1."], "char")._backend) == {"a", "b"}
+    assert continued(levels) == {"lo", "Ã©", "Ã", "©", "ing"}
+    pieces = [
+        "</s>",
+        "▁the",
+        "▁",
+        "s",
+        "é",
+        "9",
+        ",",
+        "東",
+        "の",
+        "한",
+        "<0x0A>",
+        "<0xC3>",
+        "<0xA9>",
+        "<0xE4>",
+        "<0xB8>",
+    ]
+    assert continued(vocabulary(pieces)) == {"s", "é", "한", "<0xC3>", "<0xA9>", "<0xB8>"}
+    assert continued(train(["ab 1.東"], "char")._backend) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_each_token_of_chinese_begins_a_word(kind):
+    text = "今天天气很好。我们去 cafés 吃面, 한국어 ひらがな"
+    tokenizer = train([text * 9], kind, 400 if kind == "bpe" else 0)
+    ids = tokenizer.encode(text)
+    words = np.split(ids, np.flatnonzero(~tokenizer.continuations()[ids]))[1:]
+    words = [tokenizer.decode(word) for word in words]
+    assert "".join(words) == text and " cafés" in words and " 한국어" in words
+    if kind == "byte":
+        assert words[:8] == list("今天天气很好。我") and words[-4:] == list("ひらがな")
 
 
 def test_errors(tmp_path):
