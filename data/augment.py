@@ -119,21 +119,22 @@ def _hidden(numbers: np.ndarray, free: np.ndarray, place: np.ndarray, rate: floa
     return free & np.take_along_axis(noise, np.maximum(np.cumsum(begins, axis=1) - 1, 0), axis=1)
 
 
-def check(given: Mapping[str, Any]) -> dict[str, float]:
-    """The rates with their defaults; DataError where a field is unknown or out of range."""
+def check(given: Mapping[str, Any], mask: bool) -> dict[str, float]:
+    """The rates with their defaults; DataError where a field is unknown or out of range, or words are to be hidden
+    and there is no `mask` token."""
     rates = merged(given, FIELDS, "data.augment")
     for name, rate in rates.items():
         if not (isinstance(rate, int | float) and 0 <= rate < 1):
             raise DataError(f"data.augment.{name} must be a fraction from 0 up to 1, not {rate!r}.")
+    if rates["mask"] and not mask:
+        raise DataError(
+            "data.augment.mask hides words, but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): set "
+            "data.tokenizer.mask to True, take a tokenizer.json that has one, or set data.augment.mask to 0."
+        )
     return rates
 
 
 def make(given: Mapping[str, Any], tokenizer: Tokenizer) -> Augmentation | None:
     """What a config's data.augment describes, None where all rates are 0; DataError as `check`'s."""
-    rates = check(given)
-    if rates["mask"] and tokenizer.mask_id is None:
-        raise DataError(
-            "data.augment.mask hides words, but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): set "
-            "data.tokenizer.mask to True, take a tokenizer.json that has one, or set data.augment.mask to 0."
-        )
+    rates = check(given, tokenizer.mask_id is not None)
     return Augmentation(tokenizer, rates) if any(rates.values()) else None

@@ -47,9 +47,9 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
         raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
     _check_tokenizer(config)
     _check_template(config)
-    _check_augment(config)
-    if config["tokenizer"]["kind"] == "file":
-        tokenizer = tokenizers.load(config["tokenizer"]["path"])
+    tokenizer = tokenizers.load(config["tokenizer"]["path"]) if config["tokenizer"]["kind"] == "file" else None
+    _check_augment(config, config["tokenizer"]["mask"] if tokenizer is None else tokenizer.mask_id is not None)
+    if tokenizer is not None:
         for kind in {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}:
             kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)
     return config
@@ -69,8 +69,8 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
     Mixture(weights)  # complains about weights now, not after the long work
 
 
-def _check_augment(config: dict[str, Any]) -> None:
-    if not any(augment.check(config["augment"] or {}).values()):
+def _check_augment(config: dict[str, Any], mask: bool) -> None:
+    if not any(augment.check(config["augment"] or {}, mask).values()):
         return
     found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
     if not found or (found == {"labels"} and config["labels"]["kind"] == "token"):

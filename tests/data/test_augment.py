@@ -284,7 +284,12 @@ def test_mistakes_about_augmentation(settings, tmp_path, changes, message):
         prepare(settings("stdlib") | changes, tmp_path, lambda line: None)
 
 
-def test_masks_need_a_mask_token():
+def test_masks_need_a_mask_token(settings, tmp_path):
+    tokenizers.train([], "byte").save(tmp_path / "tokenizer.json")
+    for tokenizer in ({"kind": "byte"}, {"kind": "file", "path": str(tmp_path / "tokenizer.json")}):
+        with pytest.raises(DataError, match="the tokenizer has no mask token"):
+            prepare(settings("pairs:x", tokenizer=tokenizer, augment={"mask": 0.1}), tmp_path / "data", print)
+    assert not (tmp_path / "data").exists()
     with pytest.raises(DataError, match="the tokenizer has no mask token"):
         augment.make({"mask": 0.1}, tokenizers.train([], "byte"))
     assert augment.make({"mask": 0.0}, tokenizers.train([], "byte")) is None
