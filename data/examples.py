@@ -131,6 +131,11 @@ def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
     return ids if len(ids) <= length else _keep_begin(ids, len(ids) - length, length, begin)
 
 
+def cut_end(ids: np.ndarray, length: int) -> np.ndarray:
+    """At most `length` of ids [n]: the first ones, and the last one, which ends them."""
+    return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
+
+
 def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> np.ndarray:
     part = ids[first : first + count].copy()
     if ids[0] == begin:

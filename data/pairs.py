@@ -2,13 +2,18 @@
 
 An encoder reads [prefix + source, end], and its decoder says [target, end], as in T5 (arXiv:1910.10683, section 2.4). A
 decoder alone reads [begin, prefix + source, newline] before the target, and the loss counts on target and end alone.
+
+A source that is too long loses its end, as in transformers' scripts for translation and summarization: prefix and start
+stay.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from data.batch import DataError
-from data.examples import Context, Encoding, Example, Kind
+from data.examples import Context, Encoding, Example, Kind, cut_end
 from data.records import field
 from data.tokenizer import Tokenizer
 
@@ -71,7 +76,21 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         said = [False] * len(ids) + [True] * len(target)
         return Example.of_ids([*ids, *target], said, content + [False] * len(target))
 
-    return Encoding(encode)
+    return Encoding(encode, cut=_cut)
+
+
+def _cut(example: Example, seq_len: int, begin: int | None) -> Example:
+    """The part that fits into a row: the source loses its end, for a decoder down to a quarter of the row, and then the
+    target loses its own."""
+    if example.source is not None:
+        source, marks = (cut_end(ids, seq_len) for ids in (example.source, example.source_marks))
+        example = example._replace(source=source, source_marks=marks)
+    target = int(example.trained.sum())
+    read = len(example.tokens) - target + 1  # with the token at which the target begins
+    said = min(target, seq_len + 1 - min(read, max(seq_len // 4, 1)))
+    kept = min(read, seq_len + 1 - said)
+    places = np.r_[: kept - 1, read - 1 : read - 1 + said]
+    return example._replace(tokens=example.tokens[places], targets=example.targets[places], marks=example.marks[places])
 
 
 KIND = Kind(FIELDS, ("source", "target"), _check, _parse, _text, _identity, _encoding)

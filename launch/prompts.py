@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data import kinds, pairs
 from data.chat import Chat
-from data.examples import cut_prompt
+from data.examples import cut_end, cut_prompt
 from data.tokenizer import Tokenizer
 from launch import workdirs
 from launch.checking import ConfigError
@@ -20,6 +20,7 @@ class Inputs(NamedTuple):
     ends: tuple[int, ...]  # tokens that end an answer
     answers: bool  # what follows stands alone; else it goes on with the prompt
     lead: str = ""  # what the template of a conversation writes before an answer's own text
+    keeps_start: bool = False  # what is too long loses its end, before the last id
     prefix: int = 0  # how many ids of each prompt, or source, are no text but those of prompt tuning
 
     def continuation(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -37,7 +38,8 @@ class Inputs(NamedTuple):
 
     def cut(self, length: int, source_length: int, begin: int | None) -> "Inputs":
         """The same with at most so many ids of each prompt and source, cut as in training."""
-        short = lambda rows, length: [cut_prompt(np.asarray(row), length, begin).tolist() for row in rows]
+        part = lambda ids, length: cut_end(ids, length) if self.keeps_start else cut_prompt(ids, length, begin)
+        short = lambda rows, length: [part(np.asarray(row), length).tolist() for row in rows]
         sources = None if self.sources is None else short(self.sources, source_length)
         return self._replace(prompts=short(self.prompts, length), sources=sources)
 
@@ -87,7 +89,8 @@ def of_examples(
 def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool) -> Inputs:
     settings = kinds.checked(config.data)[kind]
     if kind == "pairs":
-        return Inputs(**pairs.inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, answers=True)
+        given = pairs.inputs(tokenizer, settings, questions, encoder)
+        return Inputs(**given, ends=tokenizer.special.end, answers=True, keeps_start=True)
     chat = Chat(tokenizer, settings)
     return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True, lead=chat.lead)
 

@@ -136,7 +136,7 @@ def test_long_prompts_are_cut_as_in_training(run):
         patch.setattr(grading, "answers", answer)
         found = list(asked.answers(None))
     words = workdirs.contents(run)[1]
-    assert words.decode(given[0]) == "x" * 26 + "5 red" and given[0][-1] == words.eot_id and len(given[0]) == 32
+    assert words.decode(given[0]) == "x" * 31 and given[0][-1] == words.eot_id and len(given[0]) == 32
     assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
 
 
