@@ -1,7 +1,7 @@
 """Examples: what a model reads and what it must say, packed whole into rows.
 
 An example is never cut over rows. Each is a segment of its own, so that nothing leaks between them. Examples are taken
-in groups of a fixed size; in a group the longest come first, and each goes to the fullest row that has room for it
+in groups of bounded size; in a group the longest come first, and each goes to the fullest row that has room for it
 (best fit decreasing), which leaves little padding and is the same each time.
 
 On disk a row is one ArrayRecord record as in data/pack.py, with 4 channels instead of 3: tokens, targets, segment ids,
@@ -12,7 +12,6 @@ B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,9 @@ from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError
 from data.pack import row_dtype, write_rows
 from data.tokenizer import Tokenizer
 
-GROUP = 8192  # examples that are packed together
+# Examples that are packed together: so many of them, or of their tokens, which bounds memory (by 9 bytes a token).
+GROUP, GROUP_TOKENS = 8192, 1 << 24
+BLOCK_TOKENS = 1 << 20  # of rows that are handed over together
 
 
 class Example(NamedTuple):
@@ -155,27 +156,45 @@ def prefixed(example: Example, prefix: Sequence[int]) -> Example:
 
 def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
     """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side."""
-    examples = iter(examples)
-    while group := list(islice(examples, GROUP)):
-        sizes_NS = np.array([example.sizes() for example in group])
-        place = best_fit(sizes_NS, seq_len)
-        rows = np.zeros((place.max() + 1, channels, seq_len), dtype)
-        used = np.zeros((len(rows), 2), int)
-        segments = np.zeros(len(rows), int)
-        for row, example in zip(place, group, strict=True):
-            segments[row] += 1
-            begin, end = used[row, 0], used[row, 0] + len(example.tokens)
-            target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
-            for channel, values in enumerate((example.tokens, target_bits, segments[row])):
-                rows[row, channel, begin:end] = values
-            rows[row, 3, begin:end] |= example.marks  # both sides share the channel
-            used[row, 0] = end
-            if channels == 6:
-                begin, end = used[row, 1], used[row, 1] + len(example.source)
-                rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
-                rows[row, 3, begin:end] |= example.source_marks
-                used[row, 1] = end
-        yield rows
+    count = max(BLOCK_TOKENS // seq_len, 1)
+    for group in _groups(examples):
+        place = best_fit(np.array([example.sizes() for example in group]), seq_len)
+        for first in range(0, place.max() + 1, count):
+            rows = np.zeros((min(count, place.max() + 1 - first), channels, seq_len), dtype)
+            mine = np.flatnonzero((place >= first) & (place < first + count))
+            _fill(rows, place[mine] - first, [group[i] for i in mine])
+            yield rows
+
+
+def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    group, tokens = [], 0
+    for example in examples:
+        group.append(example)
+        tokens += max(example.sizes())
+        if len(group) == GROUP or tokens >= GROUP_TOKENS:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
+
+
+def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[Example]) -> None:
+    """Writes each example into its row of `rows`, behind those before it."""
+    used = np.zeros((len(rows), 2), int)
+    segments = np.zeros(len(rows), int)
+    for row, example in zip(place, examples, strict=True):
+        segments[row] += 1
+        begin, end = used[row, 0], used[row, 0] + len(example.tokens)
+        target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
+        for channel, values in enumerate((example.tokens, target_bits, segments[row])):
+            rows[row, channel, begin:end] = values
+        rows[row, 3, begin:end] |= example.marks  # both sides share the channel
+        used[row, 0] = end
+        if example.source is not None:
+            begin, end = used[row, 1], used[row, 1] + len(example.source)
+            rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
+            rows[row, 3, begin:end] |= example.source_marks
+            used[row, 1] = end
 
 
 def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +56,7 @@ def unpacked(rows: np.ndarray) -> list[tuple]:
 @pytest.mark.parametrize("sides", [1, 2])
 def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
     monkeypatch.setattr(examples, "GROUP", 64)
+    monkeypatch.setattr(examples, "BLOCK_TOKENS", 256)
     given = some_examples(200, 32, sides)
     rows = np.concatenate(list(pack(given, 32, 2 * sides + 2, np.dtype("<u2"))))
     parts = lambda example: (
@@ -64,6 +66,20 @@ def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
     expected = [tuple(tuple(map(int, part)) for part in parts(example)) for example in given]
     assert sorted(unpacked(rows)) == sorted(expected)
     check(from_rows(rows), 500)
+
+
+def test_packing_takes_little_memory(monkeypatch):
+    monkeypatch.setattr(examples, "GROUP_TOKENS", 1 << 18)
+    monkeypatch.setattr(examples, "BLOCK_TOKENS", 1 << 16)
+    array = lambda dtype: np.ones(4096, dtype)
+    given = (Example(array(np.int32), array(np.int32), array(np.uint8)) for _ in range(512))
+    tracemalloc.start()
+    rows = sum(len(block) for block in pack(given, 4096, 4, np.dtype("<u2")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 512 and peak < 2 * (9 << 18) + 2 * (
+        8 << 16
+    )  # bytes of a group, and of a block; and of the next ones
 
 
 def test_little_is_padding():
