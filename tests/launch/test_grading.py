@@ -154,9 +154,7 @@ def test_the_model_reads_what_it_read_before_the_last_answer_in_training(kind, e
     config.data.pairs.prefix = "translate: "
     encoding = kinds.KINDS[kind].encoding(config.data[kind].to_dict(), Context(words, 256, encoder, None))
     example = encoding.encode(RECORDS[kind])
-    begins = (
-        max(np.flatnonzero(example.weights == 0), default=-1) + 1
-    )  # the token that the last answer is said at first
+    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that the last answer is said at first
     given = prompts.of_examples(config, words, kind, [RECORDS[kind]], encoder)
     assert given.prompts == [example.tokens[: begins + 1].tolist()]
     assert given.sources == ([example.source.tolist()] if encoder else None)
