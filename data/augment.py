@@ -32,7 +32,7 @@ _STREAM = 1 << 62  # added to the seed, so that corruption of text draws other n
 
 class Augmentation:
     """(batch, which tokens are content, places [B], seed) -> Batch. The content [B, T] is of the encoder's tokens where
-    there is one: it reads what is asked."""
+    there is one: it reads what is asked. Content that stands together is a text: words change places in it."""
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, float]):
         self.description = repr(settings)  # tells one stream of batches from another
@@ -44,34 +44,31 @@ class Augmentation:
 
     def __call__(self, batch: Batch, content: np.ndarray, places: np.ndarray, seed: int) -> Batch:
         side = "encoder_" if "encoder_tokens" in batch else ""
-        names = [side + "tokens", side + "segment_ids"] + [name for name in ("targets", "weights") if not side]
-        tokens, segments = batch[side + "tokens"], batch[side + "segment_ids"]
-        known = np.minimum(tokens, len(self._special) - 1)
-        special, continues = self._special[known], self._continues[known]
-        free = content & ~special
-        if not side:
-            free &= batch["weights"] == 0
-        begins = segments > 0
-        follows = ~special[:, :-1] & (segments[:, 1:] == segments[:, :-1])
-        follows &= content[:, 1:] == content[:, :-1]  # what a template writes is no part of a word beside it
-        begins[:, 1:] &= ~(continues[:, 1:] & follows)
+        own = [name for name in batch if name.startswith("encoder_") == bool(side) and name != side + "positions"]
+        segments = batch[side + "segment_ids"]
+        known = np.minimum(batch[side + "tokens"], len(self._special) - 1)
+        continues, content = self._continues[known], content & ~self._special[known]
+        free = content if side else content & (batch["weights"] == 0)
+        edges = np.ones(content.shape, bool)  # of texts: what a template writes is none with what stands beside it
+        edges[:, 1:] = (content[:, 1:] != content[:, :-1]) | (segments[:, 1:] != segments[:, :-1])
+        begins = (segments > 0) & (edges | ~continues)
+        texts = np.cumsum(edges).reshape(edges.shape)
         numbers = np.split(random_numbers(seed + _STREAM, places, 3 * free.shape[1]), 3, axis=1)
-        changed = self._changed({name: batch[name] for name in names}, free, begins, begins & continues, numbers)
+        changed = self._changed({name: batch[name] for name in own}, side, free, texts, begins, continues, numbers)
         return batch | changed | {side + "positions": positions(changed[side + "segment_ids"])}
 
-    def _changed(self, arrays: Batch, free, begins, fixed, numbers: list[np.ndarray]) -> Batch:
-        """`begins`: where words begin; `fixed`: where those do that can't stand behind other words."""
-        (tokens_name, tokens), (_, segments), *_ = arrays.items()
-        count, width = tokens.shape
-        real = segments > 0
+    def _changed(self, arrays: Batch, side: str, free, texts, begins, continues, numbers: list[np.ndarray]) -> Batch:
+        """`texts`: numbers of them, over the batch; `begins`: where words begin."""
+        tokens_name, real = side + "tokens", arrays[side + "segment_ids"] > 0
+        count, width = real.shape
         # Words are numbered over the whole batch: row * T + their number in the row.
         word = np.maximum(np.cumsum(begins, axis=1) - 1, 0) + np.arange(count)[:, None] * width
         flat = lambda condition: np.bincount(word[condition], minlength=count * width) > 0
         free_W = flat(free) & ~flat(real & ~free)
         text_W = np.zeros(count * width, np.int64)  # which text of the batch a word is of
-        text_W[word[real]] = (segments + np.arange(count)[:, None] * (width + 1))[real]
+        text_W[word[real]] = texts[real]
         deleted_W = _deleted(numbers[0].reshape(-1), free_W, text_W, self._rates["delete"])
-        movable_W = free_W & ~deleted_W & ~flat(fixed)
+        movable_W = free_W & ~deleted_W & ~flat(begins & continues)  # the rest needs what stands before it
         place_W = _swapped(numbers[1].reshape(-1), movable_W, text_W, self._rates["swap"])
         gone = ~real | deleted_W[word]
         place = np.where(gone, count * width, place_W[word])
@@ -81,7 +78,7 @@ class Augmentation:
         changed = {name: np.where(gone, a.dtype.type(0), moved(a)) for name, a in arrays.items()}
         if self._rates["mask"]:
             hidden = _hidden(numbers[2], free & ~gone, place, self._rates["mask"])
-            changed[tokens_name] = np.where(hidden, tokens.dtype.type(self._mask_id), changed[tokens_name])
+            changed[tokens_name] = np.where(hidden, np.int32(self._mask_id), changed[tokens_name])
         return changed
 
 

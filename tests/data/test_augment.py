@@ -178,7 +178,7 @@ TALK = [
     ("system", "Be kind."),
     ("user", "zqa zqb zqc zqd"),
     ("assistant", "It is."),
-    ("user", "zqe zqf"),
+    ("user", "zqe zqf zqg"),
     ("assistant", "No."),
 ]
 
@@ -225,6 +225,7 @@ def check_frame(tokenizer, rows):
     for rates, changed in (({"delete": 0.4}, set(words)), ({"swap": 0.5}, set(words) - firsts)):
         after = list(parts(run(tokenizer, rows, **rates)))
         assert {rest for _, rest in after} == {frame}
+        assert all({*found[:4]} == {*words[:4]} for found, _ in after if "swap" in rates)  # each in its own message
         assert {word for found, _ in after for i, word in enumerate(words) if found[i : i + 1] != [word]} == changed
     masked = run(tokenizer, rows, mask=0.3)[side + "tokens"] == tokenizer.mask_id
     hidden = {backend.id_to_token(int(i)) for i in from_rows(rows)[side + "tokens"][masked]}
