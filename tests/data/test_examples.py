@@ -5,15 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data import corrupt, examples, kinds
+from data import corrupt, examples
 from data import tokenizer as tokenizers
 from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError, check, from_rows, marked
 from data.examples import Example, best_fit, cut, pack, widened
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import load, prepare
-from data.records import RecordSource, read_file
-from data.sources import BadLines
 
 
 def quiet(line: str) -> None:
@@ -260,61 +258,6 @@ def test_a_batch_without_weights_shows_its_first_example(pairs, settings, tmp_pa
 def test_rows_of_text_beside_an_encoder_are_all_of_weight_1():
     rows = np.array([[[5, 6, 0], [6, 7, 0], [1, 1, 0]]])
     assert from_rows(widened(rows, 4))["weights"].tolist() == [[1, 1, 0]]
-
-
-# Records
-
-
-def write(tmp_path, name: str, content: str):
-    path = tmp_path / name
-    path.write_text(content)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "found", "skipped"),
-    [
-        (
-            "a.csv",
-            'x,y\n1,"a\nb"\n\n2,"say ""c"""\n3\n',
-            [("line 2", "1", "a\nb"), ("line 5", "2", 'say "c"')],
-            "line 6",
-        ),
-        ("a.tsv", 'x\ty\n1\t"a\n2\tb"\n1\t2\t3\n', [("line 2", "1", '"a'), ("line 3", "2", 'b"')], "line 4: 3 fields"),
-        ("a.jsonl", '\ufeff{"x": 1, "y": 2}\n\n{"x": 1,}\n[]\n', [("line 1", 1, 2)], "line 3: not JSON"),
-        ("a.json", '[{"x": 1, "y": 2}, 3]', [("item 1", 1, 2)], "item 2: a JSON object is expected, not int"),
-    ],
-)
-def test_records_are_named_by_line_or_item(tmp_path, name, content, found, skipped):
-    bad = BadLines(10)
-    records = list(read_file(write(tmp_path, name, content), bad))
-    assert records == [(where, {"x": x, "y": y}) for where, x, y in found]
-    assert skipped in bad.first[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "a.csv",
-            "in,answer\na,b\n",
-            r"a\.csv, line 1: no field 'out', only in, answer; set config\.data\.pairs\.target",
-        ),
-        ("a.csv", 'in,out\na,"b" c\n', r"a\.csv, line 2: .*Mend the quotes"),
-        ("a.csv", "in,in\na,b\n", "two columns have one name"),
-        ("a.json", '{"in": "a"}', "a JSON array of objects is expected, not dict"),
-        ("a.json", '{"in": "a"}\n{"in": "b"}', r"line 2: not JSON .*name it \.jsonl"),
-        ("a.jsonl", '{"in": "a", "out": " "}\n', r"a\.jsonl, line 1: field 'out' is empty"),
-        ("a.jsonl", '{"in": "a", "out": 3}\n', r"line 1: field 'out' is not a string but int"),
-        ("a.jsonl", '{"in": "a"}\n', r"line 1: no field 'out', only in"),
-        ("a.jsonl", '{"in": "a", "out": "\\ud800"}\n', "line 1: .*surrogates"),
-        ("a.txt", "a", r"unknown kind of file; these can be read: \.csv"),
-    ],
-)
-def test_what_cannot_be_a_pair_is_named_by_file_and_line(tmp_path, name, content, message):
-    parse = lambda record: kinds.KINDS["pairs"].parse(record, {"source": "in", "target": "out"})
-    with pytest.raises(DataError, match=message):
-        list(RecordSource(str(write(tmp_path, name, content)), parse, None).documents(BadLines(0)))
 
 
 @pytest.mark.parametrize(
