@@ -1,6 +1,7 @@
 """From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import jax
@@ -127,6 +128,12 @@ def objective(config: ConfigDict):
     name = settings.pop("name")
     if name not in OBJECTIVES:
         raise ConfigError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    if unknown := [field for field in settings if field not in known]:
+        raise ConfigError(
+            f"config.objective.{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin "
+            "with a config of it (of labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
+        )
     with checking("config.objective"):
         return OBJECTIVES[name](**settings)
 
