@@ -122,6 +122,24 @@ def test_the_commands(trained, tmp_path):
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [(row[0], row[2]) for row in rows] == [("sport", "the team, the ball"), ("sky", "star")], done.stderr
     assert all(0.5 < float(row[1]) <= 1 for row in rows)
+    (tmp_path / "new.txt").write_text("the ball\x0cteam\u2028goal\r\n\nmoon and star\n")  # two texts
+    done = run("classify", f"--file={tmp_path / 'new.txt'}", "--step=48")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("sport", "the ball team goal"), ("sky", "moon and star")], (
+        done.stderr
+    )
+    (tmp_path / "other.jsonl").write_text('{"title": "the ball"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": "the ball"}\n{\n')
+    (tmp_path / "none.csv").write_text("text\n")
+    for flag, words in (
+        ("--text=a --step=7", "holds no step '7'"),
+        (f"--file={tmp_path / 'other.jsonl'}", "line 1: no field 'text', only title; name a field as in the data of"),
+        (f"--file={tmp_path / 'broken.jsonl'}", "broken.jsonl, line 2: "),
+        (f"--file={tmp_path / 'none.csv'}", "none.csv holds no texts"),
+    ):
+        done = run("classify", *flag.split())
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and "config." not in done.stderr
     shown = run("evaluate").stdout
     assert "accuracy of always saying the most frequent class" in shown and "Matthews correlation" in shown
 
