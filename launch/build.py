@@ -42,12 +42,14 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
     return model
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Everything that can be known before data are prepared and programs compiled."""
-    check_batch(config, mesh)
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
+    """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
+    if mesh is not None:
+        check_batch(config, mesh)
     model = model_config(config, tokenizer_size=1, num_labels=config.model.get("num_labels") or 1)
-    with checking("config.mesh"):
-        model.check_mesh(dict(mesh.shape))
+    if mesh is not None:
+        with checking("config.mesh"):
+            model.check_mesh(dict(mesh.shape))
     (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
     _check_training(config, model)
     objective(config)
