@@ -6,11 +6,8 @@ python -m launch.train --config=configs/adapter.py --config.init_from=DIR --conf
 from ml_collections import ConfigDict
 
 from configs import sft
+from configs.methods import tuned
 
 
-def get_config(size: str = "tiny") -> ConfigDict:
-    config = sft.get_config(size)
-    config.adapt = ConfigDict(dict(method="adapter", placement="pfeiffer", reduction=16, activation="relu"))
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.0
-    return config
+def get_config() -> ConfigDict:
+    return tuned(sft.get_config(), "adapter")

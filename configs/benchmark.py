@@ -12,6 +12,7 @@ SIZE-lora and SIZE-qlora train low-rank adapters (rank 8, of all linear layers o
 from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
+from configs.methods import LORA
 from configs.sizes import SIZES
 
 _GPT2 = dict(SIZES["gpt2"], num_kv_heads=0, head_dim=0)
@@ -25,10 +26,7 @@ _SIZES = {
     ),
 }
 _SHAPES = {"small": (16, 256), "llama": (16, 256), "gpt2": (4, 256), "one_b": (8, 2048)}
-
-
-_LORA = dict(method="lora", rank=8, alpha=16.0)
-_METHODS = {"": {}, "lora": _LORA, "qlora": dict(_LORA, base="nf4")}
+_METHODS = {"": {}, "lora": LORA, "qlora": dict(LORA, base="nf4")}
 
 
 def get_config(size: str = "small") -> ConfigDict:

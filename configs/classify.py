@@ -3,18 +3,23 @@
     python -m launch.train --config=configs/classify.py --config.data.path=news.csv --workdir=runs/news
 
 The argument is a size of configs/sizes/, of a decoder or an encoder; with --config.init_from=DIR architecture and
-parameters are those of that workdir. Numbers are learnt with --config.data.labels.kind=number, words with =token; the
-fields of other data, their split and a second text are named by the others of config.data.labels (data/labels.py).
+parameters are those of that workdir. Over such a model it may also be a method of configs/methods.py, such as lora,
+which then trains beside the head alone.
+
+Numbers are learnt with --config.data.labels.kind=number, words with =token; the fields of other data, their split and a
+second text are named by the others of config.data.labels (data/labels.py).
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import base
+from configs.methods import METHODS, tuned
 from configs.sizes import DECODERS, ENCODERS, sized
 
 
-def get_config(size: str = "tiny_encoder") -> ConfigDict:
-    config = base(sized(size, DECODERS | ENCODERS))
+def get_config(argument: str = "tiny_encoder") -> ConfigDict:
+    size = "tiny_encoder" if argument in METHODS else argument
+    config = base(sized(size, DECODERS | ENCODERS, tuple(METHODS)))
     config.model.head = ""  # by config.data.labels.kind
     config.model.num_labels = 0  # as many as the data have
     config.model.dropout = 0.1
@@ -25,4 +30,4 @@ def get_config(size: str = "tiny_encoder") -> ConfigDict:
     config.data.format = "labels"
     config.data.validation = 0.1
     config.eval_rows = 0  # all
-    return config
+    return tuned(config, argument) if argument in METHODS else config

@@ -6,12 +6,8 @@ python -m launch.train --config=configs/prompt.py --config.init_from=DIR --confi
 from ml_collections import ConfigDict
 
 from configs import sft
+from configs.methods import tuned
 
 
-def get_config(size: str = "tiny") -> ConfigDict:
-    config = sft.get_config(size)
-    config.adapt = ConfigDict(dict(method="prompt", length=20))
-    config.adapt.init_text = ""  # what they begin as, repeated or cut; empty: vectors of tokens drawn at random
-    config.optimizer.learning_rate = 0.3
-    config.optimizer.weight_decay = 0.0
-    return config
+def get_config() -> ConfigDict:
+    return tuned(sft.get_config(), "prompt")

@@ -5,12 +5,9 @@ python -m launch.train --config=configs/qlora.py --config.init_from=DIR --config
 
 from ml_collections import ConfigDict
 
-from configs import lora
+from configs import sft
+from configs.methods import tuned
 
 
-def get_config(size: str = "tiny") -> ConfigDict:
-    config = lora.get_config(size)
-    config.adapt.update(rank=64, alpha=16.0, base="nf4", double_quantization=True)  # base: nf4, int8, float
-    config.model.param_dtype = "bfloat16"  # of what is not quantized: tables, norms
-    config.optimizer.learning_rate = 2e-4
-    return config
+def get_config() -> ConfigDict:
+    return tuned(sft.get_config(), "qlora")

@@ -3,21 +3,24 @@
     python -m launch.train --config=configs/text2text.py --config.data.path=pairs.jsonl --workdir=runs/text2text
 
 The argument is a size of configs/sizes/, of an encoder-decoder or a decoder; with --config.init_from=DIR architecture
-and parameters are those of that workdir, such as an imported T5.
+and parameters are those of that workdir, such as an imported T5. Over such a model it may also be a method of
+configs/methods.py, such as lora, which then trains alone.
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import base
+from configs.methods import METHODS, tuned
 from configs.sizes import DECODERS, ENCODER_DECODERS, sized
 
 
-def get_config(size: str = "tiny_encdec") -> ConfigDict:
-    config = base(sized(size, ENCODER_DECODERS | DECODERS))
+def get_config(argument: str = "tiny_encdec") -> ConfigDict:
+    size = "tiny_encdec" if argument in METHODS else argument
+    config = base(sized(size, ENCODER_DECODERS | DECODERS, tuple(METHODS)))
     config.data.sources = ()
     config.data.path = ""  # .csv, .tsv, .jsonl or .json with the fields of config.data.pairs
     config.data.format = "pairs"
     config.batch_size = 8
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.0
-    return config
+    return tuned(config, argument) if argument in METHODS else config

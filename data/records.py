@@ -28,7 +28,12 @@ csv.field_size_limit(1 << 30)  # a document may stand in one field
 
 
 class MissingField(ValueError):
-    """A record has no field of the name that is asked for."""
+    """A record has no field of the name that is asked for: `what` says so, and the message also what to do in a config,
+    whose field `setting` gives the name."""
+
+    def __init__(self, name: str, record: Mapping[str, Any], setting: str):
+        self.what = f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}"
+        super().__init__(f"{self.what}; set config.{setting} to one of them")
 
 
 class RecordSource:
@@ -146,7 +151,5 @@ def _table(stream, file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[
 def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
     """The field `name` of a record; MissingField where it has none. `setting` is what names it in the config."""
     if name not in record:
-        raise MissingField(
-            f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}; set config.{setting} to one of them"
-        )
+        raise MissingField(name, record, setting)
     return record[name]

@@ -1,6 +1,7 @@
 """From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import jax
@@ -41,12 +42,14 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
     return model
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Everything that can be known before data are prepared and programs compiled."""
-    check_batch(config, mesh)
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
+    """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
+    if mesh is not None:
+        check_batch(config, mesh)
     model = model_config(config, tokenizer_size=1, num_labels=config.model.get("num_labels") or 1)
-    with checking("config.mesh"):
-        model.check_mesh(dict(mesh.shape))
+    if mesh is not None:
+        with checking("config.mesh"):
+            model.check_mesh(dict(mesh.shape))
     (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
     _check_training(config, model)
     objective(config)
@@ -127,6 +130,12 @@ def objective(config: ConfigDict):
     name = settings.pop("name")
     if name not in OBJECTIVES:
         raise ConfigError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    if unknown := [field for field in settings if field not in known]:
+        raise ConfigError(
+            f"config.objective.{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin "
+            "with a config of it (of labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
+        )
     with checking("config.objective"):
         return OBJECTIVES[name](**settings)
 

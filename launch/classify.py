@@ -22,6 +22,7 @@ from data import records
 from data.batch import DataError
 from data.labels import text_fields
 from data.sources import BadLines
+from launch import early_stopping
 from launch.checking import ConfigError
 from launch.classifier import Classifier
 
@@ -29,6 +30,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what 
 _TEXT = flags.DEFINE_multi_string("text", [], "What to label; may stand several times. Words are split at spaces.")
 _PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, where a run has two.")
 _FILE = flags.DEFINE_string("file", None, "A file of texts to label.")
+_STEP = early_stopping.define_step()
+
+
+class _Refused(BadLines):
+    """Every text gets a line, so none is skipped."""
+
+    def add(self, where: str, why: str) -> None:
+        raise DataError(f"{where}: {why}.")
 
 
 def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
@@ -46,16 +55,18 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
         raise ConfigError(f"there is no file {path}")
     if path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
         yield from ((text, None) for text in _lines(filter(str.strip, lines), settings))
         return
     if not path.name.endswith(records.SUFFIXES):
         raise ConfigError(f"{path}: unknown kind of file; these can be read: .txt, {', '.join(records.SUFFIXES)}")
-    for where, record in records.read_file(path, BadLines(0)):
+    for where, record in records.read_file(path, _Refused(0)):
         try:
             fields = text_fields(record, settings)
+        except records.MissingField as error:
+            raise DataError(f"{path}, {where}: {error.what}; name a field as in the data of the run.") from error
         except ValueError as error:
             raise DataError(f"{path}, {where}: {error}.") from error
         yield fields.get("text", fields.get("tokens")), fields.get("pair")
@@ -66,8 +77,10 @@ def _lines(texts: Iterable[str], settings: dict) -> Iterable[str | list[str]]:
 
 
 def main() -> None:
-    classifier = Classifier(Path(_WORKDIR.value).absolute())
+    classifier = Classifier(Path(_WORKDIR.value).absolute(), _STEP.value)
     texts = list(given(classifier.settings))
+    if not texts:
+        raise DataError(f"{_FILE.value} holds no texts.")
     kind, names = classifier.labels["kind"], classifier.labels.get("names")
     shown = lambda text: text if isinstance(text, str) else " ".join(text)
     try:

@@ -30,7 +30,7 @@ from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop import registry
+from model.interop import registry, writer
 from model.interop.folder import Folder
 from train import state
 
@@ -114,6 +114,8 @@ def main() -> None:
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
     workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
+    if given[0] in ("to_hf", "to_peft"):
+        writer.check_new(other)  # before a model is read
     if given == ["from_hf"]:
         import_folder(other, workdir)
     elif given == ["to_hf"]:

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from data.prepare import Prepared
 from launch import build, init_from
+from launch.checking import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")
@@ -54,7 +55,11 @@ def summary(prepared: Prepared) -> str:
 
 
 def main() -> None:
-    config = init_from.resolve(_CONFIG.value, Path(_DATA_DIR.value))
+    chosen = config_flags.get_override_values(flags.FLAGS["config"])
+    if "data.dir" in chosen:
+        raise ConfigError("the folder is that of --data_dir; leave --config.data.dir out")
+    config = init_from.resolve(_CONFIG.value, Path(_DATA_DIR.value), chosen)
+    build.check(config, None)  # the run's devices may be elsewhere
     with config.unlocked():
         config.data.dir = _DATA_DIR.value
     print(summary(build.data(config, Path(_DATA_DIR.value))))

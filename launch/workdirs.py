@@ -18,7 +18,7 @@ from data import tokenizer
 from data.labels import num_scores
 from data.prepare import Prepared, load
 from launch.checking import ConfigError, checking
-from model import count
+from model import count, patterns
 from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
@@ -194,8 +194,9 @@ def architecture(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
         )
     with checking("config.model"):
         model = ModelConfig(**fields)
-        # Where the stacks are parted follows from what trains.
-        return dataclasses.replace(model, cuts=tuning(config).cuts(model, count.names(model)))
+    parted = tuning(config)  # where the stacks are parted follows from what trains
+    with checking("config"):
+        return dataclasses.replace(model, cuts=parted.cuts(model, count.names(model)))
 
 
 def prefix(config: ConfigDict) -> tuple[int, ...]:
@@ -212,9 +213,11 @@ def tuning(config: ConfigDict, words: tokenizer.Tokenizer | None = None) -> Tuni
     """
     fields = dict(config.get("adapt", {}))
     text = fields.pop("init_text", "")
+    with checking("config"):
+        train_only = patterns.checked(config.get("train_only", ()), "train_only", bool)
+        if "targets" in fields:
+            fields["targets"] = patterns.checked(fields["targets"], "adapt.targets", bool)
     with checking("config.adapt"):
         if text and words is not None:
             fields["init_ids"] = tuple(words.encode(text))
-        if "targets" in fields:
-            fields["targets"] = tuple((pattern, wanted) for pattern, wanted in fields["targets"])
-        return make_tuning(fields, tuple((pattern, wanted) for pattern, wanted in config.get("train_only", ())))
+        return make_tuning(fields, train_only)

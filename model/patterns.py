@@ -47,43 +47,61 @@ def aliases(config: ModelConfig, name: str) -> list[str]:
     return [f"{stack}/layer/{number}/{number - depth}/{inner}" for number in numbers]
 
 
-def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules) -> dict[str, list]:
-    """The values of each array's layers.
+def checked(given: Any, name: str, kind: type) -> Rules:
+    """`given`, which a config calls `name`, as rules whose values are of this kind: bool or float.
 
     Raises:
-      ValueError: a parameter that no pattern matches, or a pattern that is no regular expression.
+      ValueError: it is no such list.
     """
+    kinds, words = {bool: ({bool}, "True or False"), float: ({int, float}, "a number")}[kind]
     try:
-        compiled = [(re.compile(pattern), value) for pattern, value in rules]
+        rules = tuple((re.compile(pattern).pattern, value) for pattern, value in given)
+        if wrong := [value for _, value in rules if type(value) not in kinds]:
+            raise ValueError(f"{wrong[0]!r} is not {words}")
     except (re.error, TypeError, ValueError) as error:
-        raise ValueError(f"{rules!r} is no list of (regular expression, value): {error}") from error
+        form = ((".*", kind(1)),)
+        raise ValueError(
+            f"{name} must be pairs of a regular expression and {words}, like {form}, not {given!r}: {error}"
+        ) from error
+    return rules
+
+
+def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> dict[str, list]:
+    """The values of each array's layers.
+
+    Args:
+      of: what a config calls the list.
+
+    Raises:
+      ValueError: a parameter that no pattern matches.
+    """
 
     def value(alias: str):
-        for pattern, value in compiled:
-            if pattern.search(alias):
+        for pattern, value in rules:
+            if re.search(pattern, alias):
                 return value
-        raise ValueError(f'no pattern matches parameter {alias}; end the list with (".*", ...)')
+        raise ValueError(f'no pattern of {of} matches parameter {alias}; end the list with (".*", ...)')
 
     return {name: [value(alias) for alias in aliases(config, name)] for name in names}
 
 
-def by_array(config: ModelConfig, names: Iterable[str], rules: Rules) -> dict[str, Any]:
+def by_array(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> dict[str, Any]:
     """The value of each array.
 
     Raises:
       ValueError: as `by_layer`, or layers of one array get different values.
     """
-    found = by_layer(config, names, rules)
+    found = by_layer(config, names, rules, of)
     for name, values in found.items():
         if any(value != values[0] for value in values):
-            raise ValueError(f"the layers of {name} get different values, {values}; this list can't tell them apart")
+            raise ValueError(f"{of} gives the layers of {name} different values, {values}; it can't tell them apart")
     return {name: values[0] for name, values in found.items()}
 
 
-def cuts(config: ModelConfig, names: Iterable[str], rules: Rules) -> tuple[int, ...]:
+def cuts(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> tuple[int, ...]:
     """Layers at which the values change from the layer before: where a stack must be parted."""
     values: dict[tuple[str, str], dict[int, Any]] = {}
-    for name, found in by_layer(config, names, rules).items():
+    for name, found in by_layer(config, names, rules, of).items():
         if (where := layers(config, name)) is not None:
             stack, numbers, inner = where
             values.setdefault((stack, inner), {}).update(zip(numbers, found, strict=True))

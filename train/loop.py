@@ -69,6 +69,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
     """
     window, clock, pending, evaluation = _Window(loop.get("window")), Clock(step), None, None
     first = step
+    due = lambda every, at: every and (at % every == 0 or at == schedule.steps)
 
     def read(pending) -> None:
         """Take in the result of an earlier step; log it where due."""
@@ -83,7 +84,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             )
         if at == first + 1:
             clock.skip(at)  # it was compiling
-        if at % schedule.log_every == 0 or at == schedule.steps:
+        if due(schedule.log_every, at):
             _log(at, window.flush(), clock.lap(at), parts)
 
     def save() -> None:
@@ -99,12 +100,11 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             if pending:
                 read(pending)
             pending, evaluation = (step, result), None
-            last = step == schedule.steps
-            due = lambda every, step=step, last=last: every and (step % every == 0 or last)
-            evaluating, saving = due(schedule.eval_every), due(schedule.checkpoint_every) or stop
+            evaluating, saving = due(schedule.eval_every, step), due(schedule.checkpoint_every, step) or stop
             if evaluating or saving:
                 read(pending)
                 pending = None
+                clock.lap(step)
                 if evaluating:
                     evaluation = parts.evaluate(state.model)
                     parts.writer.write(step, evaluation | window.flush_arrays())
@@ -115,12 +115,15 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 if saving:
                     save()
                 clock.skip(step)
+        if pending:
+            read(pending)
+            clock.lap(step)
         if stop:
-            if pending:
-                read(pending)
             save()
         elif arrays := window.flush_arrays():  # no evaluation has written them
             parts.writer.write(step, arrays)
+        if parts.stopping.ended and schedule.log_every and not due(schedule.log_every, step):
+            _log(step, window.flush(), clock.lap(step), parts)  # the last window; a run that goes on has all of it
         parts.checkpoints.wait()
         parts.writer.flush()
     return state, step, clock

@@ -65,7 +65,8 @@ def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformatio
     """Updates times the factor of their parameter, or of each layer's in an array of several."""
 
     def scale(path, u):
-        factors = jnp.asarray(patterns.by_layer(model, [weights.name(path)], rates)[weights.name(path)], u.dtype)
+        (factors,) = patterns.by_layer(model, [weights.name(path)], rates, "optimizer.rates").values()
+        factors = jnp.asarray(factors, u.dtype)
         return u * (factors.reshape(-1, *(1,) * (u.ndim - 1)) if len(factors) > 1 else factors[0])
 
     return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))
@@ -151,14 +152,16 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     """
     if o.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {o.name!r}; choose from {', '.join(OPTIMIZERS)}")
+    decay = patterns.checked(o.decay, "optimizer.decay", bool)
+    rates = patterns.checked(o.rates, "optimizer.rates", float)
 
     def mask(params):
-        decays = patterns.by_array(model, weights.by_name(params), o.decay)
+        decays = patterns.by_array(model, weights.by_name(params), decay, "optimizer.decay")
         return jax.tree.map_with_path(lambda path, _: decays[weights.name(path)], params)
 
     chain = OPTIMIZERS[o.name](rate, o, mask)
-    if any(factor != 1 for _, factor in o.rates):
-        chain = optax.chain(chain, _scaled_by_pattern(model, o.rates))
+    if any(factor != 1 for _, factor in rates):
+        chain = optax.chain(chain, _scaled_by_pattern(model, rates))
     if o.clip_norm:
         chain = optax.chain(optax.clip_by_global_norm(o.clip_norm), chain)
     return _corrected(chain, o.correction_rate)

@@ -18,8 +18,9 @@ ENCODER_DECODERS = {**tiny.ENCODER_DECODERS, **_ENCODER_DECODERS}
 SIZES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
 
-def sized(name: str, sizes: dict[str, dict]) -> dict:
-    """The fields of one of `sizes`, for a config whose argument is `name`."""
+def sized(name: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> dict:
+    """The fields of one of `sizes`, for a config whose argument is `name`; it could also be one of `methods`."""
     if name not in sizes:
-        raise ValueError(f"unknown size {name!r}; configs/sizes/ has {', '.join(sizes)}")
+        more = f"; over config.init_from also: {', '.join(methods)}" if methods else ""
+        raise ValueError(f"unknown size {name!r}; configs/sizes/ has {', '.join(sizes)}{more}")
     return sizes[name]

@@ -65,9 +65,10 @@ class Lora:
 
         leaves = jax.tree.leaves_with_path(model, is_leaf=_is_weight)
         matrices = [whole_name(path) for path, w in leaves if _dims(w)[1]]
-        chosen = {path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted}
+        wanted = by_array(model.config, matrices, self.targets, "adapt.targets")
+        chosen = {path for path in matrices if wanted[path]}
         if not chosen:
-            raise ValueError("targets: no pattern finds a weight of a linear layer")
+            raise ValueError("adapt.targets: no pattern finds a weight of a linear layer")
         return jax.tree.map_with_path(adapted, frozen(model), is_leaf=_is_weight)
 
 

@@ -37,7 +37,8 @@ class Tuning:
         Raises:
           ValueError: nothing would train, or the method does not fit the model.
         """
-        own = by_array(model.config, variables(model), self.train_only or (_HEADS if self.method else ((".*", True),)))
+        rules = self.train_only or (_HEADS if self.method else ((".*", True),))
+        own = by_array(model.config, variables(model), rules, "train_only")
         if self.method is not None:
             model = self.method.insert(model, key)
         model = marked(model, lambda name, trains: own.get(name, trains))
@@ -47,8 +48,9 @@ class Tuning:
 
     def cuts(self, config: ModelConfig, names) -> tuple[int, ...]:
         """Where the stacks must be parted, so that each array of a model as a whole trains or doesn't."""
-        lists = [self.train_only, self.method.targets if isinstance(self.method, Lora) else ()]
-        return tuple(sorted({cut for rules in lists if rules for cut in cuts(config, names, rules)}))
+        lists = {"train_only": self.train_only}
+        lists |= {"adapt.targets": self.method.targets} if isinstance(self.method, Lora) else {}
+        return tuple(sorted({cut for of, rules in lists.items() if rules for cut in cuts(config, names, rules, of)}))
 
 
 def make(fields: Mapping, train_only: Rules = ()) -> Tuning:

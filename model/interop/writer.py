@@ -14,6 +14,13 @@ from model.interop.folder import INDEX, SINGLE
 from model.interop.tensorfile import CheckpointFolderError, Tensor
 
 
+def check_new(path: str | os.PathLike) -> None:
+    """CheckpointFolderError where something is that Writer would not write over."""
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointFolderError(f"{path} exists and is not empty; choose another folder or remove it")
+
+
 class Writer:
     """Writes a checkpoint folder tensor by tensor, in any order, and gives it its name when it is whole.
 
@@ -49,8 +56,7 @@ class Writer:
         self._places: dict[str, Tensor] = {}
 
     def __enter__(self) -> "Writer":
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise CheckpointFolderError(f"{self.path} exists and is not empty; choose another folder or remove it")
+        check_new(self.path)
         with self._writing():
             if self._partial.exists():  # what a killed export left
                 shutil.rmtree(self._partial)

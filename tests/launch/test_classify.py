@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from configs import classify, pretrain_decoder
+from configs import classify, pretrain_decoder, search_lora
 from data.batch import DataError
-from launch import restore, workdirs
+from launch import build, restore, search, workdirs
 from launch.checking import ConfigError
 from launch.classifier import Classifier
 from launch.train import train
@@ -48,7 +48,8 @@ def news(tmp_path_factory):
 
 
 def small(data_dir, path, architecture="decoder", **labels):
-    config = shrink(classify.get_config("tiny" if architecture == "decoder" else "tiny_encoder"), data_dir, path)
+    argument = {"decoder": "tiny", "encoder": "tiny_encoder"}.get(architecture, architecture)
+    config = shrink(classify.get_config(argument), data_dir, path)
     config.model.num_kv_heads = 4
     config.data.update(sources=(), path=str(path), seq_len=64, split="document")
     config.data.labels.update(labels)
@@ -121,6 +122,24 @@ def test_the_commands(trained, tmp_path):
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [(row[0], row[2]) for row in rows] == [("sport", "the team, the ball"), ("sky", "star")], done.stderr
     assert all(0.5 < float(row[1]) <= 1 for row in rows)
+    (tmp_path / "new.txt").write_text("the ball\x0cteam\u2028goal\r\n\nmoon and star\n")  # two texts
+    done = run("classify", f"--file={tmp_path / 'new.txt'}", "--step=48")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("sport", "the ball team goal"), ("sky", "moon and star")], (
+        done.stderr
+    )
+    (tmp_path / "other.jsonl").write_text('{"title": "the ball"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": "the ball"}\n{\n')
+    (tmp_path / "none.csv").write_text("text\n")
+    for flag, words in (
+        ("--text=a --step=7", "holds no step '7'"),
+        (f"--file={tmp_path / 'other.jsonl'}", "line 1: no field 'text', only title; name a field as in the data of"),
+        (f"--file={tmp_path / 'broken.jsonl'}", "broken.jsonl, line 2: "),
+        (f"--file={tmp_path / 'none.csv'}", "none.csv holds no texts"),
+    ):
+        done = run("classify", *flag.split())
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and "config." not in done.stderr
     shown = run("evaluate").stdout
     assert "accuracy of always saying the most frequent class" in shown and "Matthews correlation" in shown
 
@@ -158,6 +177,26 @@ def test_a_language_model_becomes_a_classifier_whose_head_is_kept(language_model
     assert new == ["classifier/weight"]
     assert not np.array_equal(by_name(model)["classifier/weight"], first["classifier/weight"])
     np.testing.assert_array_equal(by_name(model)["norm/scale"], first["norm/scale"])
+
+
+def test_low_rank_adapters_and_a_new_head_train_over_a_frozen_model(language_model, news, data_dir, tmp_path):
+    config = small(data_dir, news, "lora")
+    search.check(search_lora.get_search(), config)
+    config.init_from, config.adapt.rank, config.steps = str(language_model), 4, 4
+    train(config, tmp_path / "run")
+    base, tuned = parameters(language_model), parameters(tmp_path / "run")
+    trained_here = {name for name in tuned if name.removesuffix("/base") not in base}
+    ranks = {tuned[name].shape[-1] for name in trained_here if name.endswith("/a")}
+    assert {name for name in trained_here if not name.endswith(("/a", "/b"))} == {"classifier/weight"} and ranks == {4}
+    for name, array in tuned.items():
+        if name not in trained_here:
+            np.testing.assert_array_equal(array, base[name.removesuffix("/base")])
+    prepared = workdirs.adopted(tmp_path / "run")
+    classifier, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
+    records = list(prepared.validation_records(prepared.sources[0]))
+    said = [names[row.argmax()] for (row,) in classifier((record["text"], None) for record in records)]
+    right = [name == record["label"] for name, record in zip(said, records, strict=True)]
+    assert np.mean(right) == pytest.approx(figures(tmp_path / "run")["validation/accuracy"])
 
 
 def test_numbers(news, data_dir, tmp_path):
@@ -216,5 +255,8 @@ def test_mistakes_between_kinds_of_runs(news, tiny, language_model, tmp_path):
     tiny.data.update(path=str(news), format="labels")
     with pytest.raises(ConfigError, match=r"'language' can't learn; use --config=configs/classify\.py"):
         train(tiny, tmp_path / "run")
+    tiny.objective.name = "labels"
+    with pytest.raises(ConfigError, match=r"z_loss is no field of objective 'labels', which has label_smoothing, "):
+        build.objective(tiny)
     with pytest.raises(ConfigError, match=r"gives no labels; train with --config=configs/classify\.py"):
         Classifier(language_model)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.methods import METHODS
 from launch.train import train
 from tests.launch.conftest import ARCHITECTURES, STEPS, shrink
 from tests.launch.test_train import losses
@@ -12,9 +13,9 @@ from train import metrics
 from train.checkpoint import Checkpoints
 
 # Of the others test_every_architecture_beats_token_frequencies, test_classify.py, test_grading.py and test_tuning.py
-# run more than two steps; search_lora is no config.
+# run more than two steps; search_lora and methods are no configs.
 FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {
-    *("__init__", "base", "pretrain_moe", "pretrain_encoder", "pretrain_encdec", "search_lora"),
+    *("__init__", "base", "pretrain_moe", "pretrain_encoder", "pretrain_encdec", "search_lora", "methods"),
     *("classify", "text2text", "sft", "lora", "adapter", "prompt", "qlora"),
 }
 ARGUMENTS = {"pretrain_decoder": ["gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}
@@ -37,6 +38,18 @@ def test_two_steps(name, argument, data_dir, corpus, tmp_path):
 def test_unknown_sizes_are_named(name):
     with pytest.raises(ValueError, match=r"unknown size 'huge'.*(tiny|small)"):
         importlib.import_module(f"configs.{name}").get_config("huge")
+
+
+@pytest.mark.parametrize("name", ["classify", "text2text"])
+def test_methods_are_those_of_their_own_configs(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    for method in METHODS:
+        own, found = importlib.import_module(f"configs.{method}").get_config(), get_config(method)
+        assert found.adapt == own.adapt and found.model.param_dtype == own.model.param_dtype
+        assert found.optimizer.learning_rate == own.optimizer.learning_rate and not found.optimizer.weight_decay
+        assert (found.objective, found.data) == (get_config().objective, get_config().data)
+    with pytest.raises(ValueError, match=r"unknown size 'lroa'.*; over config\.init_from also: lora, qlora, adapter"):
+        get_config("lroa")
 
 
 def test_a_decoder_is_not_made_from_the_size_of_an_encoder():

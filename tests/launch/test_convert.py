@@ -70,6 +70,9 @@ def test_in_and_out(folder, tmp_path):
         workdirs.adopted(tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
         convert(tmp_path / "run", from_hf=folder)
+    for target in ("to_hf", "to_peft"):  # before the workdir is looked at
+        full = command(workdir=tmp_path / "nothing", **{target: tmp_path / "out"})
+        assert full.stderr == f"error: {tmp_path / 'out'} exists and is not empty; choose another folder or remove it\n"
     absent = command(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
     assert absent.returncode == 1 and "Traceback" not in absent.stderr
     assert absent.stderr.startswith("error: there is no folder") and not (tmp_path / "new").exists()

@@ -23,7 +23,7 @@ def ruined(tiny):
     """A rate that ruins the model after a few steps; evaluated at every 2nd, saved at none for its number."""
     tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 40, 2, 1000, 1
     tiny.optimizer.update(schedule="constant", learning_rate=0.3, warmup_steps=0)
-    tiny.early_stopping.patience = 3
+    tiny.early_stopping.patience, tiny.log_every = 3, 1000
     return tiny
 
 
@@ -54,6 +54,8 @@ def test_ends_after_three_evaluations_without_a_better_one(ruined, ended, capsys
     best = min(losses, key=losses.get)
     assert max(losses) == best + 3 * ruined.eval_every < ruined.steps
     assert kept(workdir) == {best, best + 6}
+    (logged,) = (row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row)
+    assert logged["step"] == best + 6  # the last window, though it is not whole
     words = f"validation/loss was best at step {best} ({losses[best]:.4g})"
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["best"] == {"metric": "validation/loss", "value": losses[best], "step": best}

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +106,25 @@ def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     with pytest.raises(ConfigError, match=rf"says otherwise; leave these flags out:\n  config.{field}: "):
         train(tiny, tmp_path / "run", [field, "model.dtype", "optimizer.learning_rate"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        (
+            "--config.model.num_layers=7",
+            "says otherwise; leave these flags out:\n  config.model.num_layers: 3 there, 7 now",
+        ),
+        ("--config.data.seq_len=64", "config.data.seq_len 64 is longer than config.model.max_length 48"),
+        ("--config.data.dir=elsewhere", "leave --config.data.dir out"),
+    ],
+)
+def test_launch_prepare_refuses_what_training_would(imported, tmp_path, flag, words):
+    command = [sys.executable, "-m", "launch.prepare", "--config=configs/sft.py", f"--config.init_from={imported[0]}"]
+    command += ["--config.data.path=absent.json", f"--data_dir={tmp_path / 'data'}", "--config.mesh.fsdp=64", flag]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_mistakes(tiny, imported, tmp_path):

@@ -247,11 +247,12 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
     assert not any("validation/bits_per_byte" in row for row in rows)
 
 
-def test_loads_of_experts_without_evaluations(tiny, tmp_path, capsys):
-    """They are written once, at the end; and what is missing to keep them even is said."""
+def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):
+    """They are written once, at the end, and nothing else is; and what is missing to keep them even is said."""
     tiny.model.update(mlp_pattern=("sparse",), experts=dict(count=4, per_token=2, mlp_dim=16))
-    tiny.steps, tiny.eval_every = 3, 0
+    tiny.steps, tiny.eval_every, tiny.log_every, tiny.checkpoint_every = 3, 0, 0, 0
     train(tiny, tmp_path)
+    assert not losses(tmp_path) and 0 < json.loads((tmp_path / "summary.json").read_text())["goodput"] < 1
     (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
     assert np.shape(loads) == (2, 4)
     assert "note: nothing keeps the load of the experts even" in capsys.readouterr().out

@@ -212,8 +212,21 @@ def test_refuses(base, data_dir, examples, tmp_path):
         ("lora", {"adapt.rank": 0}, "config.adapt: rank is 0"),
         ("lora", {"adapt.targets": (("nothing", True), (".*", False))}, "no pattern finds a weight"),
         ("sft", {"train_only": ((".*", False),)}, "no parameter would train"),
-        ("sft", {"train_only": (("[", True),)}, "no list of"),
-        ("sft", {"optimizer.rates": (("norm", 0.5),)}, "end the list with"),
+        ("sft", {"train_only": (("[", True),)}, r"config: train_only must be pairs .*: unterminated character set"),
+        (
+            "sft",
+            {"train_only": (".*", False)},
+            r"config: train_only must be pairs of .*, like \(\('.\*', True\),\), not",
+        ),
+        ("lora", {"adapt.targets": ("attention", True)}, "config: adapt.targets must be pairs of"),
+        (
+            "lora",
+            {"adapt.targets": (("attention", True),)},
+            "config: no pattern of adapt.targets matches .* end the list",
+        ),
+        ("sft", {"train_only": (("norm", True),)}, "config: no pattern of train_only matches"),
+        ("sft", {"optimizer.rates": (("norm", 0.5),)}, "config.optimizer: no pattern of optimizer.rates matches"),
+        ("sft", {"optimizer.decay": ("norm", True)}, "config.optimizer: optimizer.decay must be pairs of"),
     ):
         with pytest.raises(ConfigError, match=words):
             train(configured(name, base, data_dir, examples, **fields), tmp_path / "run")

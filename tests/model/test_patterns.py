@@ -1,11 +1,12 @@
 """Patterns over parameters: names layer by layer, where lists part the stacks, and what they refuse."""
 
 import dataclasses
+import re
 
 import pytest
 
 from model import count
-from model.patterns import aliases, by_array, by_layer, cuts
+from model.patterns import aliases, by_array, by_layer, checked, cuts
 from tests.model import tiny
 
 LLAMA = dataclasses.replace(tiny.LLAMA, num_layers=5)
@@ -41,8 +42,8 @@ def test_one_array_of_shared_layers_has_one_name():
 
 def test_the_first_pattern_that_is_found_decides():
     rules = (("layer/0/", 1), ("/-1/", 2), (".*", 3))
-    assert by_layer(LLAMA, [QUERY, "norm/scale"], rules) == {QUERY: [1, 3, 3, 3, 2], "norm/scale": [3]}
-    assert by_array(LLAMA, [QUERY], (("query", True), (".*", False))) == {QUERY: True}
+    assert by_layer(LLAMA, [QUERY, "norm/scale"], rules, "") == {QUERY: [1, 3, 3, 3, 2], "norm/scale": [3]}
+    assert by_array(LLAMA, [QUERY], (("query", True), (".*", False)), "") == {QUERY: True}
 
 
 @pytest.mark.parametrize(
@@ -56,15 +57,15 @@ def test_the_first_pattern_that_is_found_decides():
     ],
 )
 def test_cuts_are_where_values_change(rules, expected):
-    assert cuts(LLAMA, count.names(LLAMA), rules) == expected
+    assert cuts(LLAMA, count.names(LLAMA), rules, "") == expected
 
 
 def test_a_parted_stack_has_one_value_an_array():
     rules = (("layer/.*/-[12]/", True), (".*", False))
-    with pytest.raises(ValueError, match=r"attention/.* get different values"):
-        by_array(LLAMA, count.names(LLAMA), rules)
-    parted = dataclasses.replace(LLAMA, cuts=cuts(LLAMA, count.names(LLAMA), rules))
-    values = by_array(parted, count.names(parted), rules)
+    with pytest.raises(ValueError, match=r"layers of .*attention/.* different values"):
+        by_array(LLAMA, count.names(LLAMA), rules, "")
+    parted = dataclasses.replace(LLAMA, cuts=cuts(LLAMA, count.names(LLAMA), rules, ""))
+    values = by_array(parted, count.names(parted), rules, "")
     assert {name for name, value in values.items() if value} == {
         name for name in count.names(parted) if name.startswith("stack/segments/1/")
     }
@@ -73,12 +74,31 @@ def test_a_parted_stack_has_one_value_an_array():
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ((("norm", True),), "no pattern matches parameter stack/layer/0/-5/attention/query; end the list with"),
-        ((("(", True),), "is no list of .regular expression, value."),
-        (("query", "key"), "is no list of .regular expression, value."),
-        ((("layer/0", 1.0), (".*", 2.0)), r"get different values, \[1.0, 2.0, 2.0, 2.0, 2.0\]"),
+        ((("norm", True),), "no pattern of rates matches parameter stack/layer/0/-5/attention/query; end the list"),
+        ((("layer/0", 1.0), (".*", 2.0)), r"rates gives .* different values, \[1.0, 2.0, 2.0, 2.0, 2.0\]"),
     ],
 )
 def test_refuses(rules, words):
     with pytest.raises(ValueError, match=words):
-        by_array(LLAMA, [QUERY], rules)
+        by_array(LLAMA, [QUERY], rules, "rates")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (("query", "key"), bool),
+        ((".*", False), bool),  # a pair of brackets short
+        ((("(", True),), bool),
+        (((".*", 1),), bool),
+        (((".*", True),), float),
+        (((".*", "1"),), float),
+        (((".*", True, True),), bool),
+        ((((".*", True),),), bool),
+        (True, bool),
+    ],
+)
+def test_refuses_what_is_no_list_of_rules(given, kind):
+    form = {bool: "True or False, like (('.*', True),)", float: "a number, like (('.*', 1.0),)"}[kind]
+    with pytest.raises(ValueError, match=re.escape(f"rates must be pairs of a regular expression and {form}, not ")):
+        checked(given, "rates", kind)
+    assert checked([["norm", 0.5], [".*", 1]], "rates", float) == (("norm", 0.5), (".*", 1))

@@ -116,7 +116,7 @@ def test_norms_and_biases_do_not_decay():
         **TINY, qkv_bias=True, out_bias=True, mlp_bias=True, norm="layernorm", position="learned", gated=False
     )
     model = Decoder(config, nnx.Rngs(0))
-    flat = patterns.by_array(config, weights.by_name(model), settings().decay)
+    flat = patterns.by_array(config, weights.by_name(model), settings().decay, "")
     assert flat["stack/segments/0/0/attention/query"] and flat["inputs/tokens/table"]
     assert not any(value for name, value in flat.items() if "norm" in name or "bias" in name)
     assert len(flat) == len(jax.tree.leaves(model))
