@@ -28,6 +28,7 @@ class Classifier:
         self.settings["kind"] = self.labels["kind"]
         self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir)
         self._reader = Reader(tokenizer, self.labels["read"])
+        self._prefix = workdirs.prefix(config)
         self._length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
         self._scores = jax.jit(lambda model, *rows: model.classes(model(*rows).x_BTD))
 
@@ -39,7 +40,7 @@ class Classifier:
         """
         texts = iter(texts)
         while chunk := list(islice(texts, BATCH)):
-            read = [self._reader.cut(*self._places(text, pair), self._length) for text, pair in chunk]
+            read = [self._read(text, pair) for text, pair in chunk]
             width = -(-max(len(ids) for ids, _ in read) // _ROUND) * _ROUND
             tokens, segments, positions = np.zeros((3, BATCH, min(width, self._length)), np.int32)
             for row, (ids, _) in enumerate(read):
@@ -51,5 +52,8 @@ class Classifier:
                 found = scores[row, places]
                 yield found if self.labels["kind"] == "number" else np.asarray(jax.nn.softmax(found))
 
-    def _places(self, text, pair):
-        return self._reader.words(text) if self.labels["kind"] == "token" else self._reader.text(text, pair)
+    def _read(self, text, pair) -> tuple[list[int], list[int]]:
+        """(ids, places) as a row of training has them."""
+        found = self._reader.words(text) if self.labels["kind"] == "token" else self._reader.text(text, pair)
+        ids, places = self._reader.cut(*found, self._length - len(self._prefix))
+        return [*self._prefix, *ids], [len(self._prefix) + place for place in places]

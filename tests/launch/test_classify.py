@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 from configs import classify, pretrain_decoder
 from data.batch import DataError
@@ -185,6 +186,23 @@ def test_words(data_dir, tmp_path):
     (row,) = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None)])
     assert row.shape == (3, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
+def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir, tmp_path, architecture):
+    train(small(data_dir, news, architecture), tmp_path / "base")
+    config = small(data_dir, news, architecture)
+    config.init_from = str(tmp_path / "base")
+    config.data.seq_len, config.adapt = 32, ConfigDict({"method": "prompt", "length": 4})  # most texts are cut
+    config.optimizer.learning_rate = 0.3  # the prompt matters
+    train(config, tmp_path / "run")
+    prepared = workdirs.adopted(tmp_path / "run")
+    (source,) = prepared.sources
+    held_out = list(prepared.validation_records(source))
+    classify, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
+    found = [row for (row,) in classify((record["text"], None) for record in held_out)]
+    losses = [-np.log(row[names.index(record["label"])]) for row, record in zip(found, held_out, strict=True)]
+    assert np.mean(losses) == pytest.approx(figures(tmp_path / "run")["validation/loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
