@@ -30,10 +30,10 @@ FIELDS = {
     "text": "",  # names of fields; '' is 'text' and 'label', for words 'tokens' and 'labels'
     "label": "",
     "pair": "",  # '': there is one text
-    "split": "",  # of the field that says 'train' or 'validation'; '': data.validation decides
+    "split": "",  # of the field that says 'train', 'validation' or 'test' (left out); '': data.validation decides
     "read": "",  # where the label of a text is asked for, 'last' or 'first'; '': by the model's architecture
 }
-_SPLITS = {"train": "train"} | dict.fromkeys(("validation", "valid", "val", "dev", "test"), "validation")
+_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
 

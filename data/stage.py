@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FORMAT = 1  # part of every hash: raise it when a stage writes something else for the same inputs
+_FORMAT = 2  # part of every hash: raise it when a stage writes something else for the same inputs
 _MANIFEST = "manifest.json"
 
 

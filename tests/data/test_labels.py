@@ -148,14 +148,36 @@ def test_two_texts_have_an_end_between_them():
     assert labels.Reader(tokenizer, "first").text("a b", "c") == ([*both, 0], [0])
 
 
-def test_a_field_may_say_the_split(config, tmp_path):
-    lines = [f"{label}\t{text}\t{'test' if i % 3 else 'train'}" for i, (text, label) in enumerate(texts(60))]
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_a_field_may_say_the_split_and_the_test_is_in_neither(config, tmp_path, validation):
+    parts = ("train", "test", "dev", "train")
+    lines = [f"{label}\t{text}\t{parts[i % 4]}" for i, (text, label) in enumerate(texts(60))]
     path = write(tmp_path, "s.tsv", "\n".join(["label\ttext\tpart", *lines]))
-    prepared = prepare(config(path, {"split": "part"}), tmp_path, quiet)
+    said = []
+    prepared = prepare(config(path, {"split": "part"}, validation=validation), tmp_path, said.append)
     tokenizer = tokenizers.load(prepared.tokenizer_path)
-    found = [int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared)]
-    assert sorted(found) == list(range(0, 60, 3))
-    assert prepared.sources[0].validation_documents == 40
+    numbers = lambda split: sorted(int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared, split))
+    assert numbers("train") == [i for i in range(60) if i % 4 in (0, 3)]
+    assert numbers("validation") == list(range(2, 60, 4)) and prepared.sources[0].validation_documents == 15
+    assert [line for line in said if line.endswith("s.tsv: 15 records of the split test are left out.")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            ("train", "test"),
+            "of none it says validation: there are 10 train, 10 test. Name some of them validation, or",
+        ),
+        (("test", "valid"), "of none it says train: there are 10 test, 10 validation. Name some of them train, or"),
+    ],
+)
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_a_split_that_no_record_names_is_an_error(config, tmp_path, validation, parts, message):
+    lines = [f"{label},{text},{parts[i % 2]}" for i, (text, label) in enumerate(texts(20))]
+    path = write(tmp_path, "s.csv", "\n".join(["label,text,part", *lines]))
+    with pytest.raises(DataError, match=message):
+        prepare(config(path, {"split": "part"}, validation=validation), tmp_path, quiet)
 
 
 def test_classes_are_those_of_all_sources_that_are_trained(config, tmp_path):
