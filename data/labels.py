@@ -91,7 +91,7 @@ def _class(label: Any, name: str) -> str:
 def _number(label: Any, name: str) -> float:
     try:
         number = float(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(label, bool) or not abs(number) <= _LARGEST:
         raise ValueError(f"field {name!r} is {label!r}; data.labels.kind 'number' needs a finite number")

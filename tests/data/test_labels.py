@@ -230,6 +230,11 @@ def test_odd_words(words, given, message):
         kinds.KINDS["labels"].parse({"tokens": words, "labels": given}, labels.FIELDS | {"kind": "token"})
 
 
+def test_a_number_beyond_any_float_is_a_broken_record():
+    with pytest.raises(ValueError, match=r"'label' is 1000.*needs a finite number"):
+        kinds.KINDS["labels"].parse({"text": "a", "label": 10**400}, labels.FIELDS | {"kind": "number"})
+
+
 def test_mistakes_about_labels(table, config, tmp_path):
     one = write(tmp_path, "one.csv", "text,label\n" + "\n".join(f"t{i},a" for i in range(40)))
     for path, block, message in (
