@@ -96,7 +96,9 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             learning_rate=rate,
             checkpoints=checkpoints,
             writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),
-            progress=metrics.Progress(config.steps, tokens, flops, peak, step),
+            progress=metrics.Progress(
+                config.steps, tokens, flops, peak, step, perplexity=config.objective.name == "language"
+            ),
             workdir=workdir,
         )
         convention = f"{mfu.MFU_CONVENTION} Here: {peak_words}"

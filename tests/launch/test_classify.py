@@ -176,12 +176,14 @@ def test_numbers(news, data_dir, tmp_path):
     assert "mean of training" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_words(data_dir, tmp_path):
+def test_words(data_dir, tmp_path, capsys):
     lines = [json.dumps({"tokens": ["in", "Rome", str(i)], "labels": ["O", "PLACE", None]}) for i in range(40)]
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     config = small(data_dir, tmp_path / "words.jsonl", "encoder", kind="token")
     train(config, tmp_path / "run")
     assert workdirs.contents(tmp_path / "run")[0].head == "token"
+    assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
+    assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
     assert "validation/f1" in figures(tmp_path / "run")
     (row,) = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None)])
     assert row.shape == (3, 2)
