@@ -8,18 +8,20 @@ A model reads [begin, text] (of two texts [begin, text, end, pair]) and is asked
 decoders that classify; a model that sees both ways reads the end token too and is asked at the first one ([CLS]). Of
 words it is asked at the first token of each. All tokens of two texts have token type 0.
 
-The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end.
+The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end. A word
+that has no token of its own (BERT's tokenizers leave nothing of a zero-width space) has no label, and a record without
+a labelled word is left out; both are counted.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.batch import CONTENT, TRAINED, DataError
-from data.examples import Context, Encoding, Example, Kind
+from data.examples import CUT, Context, Encoding, Example, Kind, LeftOut
 from data.records import field
 from data.tokenizer import Tokenizer
 
@@ -122,45 +124,53 @@ def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) 
     return [settings["kind"], settings["read"]]
 
 
-class Reader:
+class Reading(NamedTuple):
     """What a model reads of a text or of words, and where it is asked for their labels."""
 
-    def __init__(self, tokenizer: Tokenizer, read: str):
-        special = tokenizer.special
-        self._tokenizer, self._first = tokenizer, read == "first"
-        self._begin = [] if special.begin is None else [special.begin]
-        self._end = [tokenizer.eot_id]
+    ids: list[int]
+    places: list[int | None]  # the one of a text; that of each word, None: it is not asked
+    lost: int = 0  # words without a token of their own
+    whole: bool = True  # nothing was cut off
 
-    def text(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
-        """(ids, [the one place])."""
-        ids = [*self._begin, *self._tokenizer.encode(text)]
+
+class Reader:
+    """Texts, or words, as a model reads them; at most `length` ids, so that a long one loses its end."""
+
+    def __init__(self, tokenizer: Tokenizer, read: str, length: int):
+        special = tokenizer.special
+        self._tokenizer, self._first, self._length = tokenizer, read == "first", length
+        self._begin = [] if special.begin is None else [special.begin]
+        self._between = [tokenizer.eot_id]
+        self._end = [tokenizer.eot_id] if self._first else []
+        if self._room() < 1:
+            raise DataError(f"Rows of {length} tokens have no room for a text beside the special tokens.")
+
+    def text(self, text: str, pair: str | None = None) -> Reading:
+        """ValueError where there is nothing to ask at."""
+        words = self._tokenizer.encode(text)
         if pair is not None:
-            ids += [*self._end, *self._tokenizer.encode(pair)]
-        ids += self._end if self._first else []
+            words += [*self._between, *self._tokenizer.encode(pair)]
+        ids = [*self._begin, *words[: self._room()], *self._end]
         if not ids:
             raise ValueError("the text has no tokens")
-        return ids, [0 if self._first else len(ids) - 1]
+        return Reading(ids, [0 if self._first else len(ids) - 1], whole=len(words) <= self._room())
 
-    def words(self, words: list[str]) -> tuple[list[int], list[int]]:
-        """(ids, a place for each word)."""
+    def words(self, words: list[str]) -> Reading:
+        """A word is asked at its first token, and not at all where it shares it with another one or has none."""
         ids, places = self._tokenizer.encode_words(words)
-        for word, place in zip(words, places, strict=True):
-            if place is None or places.count(place) > 1:
-                raise ValueError(f"the tokenizer has no token for the word {word!r} alone")
-        ids = [*self._begin, *ids, *(self._end if self._first else [])]
-        return ids, [len(self._begin) + place for place in places]
+        alone = [place is not None and places.count(place) == 1 for place in places]
+        room, first = self._room(), len(self._begin)
+        asked = [first + place if own and place < room else None for place, own in zip(places, alone, strict=True)]
+        return Reading([*self._begin, *ids[:room], *self._end], asked, alone.count(False), len(ids) <= room)
 
-    def cut(self, ids: list[int], places: list[int], length: int) -> tuple[list[int], list[int]]:
-        """The first `length` ids, with the end token where there was one, and the places that are left."""
-        if len(ids) <= length:
-            return ids, places
-        kept = [*ids[: length - 1], self._end[0] if self._first else ids[length - 1]]
-        left = [place for place in places if place < length - self._first]
-        return kept, left or [0 if self._first else length - 1]
+    def _room(self) -> int:
+        """Ids beside the special ones."""
+        return self._length - len(self._begin) - len(self._end)
 
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
-    kind, reader = settings["kind"], Reader(context.tokenizer, settings["read"])
+    kind, seq_len = settings["kind"], context.seq_len
+    reader = Reader(context.tokenizer, settings["read"], seq_len - len(context.prefix))
     facts = _facts(kind, context.train()) | {"read": settings["read"]}
     ids_of = {name: i for i, name in enumerate(facts.get("names", ()))}
 
@@ -175,31 +185,21 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         return ids_of[label]
 
     def encode(record: dict) -> Example:
-        if kind == "token":
-            ids, places = reader.words(record["tokens"])
-            labelled = [
-                (place, label) for place, label in zip(places, record["labels"], strict=True) if label is not None
-            ]
-        else:
-            ids, (place,) = reader.text(record["text"], record.get("pair"))
-            labelled = [(place, record["label"])]
-        targets = np.zeros(len(ids), np.int32)
-        marks = np.where(np.isin(ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
+        words = kind == "token"
+        found = reader.words(record["tokens"]) if words else reader.text(record["text"], record.get("pair"))
+        labels = record["labels"] if words else [record["label"]]
+        labelled = [pair for pair in zip(found.places, labels, strict=True) if None not in pair]
+        if not labelled:
+            raise LeftOut(f"examples have no labelled word with a token of its own in their first {seq_len} tokens")
+        targets = np.zeros(len(found.ids), np.int32)
+        marks = np.where(np.isin(found.ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
         for place, label in labelled:
             targets[place], marks[place] = target(label), marks[place] | TRAINED
-        return Example(np.array(ids, np.int32), targets, marks)
+        notes = ("words have no token of their own, so no label is learnt of them",) * found.lost
+        notes += () if found.whole else (CUT.format(seq_len),)
+        return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
-    def cut(example: Example, seq_len: int, begin: int | None) -> Example:
-        places = np.flatnonzero(example.trained).tolist()
-        ids, kept = reader.cut(example.tokens.tolist(), places, seq_len)
-        if kind == "token" and not set(kept) <= set(places):
-            raise ValueError(f"no labelled word stands in its first {seq_len} tokens")
-        targets, marks = np.zeros(seq_len, np.int32), example.marks[:seq_len] & ~np.uint8(TRAINED)
-        targets[kept] = example.targets[places[: len(kept)]]
-        marks[kept] |= TRAINED
-        return Example(np.array(ids, np.int32), targets, marks)
-
-    return Encoding(encode, numbers=kind == "number", facts=facts, cut=cut)
+    return Encoding(encode, numbers=kind == "number", facts=facts)
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:

@@ -292,6 +292,6 @@ def _pack_examples(
             f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
             f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
-    if counts.cut:
-        log(f"{source.spec}: {split}: {counts.cut:,} examples were longer than {context.seq_len} tokens and were cut.")
+    for note, count in counts.notes.items():
+        log(f"{source.spec}: {split}: {count:,} {note}.")
     return counts.rows, counts.tokens

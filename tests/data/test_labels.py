@@ -1,11 +1,13 @@
 """Labelled texts, from files to batches."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import transformers
 
-from data import kinds, labels
+from data import hub_tokenizer, kinds, labels
 from data import tokenizer as tokenizers
 from data.batch import TRAINED, DataError
 from data.pack import RowReader
@@ -140,12 +142,60 @@ def test_cut_words_keep_their_own_labels(config, tmp_path):
             assert len(ids) == 8 and targets == {1 + 2 * i: i for i in range(count)}
 
 
+BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "hello", "##s", "x"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """The folder of a BERT tokenizer as transformers writes it."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(BERT) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+ODD = ["\u200b", "hello", "\ufe0f", " hellos", "\x96", "a", "\u0301"]
+
+
+def test_a_word_without_a_token_gets_no_label_as_in_transformers(bert):
+    tokenizer = hub_tokenizer.read(bert, {"model_type": "bert"})
+    found = labels.Reader(tokenizer, "first", 16).words(ODD)
+    expected = transformers.AutoTokenizer.from_pretrained(bert)(ODD, is_split_into_words=True)
+    assert found.ids == expected["input_ids"]
+    of_words = expected.word_ids()
+    assert found.places == [of_words.index(i) if i in of_words else None for i in range(len(ODD))]
+    assert found.lost == 4 and found.whole
+    cut = labels.Reader(tokenizer, "first", 4).words(ODD)
+    assert cut == labels.Reading(found.ids[:3] + [3], [None, 1, None, 2, None, None, None], 4, False)
+
+
+def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
+    hub_tokenizer.read(bert, {"model_type": "bert"}).save(tmp_path / "tokenizer.json")
+    given = [(ODD, list("ABABABA")), (["\u200b", "a"], ["A", None]), (["a"] * 9 + ["b"], [None] * 9 + ["B"])]
+    given = [pair for pair in given for _ in range(40)]
+    lines = [json.dumps({"tokens": words, "labels": tags}) for words, tags in given]
+    path, said = write(tmp_path, "t.jsonl", "\n".join(lines)), []
+    tokenizer = {"kind": "file", "path": str(tmp_path / "tokenizer.json")}
+    block = {"kind": "token", "read": "first"}
+    prepared = prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, said.append)
+    found = [targets for split in ("train", "validation") for _, targets in examples(prepared, split)]
+    assert found == [{1: 1, 2: 1, 4: 1}] * 40
+
+    counted = lambda note: sum(int(count) for line in said for count in re.findall(rf": (\d+) {note}\.$", line))
+    assert counted("words have no token of their own, so no label is learnt of them") == 4 * 40
+    left_out = "examples have no labelled word with a token of its own in their first 8 tokens, and are left out"
+    assert counted(left_out) == 80
+    write(tmp_path, "t.jsonl", "\n".join(lines[40:]))
+    with pytest.raises(DataError, match=r"t\.jsonl: no example is left: \d+ examples have no labelled word"):
+        prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, quiet)
+
+
 def test_two_texts_have_an_end_between_them():
     backend = tokenizers.train([], "byte")._backend
     tokenizer = tokenizers.Tokenizer(backend, SpecialTokens(None, (0,)))
     both = [*tokenizer.encode("a b"), 0, *tokenizer.encode("c")]
-    assert labels.Reader(tokenizer, "last").text("a b", "c") == (both, [4])
-    assert labels.Reader(tokenizer, "first").text("a b", "c") == ([*both, 0], [0])
+    assert labels.Reader(tokenizer, "last", 16).text("a b", "c") == labels.Reading(both, [4])
+    assert labels.Reader(tokenizer, "first", 16).text("a b", "c") == labels.Reading([*both, 0], [0])
 
 
 @pytest.mark.parametrize("validation", [0, 0.2])

@@ -185,9 +185,17 @@ def test_words(data_dir, tmp_path, capsys):
     assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
     assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
     assert "validation/f1" in figures(tmp_path / "run")
-    (row,) = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None)])
-    assert row.shape == (3, 2)
+    row, cut = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
+    assert row.shape == (3, 2) and cut.shape == (40, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
+    fit = (64 - 2 + 1) // 3  # in rows of 64 bytes, "in" with a space or none, and two special tokens
+    assert not np.isnan(cut[:fit]).any() and np.isnan(cut[fit:]).all()
+    flags = [f"--workdir={tmp_path / 'run'}", f"--text=now {'in ' * 40}"]
+    done = subprocess.run([sys.executable, "-m", "launch.classify", *flags], capture_output=True, text=True)
+    lines = [line.split("\t") for line in done.stdout.splitlines()[:-1]]
+    assert [word for _, _, word in lines] == ["now"] + ["in"] * 40
+    assert lines[0][0] in ("O", "PLACE") and lines[-1][:2] == ["", ""]
+    assert "of 41 words get no label" in done.stderr
 
 
 @pytest.mark.parametrize("architecture", ["decoder", "encoder"])
