@@ -4,13 +4,14 @@
     number   the same, with a number as the label
     token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null: no label
 
-A model reads [begin, text] (of two texts [begin, text, end, pair]) and is asked at the last token, as transformers' own
-decoders that classify; a model that sees both ways reads the end token too and is asked at the first one ([CLS]). Of
-words it is asked at the first token of each. All tokens of two texts have token type 0.
+A model reads [begin, text] and is asked at the last token, as transformers' own decoders that classify; a model that
+sees both ways reads the end token too and is asked at the first one ([CLS]). Of words it is asked at the first token of
+each. Two texts are read one behind the other, with what the tokenizer puts between them, or else its end; from the
+second on they have token type 1 (BERT).
 
-The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end. A word
-that has no token of its own (BERT's tokenizers leave nothing of a zero-width space) has no label, and a record without
-a labelled word is left out; both are counted.
+The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end, of two
+the longer one first. A word that has no token of its own (BERT's tokenizers leave nothing of a zero-width space) has no
+label, and a record without a labelled word is left out; both are counted.
 """
 
 import math
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import CONTENT, TRAINED, DataError
+from data.batch import CONTENT, SECOND, TRAINED, DataError
 from data.examples import CUT, Context, Encoding, Example, Kind, LeftOut
 from data.records import field
 from data.tokenizer import Tokenizer
@@ -129,6 +130,7 @@ class Reading(NamedTuple):
 
     ids: list[int]
     places: list[int | None]  # the one of a text; that of each word, None: it is not asked
+    second: int | None = None  # where the second text begins
     lost: int = 0  # words without a token of their own
     whole: bool = True  # nothing was cut off
 
@@ -140,20 +142,25 @@ class Reader:
         special = tokenizer.special
         self._tokenizer, self._first, self._length = tokenizer, read == "first", length
         self._begin = [] if special.begin is None else [special.begin]
-        self._between = [tokenizer.eot_id]
+        self._between = tokenizer.between()
         self._end = [tokenizer.eot_id] if self._first else []
         if self._room() < 1:
             raise DataError(f"Rows of {length} tokens have no room for a text beside the special tokens.")
 
     def text(self, text: str, pair: str | None = None) -> Reading:
         """ValueError where there is nothing to ask at."""
-        words = self._tokenizer.encode(text)
-        if pair is not None:
-            words += [*self._between, *self._tokenizer.encode(pair)]
-        ids = [*self._begin, *words[: self._room()], *self._end]
+        first, other = self._tokenizer.encode(text), [] if pair is None else self._tokenizer.encode(pair)
+        between = [] if pair is None else self._between
+        room = self._room() - len(between)
+        if room < 1:
+            raise ValueError(f"rows of {self._length} tokens have no room for two texts beside the special tokens")
+        of_first, of_other = longest_first(len(first), len(other), room)
+        before = [*self._begin, *first[:of_first], *between]
+        ids = [*before, *other[:of_other], *self._end]
         if not ids:
             raise ValueError("the text has no tokens")
-        return Reading(ids, [0 if self._first else len(ids) - 1], whole=len(words) <= self._room())
+        place, whole = 0 if self._first else len(ids) - 1, of_first + of_other == len(first) + len(other)
+        return Reading(ids, [place], None if pair is None else len(before), whole=whole)
 
     def words(self, words: list[str]) -> Reading:
         """A word is asked at its first token, and not at all where it shares it with another one or has none."""
@@ -161,17 +168,25 @@ class Reader:
         alone = [place is not None and places.count(place) == 1 for place in places]
         room, first = self._room(), len(self._begin)
         asked = [first + place if own and place < room else None for place, own in zip(places, alone, strict=True)]
-        return Reading([*self._begin, *ids[:room], *self._end], asked, alone.count(False), len(ids) <= room)
+        return Reading([*self._begin, *ids[:room], *self._end], asked, None, alone.count(False), len(ids) <= room)
 
     def _room(self) -> int:
         """Ids beside the special ones."""
         return self._length - len(self._begin) - len(self._end)
 
 
+def longest_first(first: int, other: int, room: int) -> tuple[int, int]:
+    """What is kept of two texts, in tokens: the longer one is cut first, both where neither leaves room for the other
+    (the tokenizers library's 'longest_first')."""
+    shorter = min(first, other, room // 2)
+    longer = min(max(first, other), room - shorter)
+    return (shorter, longer) if first <= other else (longer, shorter)
+
+
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     kind, seq_len = settings["kind"], context.seq_len
     reader = Reader(context.tokenizer, settings["read"], seq_len - len(context.prefix))
-    facts = _facts(kind, context.train()) | {"read": settings["read"]}
+    facts = _facts(kind, context.train()) | {"read": settings["read"], "pair": bool(settings["pair"])}
     ids_of = {name: i for i, name in enumerate(facts.get("names", ()))}
 
     def target(label) -> int:
@@ -193,6 +208,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
             raise LeftOut(f"examples have no labelled word with a token of its own in their first {seq_len} tokens")
         targets = np.zeros(len(found.ids), np.int32)
         marks = np.where(np.isin(found.ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
+        marks[len(marks) if found.second is None else found.second :] |= SECOND
         for place, label in labelled:
             targets[place], marks[place] = target(label), marks[place] | TRAINED
         notes = ("words have no token of their own, so no label is learnt of them",) * found.lost

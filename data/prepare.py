@@ -32,7 +32,7 @@ Log = Callable[[str], None]
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_EXAMPLES = 2  # part of what names rows of examples: raise it when other rows come of the same records
+_EXAMPLES = 3  # part of what names rows of examples: raise it when other rows come of the same records
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Prepared:
     def numbers(self) -> bool:
         """Targets of examples are float32 bits."""
         return any(source.numbers for source in self.sources)
+
+    @property
+    def token_types(self) -> bool:
+        """Examples are of two texts."""
+        return bool(self.labels and self.labels.get("pair"))
 
     @property
     def labels(self) -> Mapping[str, Any] | None:

@@ -108,6 +108,16 @@ class Tokenizer:
         tokens = (map(encoding.char_to_token, range(i, i + len(word))) for i, word in zip(begins, words, strict=True))
         return encoding.ids, [next((token for token in of_word if token is not None), None) for of_word in tokens]
 
+    def between(self) -> list[int]:
+        """What stands between two texts: what the tokenizer itself puts there (RoBERTa's: its end twice), or else the
+        end."""
+        encoding = self._backend.encode("a", "b")
+        of_first, of_second = (
+            [i for i, text in enumerate(encoding.sequence_ids) if text == number] for number in (0, 1)
+        )
+        own = encoding.ids[of_first[-1] + 1 : of_second[0]] if of_first and of_second else []
+        return own or [self.eot_id]
+
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""
         begin = [] if self.special.begin is None else [self.special.begin]

@@ -30,7 +30,7 @@ class Classifier:
         self._prefix = workdirs.prefix(config)
         self.length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
         self._reader = Reader(tokenizer, self.labels["read"], self.length - len(self._prefix))
-        self._scores = jax.jit(lambda model, *rows: model.classes(model(*rows).x_BTD))
+        self._scores = jax.jit(lambda model, types, *rows: model.classes(model(*rows, types_BT=types).x_BTD))
 
     def __call__(self, texts: Iterable[tuple[str | list[str], str | None]]) -> Iterator[np.ndarray]:
         """For each (text or words, second text): probabilities of the classes [1, C], or the number [1, 1]; of words
@@ -44,12 +44,14 @@ class Classifier:
             read = [self._read(text, pair) for text, pair in chunk]
             ids_of = [[*self._prefix, *found.ids] for found in read]
             width = -(-max(1, *map(len, ids_of)) // _ROUND) * _ROUND
-            tokens, segments, positions = np.zeros((3, BATCH, min(width, self.length)), np.int32)
-            for row, ids in enumerate(ids_of):
+            tokens, segments, positions, types = np.zeros((4, BATCH, min(width, self.length)), np.int32)
+            for row, (ids, found) in enumerate(zip(ids_of, read, strict=True)):
+                second = len(ids) if found.second is None else len(self._prefix) + found.second
+                types[row, second : len(ids)] = 1
                 tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
                 positions[row, : len(ids)] = np.arange(len(ids))
             with axes.use_mesh(self._mesh):
-                scores = np.asarray(self._scores(self._model, tokens, segments, positions))
+                scores = np.asarray(self._scores(self._model, types, tokens, segments, positions))
             for row, found in enumerate(read):
                 places = [0 if place is None else len(self._prefix) + place for place in found.places]
                 given = scores[row, places]

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 import transformers
+from tokenizers import pre_tokenizers
 
 from data import hub_tokenizer, kinds, labels
 from data import tokenizer as tokenizers
-from data.batch import TRAINED, DataError
+from data.batch import TRAINED, DataError, check
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
@@ -166,7 +167,7 @@ def test_a_word_without_a_token_gets_no_label_as_in_transformers(bert):
     assert found.places == [of_words.index(i) if i in of_words else None for i in range(len(ODD))]
     assert found.lost == 4 and found.whole
     cut = labels.Reader(tokenizer, "first", 4).words(ODD)
-    assert cut == labels.Reading(found.ids[:3] + [3], [None, 1, None, 2, None, None, None], 4, False)
+    assert cut == labels.Reading(found.ids[:3] + [3], [None, 1, None, 2, None, None, None], None, 4, False)
 
 
 def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
@@ -190,12 +191,68 @@ def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
         prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, quiet)
 
 
-def test_two_texts_have_an_end_between_them():
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """The folder of a RoBERTa tokenizer without merges."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    transformers.RobertaTokenizer(*files).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_two_texts_are_read_and_cut_as_in_transformers(family, request):
+    folder = request.getfixturevalue(family)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = hub_tokenizer.read(folder, {"model_type": family})
+    for length in range(6, 24):
+        reader = labels.Reader(tokenizer, "first", length)
+        for text, pair in (("a b a", "b"), ("a b " * 5, "b a x"), ("a", "x b " * 6), ("a b " * 6, "b x " * 6)):
+            expected = theirs(text, pair, truncation="longest_first", max_length=length)
+            found = reader.text(text, pair)
+            assert found.ids == expected["input_ids"]
+            assert found.whole == (len(theirs(text, pair)["input_ids"]) <= length)
+            if family == "bert":
+                assert [int(i >= found.second) for i in range(len(found.ids))] == expected["token_type_ids"]
+
+
+def test_two_texts_have_an_end_between_them_where_the_tokenizer_says_nothing():
     backend = tokenizers.train([], "byte")._backend
     tokenizer = tokenizers.Tokenizer(backend, SpecialTokens(None, (0,)))
     both = [*tokenizer.encode("a b"), 0, *tokenizer.encode("c")]
-    assert labels.Reader(tokenizer, "last", 16).text("a b", "c") == labels.Reading(both, [4])
-    assert labels.Reader(tokenizer, "first", 16).text("a b", "c") == labels.Reading([*both, 0], [0])
+    assert labels.Reader(tokenizer, "last", 16).text("a b", "c") == labels.Reading(both, [4], 4)
+    assert labels.Reader(tokenizer, "first", 16).text("a b", "c") == labels.Reading([*both, 0], [0], 4)
+    with pytest.raises(ValueError, match="rows of 2 tokens have no room for two texts"):
+        labels.Reader(tokenizer, "first", 2).text("a b", "c")
+
+
+def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
+    rows = [{"text": WORDS[i % 9], "other": WORDS[i % 7], "label": i % 2} for i in range(60)]
+    path = write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
+    prepared = prepare(config(path, {"pair": "other", "read": "first"}), tmp_path, quiet)
+    tokenizer = tokenizers.load(prepared.tokenizer_path)
+    reader, examples = labels.Reader(tokenizer, "first", 64), 0
+    for batch in validation_batches(prepared, 2):
+        check(batch, tokenizer.vocab_size)
+        for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
+            for segment in range(1, segments.max() + 1):
+                here, types_here = ids[segments == segment].tolist(), types[segments == segment].tolist()
+                first, second = (
+                    tokenizer.decode(here[: types_here.index(1)]),
+                    tokenizer.decode(here[types_here.index(1) :]),
+                )
+                given = reader.text(first, second)
+                assert here == given.ids and types_here == [0] * given.second + [1] * (len(here) - given.second)
+                assert first in WORDS and second in WORDS
+                examples += 1
+        assert not batch["token_types"][batch["segment_ids"] == 0].any()
+    assert examples == prepared.sources[0].validation_documents
+    pipeline = train_pipeline(prepared, 2, 0)
+    assert pipeline.next()["token_types"].any()
+    pipeline.close()
 
 
 @pytest.mark.parametrize("validation", [0, 0.2])

@@ -27,7 +27,8 @@ def labels(label_smoothing: float = 0.0, balance_loss: float = 0.0, router_z_los
     """
 
     def objective(model, batch, key) -> Loss:
-        hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"], key=key)
+        types = {"types_BT": batch["token_types"]} if "token_types" in batch else {}
+        hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"], key=key, **types)
         scores_BTC, weights_BT = model.classes(hidden.x_BTD), batch["weights"]
         if jnp.issubdtype(batch["targets"].dtype, jnp.floating):
             total, metrics = _numbers(scores_BTC, batch["targets"], weights_BT, key is None)
