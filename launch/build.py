@@ -1,6 +1,7 @@
 """From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -122,8 +123,9 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def objective(config: ConfigDict):
-    settings = config.objective.to_dict()
+def objective(config: ConfigDict, labels: Mapping | None = None):
+    """`labels`: what is known of those that are learnt (Prepared.labels)."""
+    settings = config.objective.to_dict() | ({"names": labels["names"]} if labels and "names" in labels else {})
     name = settings.pop("name")
     if name not in OBJECTIVES:
         raise ConfigError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
@@ -185,9 +187,9 @@ def put(mesh: jax.sharding.Mesh):
     return lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
-def steps(config: ConfigDict, tx):
-    """(train step, evaluation step), compiled at their first call."""
-    loss = objective(config)
+def steps(config: ConfigDict, tx, labels: Mapping | None = None):
+    """(train step, evaluation step), compiled at their first call; `labels` as in `objective`."""
+    loss = objective(config, labels)
     return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
 
 

@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     workdirs.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
-    train_step, eval_step = build.steps(config, tx)
+    train_step, eval_step = build.steps(config, tx, prepared.labels)
     put = build.put(mesh)
     tuning = workdirs.tuning(config, words)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)

@@ -177,14 +177,14 @@ def test_numbers(news, data_dir, tmp_path):
 
 
 def test_words(data_dir, tmp_path, capsys):
-    lines = [json.dumps({"tokens": ["in", "Rome", str(i)], "labels": ["O", "PLACE", None]}) for i in range(40)]
+    lines = [json.dumps({"tokens": ["in", "Rome", str(i)], "labels": ["O", "B-PLACE", None]}) for i in range(40)]
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     config = small(data_dir, tmp_path / "words.jsonl", "encoder", kind="token")
     train(config, tmp_path / "run")
     assert workdirs.contents(tmp_path / "run")[0].head == "token"
     assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
     assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
-    assert "validation/f1" in figures(tmp_path / "run")
+    assert {"validation/f1", "validation/entity_f1"} <= figures(tmp_path / "run").keys()
     row, cut = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
     assert row.shape == (3, 2) and cut.shape == (40, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
@@ -194,7 +194,7 @@ def test_words(data_dir, tmp_path, capsys):
     done = subprocess.run([sys.executable, "-m", "launch.classify", *flags], capture_output=True, text=True)
     lines = [line.split("\t") for line in done.stdout.splitlines()[:-1]]
     assert [word for _, _, word in lines] == ["now"] + ["in"] * 40
-    assert lines[0][0] in ("O", "PLACE") and lines[-1][:2] == ["", ""]
+    assert lines[0][0] in ("O", "B-PLACE") and lines[-1][:2] == ["", ""]
     assert "of 41 words get no label" in done.stderr
 
 
