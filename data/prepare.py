@@ -9,7 +9,6 @@ changed text go to folders of their own. On a pod every process calls `prepare`:
 others wait and find everything done; on disks of their own each makes the same files.
 """
 
-import errno
 import functools
 import json
 import os
@@ -140,21 +139,13 @@ def prepare(
             tokenizer = _tokenizer(built, config, root, log)
             return load(_rows(built, tokenizer, config, root, log, encoder, prefix))
     except (OSError, RuntimeError) as error:
-        problem = _storage_problem(error)
+        problem = stage.storage_problem(error)
         if problem is None:
             raise
         raise DataError(
             f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
             "again; finished stages are kept."
         ) from error
-
-
-def _storage_problem(error: Exception) -> str | None:
-    # ArrayRecord reports what the system says in the text of a RuntimeError.
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-            return os.strerror(number)
-    return None
 
 
 def load(directory: str | os.PathLike) -> Prepared:

@@ -5,8 +5,6 @@ import re
 
 import numpy as np
 import pytest
-import transformers
-from tokenizers import pre_tokenizers
 
 from data import hub_tokenizer, kinds, labels
 from data import tokenizer as tokenizers
@@ -16,7 +14,6 @@ from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.records import RecordSource
 from data.sources import BadLines
-from data.special_tokens import SpecialTokens
 
 WORDS = ["the", "ball", "was", "kicked", "over", "the", "bank", "and", "nobody", "paid"]
 
@@ -143,36 +140,10 @@ def test_cut_words_keep_their_own_labels(config, tmp_path):
             assert len(ids) == 8 and targets == {1 + 2 * i: i for i in range(count)}
 
 
-BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "hello", "##s", "x"]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    """The folder of a BERT tokenizer as transformers writes it."""
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(BERT) + "\n")
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
-
-
-ODD = ["\u200b", "hello", "\ufe0f", " hellos", "\x96", "a", "\u0301"]
-
-
-def test_a_word_without_a_token_gets_no_label_as_in_transformers(bert):
-    tokenizer = hub_tokenizer.read(bert, {"model_type": "bert"})
-    found = labels.Reader(tokenizer, "first", 16).words(ODD)
-    expected = transformers.AutoTokenizer.from_pretrained(bert)(ODD, is_split_into_words=True)
-    assert found.ids == expected["input_ids"]
-    of_words = expected.word_ids()
-    assert found.places == [of_words.index(i) if i in of_words else None for i in range(len(ODD))]
-    assert found.lost == 4 and found.whole
-    cut = labels.Reader(tokenizer, "first", 4).words(ODD)
-    assert cut == labels.Reading(found.ids[:3] + [3], [None, 1, None, 2, None, None, None], None, 4, False)
-
-
 def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
+    odd = ["\u200b", "hello", "\ufe0f", " hellos", "\x96", "a", "\u0301"]
     hub_tokenizer.read(bert, {"model_type": "bert"}).save(tmp_path / "tokenizer.json")
-    given = [(ODD, list("ABABABA")), (["\u200b", "a"], ["A", None]), (["a"] * 9 + ["b"], [None] * 9 + ["B"])]
+    given = [(odd, list("ABABABA")), (["\u200b", "a"], ["A", None]), (["a"] * 9 + ["b"], [None] * 9 + ["B"])]
     given = [pair for pair in given for _ in range(40)]
     lines = [json.dumps({"tokens": words, "labels": tags}) for words, tags in given]
     path, said = write(tmp_path, "t.jsonl", "\n".join(lines)), []
@@ -189,44 +160,6 @@ def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
     write(tmp_path, "t.jsonl", "\n".join(lines[40:]))
     with pytest.raises(DataError, match=r"t\.jsonl: no example is left: \d+ examples have no labelled word"):
         prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, quiet)
-
-
-@pytest.fixture(scope="module")
-def roberta(tmp_path_factory):
-    """The folder of a RoBERTa tokenizer without merges."""
-    folder = tmp_path_factory.mktemp("roberta")
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
-    transformers.RobertaTokenizer(*files).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_two_texts_are_read_and_cut_as_in_transformers(family, request):
-    folder = request.getfixturevalue(family)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer = hub_tokenizer.read(folder, {"model_type": family})
-    for length in range(6, 24):
-        reader = labels.Reader(tokenizer, "first", length)
-        for text, pair in (("a b a", "b"), ("a b " * 5, "b a x"), ("a", "x b " * 6), ("a b " * 6, "b x " * 6)):
-            expected = theirs(text, pair, truncation="longest_first", max_length=length)
-            found = reader.text(text, pair)
-            assert found.ids == expected["input_ids"]
-            assert found.whole == (len(theirs(text, pair)["input_ids"]) <= length)
-            if family == "bert":
-                assert [int(i >= found.second) for i in range(len(found.ids))] == expected["token_type_ids"]
-
-
-def test_two_texts_have_an_end_between_them_where_the_tokenizer_says_nothing():
-    backend = tokenizers.train([], "byte")._backend
-    tokenizer = tokenizers.Tokenizer(backend, SpecialTokens(None, (0,)))
-    both = [*tokenizer.encode("a b"), 0, *tokenizer.encode("c")]
-    assert labels.Reader(tokenizer, "last", 16).text("a b", "c") == labels.Reading(both, [4], 4)
-    assert labels.Reader(tokenizer, "first", 16).text("a b", "c") == labels.Reading([*both, 0], [0], 4)
-    with pytest.raises(ValueError, match="rows of 2 tokens have no room for two texts"):
-        labels.Reader(tokenizer, "first", 2).text("a b", "c")
 
 
 def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
