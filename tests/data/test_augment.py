@@ -41,9 +41,9 @@ def packed(examples, channels=4):
 @pytest.fixture(scope="module")
 def rows(tokenizer, given):
     """Each text with a period, at which its class is asked; a few texts a row."""
-    reader, examples = labels.Reader(tokenizer, "last"), []
+    reader, examples = labels.Reader(tokenizer, "last", 256), []
     for i, words in enumerate(given):
-        ids, (place,) = reader.text(" ".join(words) + ".")
+        ids, (place,), *_ = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
         example.marks[0] = 0  # of the begin token
         example.targets[place], example.marks[place] = i, CONTENT | TRAINED
@@ -76,6 +76,29 @@ def texts(batch, tokenizer) -> dict[int, str]:
         assert not any(batch[key][row][padding].any() for key in ("tokens", "targets", "weights", "positions"))
     assert sorted(found) == list(range(COUNT))
     return found
+
+
+def test_two_texts_of_an_example_are_texts_of_their_own(settings, tmp_path):
+    """A word changes places with words of its own text alone, and one word of each text stays."""
+    rows = [{"text": "a bb ccc dddd", "other": "e ff ggg hhhh", "label": i % 2} for i in range(100)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    block = {"pair": "other", "read": "first"}
+    changes = dict(format="labels", path=str(tmp_path / "pairs.jsonl"), labels=block, seq_len=64)
+    prepared = prepare(settings(**changes, tokenizer={"kind": "byte"}), tmp_path, log=lambda line: None)
+    tokenizer = tokenizers.load(prepared.tokenizer_path)
+    found = set()
+    for rates in ({"swap": 0.5}, {"delete": 0.9}):
+        pipeline = train_pipeline(prepared, 8, 0, augmentation=augment.make(rates, tokenizer))
+        batch = pipeline.next()
+        pipeline.close()
+        check(batch, tokenizer.vocab_size)
+        for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
+            for segment in range(1, segments.max() + 1):
+                texts = [tokenizer.decode(ids[(segments == segment) & (types == i)]).split() for i in (0, 1)]
+                assert set(texts[0]) <= {"a", "bb", "ccc", "dddd"} and set(texts[1]) <= {"e", "ff", "ggg", "hhhh"}
+                assert all(len(text) == 4 if "swap" in rates else text for text in texts)
+                found.add(str(texts))
+    assert len(found) > 8
 
 
 def is_part(part, whole) -> bool:
