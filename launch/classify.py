@@ -81,7 +81,7 @@ def main() -> None:
     try:
         for (text, _), found in zip(texts, classifier(texts), strict=True):
             missing = int(np.isnan(found).any(1).sum())
-            if missing:
+            if missing and kind == "token":
                 print(
                     f"{missing} of {len(text)} words get no label: they have no token of their own, or stand behind "
                     f"the first {classifier.length} tokens",
