@@ -209,7 +209,10 @@ def validation_batches(
         places = places[np.arange(limit_rows) * len(places) // limit_rows]
     rows = Rows(sources, "validation", prepared.seq_len, prepared.channels)
     blocks = _read_in_order(rows, ends, places, batch_size, process_index * share, share)
-    return (to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, prepared.token_types) for block in blocks)
+    return (
+        to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, token_types=prepared.token_types)
+        for block in blocks
+    )
 
 
 def _read_in_order(rows: Rows, ends, places, batch_size: int, offset: int, share: int) -> Iterator[Block]:

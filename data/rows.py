@@ -50,8 +50,8 @@ def to_batch(
     seed: int,
     corruption: Corruption | None,
     numbers: bool,
-    token_types: bool,
     augmentation: Augmentation | None = None,
+    token_types: bool = False,
 ) -> Batch:
     """The batch of a block; its text is corrupted, its examples augmented, with random numbers that follow from seed
     and place.

@@ -78,29 +78,6 @@ def texts(batch, tokenizer) -> dict[int, str]:
     return found
 
 
-def test_two_texts_of_an_example_are_texts_of_their_own(settings, tmp_path):
-    """A word changes places with words of its own text alone, and one word of each text stays."""
-    rows = [{"text": "a bb ccc dddd", "other": "e ff ggg hhhh", "label": i % 2} for i in range(100)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    block = {"pair": "other", "read": "first"}
-    changes = dict(format="labels", path=str(tmp_path / "pairs.jsonl"), labels=block, seq_len=64)
-    prepared = prepare(settings(**changes, tokenizer={"kind": "byte"}), tmp_path, log=lambda line: None)
-    tokenizer = tokenizers.load(prepared.tokenizer_path)
-    found = set()
-    for rates in ({"swap": 0.5}, {"delete": 0.9}):
-        pipeline = train_pipeline(prepared, 8, 0, augmentation=augment.make(rates, tokenizer))
-        batch = pipeline.next()
-        pipeline.close()
-        check(batch, tokenizer.vocab_size)
-        for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
-            for segment in range(1, segments.max() + 1):
-                texts = [tokenizer.decode(ids[(segments == segment) & (types == i)]).split() for i in (0, 1)]
-                assert set(texts[0]) <= {"a", "bb", "ccc", "dddd"} and set(texts[1]) <= {"e", "ff", "ggg", "hhhh"}
-                assert all(len(text) == 4 if "swap" in rates else text for text in texts)
-                found.add(str(texts))
-    assert len(found) > 8
-
-
 def is_part(part, whole) -> bool:
     rest = iter(whole)
     return all(word in rest for word in part)

@@ -1,10 +1,15 @@
 """What a model reads of texts to be labelled, against transformers' tokenizers."""
 
+import json
+
 import pytest
 import transformers
 
-from data import hub_tokenizer, labels
+from data import augment, hub_tokenizer, labels
 from data import tokenizer as tokenizers
+from data.batch import check
+from data.pipeline import train_pipeline
+from data.prepare import prepare
 from data.special_tokens import SpecialTokens
 
 ODD = ["\u200b", "hello", "\ufe0f", " hellos", "\x96", "a", "\u0301"]
@@ -55,3 +60,26 @@ def test_a_tokenizer_trained_here_is_exported_with_what_stands_between_two_texts
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = [tokenizer.eot_id, *tokenizer.encode("a b"), tokenizer.eot_id, *tokenizer.encode("c")]
     assert labels.Reader(tokenizer, "last", 16).text("a b", "c").ids == theirs("a b", "c")["input_ids"] == expected
+
+
+def test_two_texts_of_an_example_are_texts_of_their_own(settings, tmp_path):
+    """A word changes places with words of its own text alone, and one word of each text stays."""
+    rows = [{"text": "a bb ccc dddd", "other": "e ff ggg hhhh", "label": i % 2} for i in range(100)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    block = {"pair": "other", "read": "first"}
+    changes = dict(format="labels", path=str(tmp_path / "pairs.jsonl"), labels=block, seq_len=64)
+    prepared = prepare(settings(**changes, tokenizer={"kind": "byte"}), tmp_path, log=lambda line: None)
+    tokenizer = tokenizers.load(prepared.tokenizer_path)
+    found = set()
+    for rates in ({"swap": 0.5}, {"delete": 0.9}):
+        pipeline = train_pipeline(prepared, 8, 0, augmentation=augment.make(rates, tokenizer))
+        batch = pipeline.next()
+        pipeline.close()
+        check(batch, tokenizer.vocab_size)
+        for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
+            for segment in range(1, segments.max() + 1):
+                texts = [tokenizer.decode(ids[(segments == segment) & (types == i)]).split() for i in (0, 1)]
+                assert set(texts[0]) <= {"a", "bb", "ccc", "dddd"} and set(texts[1]) <= {"e", "ff", "ggg", "hhhh"}
+                assert all(len(text) == 4 if "swap" in rates else text for text in texts)
+                found.add(str(texts))
+    assert len(found) > 8
