@@ -9,8 +9,13 @@ A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = se
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
 
-Attention must not cross from one segment to another. These five are the decoder's side where a model has two; then
-three more of shape [B, S] are the encoder's, all int32:
+Attention must not cross from one segment to another. Where examples are of two texts (data/labels.py) there is one
+more:
+
+    token_types  int32    1 from the second text of an example on, else 0
+
+The first five are the decoder's side where a model has two; then three more of shape [B, S] are the encoder's, all
+int32:
 
     encoder_tokens, encoder_segment_ids, encoder_positions
 
@@ -42,7 +47,9 @@ DTYPES = {
 TRAINED = 1  # the loss counts what is said at the token
 CONTENT = 2  # what a user or a source says, or words to be labelled: not the text of a template, no special token
 ENCODER_CONTENT = 4  # the same of the encoder's token at this place
+SECOND = 8  # the token is of the second text of an example, or behind it
 
+TYPES_DTYPES = {"token_types": np.int32}
 ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
 
 
@@ -50,11 +57,11 @@ class DataError(Exception):
     """A mistake of the user about data. The message stands alone: programs print it without a traceback."""
 
 
-def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
+def from_rows(rows: np.ndarray, numbers: bool = False, token_types: bool = False) -> Batch:
     """Builds a batch from packed rows [B, C, T].
 
     The C channels are tokens, targets, segment ids; with C = 4 also marks; with C = 6 also encoder tokens and encoder
-    segment ids. `numbers`: the targets are the bits of float32.
+    segment ids. `numbers`: the targets are the bits of float32. `token_types`: examples are of two texts.
     """
     rows = rows.astype(np.int32)
     segment_ids = rows[:, 2]
@@ -69,6 +76,8 @@ def from_rows(rows: np.ndarray, numbers: bool = False) -> Batch:
     if rows.shape[1] == 6:
         batch |= {"encoder_tokens": rows[:, 4].copy(), "encoder_segment_ids": rows[:, 5].copy()}
         batch["encoder_positions"] = positions(rows[:, 5])
+    if token_types:
+        batch["token_types"] = marked(rows, SECOND).astype(np.int32)
     if numbers:
         batch["targets"] = batch["targets"].view(np.float32)
     return batch
@@ -89,11 +98,11 @@ def positions(segment_ids: np.ndarray) -> np.ndarray:
 
 def check(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
     """Raises DataError where `batch` breaks the contract: keys, shapes, dtypes, or ids outside the vocabulary."""
-    both_sides = DTYPES | ENCODER_DTYPES
-    if set(batch) not in (set(DTYPES), set(both_sides)):
+    both_sides = DTYPES | TYPES_DTYPES | ENCODER_DTYPES
+    if set(batch) not in [{*DTYPES, *others} for others in ((), TYPES_DTYPES, ENCODER_DTYPES)]:
         raise DataError(
-            f"A batch has the keys {sorted(DTYPES)}, and maybe {sorted(ENCODER_DTYPES)}, but this one has "
-            f"{sorted(batch)}."
+            f"A batch has the keys {sorted(DTYPES)}, and maybe {sorted(TYPES_DTYPES)} or {sorted(ENCODER_DTYPES)}, but "
+            f"this one has {sorted(batch)}."
         )
     for key in batch:
         array, dtype, first = batch[key], both_sides[key], "encoder_tokens" if key in ENCODER_DTYPES else "tokens"

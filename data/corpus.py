@@ -55,6 +55,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
             log(
                 f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
             )
+        if facts["test"]:
+            log(f"{spec}: {facts['test']:,} records of the split test are left out.")
         return facts
 
     folder, facts = stage.run(root / "corpora", source.name, inputs, make, log)

@@ -11,6 +11,7 @@ of the marks are those of data/batch.py.
 B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,11 @@ from data.tokenizer import Tokenizer
 # Examples that are packed together: so many of them, or of their tokens, which bounds memory (by 9 bytes a token).
 GROUP, GROUP_TOKENS = 8192, 1 << 24
 BLOCK_TOKENS = 1 << 20  # of rows that are handed over together
+CUT = "examples were longer than {} tokens and were cut"  # a note
+
+
+class LeftOut(ValueError):
+    """A record that no row has room for, or of which nothing is left; the message is a note (see Example)."""
 
 
 class Example(NamedTuple):
@@ -34,6 +40,7 @@ class Example(NamedTuple):
     marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT
     source: np.ndarray | None = None  # int32 [m]: what an encoder reads
     source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
+    notes: tuple[str, ...] = ()  # what was done to it; how often each occurs is printed
 
     @classmethod
     def of_ids(cls, ids, trained, content=False, source=None, source_content=False) -> "Example":
@@ -72,7 +79,7 @@ class Context(NamedTuple):
 class Encoding(NamedTuple):
     """How the records of one source become examples."""
 
-    encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it
+    encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it, LeftOut why it is skipped
     numbers: bool = False  # targets are float32 bits
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
     cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
@@ -99,7 +106,7 @@ class Counts(NamedTuple):
     rows: int
     tokens: int  # that a model reads, on both sides
     targets: int  # of these with weight
-    cut: int  # examples that were longer than a row
+    notes: Mapping[str, int]  # what was done to examples, and how often
 
 
 def row_channels(encoder: bool) -> int:
@@ -219,32 +226,40 @@ def pack_records(
     """Writes the packed examples of (where, parsed record).
 
     Raises:
-      DataError: a record can't become an example, or nothing of it would be trained; it names the record.
+      DataError: a record can't become an example, or nothing of it would be trained; it names the record. Or all of
+        them are left out.
     """
     ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
     dtype = np.dtype("<u4") if encoding.numbers else row_dtype(ids, context.seq_len)
     room = context.seq_len - len(context.prefix)
-    tokens = targets = too_long = 0
+    tokens = targets = 0
+    notes = Counter()
 
     def examples() -> Iterator[Example]:
-        nonlocal tokens, targets, too_long
+        nonlocal tokens, targets
         for where, record in records:
             try:
                 example = encoding.encode(record)
                 if not example.trained.any():
                     raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
+            except LeftOut as why:
+                notes[f"{why}, and are left out"] += 1
+                continue
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
             if max(example.sizes()) > room:
-                shorten, too_long = encoding.cut or cut, too_long + 1
-                example = shorten(example, room, context.tokenizer.special.begin)
+                example = (encoding.cut or cut)(example, room, context.tokenizer.special.begin)
+                notes[CUT.format(context.seq_len)] += 1
+            notes.update(example.notes)
             example = prefixed(example, context.prefix)
             tokens += sum(example.sizes())
             targets += int(example.trained.sum())
             yield example
 
     rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
-    return Counts(rows, tokens, targets, too_long)
+    if notes and not rows:
+        raise DataError(f"{spec}: no example is left: {next(iter(notes.values()))} {next(iter(notes))}.")
+    return Counts(rows, tokens, targets, notes)
 
 
 def widened(rows: np.ndarray, channels: int) -> np.ndarray:

@@ -183,7 +183,9 @@ def _post_processor(backend: Backend, family: str, settings: Mapping, names: Map
 
 
 def _begin_with(token: str, i: int):
-    return processors.TemplateProcessing(single=[token, "$A"], pair=[token, "$A", "$B"], special_tokens=[(token, i)])
+    return processors.TemplateProcessing(
+        single=[token, "$A"], pair=[token, "$A", token, "$B:1"], special_tokens=[(token, i)]
+    )
 
 
 def _content(token) -> str | None:

@@ -4,22 +4,25 @@
     number   the same, with a number as the label
     token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null: no label
 
-A model reads [begin, text] (of two texts [begin, text, end, pair]) and is asked at the last token, as transformers' own
-decoders that classify; a model that sees both ways reads the end token too and is asked at the first one ([CLS]). Of
-words it is asked at the first token of each. All tokens of two texts have token type 0.
+A model reads [begin, text] and is asked at the last token, as transformers' own decoders that classify; a model that
+sees both ways reads the end token too and is asked at the first one ([CLS]). Of words it is asked at the first token of
+each. Two texts are read one behind the other, with what the tokenizer puts between them, or else its end; from the
+second on they have token type 1 (BERT).
 
-The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end.
+The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end, of two
+the longer one first. A word that has no token of its own (BERT's tokenizers leave nothing of a zero-width space) has no
+label, and a record without a labelled word is left out; both are counted.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import CONTENT, TRAINED, DataError
-from data.examples import Context, Encoding, Example, Kind
+from data.batch import CONTENT, SECOND, TRAINED, DataError
+from data.examples import CUT, Context, Encoding, Example, Kind, LeftOut
 from data.records import field
 from data.tokenizer import Tokenizer
 
@@ -30,10 +33,10 @@ FIELDS = {
     "text": "",  # names of fields; '' is 'text' and 'label', for words 'tokens' and 'labels'
     "label": "",
     "pair": "",  # '': there is one text
-    "split": "",  # of the field that says 'train' or 'validation'; '': data.validation decides
+    "split": "",  # of the field that says 'train', 'validation' or 'test' (left out); '': data.validation decides
     "read": "",  # where the label of a text is asked for, 'last' or 'first'; '': by the model's architecture
 }
-_SPLITS = {"train": "train"} | dict.fromkeys(("validation", "valid", "val", "dev", "test"), "validation")
+_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
 
@@ -91,7 +94,7 @@ def _class(label: Any, name: str) -> str:
 def _number(label: Any, name: str) -> float:
     try:
         number = float(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(label, bool) or not abs(number) <= _LARGEST:
         raise ValueError(f"field {name!r} is {label!r}; data.labels.kind 'number' needs a finite number")
@@ -122,46 +125,68 @@ def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) 
     return [settings["kind"], settings["read"]]
 
 
-class Reader:
+class Reading(NamedTuple):
     """What a model reads of a text or of words, and where it is asked for their labels."""
 
-    def __init__(self, tokenizer: Tokenizer, read: str):
-        special = tokenizer.special
-        self._tokenizer, self._first = tokenizer, read == "first"
-        self._begin = [] if special.begin is None else [special.begin]
-        self._end = [tokenizer.eot_id]
+    ids: list[int]
+    places: list[int | None]  # the one of a text; that of each word, None: it is not asked
+    second: int | None = None  # where the second text begins
+    lost: int = 0  # words without a token of their own
+    whole: bool = True  # nothing was cut off
 
-    def text(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
-        """(ids, [the one place])."""
-        ids = [*self._begin, *self._tokenizer.encode(text)]
-        if pair is not None:
-            ids += [*self._end, *self._tokenizer.encode(pair)]
-        ids += self._end if self._first else []
+
+class Reader:
+    """Texts, or words, as a model reads them; at most `length` ids, so that a long one loses its end."""
+
+    def __init__(self, tokenizer: Tokenizer, read: str, length: int):
+        special = tokenizer.special
+        self._tokenizer, self._first, self._length = tokenizer, read == "first", length
+        self._begin = [] if special.begin is None else [special.begin]
+        self._between = tokenizer.between()
+        self._end = [tokenizer.eot_id] if self._first else []
+        if self._room() < 1:
+            raise DataError(f"Rows of {length} tokens have no room for a text beside the special tokens.")
+
+    def text(self, text: str, pair: str | None = None) -> Reading:
+        """ValueError where there is nothing to ask at."""
+        first, other = self._tokenizer.encode(text), [] if pair is None else self._tokenizer.encode(pair)
+        between = [] if pair is None else self._between
+        room = self._room() - len(between)
+        if room < 1:
+            raise ValueError(f"rows of {self._length} tokens have no room for two texts beside the special tokens")
+        of_first, of_other = longest_first(len(first), len(other), room)
+        before = [*self._begin, *first[:of_first], *between]
+        ids = [*before, *other[:of_other], *self._end]
         if not ids:
             raise ValueError("the text has no tokens")
-        return ids, [0 if self._first else len(ids) - 1]
+        place, whole = 0 if self._first else len(ids) - 1, of_first + of_other == len(first) + len(other)
+        return Reading(ids, [place], None if pair is None else len(before), whole=whole)
 
-    def words(self, words: list[str]) -> tuple[list[int], list[int]]:
-        """(ids, a place for each word)."""
+    def words(self, words: list[str]) -> Reading:
+        """A word is asked at its first token, and not at all where it shares it with another one or has none."""
         ids, places = self._tokenizer.encode_words(words)
-        for word, place in zip(words, places, strict=True):
-            if place is None or places.count(place) > 1:
-                raise ValueError(f"the tokenizer has no token for the word {word!r} alone")
-        ids = [*self._begin, *ids, *(self._end if self._first else [])]
-        return ids, [len(self._begin) + place for place in places]
+        alone = [place is not None and places.count(place) == 1 for place in places]
+        room, first = self._room(), len(self._begin)
+        asked = [first + place if own and place < room else None for place, own in zip(places, alone, strict=True)]
+        return Reading([*self._begin, *ids[:room], *self._end], asked, None, alone.count(False), len(ids) <= room)
 
-    def cut(self, ids: list[int], places: list[int], length: int) -> tuple[list[int], list[int]]:
-        """The first `length` ids, with the end token where there was one, and the places that are left."""
-        if len(ids) <= length:
-            return ids, places
-        kept = [*ids[: length - 1], self._end[0] if self._first else ids[length - 1]]
-        left = [place for place in places if place < length - self._first]
-        return kept, left or [0 if self._first else length - 1]
+    def _room(self) -> int:
+        """Ids beside the special ones."""
+        return self._length - len(self._begin) - len(self._end)
+
+
+def longest_first(first: int, other: int, room: int) -> tuple[int, int]:
+    """What is kept of two texts, in tokens: the longer one is cut first, both where neither leaves room for the other
+    (the tokenizers library's 'longest_first')."""
+    shorter = min(first, other, room // 2)
+    longer = min(max(first, other), room - shorter)
+    return (shorter, longer) if first <= other else (longer, shorter)
 
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
-    kind, reader = settings["kind"], Reader(context.tokenizer, settings["read"])
-    facts = _facts(kind, context.train()) | {"read": settings["read"]}
+    kind, seq_len = settings["kind"], context.seq_len
+    reader = Reader(context.tokenizer, settings["read"], seq_len - len(context.prefix))
+    facts = _facts(kind, context.train()) | {"read": settings["read"], "pair": bool(settings["pair"])}
     ids_of = {name: i for i, name in enumerate(facts.get("names", ()))}
 
     def target(label) -> int:
@@ -175,31 +200,22 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         return ids_of[label]
 
     def encode(record: dict) -> Example:
-        if kind == "token":
-            ids, places = reader.words(record["tokens"])
-            labelled = [
-                (place, label) for place, label in zip(places, record["labels"], strict=True) if label is not None
-            ]
-        else:
-            ids, (place,) = reader.text(record["text"], record.get("pair"))
-            labelled = [(place, record["label"])]
-        targets = np.zeros(len(ids), np.int32)
-        marks = np.where(np.isin(ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
+        words = kind == "token"
+        found = reader.words(record["tokens"]) if words else reader.text(record["text"], record.get("pair"))
+        labels = record["labels"] if words else [record["label"]]
+        labelled = [pair for pair in zip(found.places, labels, strict=True) if None not in pair]
+        if not labelled:
+            raise LeftOut(f"examples have no labelled word with a token of its own in their first {seq_len} tokens")
+        targets = np.zeros(len(found.ids), np.int32)
+        marks = np.where(np.isin(found.ids, context.tokenizer.special_ids), 0, CONTENT).astype(np.uint8)
+        marks[len(marks) if found.second is None else found.second :] |= SECOND
         for place, label in labelled:
             targets[place], marks[place] = target(label), marks[place] | TRAINED
-        return Example(np.array(ids, np.int32), targets, marks)
+        notes = ("words have no token of their own, so no label is learnt of them",) * found.lost
+        notes += () if found.whole else (CUT.format(seq_len),)
+        return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
-    def cut(example: Example, seq_len: int, begin: int | None) -> Example:
-        places = np.flatnonzero(example.trained).tolist()
-        ids, kept = reader.cut(example.tokens.tolist(), places, seq_len)
-        if kind == "token" and not set(kept) <= set(places):
-            raise ValueError(f"no labelled word stands in its first {seq_len} tokens")
-        targets, marks = np.zeros(seq_len, np.int32), example.marks[:seq_len] & ~np.uint8(TRAINED)
-        targets[kept] = example.targets[places[: len(kept)]]
-        marks[kept] |= TRAINED
-        return Example(np.array(ids, np.int32), targets, marks)
-
-    return Encoding(encode, numbers=kind == "number", facts=facts, cut=cut)
+    return Encoding(encode, numbers=kind == "number", facts=facts)
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:

@@ -112,7 +112,12 @@ def train_pipeline(
     first_row = position["next_row"] if position is not None else 0
     blocks = _TrainBlocks(prepared, batch_size, seed, process_index, share, first_row)
     make = functools.partial(
-        to_batch, seed=seed, corruption=corruption, numbers=prepared.numbers, augmentation=augmentation
+        to_batch,
+        seed=seed,
+        corruption=corruption,
+        numbers=prepared.numbers,
+        token_types=prepared.token_types,
+        augmentation=augmentation,
     )
     return Pipeline(blocks, make, stream, prepared.tokenizer_path)
 
@@ -204,7 +209,10 @@ def validation_batches(
         places = places[np.arange(limit_rows) * len(places) // limit_rows]
     rows = Rows(sources, "validation", prepared.seq_len, prepared.channels)
     blocks = _read_in_order(rows, ends, places, batch_size, process_index * share, share)
-    return (to_batch(block, VALIDATION_SEED, corruption, prepared.numbers) for block in blocks)
+    return (
+        to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, token_types=prepared.token_types)
+        for block in blocks
+    )
 
 
 def _read_in_order(rows: Rows, ends, places, batch_size: int, offset: int, share: int) -> Iterator[Block]:

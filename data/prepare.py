@@ -9,7 +9,6 @@ changed text go to folders of their own. On a pod every process calls `prepare`:
 others wait and find everything done; on disks of their own each makes the same files.
 """
 
-import errno
 import functools
 import json
 import os
@@ -32,7 +31,7 @@ Log = Callable[[str], None]
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_EXAMPLES = 2  # part of what names rows of examples: raise it when other rows come of the same records
+_EXAMPLES = 3  # part of what names rows of examples: raise it when other rows come of the same records
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,11 @@ class Prepared:
     def numbers(self) -> bool:
         """Targets of examples are float32 bits."""
         return any(source.numbers for source in self.sources)
+
+    @property
+    def token_types(self) -> bool:
+        """Examples are of two texts."""
+        return bool(self.labels and self.labels.get("pair"))
 
     @property
     def labels(self) -> Mapping[str, Any] | None:
@@ -135,21 +139,13 @@ def prepare(
             tokenizer = _tokenizer(built, config, root, log)
             return load(_rows(built, tokenizer, config, root, log, encoder, prefix))
     except (OSError, RuntimeError) as error:
-        problem = _storage_problem(error)
+        problem = stage.storage_problem(error)
         if problem is None:
             raise
         raise DataError(
             f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
             "again; finished stages are kept."
         ) from error
-
-
-def _storage_problem(error: Exception) -> str | None:
-    # ArrayRecord reports what the system says in the text of a RuntimeError.
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
-            return os.strerror(number)
-    return None
 
 
 def load(directory: str | os.PathLike) -> Prepared:
@@ -292,6 +288,6 @@ def _pack_examples(
             f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
             f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
-    if counts.cut:
-        log(f"{source.spec}: {split}: {counts.cut:,} examples were longer than {context.seq_len} tokens and were cut.")
+    for note, count in counts.notes.items():
+        log(f"{source.spec}: {split}: {count:,} {note}.")
     return counts.rows, counts.tokens

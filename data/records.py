@@ -40,8 +40,8 @@ class RecordSource:
     """The records of files as documents, each one canonical JSON object; a `data.sources.Source`.
 
     Args:
-      parse: record -> JSON object; its ValueError says what is wrong with the record. "split" in it is 'train' or
-        'validation', where the record itself says so.
+      parse: record -> JSON object; its ValueError says what is wrong with the record. "split" in it is 'train',
+        'validation' or 'test', where the record itself says so.
       settings: on which, beside the files, the result of `parse` depends; JSON.
     """
 

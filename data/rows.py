@@ -46,26 +46,31 @@ class Rows:
 
 
 def to_batch(
-    block: Block, seed: int, corruption: Corruption | None, numbers: bool, augmentation: Augmentation | None = None
+    block: Block,
+    seed: int,
+    corruption: Corruption | None,
+    numbers: bool,
+    augmentation: Augmentation | None = None,
+    token_types: bool = False,
 ) -> Batch:
     """The batch of a block; its text is corrupted, its examples augmented, with random numbers that follow from seed
     and place.
 
     Args:
-      numbers: targets of examples are float32 bits.
+      numbers: targets of examples are float32 bits.  token_types: examples are of two texts.
     """
-    batch = _corrupted(block, seed, corruption, numbers)
+    batch = _corrupted(block, seed, corruption, numbers, token_types)
     if augmentation is None:
         return batch
     content = marked(block.rows, ENCODER_CONTENT if "encoder_tokens" in batch else CONTENT)
     return augmentation(batch, content, block.places, seed)
 
 
-def _corrupted(block: Block, seed: int, corruption: Corruption | None, numbers: bool) -> Batch:
+def _corrupted(block: Block, seed: int, corruption: Corruption | None, numbers: bool, token_types: bool) -> Batch:
     rows, places, text = block
     if rows.shape[1] == 3:  # all sources are text
         return from_rows(rows) if corruption is None else corruption(rows, places, seed)
-    batch = from_rows(rows, numbers)
+    batch = from_rows(rows, numbers, token_types)
     if corruption is None or not text.any():
         return batch
     for key, corrupted in corruption(rows[text, :3], places[text], seed).items():

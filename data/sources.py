@@ -35,7 +35,8 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "
 class Document(NamedTuple):
     name: str  # the same on every machine: it decides between train and validation
     text: str
-    split: str | None = None  # "train" or "validation" where the source itself says so
+    # "train", "validation" or "test" where the source itself says so, of all documents or of none
+    split: str | None = None
 
 
 @dataclass

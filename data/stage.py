@@ -5,6 +5,7 @@ so what was killed leaves nothing that looks finished, finished work is found ag
 of their own and overwrite nothing. A lock lets one process work while others wait.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_FORMAT = 1  # part of every hash: raise it when a stage writes something else for the same inputs
+_FORMAT = 2  # part of every hash: raise it when a stage writes something else for the same inputs
 _MANIFEST = "manifest.json"
 
 
@@ -63,3 +64,12 @@ def lock(root: Path, log: Callable[[str], None]) -> Iterator[None]:
             log(f"another process is preparing {root}: waiting for it")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield  # closing the file gives the lock back, and so does a kill
+
+
+def storage_problem(error: Exception) -> str | None:
+    """What the system says of a disk that is full or may not be written; None for any other error."""
+    # ArrayRecord reports what the system says in the text of a RuntimeError.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return os.strerror(number)
+    return None

@@ -102,12 +102,21 @@ class Tokenizer:
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
         """The ids of words with spaces between them, and where each word's first token stands among these (None: the
-        word has none, like one that is empty)."""
+        word has none, like one that is empty, or that a normalizer leaves nothing of)."""
         encoding = self._backend.encode(" ".join(words), add_special_tokens=False)
         begins = accumulate((len(word) + 1 for word in words[:-1]), initial=0)
-        return encoding.ids, [
-            encoding.char_to_token(i) if word else None for i, word in zip(begins, words, strict=True)
-        ]
+        tokens = (map(encoding.char_to_token, range(i, i + len(word))) for i, word in zip(begins, words, strict=True))
+        return encoding.ids, [next((token for token in of_word if token is not None), None) for of_word in tokens]
+
+    def between(self) -> list[int]:
+        """What stands between two texts: what the tokenizer itself puts there (RoBERTa's: its end twice), or else the
+        end."""
+        encoding = self._backend.encode("a", "b")
+        of_first, of_second = (
+            [i for i, text in enumerate(encoding.sequence_ids) if text == number] for number in (0, 1)
+        )
+        own = encoding.ids[of_first[-1] + 1 : of_second[0]] if of_first and of_second else []
+        return own or [self.eot_id]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -125,17 +126,20 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def objective(config: ConfigDict):
+def objective(config: ConfigDict, labels: Mapping | None = None):
+    """`labels`: what is known of those that are learnt (Prepared.labels)."""
     settings = config.objective.to_dict()
     name = settings.pop("name")
     if name not in OBJECTIVES:
         raise ConfigError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
-    known = inspect.signature(OBJECTIVES[name]).parameters
+    known = [field for field in inspect.signature(OBJECTIVES[name]).parameters if field != "names"]
     if unknown := [field for field in settings if field not in known]:
         raise ConfigError(
             f"config.objective.{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin "
             "with a config of it (of labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
         )
+    if labels and "names" in labels:
+        settings["names"] = labels["names"]
     with checking("config.objective"):
         return OBJECTIVES[name](**settings)
 
@@ -194,9 +198,9 @@ def put(mesh: jax.sharding.Mesh):
     return lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
-def steps(config: ConfigDict, tx):
-    """(train step, evaluation step), compiled at their first call."""
-    loss = objective(config)
+def steps(config: ConfigDict, tx, labels: Mapping | None = None):
+    """(train step, evaluation step), compiled at their first call; `labels` as in `objective`."""
+    loss = objective(config, labels)
     return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
 
 

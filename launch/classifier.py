@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data.labels import FIELDS, Reader
+from data.labels import FIELDS, Reader, Reading
 from launch import restore, workdirs
 from launch.checking import ConfigError
 from model import axes
@@ -27,29 +27,37 @@ class Classifier:
         self.settings = FIELDS | config.get("data", ConfigDict()).get("labels", ConfigDict()).to_dict()
         self.settings["kind"] = self.labels["kind"]
         self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir, step=step)
-        self._reader = Reader(tokenizer, self.labels["read"])
-        self._length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
-        self._scores = jax.jit(lambda model, *rows: model.classes(model(*rows).x_BTD))
+        self._prefix = workdirs.prefix(config)
+        self.length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
+        self._reader = Reader(tokenizer, self.labels["read"], self.length - len(self._prefix))
+        self._scores = jax.jit(lambda model, types, *rows: model.classes(model(*rows, types_BT=types).x_BTD))
 
     def __call__(self, texts: Iterable[tuple[str | list[str], str | None]]) -> Iterator[np.ndarray]:
-        """For each (text or words, second text): probabilities of the classes [places, C], or the number [places, 1].
+        """For each (text or words, second text): probabilities of the classes [1, C], or the number [1, 1]; of words
+        [words, C], with nan where a word has no token of its own, or none that a row has room for.
 
         Raises:
           ValueError: a text without tokens.
         """
         texts = iter(texts)
         while chunk := list(islice(texts, BATCH)):
-            read = [self._reader.cut(*self._places(text, pair), self._length) for text, pair in chunk]
-            width = -(-max(len(ids) for ids, _ in read) // _ROUND) * _ROUND
-            tokens, segments, positions = np.zeros((3, BATCH, min(width, self._length)), np.int32)
-            for row, (ids, _) in enumerate(read):
+            read = [self._read(text, pair) for text, pair in chunk]
+            ids_of = [[*self._prefix, *found.ids] for found in read]
+            width = -(-max(1, *map(len, ids_of)) // _ROUND) * _ROUND
+            tokens, segments, positions, types = np.zeros((4, BATCH, min(width, self.length)), np.int32)
+            for row, (ids, found) in enumerate(zip(ids_of, read, strict=True)):
+                second = len(ids) if found.second is None else len(self._prefix) + found.second
+                types[row, second : len(ids)] = 1
                 tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
                 positions[row, : len(ids)] = np.arange(len(ids))
             with axes.use_mesh(self._mesh):
-                scores = np.asarray(self._scores(self._model, tokens, segments, positions))
-            for row, (_, places) in enumerate(read):
-                found = scores[row, places]
-                yield found if self.labels["kind"] == "number" else np.asarray(jax.nn.softmax(found))
+                scores = np.asarray(self._scores(self._model, types, tokens, segments, positions))
+            for row, found in enumerate(read):
+                places = [0 if place is None else len(self._prefix) + place for place in found.places]
+                given = scores[row, places]
+                given = given if self.labels["kind"] == "number" else np.array(jax.nn.softmax(given))
+                given[[place is None for place in found.places]] = np.nan
+                yield given
 
-    def _places(self, text, pair):
+    def _read(self, text, pair) -> Reading:
         return self._reader.words(text) if self.labels["kind"] == "token" else self._reader.text(text, pair)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from data import records
@@ -76,6 +77,13 @@ def _lines(texts: Iterable[str], settings: dict) -> Iterable[str | list[str]]:
     return map(str.split, texts) if settings["kind"] == "token" else texts
 
 
+def _best(row: np.ndarray, names: list[str] | None) -> str:
+    """The likeliest class and its probability, or the number."""
+    if not names:
+        return f"{row[0]:.6g}"
+    return "\t" if np.isnan(row).any() else f"{names[row.argmax()]}\t{row.max():.4f}"
+
+
 def main() -> None:
     classifier = Classifier(Path(_WORKDIR.value).absolute(), _STEP.value)
     texts = list(given(classifier.settings))
@@ -85,15 +93,18 @@ def main() -> None:
     shown = lambda text: text if isinstance(text, str) else " ".join(text)
     try:
         for (text, _), found in zip(texts, classifier(texts), strict=True):
-            best = [(names[row.argmax()], row.max()) for row in found] if names else []
+            missing = int(np.isnan(found).any(1).sum())
+            if missing and kind == "token":
+                print(
+                    f"{missing} of {len(text)} words get no label: they have no token of their own, or stand behind "
+                    f"the first {classifier.length} tokens",
+                    file=sys.stderr,
+                )
+            best = [_best(row, names) for row in found]
             if kind == "token":
-                words = (f"{label}\t{p:.4f}\t{word}\n" for (label, p), word in zip(best, text, strict=False))
-                if len(best) < len(text):
-                    print(f"only {len(best)} of {len(text)} words fit into a row of training", file=sys.stderr)
-                print("".join(words))
+                print("".join(f"{label}\t{word}\n" for label, word in zip(best, text, strict=True)))
             else:
-                first = f"{best[0][0]}\t{best[0][1]:.4f}" if names else f"{found[0, 0]:.6g}"
-                print(f"{first}\t{' '.join(shown(text).split())}")
+                print(f"{best[0]}\t{' '.join(shown(text).split())}")
     except ValueError as error:
         raise ConfigError(f"a text can't be labelled: {error}") from error
 

@@ -61,7 +61,7 @@ def main() -> None:
             known = model.inputs.tokens.rows
             with checking("--prompt, --max_new_tokens"):
                 check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
-        eval_step, corruption = build.steps(config, None)[1], build.corruption(config, prepared)
+        eval_step, corruption = build.steps(config, None, prepared.labels)[1], build.corruption(config, prepared)
         figures = evaluation.evaluation(config, prepared, corruption, eval_step, build.put(mesh))(model, None)
         answers = list(grader.answers(model)) if grader else []
         samples = []

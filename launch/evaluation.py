@@ -128,6 +128,7 @@ def _labelled(figures: dict, labels: Mapping) -> Iterator[str]:
     meanings = {"macro_f1": "mean F1 of the classes", "matthews": "Matthews correlation", "loss": "nats a label"}
     meanings |= {"majority_accuracy": "accuracy of always saying the most frequent class of training"}
     meanings |= {"mean_mse": "mean squared error of always saying the mean of training", "pearson": "correlation"}
+    meanings |= {"entity_f1": "F1 of whole entities, as CoNLL's script and seqeval count"}
     if "names" in labels:
         meanings["f1"] = f"F1 of {labels['names'][1]!r}"
     else:

@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     workdirs.claim(workdir, config, prepared)
 
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
-    train_step, eval_step = build.steps(config, tx)
+    train_step, eval_step = build.steps(config, tx, prepared.labels)
     put = build.put(mesh)
     tuning = workdirs.tuning(config, words)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)
@@ -96,7 +96,9 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             learning_rate=rate,
             checkpoints=checkpoints,
             writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),
-            progress=metrics.Progress(config.steps, tokens, flops, peak, step),
+            progress=metrics.Progress(
+                config.steps, tokens, flops, peak, step, perplexity=config.objective.name == "language"
+            ),
             workdir=workdir,
         )
         convention = f"{mfu.MFU_CONVENTION} Here: {peak_words}"

@@ -61,7 +61,8 @@ class Inputs(nnx.Module):
         if self.scale != 1:
             x_BTD = x_BTD * jnp.asarray(self.scale, x_BTD.dtype)
         if self.types is not None:
-            x_BTD = x_BTD + self.types(jnp.zeros_like(tokens_BT) if types_BT is None else types_BT)
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.types(jnp.minimum(types_BT, self.types.rows - 1))
         places = lambda: self.positions(positions_BT + self.offset)
         if self.positions is not None and self.positions_first:
             x_BTD = x_BTD + places()
@@ -98,7 +99,8 @@ class Decoder(nnx.Module):
           tokens_BT: int32 ids.
           segments_BT: int32 document of each token in its row, 0 for padding; absent: one document a row.
           positions_BT: int32 position of each token in its document.
-          types_BT: int32 token types (BERT: first or second sentence); absent: 0.
+          types_BT: int32 token types (BERT: first or second sentence); absent: 0. A model with one type alone
+            (RoBERTa), or none, takes no notice of them.
           key: random key for dropout; None (evaluation): no dropout.
           mask, cache: of cached decoding (decode/generate.py).
         """

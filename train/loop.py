@@ -132,8 +132,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
 def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
     rate, progress = float(parts.learning_rate(step - 1)), parts.progress
     values = {"loss": means.pop("loss"), "learning_rate": rate, **means}
-    nats = "absolute_error" not in means  # of numbers the loss is an error
-    if nats:
+    if progress.perplexity:
         values["perplexity"] = math.exp(min(values["loss"], 700.0))
     if math.isfinite(seconds):
         values["seconds_per_step"] = seconds
@@ -141,7 +140,7 @@ def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> No
         if progress.peak_flops:
             values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
     parts.writer.write(step, values)
-    progress.update(step, values["loss"], rate, seconds, nats)
+    progress.update(step, values["loss"], rate, seconds)
 
 
 def evaluation_line(step: int, evaluation: dict[str, float]) -> str:

@@ -144,15 +144,17 @@ class Progress:
 
     step 120/400  loss 3.412  ppl 30.3  12.3k tok/s  MFU 41 %  left 2:31  lr 8.1e-4
 
-    `tokens_per_step` and `peak_flops` are of all devices together; without a peak there is no MFU. Columns keep the
-    width of the widest value so far. A terminal too narrow for all fields loses the first in `_DROP_FIRST`. Processes
-    other than 0 pass Console(quiet=True).
+    `tokens_per_step` and `peak_flops` are of all devices together; without a peak there is no MFU. `perplexity`: the
+    loss has one, that of a language model. Columns keep the width of the widest value so far. A terminal too narrow for
+    all fields loses the first in `_DROP_FIRST`. Processes other than 0 pass Console(quiet=True).
     """
 
     _DROP_FIRST = ("lr", "ppl", "MFU", "tok/s", "left", "loss")
 
-    def __init__(self, total_steps, tokens_per_step, flops_per_token, peak_flops, start_step=0, console=None):
-        self.total_steps, self.start_step = total_steps, start_step
+    def __init__(
+        self, total_steps, tokens_per_step, flops_per_token, peak_flops, start_step=0, console=None, perplexity=True
+    ):
+        self.total_steps, self.start_step, self.perplexity = total_steps, start_step, perplexity
         self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
         self.console = console or Console()
         self.widths = {}
@@ -169,14 +171,13 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float, nats: bool = True):
-        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each.
-        There is a perplexity where the loss is in nats."""
+    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float):
+        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each."""
         tokens_per_second = self.tokens_per_step / seconds_per_step if seconds_per_step > 0 else math.nan
         fields = {
             "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
             "loss": f"{loss:.3f}",
-            "ppl": short(math.exp(min(loss, 700.0))) if nats else "",
+            "ppl": short(math.exp(min(loss, 700.0))) if self.perplexity else "",
             "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # nothing but compiling yet
             "MFU": "",
             "left": duration((self.total_steps - step) * seconds_per_step),

@@ -4,7 +4,8 @@ Written as array_record, for which TFDS needs no TensorFlow; read it back with `
 shuffles the documents by a hash of their names, so an example's place says nothing about where it came from.
 
 Which documents are held out depends on names alone ('document'), so that it is the same on every machine and a document
-added later moves no other; or each document's last characters are ('tail'), for a corpus that is one long text. Left
+added later moves no other; or each document's last characters are ('tail'), for a corpus that is one long text. A
+source may also say itself which split each document belongs to; what it calls test is then written to neither. Left
 out: Beam pipelines, for corpora that one machine can't read through.
 """
 
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,8 +59,9 @@ class Text(tfds.core.GeneratorBasedBuilder):
         self._validation = validation
         self._rule = rule
         self._max_bad_lines = max_bad_lines
-        self.facts = {split: SplitFacts() for split in SPLITS if split == "train" or validation > 0}
-        self.bad = BadLines(max_bad_lines)
+        self._named = _names_splits(source, max_bad_lines)
+        self.facts = {split: SplitFacts() for split in SPLITS if split == "train" or validation > 0 or self._named}
+        self.bad, self.found = BadLines(max_bad_lines), Counter()
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -71,11 +74,11 @@ class Text(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, wanted: str):
         facts = self.facts[wanted]
         # Each split reads the whole source, so that nothing has to be held in memory; what is skipped is counted once.
-        bad = self.bad = BadLines(self._max_bad_lines)
+        bad, found = BadLines(self._max_bad_lines), Counter()
+        self.bad, self.found = bad, found
         content = hashlib.sha256()
-        seen = False
         for document in self._source.documents(bad):
-            seen = True
+            found[document.split] += 1
             for split, text in assign(document, self._validation, self._rule):
                 if split != wanted:
                     continue
@@ -86,17 +89,30 @@ class Text(tfds.core.GeneratorBasedBuilder):
                 yield document.name, {"text": encoded, "name": name}
         facts.sha256 = content.hexdigest()
         if not facts.documents:
-            raise DataError(self._empty(wanted, seen))
+            raise DataError(self._empty(wanted))
 
-    def _empty(self, split: str, seen: bool) -> str:
+    def _empty(self, split: str) -> str:
         name = self._source.name
-        if not seen:
+        if not self.found:
             skipped = "\n  ".join(["; what was skipped:", *self.bad.first]) if self.bad.count else ""
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
+        if self._named:
+            return (
+                f"The data source {name} says itself which split each record is for, and of none it says {split}: "
+                f"there are {', '.join(f'{count} {named}' for named, count in self.found.items())}. Name some of them "
+                f"{split}, or leave config.data.labels.split empty, so that config.data.validation divides them."
+            )
         return (
             f"The data source {name} has too few documents: none falls into {split} with validation = "
             f"{self._validation}. Change the fraction, or set split = 'tail', which holds out the end of each text."
         )
+
+
+def _names_splits(source: Source, max_bad_lines: int) -> bool:
+    """Whether documents say which split they belong to: all of a source do, or none."""
+    with contextlib.closing(source.documents(BadLines(max_bad_lines))) as documents:
+        first = next(documents, None)
+    return first is not None and first.split is not None
 
 
 def build(source: Source, directory: Path, *, validation: float, rule: str, max_bad_lines: int) -> dict:
@@ -119,6 +135,7 @@ def build(source: Source, directory: Path, *, validation: float, rule: str, max_
         "dataset": str(Path(builder.data_dir).relative_to(directory)),
         "splits": {split: asdict(facts) for split, facts in builder.facts.items()},
         "bad_lines": {"count": builder.bad.count, "first": builder.bad.first},
+        "test": builder.found["test"],  # that were left out
     }
 
 

@@ -7,6 +7,8 @@ import json
 import random
 
 import pytest
+import transformers
+from tokenizers import pre_tokenizers
 
 from data.prepare import prepare
 
@@ -55,3 +57,25 @@ def settings():
 @pytest.fixture(scope="session")
 def prepared(corpus, settings, tmp_path_factory):
     return prepare(settings(corpus[0]), tmp_path_factory.mktemp("prepared data"), log=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """The folder of a BERT tokenizer of few words, as transformers writes it."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "hello", "##s", "x"]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory):
+    """The folder of a RoBERTa tokenizer without merges."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    transformers.RobertaTokenizer(*files).save_pretrained(folder)
+    return folder

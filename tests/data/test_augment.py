@@ -41,9 +41,9 @@ def packed(examples, channels=4):
 @pytest.fixture(scope="module")
 def rows(tokenizer, given):
     """Each text with a period, at which its class is asked; a few texts a row."""
-    reader, examples = labels.Reader(tokenizer, "last"), []
+    reader, examples = labels.Reader(tokenizer, "last", 256), []
     for i, words in enumerate(given):
-        ids, (place,) = reader.text(" ".join(words) + ".")
+        ids, (place,), *_ = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
         example.marks[0] = 0  # of the begin token
         example.targets[place], example.marks[place] = i, CONTENT | TRAINED

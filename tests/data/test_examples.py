@@ -248,7 +248,7 @@ def test_a_source_of_weight_0_is_only_held_out(pairs, corpus, settings, tmp_path
 def test_a_batch_without_weights_shows_its_first_example(pairs, settings, tmp_path, monkeypatch):
     blocks = {"pairs": {"source": "in", "target": "out"}, "seq_len": 64, "tokenizer": {"kind": "byte"}}
     prepared = prepare(settings(f"pairs:{pairs[0]}", **blocks), tmp_path, quiet)
-    monkeypatch.setattr("data.rows.from_rows", lambda rows, numbers: from_rows(rows) | {"weights": 0 * rows[:, 3]})
+    monkeypatch.setattr("data.rows.from_rows", lambda rows, *kind: from_rows(rows, *kind) | {"weights": 0 * rows[:, 3]})
     pipeline = train_pipeline(prepared, 2, 0)
     with pytest.raises(DataError, match=r"(?s)at row 0 are 0.*'say \d+ "):
         pipeline.next()

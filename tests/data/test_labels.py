@@ -1,19 +1,19 @@
 """Labelled texts, from files to batches."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from data import kinds, labels
+from data import hub_tokenizer, kinds, labels
 from data import tokenizer as tokenizers
-from data.batch import TRAINED, DataError
+from data.batch import TRAINED, DataError, check
 from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.records import RecordSource
 from data.sources import BadLines
-from data.special_tokens import SpecialTokens
 
 WORDS = ["the", "ball", "was", "kicked", "over", "the", "bank", "and", "nobody", "paid"]
 
@@ -140,22 +140,84 @@ def test_cut_words_keep_their_own_labels(config, tmp_path):
             assert len(ids) == 8 and targets == {1 + 2 * i: i for i in range(count)}
 
 
-def test_two_texts_have_an_end_between_them():
-    backend = tokenizers.train([], "byte")._backend
-    tokenizer = tokenizers.Tokenizer(backend, SpecialTokens(None, (0,)))
-    both = [*tokenizer.encode("a b"), 0, *tokenizer.encode("c")]
-    assert labels.Reader(tokenizer, "last").text("a b", "c") == (both, [4])
-    assert labels.Reader(tokenizer, "first").text("a b", "c") == ([*both, 0], [0])
+def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
+    odd = ["\u200b", "hello", "\ufe0f", " hellos", "\x96", "a", "\u0301"]
+    hub_tokenizer.read(bert, {"model_type": "bert"}).save(tmp_path / "tokenizer.json")
+    given = [(odd, list("ABABABA")), (["\u200b", "a"], ["A", None]), (["a"] * 9 + ["b"], [None] * 9 + ["B"])]
+    given = [pair for pair in given for _ in range(40)]
+    lines = [json.dumps({"tokens": words, "labels": tags}) for words, tags in given]
+    path, said = write(tmp_path, "t.jsonl", "\n".join(lines)), []
+    tokenizer = {"kind": "file", "path": str(tmp_path / "tokenizer.json")}
+    block = {"kind": "token", "read": "first"}
+    prepared = prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, said.append)
+    found = [targets for split in ("train", "validation") for _, targets in examples(prepared, split)]
+    assert found == [{1: 1, 2: 1, 4: 1}] * 40
+
+    counted = lambda note: sum(int(count) for line in said for count in re.findall(rf": (\d+) {note}\.$", line))
+    assert counted("words have no token of their own, so no label is learnt of them") == 4 * 40
+    left_out = "examples have no labelled word with a token of its own in their first 8 tokens, and are left out"
+    assert counted(left_out) == 80
+    write(tmp_path, "t.jsonl", "\n".join(lines[40:]))
+    with pytest.raises(DataError, match=r"t\.jsonl: no example is left: \d+ examples have no labelled word"):
+        prepare(config(path, block, tokenizer=tokenizer, seq_len=8), tmp_path, quiet)
 
 
-def test_a_field_may_say_the_split(config, tmp_path):
-    lines = [f"{label}\t{text}\t{'test' if i % 3 else 'train'}" for i, (text, label) in enumerate(texts(60))]
-    path = write(tmp_path, "s.tsv", "\n".join(["label\ttext\tpart", *lines]))
-    prepared = prepare(config(path, {"split": "part"}), tmp_path, quiet)
+def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
+    rows = [{"text": WORDS[i % 9], "other": WORDS[i % 7], "label": i % 2} for i in range(60)]
+    path = write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
+    prepared = prepare(config(path, {"pair": "other", "read": "first"}), tmp_path, quiet)
     tokenizer = tokenizers.load(prepared.tokenizer_path)
-    found = [int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared)]
-    assert sorted(found) == list(range(0, 60, 3))
-    assert prepared.sources[0].validation_documents == 40
+    reader, examples = labels.Reader(tokenizer, "first", 64), 0
+    for batch in validation_batches(prepared, 2):
+        check(batch, tokenizer.vocab_size)
+        for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
+            for segment in range(1, segments.max() + 1):
+                here, types_here = ids[segments == segment].tolist(), types[segments == segment].tolist()
+                first, second = (
+                    tokenizer.decode(here[: types_here.index(1)]),
+                    tokenizer.decode(here[types_here.index(1) :]),
+                )
+                given = reader.text(first, second)
+                assert here == given.ids and types_here == [0] * given.second + [1] * (len(here) - given.second)
+                assert first in WORDS and second in WORDS
+                examples += 1
+        assert not batch["token_types"][batch["segment_ids"] == 0].any()
+    assert examples == prepared.sources[0].validation_documents
+    pipeline = train_pipeline(prepared, 2, 0)
+    assert pipeline.next()["token_types"].any()
+    pipeline.close()
+
+
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_a_field_may_say_the_split_and_the_test_is_in_neither(config, tmp_path, validation):
+    parts = ("train", "test", "dev", "train")
+    lines = [f"{label}\t{text}\t{parts[i % 4]}" for i, (text, label) in enumerate(texts(60))]
+    path = write(tmp_path, "s.tsv", "\n".join(["label\ttext\tpart", *lines]))
+    said = []
+    prepared = prepare(config(path, {"split": "part"}, validation=validation), tmp_path, said.append)
+    tokenizer = tokenizers.load(prepared.tokenizer_path)
+    numbers = lambda split: sorted(int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared, split))
+    assert numbers("train") == [i for i in range(60) if i % 4 in (0, 3)]
+    assert numbers("validation") == list(range(2, 60, 4)) and prepared.sources[0].validation_documents == 15
+    assert [line for line in said if line.endswith("s.tsv: 15 records of the split test are left out.")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            ("train", "test"),
+            "of none it says validation: there are 10 train, 10 test. Name some of them validation, or",
+        ),
+        (("test", "valid"), "of none it says train: there are 10 test, 10 validation. Name some of them train, or"),
+    ],
+)
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_a_split_that_no_record_names_is_an_error(config, tmp_path, validation, parts, message):
+    lines = [f"{label},{text},{parts[i % 2]}" for i, (text, label) in enumerate(texts(20))]
+    path = write(tmp_path, "s.csv", "\n".join(["label,text,part", *lines]))
+    with pytest.raises(DataError, match=message):
+        prepare(config(path, {"split": "part"}, validation=validation), tmp_path, quiet)
 
 
 def test_classes_are_those_of_all_sources_that_are_trained(config, tmp_path):
@@ -206,6 +268,11 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path, block, content, mes
 def test_odd_words(words, given, message):
     with pytest.raises(ValueError, match=message):
         kinds.KINDS["labels"].parse({"tokens": words, "labels": given}, labels.FIELDS | {"kind": "token"})
+
+
+def test_a_number_beyond_any_float_is_a_broken_record():
+    with pytest.raises(ValueError, match=r"'label' is 1000.*needs a finite number"):
+        kinds.KINDS["labels"].parse({"text": "a", "label": 10**400}, labels.FIELDS | {"kind": "number"})
 
 
 def test_mistakes_about_labels(table, config, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 from configs import classify, pretrain_decoder, search_lora
 from data.batch import DataError
@@ -214,16 +215,91 @@ def test_numbers(news, data_dir, tmp_path):
     assert "mean of training" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_words(data_dir, tmp_path):
-    lines = [json.dumps({"tokens": ["in", "Rome", str(i)], "labels": ["O", "PLACE", None]}) for i in range(40)]
+def test_words(data_dir, tmp_path, capsys):
+    lines = [json.dumps({"tokens": ["in", "Rome", str(i)], "labels": ["O", "B-PLACE", None]}) for i in range(40)]
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     config = small(data_dir, tmp_path / "words.jsonl", "encoder", kind="token")
     train(config, tmp_path / "run")
     assert workdirs.contents(tmp_path / "run")[0].head == "token"
-    assert "validation/f1" in figures(tmp_path / "run")
-    (row,) = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None)])
-    assert row.shape == (3, 2)
+    assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
+    assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
+    assert {"validation/f1", "validation/entity_f1"} <= figures(tmp_path / "run").keys()
+    row, cut = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
+    assert row.shape == (3, 2) and cut.shape == (40, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
+    fit = (64 - 2 + 1) // 3  # in rows of 64 bytes, "in" with a space or none, and two special tokens
+    assert not np.isnan(cut[:fit]).any() and np.isnan(cut[fit:]).all()
+    flags = [f"--workdir={tmp_path / 'run'}", f"--text=now {'in ' * 40}"]
+    done = subprocess.run([sys.executable, "-m", "launch.classify", *flags], capture_output=True, text=True)
+    lines = [line.split("\t") for line in done.stdout.splitlines()[:-1]]
+    assert [word for _, _, word in lines] == ["now"] + ["in"] * 40
+    assert lines[0][0] in ("O", "B-PLACE") and lines[-1][:2] == ["", ""]
+    assert "of 41 words get no label" in done.stderr
+
+
+PAIRS = [("a b", "hello a"), ("b " * 40, "a x"), ("hello", "x b " * 30), ("x", "b b"), ("a x a", "hello")]
+
+
+def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "x", "hello"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    theirs.save_pretrained(tmp_path / "hf")
+    sizes = dict(vocab_size=9, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    torch.manual_seed(0)
+    bert = transformers.BertForSequenceClassification(
+        transformers.BertConfig(**sizes, max_position_embeddings=32, initializer_range=0.5, num_labels=3)
+    ).eval()
+    bert.save_pretrained(tmp_path / "hf")
+    given = theirs(*zip(*PAIRS, strict=True), truncation="longest_first", max_length=32, padding=True)
+    with torch.no_grad():
+        expected = bert(**given.convert_to_tensors("pt")).logits.softmax(-1).numpy()
+        given["token_type_ids"] *= 0
+        assert abs(bert(**given).logits.softmax(-1).numpy() - expected).max() > 0.1  # types matter
+
+    command = lambda name, *flags: subprocess.run(
+        [sys.executable, "-m", f"launch.{name}", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    base = tmp_path / "base"
+    command("convert", f"--from_hf={tmp_path / 'hf'}", f"--workdir={base}")
+    record = json.loads((base / "config.json").read_text())
+    record["model"]["dtype"] = "float32"
+    (base / "config.json").write_text(json.dumps(record))
+    np.testing.assert_allclose([row for (row,) in Classifier(base)(PAIRS)], expected, atol=1e-5)
+    done = command("classify", f"--workdir={base}", f"--text={PAIRS[0][0]}", f"--pair={PAIRS[0][1]}")
+    label, probability, _ = done.stdout.split("\t")
+    assert label == f"LABEL_{expected[0].argmax()}" and float(probability) == pytest.approx(expected[0].max(), abs=1e-4)
+
+    rows = [{"text": one, "other": two, "label": f"LABEL_{i % 3}"} for i, (one, two) in enumerate(PAIRS * 12)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = small(data_dir, tmp_path / "pairs.jsonl", "encoder", pair="other")
+    config.init_from, config.optimizer.learning_rate, config.data.seq_len = str(base), 0.0, 32
+    train(config, tmp_path / "run")
+    prepared = workdirs.adopted(tmp_path / "run")
+    place = {pair: i for i, pair in enumerate(PAIRS)}
+    held_out = list(prepared.validation_records(prepared.sources[0]))
+    true = [expected[place[row["text"], row["pair"]], int(row["label"][-1])] for row in held_out]
+    assert figures(tmp_path / "run")["validation/loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
+def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir, tmp_path, architecture):
+    train(small(data_dir, news, architecture), tmp_path / "base")
+    config = small(data_dir, news, architecture)
+    config.init_from = str(tmp_path / "base")
+    config.data.seq_len, config.adapt = 32, ConfigDict({"method": "prompt", "length": 4})  # most texts are cut
+    config.optimizer.learning_rate = 0.3  # the prompt matters
+    train(config, tmp_path / "run")
+    prepared = workdirs.adopted(tmp_path / "run")
+    (source,) = prepared.sources
+    held_out = list(prepared.validation_records(source))
+    classify, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
+    found = [row for (row,) in classify((record["text"], None) for record in held_out)]
+    losses = [-np.log(row[names.index(record["label"])]) for row, record in zip(found, held_out, strict=True)]
+    assert np.mean(losses) == pytest.approx(figures(tmp_path / "run")["validation/loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Figures of labels, from sums over an evaluation: accuracy, F1, Matthews correlation; of numbers errors and Pearson's.
+"""Figures of labels, from sums over an evaluation: accuracy, F1, Matthews correlation, of tags of words also those of
+whole entities; of numbers errors and Pearson's.
 
 Each beside what a predictor reaches that looks at nothing: the most frequent class, or the mean, of training.
 """
@@ -20,7 +21,8 @@ def figures(loss: Loss, facts: Mapping[str, Any]) -> dict[str, float]:
     """
     mean = {"loss": float(loss.metrics["loss"] / max(loss.weight, 1e-9))}
     if "confusion" in loss.metrics:
-        return mean | of_classes(loss.metrics["confusion"], facts["counts"])
+        found = mean | of_classes(loss.metrics["confusion"], facts["counts"])
+        return found | (of_entities(*loss.metrics["entities"]) if "entities" in loss.metrics else {})
     return mean | of_numbers(loss.metrics, float(loss.weight), facts["mean"])
 
 
@@ -49,6 +51,14 @@ def of_classes(confusion: np.ndarray, train_counts: Sequence[int]) -> dict[str, 
         "majority_accuracy": true[int(np.argmax(train_counts))] / count,
     }
     return {name: float(value) for name, value in (figures | ({"f1": f1[1]} if len(f1) == 2 else {})).items()}
+
+
+def of_entities(right: float, said: float, true: float) -> dict[str, float]:
+    """entity_precision, entity_recall and entity_f1 over all kinds, each 0 where there is nothing to count (CoNLL-2000,
+    doi:10.3115/1117601.1117631; train/objectives/entities.py says what is an entity)."""
+    share = lambda part, whole: float(part / whole) if whole else 0.0
+    figures = {"precision": share(right, said), "recall": share(right, true), "f1": share(2 * right, said + true)}
+    return {f"entity_{name}": value for name, value in figures.items()}
 
 
 def of_numbers(sums: Mapping[str, np.ndarray], weight: float, train_mean: float) -> dict[str, float]:

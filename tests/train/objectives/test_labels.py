@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import seqeval.metrics as seqeval
 import torch
 from sklearn.metrics import confusion_matrix
 
@@ -14,6 +15,7 @@ from model.families import Hidden
 from model.router import RouterStats
 from tests.model import tiny
 from train import state
+from train.evals.labels import figures
 from train.objectives.labels import labels
 
 
@@ -47,7 +49,7 @@ def scorer(classes):
 
 def outcome(model, rows, **settings):
     """(loss as evaluated, gradients as trained)."""
-    objective = labels(**settings)
+    objective = labels(**settings, names=("B-X", "I-X", "O"))
     both = lambda model: (objective(model, rows, jax.random.key(0)).total, objective(model, rows, None))
     gradients, loss = jax.jit(jax.grad(both, has_aux=True))(model)
     return loss, gradients
@@ -85,6 +87,40 @@ def test_numbers():
     np.testing.assert_allclose(loss.metrics["absolute_error"], np.abs(x - y).sum(), rtol=1e-6)
     moments = [np.sum(values) for values in (x, y, x * x, x * y, y * y)]
     np.testing.assert_allclose(loss.metrics["moments"], moments, rtol=1e-4)
+
+
+NAMES = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+
+
+@pytest.mark.parametrize("likely", [[1, 1, 1, 1, 1], [1, 1, 3, 3, 2]])
+def test_entities_are_those_of_seqeval(likely):
+    """Tags at random, of which many begin with I, over packed sentences with words that have no tag between."""
+    rows, random = batch(rows=64), np.random.default_rng(3)
+    shape, odds = rows["targets"].shape, np.array(likely) / sum(likely)
+    rows["targets"] = random.choice(5, shape, p=odds).astype(np.int32)
+    rows["weights"] = ((random.random(shape) < 0.8) & (rows["segment_ids"] > 0)).astype(np.float32)
+    said = np.where(random.random(shape) < 0.7, rows["targets"], random.choice(5, shape, p=odds))
+    model = Scorer(np.eye(5, dtype=np.float32)[said])
+    loss = jax.jit(lambda model: labels(names=NAMES)(model, rows, None))(model)
+    true_lists, said_lists = [], []
+    for row in range(len(said)):
+        for segment in range(1, rows["segment_ids"][row].max() + 1):
+            here = (rows["segment_ids"][row] == segment) & (rows["weights"][row] > 0)
+            true_lists.append([NAMES[i] for i in rows["targets"][row][here]])
+            said_lists.append([NAMES[i] for i in said[row][here]])
+    expected = {
+        "entity_precision": seqeval.precision_score(true_lists, said_lists),
+        "entity_recall": seqeval.recall_score(true_lists, said_lists),
+        "entity_f1": seqeval.f1_score(true_lists, said_lists),
+    }
+    found = figures(jax.device_get(loss), {"counts": [1] * 5})
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert 0.3 < expected["entity_f1"] < 0.9 and loss.metrics["entities"][0] > 50
+
+
+@pytest.mark.parametrize("names", [["O", "X"], ["B", "I", "O"], ["O"], []])
+def test_other_names_are_no_tags(names):
+    assert "entities" not in labels(names=names)(scorer(3), batch(), None).metrics
 
 
 def test_numbers_need_one_score():
