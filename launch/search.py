@@ -71,9 +71,20 @@ def check(space: Space, config: ConfigDict) -> None:
         problem = _problem(*form)
         if problem:
             raise ConfigError(f"search: {field}: {form!r}: {problem}")
-        for value in form[1:] if form[0] == "choice" else form[1:3]:
+        for value in _ends(form):
             with checking(f"search: {field}"):
                 applied(config, {field: value})
+
+
+def _ends(form: tuple) -> tuple:
+    """The values of a choice, or where a range begins and ends."""
+    return form[1:] if form[0] == "choice" else form[1:3]
+
+
+def corners(space: Space) -> list[dict]:
+    """Points that have both ends of every range and every choice: the first of each field, then one of them changed."""
+    first = {field: form[1] for field, form in space.items()}
+    return [first, *(first | {field: value} for field, form in space.items() for value in _ends(form)[1:])]
 
 
 def _problem(kind: str, *values) -> str:

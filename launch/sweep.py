@@ -56,10 +56,19 @@ def main() -> None:
     workdir = Path(flags.FLAGS.workdir).absolute()
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     trials = Trials(flags.FLAGS.config, search.read(_SEARCH.value), workdir, _SAMPLER.value, _PRUNER.value, chosen)
+    done = False
     try:
         done = trials.run(_TRIALS.value)
     except KeyboardInterrupt:  # while a trial began or ended; its loop saves by itself
-        done = False
+        pass
+    finally:
+        report(trials, workdir)
+    if not done:
+        print("stopped; the same command continues the sweep")
+
+
+def report(trials: Trials, workdir: Path) -> None:
+    """Print the table and the command that trains the best trial again; write sweep.html."""
     rows = trials.rows()
     best = sweep_report.ranked(rows, trials.lower)[0] if rows else None
     again = command(best.parameters, workdir / "best") if best and best.state == "complete" else ""
@@ -68,8 +77,6 @@ def main() -> None:
     print(f"\nreport: {sweep_report.write(workdir, rows, trials.metric, trials.lower, kinds, again)}")
     if again:
         print(f"the best run is in {trials.directory(best.number)} (--step=best), this trains it again:\n  {again}")
-    if not done:
-        print("stopped; the same command continues the sweep")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,19 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
 
 
+def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
+    """(the config with what config.init_from brings, its mesh), once all is checked that can be without data.
+
+    Args, and what is raised: those of `train`.
+    """
+    config = init_from.resolve(config, workdir, chosen)
+    mesh = build.mesh(config)
+    build.check(config, mesh)
+    early_stopping.make(config)
+    grading.settings(config)
+    return config, mesh
+
+
 def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
     """Train or continue the run in `workdir`; whether it is done (else a signal stopped it).
 
@@ -39,11 +52,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
       chosen: fields that the user has set.
       observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
     """
-    config = init_from.resolve(config, workdir, chosen)
-    mesh = build.mesh(config)
-    build.check(config, mesh)
-    early_stopping.make(config)
-    grading.settings(config)
+    config, mesh = checked(config, workdir, chosen)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)

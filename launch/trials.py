@@ -12,15 +12,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import optuna
+from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
-from launch import build, early_stopping, init_from, search, workdirs
+from data.batch import DataError
+from launch import search, workdirs
 from launch.checking import ConfigError
-from launch.train import train
-from train.early_stopping import lower_is_better, value_of
+from launch.train import checked, train
+from train.early_stopping import UnknownMetric, lower_is_better, value_of
 from train.loop import TrainingStopped
 from train.sweep_report import Trial, ranked, show
+
+# So many trials in a row that can't be run end a sweep.
+_UNFIT = 3
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -35,7 +40,7 @@ class Trials:
       pruner: 'median' or 'none'.
 
     Raises:
-      ConfigError: no trial could run like this, or `workdir` holds something else.
+      ConfigError: a trial could not run like this, or `workdir` holds something else.
     """
 
     def __init__(
@@ -49,16 +54,14 @@ class Trials:
     ):
         self.config, self.space, self.workdir, self.sampler = config, space, workdir, sampler
         self.chosen, self.metric = [*chosen, *space], config.early_stopping.metric
-        search.check(space, config)
-        self.points = search.grid(space, config.seed) if sampler == "grid" else []
-        early_stopping.make(config)
-        self.lower = lower_is_better(self.metric)
-        if not config.eval_every:
-            raise ConfigError("config.eval_every is 0, but trials are ranked by their evaluations")
-        resolved = init_from.resolve(config, workdir, self.chosen)
-        build.check(resolved, build.mesh(resolved))
         if (workdir / "config.json").exists():
             raise ConfigError(f"{workdir} holds a run of launch.train; use another --workdir")
+        search.check(space, config)
+        self.points = search.grid(space, config.seed) if sampler == "grid" else []
+        if not config.eval_every:
+            raise ConfigError("config.eval_every is 0, but trials are ranked by their evaluations")
+        self._check()
+        self.lower = lower_is_better(self.metric)
         # Not before a quarter of the steps: what learns slowly in its warm-up need not be bad.
         pruners = {"median": optuna.pruners.MedianPruner(n_warmup_steps=config.steps // 4)}
         workdir.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,14 @@ class Trials:
             load_if_exists=True,
         )
         self._claim({"search": space, "sampler": sampler, "pruner": pruner, **json.loads(config.to_json())})
+
+    def _check(self) -> None:
+        """The config at the ends of the space, before anything is written."""
+        for point in search.corners(self.space):
+            try:
+                checked(search.applied(self.config, point), self.workdir, self.chosen)
+            except ConfigError as error:
+                raise ConfigError(f"a trial with {_words(point)} cannot run: {error}") from error
 
     def _claim(self, sweep: dict) -> None:
         """Keep with the study what it is made of; refuse one that is made of something else."""
@@ -88,8 +99,10 @@ class Trials:
         """Run trials until there are `total` (of a grid: as many as it has points at most); False: a signal stopped it.
 
         Raises:
-          ConfigError: the values of a trial don't fit together, or another process runs this sweep.
+          ConfigError: values that can't be run, of several trials in a row or before any was evaluated; or another
+            process runs this sweep.
         """
+        self._unfit = 0
         total = min(total, len(self.points)) if self.points else total
         with _alone(self.workdir):
             self._tidy()
@@ -111,8 +124,30 @@ class Trials:
 
     def _run(self, trial: optuna.Trial, total: int) -> bool:
         values = search.suggest(trial, self.space)
-        shown = "  ".join(f"{name} {show(value)}" for name, value in values.items())
-        print(f"\ntrial {trial.number} of {total}: {shown}")
+        print(f"\ntrial {trial.number} of {total}: {_words(values)}")
+        try:
+            with _memory():
+                if not self._train(trial, values):
+                    return False
+            self._unfit = 0
+        except (ConfigError, DataError, UnknownMetric) as error:
+            self._fail(trial, str(error))
+            self._unfit += 1
+            several = self._unfit == _UNFIT
+            if several or not any(row.values for row in self.rows()):
+                others = f"nor could the {_UNFIT - 1} before it" if several else "and none was evaluated yet"
+                raise ConfigError(
+                    f"trial {trial.number} ({_words(values)}) cannot run, {others}: {str(error).rstrip('.')}. The same "
+                    "command goes on with other values; another search needs a new --workdir"
+                ) from error
+        rows = self.rows()
+        best = ranked(rows, self.lower)[0]
+        so_far = f"; best: trial {best.number}, {best.outcome()}" if best.state == "complete" else ""
+        print(f"trial {trial.number}: {rows[trial.number].outcome()}{so_far}")
+        return True
+
+    def _train(self, trial: optuna.Trial, values: dict) -> bool:
+        """Run a trial and tell its end; False: a signal stopped it."""
         config = search.applied(self.config, values)
         config.update(keep_last=1, keep_best=1, checkpoint_every=config.eval_every)
         told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
@@ -130,18 +165,15 @@ class Trials:
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         except TrainingStopped as error:
-            trial.set_user_attr("why", str(error))
-            self.study.tell(trial, state=TrialState.FAIL)
-        except ConfigError as error:
-            raise ConfigError(f"trial {trial.number} ({shown}): {error}") from error
+            self._fail(trial, str(error))
         else:
             value = self.rows()[trial.number].value
             self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
-        rows = self.rows()
-        best = ranked(rows, self.lower)[0]
-        so_far = f"; best: trial {best.number}, {best.outcome()}" if best.state == "complete" else ""
-        print(f"trial {trial.number}: {rows[trial.number].outcome()}{so_far}")
         return True
+
+    def _fail(self, trial: optuna.Trial, why: str) -> None:
+        trial.set_user_attr("why", why)
+        self.study.tell(trial, state=TrialState.FAIL)
 
     def rows(self) -> list[Trial]:
         """What there is to say of every trial, by number."""
@@ -165,6 +197,21 @@ class Trials:
 
     def directory(self, number: int) -> Path:
         return self.workdir / "trials" / str(number)
+
+
+def _words(values: dict) -> str:
+    return "  ".join(f"{name} {show(value)}" for name, value in values.items())
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Values that need more memory than there is are the user's matter."""
+    try:
+        yield
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 @contextlib.contextmanager

@@ -5,13 +5,18 @@ Most trials here are `pretend`ed: evaluations that a formula gives, saved as a r
 
 import math
 
+import jax.numpy as jnp
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from launch import trials
+from data.prepare import prepare
+from launch import build, search, sweep, trials
 from launch.checking import ConfigError
 from launch.trials import Trials
 from tests.launch.test_train import losses
 from train import metrics
+from train.early_stopping import value_of
 from train.loop import TrainingStopped
 from train.sweep_report import ranked
 
@@ -57,6 +62,15 @@ def pretend(kill=None):
 def config(tiny):
     tiny.steps, tiny.eval_every = 20, 4
     return tiny
+
+
+def write(config, folder):
+    """The config as a file."""
+    path = folder / "config.py"
+    path.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
+    )
+    return path
 
 
 def told(trials):
@@ -135,6 +149,65 @@ def test_failed_trials_do_not_end_a_sweep(config, tmp_path, monkeypatch):
     assert made.rows()[1].why.startswith("steps 3 to 5")
 
 
+def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, capsys):
+    """A config that is refused, data that can't be made and real want of memory, between trials that run; three in a
+    row end the sweep, and the same command goes on."""
+    causes = {
+        1: lambda: build.learning_rate(search.applied(config, {"optimizer.warmup_steps": 1000})),
+        2: lambda: prepare({"sources": (), "seq_len": 8, "tokenizer": {"kind": "byte"}}, tmp_path / "data"),
+        4: lambda: jnp.zeros(1 << 46, jnp.float32),
+        **dict.fromkeys((5, 6, 7), lambda: value_of("validation/mse", {"validation/loss": 1.0})),
+    }
+
+    def train(config, workdir, *rest):
+        causes.get(int(workdir.name), lambda: None)()
+        return pretend()(config, workdir, *rest)
+
+    monkeypatch.setattr(trials, "train", train)
+    make = lambda: Trials(config, SPACE, tmp_path / "sweep", pruner="none")
+    with pytest.raises(ConfigError, match=r"^trial 6 \(optimizer.* nor could the 2 before it: config.early_stopping"):
+        make().run(10)
+    rows = make().rows()
+    assert [row.number for row in rows if row.state == "failed"] == [1, 2, 4, 5, 6]
+    assert [row.number for row in rows if row.state == "complete"] == [0, 3]
+    for number, words in (1, "warmup_steps is 1000"), (2, "data.sources is empty"), (4, "RESOURCE_EXHAUSTED: Out of m"):
+        assert words in rows[number].why
+    assert make().run(10)
+    assert [row.state for row in make().rows()[7:]] == ["failed", "complete", "complete"]
+    monkeypatch.setattr(trials, "train", lambda *_: 1 / 0)  # no mistake of the user: stays as it is
+    with pytest.raises(ZeroDivisionError):
+        make().run(11)
+    assert make().rows()[-1].state == "unfinished"
+
+
+def test_the_ends_of_a_space_are_checked_first(config, tmp_path):
+    """Nothing is left behind; the config's own value of a field that is searched does not count."""
+    config.optimizer.warmup_steps, config.accumulate = 1000, 4
+    for space, words in (
+        ({"optimizer.warmup_steps": ("int", 2, 1000)}, "trial with optimizer.warmup_steps 1000 cannot run: config: "),
+        ({"optimizer.warmup_steps": ("choice", 2, 1000, 4)}, "trial with optimizer.warmup_steps 1000 cannot run"),
+        ({"optimizer.warmup_steps": ("int", 2, 4), "batch_size": ("choice", 8, 6)}, "warmup_steps 2  batch_size 6"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Trials(config, space, tmp_path / "sweep")
+        assert words in str(caught.value)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_table_stands_above_an_error(config, tmp_path, monkeypatch, capsys):
+    def train(*_):
+        raise ConfigError("config.model.num_heads 3")
+
+    monkeypatch.setattr(trials, "train", train)
+    (tmp_path / "search.py").write_text(f"def get_search():\n  return {SPACE!r}\n")
+    words = [f"--config={write(config, tmp_path)}", f"--search={tmp_path}/search.py", f"--workdir={tmp_path}/sweep"]
+    with flagsaver.flagsaver(), pytest.raises(ConfigError, match="trial 0 "):
+        flags.FLAGS(["sweep", *words])
+        sweep.main()
+    assert "\ntrial 0 failed: config.model.num_heads 3\n" in capsys.readouterr().out
+    assert "config.model.num_heads 3" in (tmp_path / "sweep" / "sweep.html").read_text()
+
+
 def test_a_signal_stops_and_more_trials_may_follow(config, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "train", lambda *_: False)
     assert not Trials(config, SPACE, tmp_path, "random").run(2)
@@ -166,7 +239,10 @@ def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
         raise ConfigError("config.model.num_heads 3")
 
     monkeypatch.setattr(trials, "train", train)
-    with pytest.raises(ConfigError, match=r"trial 0 \(optimizer.learning_rate .*\): config.model.num_heads 3"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trial 0 \(optimizer.learning_rate .*\) cannot run, and none was evaluated yet: config.model.num_h",
+    ):
         Trials(config, SPACE, tmp_path / "sweep").run(2)
     refused(
         "search.optimizer.name: ['choice', 'adamw', 'lion'] there, None now",
