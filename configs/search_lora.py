@@ -1,6 +1,7 @@
 """What a sweep over configs/lora.py varies.
 
-    python -m launch.sweep --config=configs/lora.py --search=configs/search_lora.py --trials=20 --workdir=DIR
+    python -m launch.sweep --config=configs/lora.py --search=configs/search_lora.py --trials=20 --workdir=DIR \\
+        --config.init_from=DIR --config.data.path=instructions.json
 
 The kinds of ranges stand in launch/search.py; a field that the config lacks is an error.
 """

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from data.batch import DataError
-from launch import search, workdirs
+from launch import build, search, workdirs
 from launch.checking import ConfigError
 from launch.train import checked, train
 from train.early_stopping import UnknownMetric, lower_is_better, value_of
@@ -41,6 +41,7 @@ class Trials:
 
     Raises:
       ConfigError: a trial could not run like this, or `workdir` holds something else.
+      DataError: there are no data, or they cannot be prepared.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class Trials:
         self._claim({"search": space, "sampler": sampler, "pruner": pruner, **json.loads(config.to_json())})
 
     def _check(self) -> None:
-        """The config at the ends of the space, before anything is written."""
+        """The config at the ends of the space, and its data, before anything is written to `workdir`."""
+        resolved = []
         for point in search.corners(self.space):
             try:
-                checked(search.applied(self.config, point), self.workdir, self.chosen)
+                resolved.append(checked(search.applied(self.config, point), self.workdir, self.chosen)[0])
             except ConfigError as error:
                 raise ConfigError(f"a trial with {_words(point)} cannot run: {error}") from error
+        build.data(resolved[0], self.workdir)
 
     def _claim(self, sweep: dict) -> None:
         """Keep with the study what it is made of; refuse one that is made of something else."""

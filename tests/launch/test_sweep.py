@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from data.batch import DataError
 from data.prepare import prepare
 from launch import build, search, sweep, trials
 from launch.checking import ConfigError
@@ -191,6 +192,9 @@ def test_the_ends_of_a_space_are_checked_first(config, tmp_path):
         with pytest.raises(ConfigError) as caught:
             Trials(config, space, tmp_path / "sweep")
         assert words in str(caught.value)
+    config.data.sources = ()
+    with pytest.raises(DataError, match=r"data\.sources is empty"):
+        Trials(config, {"optimizer.warmup_steps": ("int", 2, 4)}, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
 
 

@@ -1,0 +1,86 @@
+"""README's commands: every flag is there, and every config passes all checks that are made before data are.
+
+Data are described and not made. Where a command reads a workdir, an earlier one makes it; a small model stands in it.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from configs import quickstart
+from data import tokenizer
+from data.checked import checked
+from launch import build, search, train, trials, workdirs
+from model import axes, families
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = dict(num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16, vocab_size=0)
+
+
+def commands():
+    """(program, words) of everything in launch/ that README starts, in its order."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", "")
+    for line in re.findall(r"^    python -m launch\.(.*)", text, re.MULTILINE):
+        program, *words = shlex.split(line, comments=True)
+        yield program, words
+
+
+def flags_of(program):
+    """Names of its flags, by its source."""
+    source = (ROOT / "launch" / f"{program}.py").read_text()
+    found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | ({"step"} if "define_step()" in source else set())
+    return found | flags_of("train") if program == "sweep" else found
+
+
+def parsed(words):
+    """(config, fields that the command sets)"""
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=found, sys_argv=words)
+    found(["program", *words], known_only=True)
+    return found.config, config_flags.get_override_values(found["config"])
+
+
+def small_base(workdir):
+    """A workdir as one of configs/quickstart.py, but small."""
+    config, words = quickstart.get_config(), tokenizer.train((), "byte")
+    config.model.update(SMALL)
+    model = families.make(workdirs.architecture(config, words.vocab_size), nnx.Rngs(0))
+    workdirs.create(workdir, config.to_dict(), model, words)
+
+
+def without_devices(config):
+    """A mesh as large as it says."""
+    sizes = {name: max(size, 1) for name, size in config.mesh.items()}
+    return jax.sharding.AbstractMesh(tuple(sizes[name] for name in axes.MESH_AXES), axes.MESH_AXES)
+
+
+def test_commands_would_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setattr(build, "mesh", without_devices)
+    monkeypatch.setattr(build, "prepare", lambda fields, directory, encoder, prefix: checked(fields, encoder))
+    small_base(tmp_path / "runs" / "quickstart")  # by launch/quickstart.sh
+    programs = []
+    for program, words in commands():
+        print(program, words)  # where one fails
+        names = dict(re.match(r"--([\w.]+)=?(.*)", word, re.DOTALL).groups() for word in words)
+        unknown = {name for name in names if not name.startswith("config.")} - flags_of(program)
+        assert not unknown, (program, words)
+        workdir = Path(names.get("workdir", "none"))
+        if program in ("train", "prepare"):
+            config, chosen = parsed(words)
+            build.data(train.checked(config, workdir, chosen)[0], workdir)
+        if program == "sweep":
+            config, chosen = parsed(words)
+            trials.Trials(config, search.read(names["search"]), workdir, chosen=chosen)
+        if not workdir.exists() and (program == "train" or "from_hf" in names or "from_peft" in names):
+            workdir.symlink_to(tmp_path / "runs" / "quickstart")
+        for name in {"workdir", "base", "adapter"} & {*names} - ({"workdir"} if program == "sweep" else set()):
+            assert (Path(names[name]) / "config.json").exists(), f"nothing made {names[name]}"
+        programs.append(program)
+    assert {"train", "sweep", "prepare", "generate", "evaluate", "classify", "convert"} <= {*programs}
