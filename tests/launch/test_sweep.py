@@ -4,6 +4,12 @@ Most trials here are `pretend`ed: evaluations that a formula gives, saved as a r
 """
 
 import math
+import os
+import re
+import subprocess
+import sys
+from html import escape
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -15,7 +21,7 @@ from data.prepare import prepare
 from launch import build, search, sweep, trials
 from launch.checking import ConfigError
 from launch.trials import Trials
-from tests.launch.test_train import losses
+from tests.launch.test_train import ROOT, losses
 from train import metrics
 from train.early_stopping import value_of
 from train.loop import TrainingStopped
@@ -68,10 +74,14 @@ def config(tiny):
 def write(config, folder):
     """The config as a file."""
     path = folder / "config.py"
-    path.write_text(
-        f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
-    )
+    body = f"def get_config(argument=''):\n  return ConfigDict({config.to_dict()!r})\n"
+    path.write_text(f"from ml_collections import ConfigDict\n{body}")
     return path
+
+
+def figures(workdir):
+    rows = metrics.read(workdir / "metrics.jsonl")
+    return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
 
 
 def told(trials):
@@ -284,6 +294,32 @@ def test_a_real_trial_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     tiny.optimizer.learning_rate = 1e-3
     train(tiny, tmp_path / "run")
     assert losses(again.directory(0)) == losses(tmp_path / "run")
-    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
-    assert again.rows()[0].values == {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    assert again.rows()[0].values == figures(tmp_path / "run")
     assert again.rows()[0].state == "complete" and list(again.rows()[0].values) == [4, 8]
+
+
+def test_the_command_that_is_printed_trains_the_best_again(tiny, tmp_path):
+    """Processes: launch.sweep over two trials, and what it prints, given to a shell. The config has an argument, and
+    flags of it hold quotes."""
+    tiny.steps = 3
+    words = [f"--config={write(tiny, tmp_path)}:an argument", f"--search={tmp_path}/search.py", "--sampler=grid"]
+    sources = str(tiny.data.sources).replace(".txt", ".tx?")
+    words += [f"--workdir={tmp_path}/sweep", "--config.eval_every=3", f"--config.data.sources={sources}"]
+    (tmp_path / "search.py").write_text(
+        "def get_search():\n  return {'optimizer.learning_rate': ('choice', 1e-30, 1 / 30)}\n"
+    )
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    run = lambda command: subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    done = run([sys.executable, "-m", "launch.sweep", *words])
+    assert done.returncode == 0, done.stdout
+    command = re.search(r"^  (python -m launch.train .*)", done.stdout, re.MULTILINE)[1]
+    assert escape(command) in (tmp_path / "sweep" / "sweep.html").read_text()
+    again = run(["bash", "-c", command])
+    assert again.returncode == 0, again.stdout
+    best, *others = sorted((figures(tmp_path / "sweep" / "trials" / name) for name in "01"), key=lambda found: found[3])
+    assert figures(tmp_path / "sweep" / "best") == best != others[0]
