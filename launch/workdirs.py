@@ -27,27 +27,35 @@ from train.checkpoint import Checkpoints
 
 LABELS = "labels.json"
 
+# How a run computes and when it saves, not what it learns or measures: trials of one sweep may differ in it.
+SAME_FIGURES = ("mesh", "model.attention", "model.remat", "model.scan_unroll", "data.dir", "log_every", "profile_start")
+SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best")
 # What may differ between a run and its continuation; anything else would make it another run.
-FREE_TO_CHANGE = ("mesh", "log_every", "eval_every", "eval_rows", "grade", "checkpoint_every", "keep_last", "keep_best")
-FREE_TO_CHANGE += ("max_bad_steps", "profile_start", "profile_steps", "data.dir", "model.remat", "model.scan_unroll")
-FREE_TO_CHANGE += ("model.attention", "early_stopping.patience")
+FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "max_bad_steps", "early_stopping.patience")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
     if not begun(workdir):
         return
-    lines = differing(flat(_read_json(workdir / "config.json")), flat(json.loads(config.to_json())))
-    if lines:
+    old = flat(_read_json(workdir / "config.json"))
+    free = FREE_TO_CHANGE if _ranked_by_grades(old) else (*FREE_TO_CHANGE, "grade")
+    if lines := differing(old, flat(json.loads(config.to_json())), free):
         raise ConfigError(
             f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
             + "\n  ".join(lines)
         )
 
 
-def differing(old: dict, new: dict) -> list[str]:
-    """A line for each field that differs and may not."""
-    free = tuple(f"{name}." for name in FREE_TO_CHANGE)
+def _ranked_by_grades(fields: dict) -> bool:
+    """Whether the best evaluation is the one with the best answers."""
+    graded = tuple(name.strip() for name in fields.get("grade.metrics", "").split(",") if name.strip())
+    return fields.get("early_stopping.metric", "").rpartition("/")[2].startswith(graded)
+
+
+def differing(old: dict, new: dict, free: tuple[str, ...]) -> list[str]:
+    """A line for each field that differs and is neither one of `free` nor in such a block."""
+    free = tuple(f"{name}." for name in free)
     names = [name for name in {**new, **old} if old.get(name) != new.get(name) and not f"{name}.".startswith(free)]
     return [f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
 

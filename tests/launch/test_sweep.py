@@ -236,17 +236,18 @@ def test_a_signal_stops_and_more_trials_may_follow(config, tmp_path, monkeypatch
 def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
     """Before anything is made where they can be seen; else with the trial's number."""
 
-    def refused(words, space=SPACE, workdir=tmp_path / "none", **changes):
+    def refused(*words, space=SPACE, workdir=tmp_path / "none", **changes):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
         with pytest.raises(ConfigError) as caught:
             Trials(changed, space, workdir)
-        assert words in str(caught.value)
+        for word in words:
+            assert word in str(caught.value)
 
     refused("config.eval_every is 0", eval_every=0)
     refused("config.early_stopping", early_stopping__metric="validation/unigram")
     refused("batch_size 6", batch_size=6, accumulate=4)
-    refused("no field 'optimizer.rate'", {"optimizer.rate": ("log", 1e-5, 1e-2)})
+    refused("no field 'optimizer.rate'", space={"optimizer.rate": ("log", 1e-5, 1e-2)})
     assert not (tmp_path / "none").exists()
 
     def train(config, *_):
@@ -260,10 +261,14 @@ def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
         Trials(config, SPACE, tmp_path / "sweep").run(2)
     refused(
         "search.optimizer.name: ['choice', 'adamw', 'lion'] there, None now",
-        {"seed": ("int", 0, 9)},
-        tmp_path / "sweep",
+        space={"seed": ("int", 0, 9)},
+        workdir=tmp_path / "sweep",
     )
-    refused("steps: 20 there, 16 now", workdir=tmp_path / "sweep", steps=16)
+    changed = dict(steps=16, eval_every=5, eval_rows=5, grade__rows=5, max_bad_steps=5, early_stopping__patience=5)
+    words = "steps: 20 there, 16 now", "eval_every: ", "eval_rows: ", "grade.rows: ", "max_bad_steps: ", "patience: "
+    refused(*words, workdir=tmp_path / "sweep", **changed)
+    config.log_every, config.data.dir = 7, f"{config.data.dir}/"
+    Trials(config, SPACE, tmp_path / "sweep")
     with trials._alone(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process"):
         Trials(config, SPACE, tmp_path / "sweep").run(2)
     (tmp_path / "run").mkdir()

@@ -1,5 +1,6 @@
 """Runs from config to report: resume, signals, bad input. In one process, but for what only a process can show."""
 
+import contextlib
 import json
 import os
 import re
@@ -195,6 +196,27 @@ def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     workdir = uninterrupted(tiny)
     tiny.optimizer.learning_rate = 0.5
     refused(tiny, workdir, ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
+
+
+@pytest.mark.parametrize(
+    ("metric", "field", "refused"),
+    [
+        ("validation/loss", "eval_rows", True),
+        ("validation/loss", "eval_every", False),
+        ("validation/loss", "grade.rows", False),
+        ("validation/wiki/rouge1", "grade.rows", True),
+        ("validation/wiki/rouge1", "grade.metrics", False),
+    ],
+)
+def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tmp_path):
+    """A figure of other examples is neither better nor worse than the best so far."""
+    tiny.early_stopping.metric, tiny.grade.metrics = metric, "bleu, rouge"
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(tiny.to_json())
+    workdirs.check(tmp_path, tiny)
+    tiny.update_from_flattened_dict({field: {"grade.metrics": "rouge"}.get(field, 7)})
+    with pytest.raises(ConfigError, match=f"{field}: .* there, 7 now") if refused else contextlib.nullcontext():
+        workdirs.check(tmp_path, tiny)
 
 
 def test_refuses_before_anything_is_made(tiny, tmp_path):
