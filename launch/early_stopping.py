@@ -9,6 +9,8 @@ from launch.checking import ConfigError, checking
 from train.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
 
+flags.disclaim_key_flags()  # --step belongs to the program that calls define_step: its --help shows no others' flags
+
 
 def make(config: ConfigDict, saved: dict | None = None) -> EarlyStopping:
     """As the block says, and as it was when `saved`, the loop's part of a checkpoint, was written."""

@@ -25,7 +25,9 @@ from launch import search
 from launch.trials import Trials
 from train import sweep_report
 
-# --config and --workdir are those of launch.train, which the trials import.
+# Those of launch.train, which the trials import; so --help shows them.
+flags.declare_key_flag("config")
+flags.declare_key_flag("workdir")
 _SEARCH = flags.DEFINE_string("search", None, "Search file: which fields vary, and over what (launch/search.py).")
 _TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
 _SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")

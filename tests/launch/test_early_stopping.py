@@ -8,8 +8,9 @@ import signal
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
-from launch import restore
+from launch import convert, restore, sweep
 from launch.checking import ConfigError
 from launch.train import train
 from tests.launch.test_train import assert_same_run, refused
@@ -105,6 +106,13 @@ def test_what_is_read_of_a_run_that_ended_early(ruined, ended, tmp_path, capsys)
     assert not np.array_equal(arrays["best"], arrays["latest"])
     with pytest.raises(CheckpointError, match=rf"no step '7'; there are: {best}, {last}"):
         restore.restore_for_inference(workdir, step="7")
+
+
+def test_help_shows_flags_that_other_files_define():
+    """--help lists the key flags of the program's own file."""
+    key = lambda module: {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
+    assert {"from_hf", "step"} <= key(convert)
+    assert {"search", "config", "workdir"} <= key(sweep)
 
 
 def test_mistakes_are_found_early(tiny, tmp_path):
