@@ -6,6 +6,7 @@ Left out: several processes on one sweep.
 
 import contextlib
 import fcntl
+import gc
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -162,6 +163,7 @@ class Trials:
             if step < config.steps and trial.should_prune():
                 raise optuna.TrialPruned
 
+        gc.collect()  # the last trial's arrays are in circles of references, which Python may leave for long
         try:
             if not train(config, self.directory(trial.number), self.chosen, observe):
                 return False

@@ -3,6 +3,7 @@
 Most trials here are `pretend`ed: evaluations that a formula gives, saved as a run would save them. One test trains.
 """
 
+import gc
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from html import escape
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
@@ -189,6 +191,25 @@ def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, 
     with pytest.raises(ZeroDivisionError):
         make().run(11)
     assert make().rows()[-1].state == "unfinished"
+
+
+def test_a_trial_begins_with_the_memory_of_the_last_one_free(config, tmp_path, monkeypatch):
+    """Arrays in a circle of references, as a real trial leaves them, lie on the device until Python looks for such."""
+    found = []
+
+    def train(config, workdir, chosen, observe):
+        found.append(sum(array.shape == (12345,) for array in jax.live_arrays()))
+        circle = [jnp.zeros(12345)]
+        circle.append(circle)
+        return pretend()(config, workdir, chosen, observe)
+
+    monkeypatch.setattr(trials, "train", train)
+    gc.disable()
+    try:
+        Trials(config, SPACE, tmp_path).run(3)
+    finally:
+        gc.enable()
+    assert found == [0, 0, 0]
 
 
 def test_the_ends_of_a_space_are_checked_first(config, tmp_path):
