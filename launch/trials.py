@@ -147,7 +147,8 @@ class Trials:
         rows = self.rows()
         best = ranked(rows, self.lower)[0]
         so_far = f"; best: trial {best.number}, {best.outcome()}" if best.state == "complete" else ""
-        print(f"trial {trial.number}: {rows[trial.number].outcome()}{so_far}")
+        why = rows[trial.number].why
+        print(f"trial {trial.number}: {rows[trial.number].outcome()}{why and f' ({why})'}{so_far}")
         return True
 
     def _train(self, trial: optuna.Trial, values: dict) -> bool:
@@ -173,7 +174,10 @@ class Trials:
             self._fail(trial, str(error))
         else:
             value = self.rows()[trial.number].value
-            self.study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            if value is None:
+                self._fail(trial, f"{self.metric} was never finite")
+            else:
+                self.study.tell(trial, value)
         return True
 
     def _fail(self, trial: optuna.Trial, why: str) -> None:

@@ -159,7 +159,7 @@ def test_failed_trials_do_not_end_a_sweep(config, tmp_path, monkeypatch):
     made = Trials(config, SPACE, tmp_path)
     assert made.run(4)
     assert [row.state for row in made.rows()] == ["complete", "failed", "failed", "complete"]
-    assert made.rows()[1].why.startswith("steps 3 to 5")
+    assert made.rows()[1].why.startswith("steps 3 to 5") and made.rows()[2].why == "validation/loss was never finite"
 
 
 def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, capsys):
@@ -185,6 +185,10 @@ def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, 
     assert [row.number for row in rows if row.state == "complete"] == [0, 3]
     for number, words in (1, "warmup_steps is 1000"), (2, "data.sources is empty"), (4, "RESOURCE_EXHAUSTED: Out of m"):
         assert words in rows[number].why
+    shown = capsys.readouterr().out
+    assert (
+        "trial 1: failed, no value (config: optimizer.warmup_steps is 1000, but" in shown and "; best: trial 0" in shown
+    )
     assert make().run(10)
     assert [row.state for row in make().rows()[7:]] == ["failed", "complete", "complete"]
     monkeypatch.setattr(trials, "train", lambda *_: 1 / 0)  # no mistake of the user: stays as it is
