@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from model.adapt.bottleneck import Bottleneck
 from model.adapt.lora import Lora
@@ -11,7 +13,7 @@ from model.adapt.prompt import Prompt
 from model.compress.quantize import Settings
 from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
-from model.weights import marked, trained, variables
+from model.weights import is_variable, marked, trained, variables
 
 METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
 _HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
@@ -32,7 +34,8 @@ class Tuning:
     quantization: Settings | None = None
 
     def apply(self, model, key: jax.Array):
-        """The model, given away, in which what shall train does, and nothing else.
+        """The model, given away, in which what shall train does, and nothing else. With a method that is float32,
+        whatever the rest is kept in: a small step is lost in fewer bits (as in peft's prepare_model_for_kbit_training).
 
         Raises:
           ValueError: nothing would train, or the method does not fit the model.
@@ -41,6 +44,8 @@ class Tuning:
         if self.method is not None:
             model = self.method.insert(model, key)
         model = marked(model, lambda name, trains: own.get(name, trains))
+        if self.method is not None:
+            model = jax.tree.map(_in_float32, model, is_leaf=is_variable)
         if not trained(model):
             raise ValueError("train_only: no parameter would train")
         return model
@@ -49,6 +54,10 @@ class Tuning:
         """Where the stacks must be parted, so that each array of a model as a whole trains or doesn't."""
         lists = [self.train_only, self.method.targets if isinstance(self.method, Lora) else ()]
         return tuple(sorted({cut for rules in lists if rules for cut in cuts(config, names, rules)}))
+
+
+def _in_float32(v: nnx.Variable) -> nnx.Variable:
+    return v.replace(v[...].astype(jnp.float32)) if isinstance(v, nnx.Param) else v
 
 
 def make(fields: Mapping, train_only: Rules = ()) -> Tuning:

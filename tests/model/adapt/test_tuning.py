@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 
+from model import families
 from model.adapt import tuning
 from model.adapt.bottleneck import Adapter
+from model.compress.quantize import quantize
 from model.patterns import restacked
 from model.weights import by_name, replaced, trained, variables
 from tests.model import tiny
@@ -61,6 +64,19 @@ def test_two_steps_move_what_trains_and_nothing_else(name):
         assert {path for path in after_names if "stack" in path} == {
             path for path in after if path.startswith("stack/segments/1/")
         }
+
+
+def test_what_trains_beside_an_adapter_is_float32():
+    """Over a base of fewer bits a norm's scale of 1 moves down by a rate that bfloat16 would round away."""
+    made = tuning.make(dict(method="lora", rank=2, base="nf4"), (("norm", True), (".*", False)))
+    config = dataclasses.replace(tiny.LLAMA, param_dtype="bfloat16")
+    make = lambda key: made.apply(quantize(families.make(config, nnx.Rngs(key)), made.quantization), key)
+    model = jax.jit(make)(jax.random.key(0))
+    assert {str(p.dtype) for p in trained(model).values()} == {"float32"}
+    assert model.inputs.tokens.table.dtype == "bfloat16" and (model.norm.scale[...] == 1).all()
+    tx = optax.adam(2e-4)
+    current, _ = step.make_train_step(language(), tx)(state.around(model, tx), BATCH)
+    np.testing.assert_allclose(np.abs(np.asarray(current.model.norm.scale) - 1), 2e-4, rtol=1e-3)
 
 
 def test_a_parted_stack_is_the_same_model():
