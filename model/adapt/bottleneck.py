@@ -16,7 +16,7 @@ from flax import nnx
 from model.config import ModelConfig
 from model.layers import RESIDUAL, activate, add_bias
 from model.transformer import Block
-from model.weights import einsum, frozen, param
+from model.weights import einsum, param
 
 _INIT_STD = 0.02
 
@@ -43,14 +43,13 @@ class Bottleneck:
             raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
 
     def insert(self, model, key: jax.Array):
-        """The model with new adapters in each layer; nothing else trains.
+        """The model with new adapters in each layer.
 
         Raises:
           ValueError: the bottleneck would have no features.
         """
         if model.config.embed_dim < self.reduction:
             raise ValueError(f"reduction {self.reduction} of {model.config.embed_dim} features leaves none")
-        model = frozen(model)
         blocks = (leaf for leaf in jax.tree.leaves(model, is_leaf=_is_block) if _is_block(leaf))
         for number, block in enumerate(blocks):
             rngs = nnx.Rngs(jax.random.fold_in(key, number)).split(block.attention_norm.scale.shape[0])

@@ -19,7 +19,7 @@ from model import axes
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
 from model.patterns import by_array
-from model.weights import STACKED, Weight, contract, einsum, frozen, gathered, is_variable, param, whole_name
+from model.weights import STACKED, Weight, contract, einsum, gathered, is_variable, param, whole_name
 
 _RANK = "r"
 
@@ -28,7 +28,7 @@ _RANK = "r"
 class Lora:
     """
     Args:
-      targets: (pattern, bool) in order: which weights of linear layers get an adapter.
+      targets: (pattern, bool) in order: which weights of linear layers get an adapter. One that trains gets none.
       dropout: of the adapter's input, in training.
 
     Raises:
@@ -52,7 +52,7 @@ class Lora:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def insert(self, model, key: jax.Array):
-        """The model with a new adapter at each target; nothing else trains.
+        """The model with a new adapter at each target that does not train itself.
 
         Raises:
           ValueError: no weight is a target, or one cannot be.
@@ -63,12 +63,14 @@ class Lora:
             own = whole_name(path)
             return _adapter(w, self, jax.random.fold_in(key, next(number)), own) if own in chosen else w
 
-        leaves = jax.tree.leaves_with_path(model, is_leaf=_is_weight)
-        matrices = [whole_name(path) for path, w in leaves if _dims(w)[1]]
-        chosen = {path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted}
-        if not chosen:
+        matrices = {path: w for path, w in weights(model).items() if _dims(w)[1]}
+        targets = [path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted]
+        if not targets:
             raise ValueError("targets: no pattern finds a weight of a linear layer")
-        return jax.tree.map_with_path(adapted, frozen(model), is_leaf=_is_weight)
+        chosen = {path for path in targets if not isinstance(matrices[path], nnx.Param)}
+        if not chosen:
+            raise ValueError(f"targets: each that a pattern finds trains as a whole, as {targets[0]} by train_only")
+        return jax.tree.map_with_path(adapted, model, is_leaf=_is_weight)
 
 
 class LowRank(Weight):
@@ -141,6 +143,11 @@ def low_rank(
     middle = [dim for dim in x_dims if dim not in summed]
     x = scale * contract(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
     return contract(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
+
+
+def weights(model) -> dict[str, nnx.Variable | QuantizedWeight]:
+    """Of a model without adapters, by name: a quantized one is one weight."""
+    return {whole_name(path): w for path, w in jax.tree.leaves_with_path(model, is_leaf=_is_weight)}
 
 
 def _is_weight(leaf) -> bool:

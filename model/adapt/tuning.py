@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.adapt.bottleneck import Bottleneck
-from model.adapt.lora import Lora
+from model.adapt.lora import Lora, weights
 from model.adapt.prompt import Prompt
 from model.compress.quantize import Settings
+from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
-from model.weights import is_variable, marked, trained, variables
+from model.weights import is_variable, marked, trained
 
 METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
 _HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
@@ -24,8 +25,8 @@ class Tuning:
     """
     Args:
       method: None: the model's own parameters train.
-      train_only: (pattern, bool) in order: which of its own parameters train. Empty: all; with a method, only heads of
-        classes.
+      train_only: (pattern, bool) in order: which of its own parameters train, as a whole and without an adapter. Empty:
+        all; with a method, only heads of classes.
       quantization: of the weights that stay, before `apply`.
     """
 
@@ -38,14 +39,18 @@ class Tuning:
         whatever the rest is kept in: a small step is lost in fewer bits (as in peft's prepare_model_for_kbit_training).
 
         Raises:
-          ValueError: nothing would train, or the method does not fit the model.
+          ValueError: nothing would train, a quantized weight would, or the method does not fit the model.
         """
-        own = by_array(model.config, variables(model), self.train_only or (_HEADS if self.method else ((".*", True),)))
+        found = weights(model)
+        own = by_array(model.config, found, self.train_only or (_HEADS if self.method else ((".*", True),)))
+        if stuck := [name for name, w in found.items() if own[name] and isinstance(w, QuantizedWeight)]:
+            raise ValueError(
+                f"train_only: {stuck[0]} is quantized and can't train; leave it out of the patterns that are True, or "
+                "set adapt.base to float"
+            )
+        model = marked(model, lambda name, _: own[name])
         if self.method is not None:
-            model = self.method.insert(model, key)
-        model = marked(model, lambda name, trains: own.get(name, trains))
-        if self.method is not None:
-            model = jax.tree.map(_in_float32, model, is_leaf=is_variable)
+            model = self.method.insert(jax.tree.map(_in_float32, model, is_leaf=is_variable), key)
         if not trained(model):
             raise ValueError("train_only: no parameter would train")
         return model

@@ -106,7 +106,8 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
 
 def write(model, family_table: Table, path, base: str | None = None) -> None:
     """The adapters of a model as a folder, and what else trains in it: the modules of that are written whole
-    (modules_to_save). In a run of several processes all of them call it.
+    (modules_to_save), and so is a head of classes, which peft always looks for. In a run of several processes all of
+    them call it.
 
     Args:
       family_table: of the model's family.
@@ -136,10 +137,14 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
             tensors |= zip(_named(module), (a, b), strict=True)
             scales[module] = scale
     saved = trained(model).keys() - {f"{weight}/{part}" for weight in adapters for part in "ab"}
+    saved |= {path for path in leaves if path.startswith("classifier/")}
     _refuse_tied(model.config, saved, path)
     kept = _kept(family_table, leaves, saved)
     if both := [module for module in scales if any(_module(tensor) == module for tensor in kept)]:
-        raise CheckpointFolderError(f"{both[0]} has an adapter and parameters that train; peft keeps one or the other")
+        raise CheckpointFolderError(
+            f"{both[0]} has an adapter, and beside it a parameter that trains or a head of classes, which peft keeps "
+            "whole; it has one or the other"
+        )
     own = variables(model)
     for tensor, theirs in kept.items():
         tensors[_MODEL + tensor] = joined = np.empty(theirs.shape, np.float32)

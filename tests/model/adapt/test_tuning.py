@@ -143,6 +143,28 @@ def test_prompts_are_rows_behind_the_table():
     assert all((table == row).all(1).any() for row in drawn)
 
 
+def test_what_trains_as_a_whole_gets_no_adapter():
+    model = tiny.drawn(tiny.LLAMA)
+    targets = (("attention|unembedding", True), (".*", False))
+    made = tuning.make(dict(method="lora", rank=2, targets=targets), (("query|unembedding|^norm", True), (".*", False)))
+    names = set(trained(jax.eval_shape(made.apply, model, jax.random.key(0))))
+    attention = "stack/segments/0/0/attention/"
+    factors = {f"{attention}{weight}/{part}" for weight in ("key", "value", "out") for part in "ab"}
+    assert names == factors | {f"{attention}query", "unembedding/table", "norm/scale"}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_weights_can_not_train(kind):
+    """Said by name, also where a pattern ends with the name of the weight."""
+    for pattern in (".*", "layer/.*/query$"):
+        made = tuning.make(dict(method="lora", rank=2, base=kind), ((pattern, True), (".*", False)))
+        make = lambda key, made=made: made.apply(
+            quantize(families.make(tiny.LLAMA, nnx.Rngs(key)), made.quantization), key
+        )
+        with pytest.raises(ValueError, match=r"train_only: .*/attention/\w+ is quantized"):
+            jax.eval_shape(make, jax.random.key(0))
+
+
 def test_refuses():
     model = tiny.drawn(tiny.LLAMA)
     for fields, words in (
@@ -155,6 +177,8 @@ def test_refuses():
             tuning.make(fields)
     with pytest.raises(ValueError, match="no parameter would train"):
         tuning.make({}, ((".*", False),)).apply(model, jax.random.key(0))
+    with pytest.raises(ValueError, match="trains as a whole"):
+        tuning.make(dict(method="lora"), ((".*", True),)).apply(model, jax.random.key(0))
     with pytest.raises(ValueError, match="leaves none"):
         tuning.make(dict(method="adapter", reduction=64)).apply(model, jax.random.key(0))
     with pytest.raises(ValueError, match="end the list with"):
