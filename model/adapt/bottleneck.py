@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.layers import RESIDUAL, activate, add_bias
+from model.layers import ACTIVATIONS, RESIDUAL, activate, add_bias
 from model.transformer import Block
 from model.weights import einsum, param
 
@@ -39,6 +39,8 @@ class Bottleneck:
     def __post_init__(self):
         if self.placement not in ("houlsby", "pfeiffer"):
             raise ValueError(f"placement is {self.placement!r}; choose from houlsby, pfeiffer")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}")
         if not isinstance(self.reduction, int) or self.reduction < 1:
             raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
 

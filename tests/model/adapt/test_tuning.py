@@ -94,16 +94,20 @@ def test_a_parted_stack_is_the_same_model():
     assert all((back[name] == leaf).all() for name, leaf in by_name(whole).items())
 
 
-def test_an_adapter_by_pytorch():
-    """down, ReLU, up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
-    model = tuned("pfeiffer")
+@pytest.mark.parametrize("activation", ["relu", "swish"])
+def test_an_adapter_by_pytorch(activation):
+    """down, ReLU (or as named there), up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
+    made = tuning.make(METHODS["pfeiffer"][0] | {"activation": activation})
+    model = jax.jit(made.apply)(tiny.drawn(tiny.LLAMA), jax.random.key(3))
     adapter = model.stack.segments[0][0].feed_forward_adapter
     assert isinstance(adapter, Adapter) and model.stack.segments[0][0].attention_adapter is None
     assert 0.015 < float(adapter.down[...].std()) < 0.025 and not adapter.up_bias[...].any()
     layer = jax.tree.map(lambda leaf: leaf[1], shaken(model).stack.segments[0][0].feed_forward_adapter)
     x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
     t = lambda leaf: torch.tensor(np.asarray(leaf[...]))
-    h = torch.relu(torch.nn.functional.linear(torch.tensor(x), t(layer.down).T, t(layer.down_bias)))
+    h = {"relu": torch.relu, "swish": torch.nn.functional.silu}[activation](
+        torch.nn.functional.linear(torch.tensor(x), t(layer.down).T, t(layer.down_bias))
+    )
     expected = torch.nn.functional.linear(h, t(layer.up).T, t(layer.up_bias))
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
 
