@@ -10,6 +10,7 @@ experts. Where W's inputs are several dims (heads of attention's output), so are
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from flax import nnx
 from model import axes
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
-from model.patterns import by_array
+from model.patterns import by_array, layers
 from model.weights import STACKED, Weight, contract, einsum, gathered, is_variable, param, whole_name
 
 _RANK = "r"
@@ -66,7 +67,9 @@ class Lora:
         matrices = {path: w for path, w in weights(model).items() if _dims(w)[1]}
         targets = [path for path, wanted in by_array(model.config, matrices, self.targets).items() if wanted]
         if not targets:
-            raise ValueError("targets: no pattern finds a weight of a linear layer")
+            raise ValueError(
+                f"targets: no pattern finds a weight of a linear layer; there are: {', '.join(_kinds(model, matrices))}"
+            )
         chosen = {path for path in targets if not isinstance(matrices[path], nnx.Param)}
         if not chosen:
             raise ValueError(f"targets: each that a pattern finds trains as a whole, as {targets[0]} by train_only")
@@ -148,6 +151,12 @@ def low_rank(
 def weights(model) -> dict[str, nnx.Variable | QuantizedWeight]:
     """Of a model without adapters, by name: a quantized one is one weight."""
     return {whole_name(path): w for path, w in jax.tree.leaves_with_path(model, is_leaf=_is_weight)}
+
+
+def _kinds(model, names: Iterable[str]) -> list[str]:
+    """Names of weights, those of layers without the layer."""
+    where = {name: layers(model.config, name) for name in names}
+    return sorted({found[2] if found else name for name, found in where.items()})
 
 
 def _is_weight(leaf) -> bool:
