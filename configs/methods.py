@@ -25,5 +25,5 @@ def tuned(config: ConfigDict, method: str) -> ConfigDict:
     config.adapt = ConfigDict(block)
     config.optimizer.weight_decay = 0.0
     if method == "qlora":
-        config.model.param_dtype = "bfloat16"  # of what is not quantized: tables, norms
+        config.model.param_dtype = "bfloat16"  # of what stays and is not quantized: tables, norms
     return config

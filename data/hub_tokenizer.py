@@ -10,6 +10,7 @@ Left out: a sentencepiece file alone. Normalization, the space before a text and
 families and are not in the file, so transformers has to make a tokenizer.json of it once.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -62,6 +63,21 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     if template.exists():
         handed_on["chat_template"] = template.read_text(encoding="utf-8")
     return Tokenizer(backend, dataclasses.replace(special, tokenizer_config=special.tokenizer_config | handed_on))
+
+
+def padded(words: Tokenizer) -> Tokenizer:
+    """The tokenizer with a token that fills rows: where it has none, the one that ends a text, which no text holds."""
+    special = words.special
+    if special.config.get("pad_token_id") is not None:
+        return words
+    token = Backend.from_str(words.to_json()).id_to_token(words.eot_id)
+    found = copy.copy(words)
+    found.special = dataclasses.replace(
+        special,
+        config=special.config | {"pad_token_id": words.eot_id},
+        tokenizer_config=special.tokenizer_config | {"pad_token": token},
+    )
+    return found
 
 
 def files(words: Tokenizer) -> dict[str, str]:

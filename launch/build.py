@@ -1,8 +1,9 @@
 """From a config's names to objects: the visible tables, and every check that can be made before the expensive part."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -15,8 +16,11 @@ from launch import workdirs
 from launch.checking import ConfigError, checking
 from launch.workdirs import architecture
 from model import axes, families, weights
+from model.compress.quantize import quantize
 from model.config import ModelConfig
 from model.count import flops_per_token
+from model.interop import peft, registry
+from model.interop.tensorfile import CheckpointFolderError
 from train.loop import Schedule
 from train.objectives.labels import labels
 from train.objectives.language import language
@@ -59,7 +63,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
 def _check_training(config: ConfigDict, model: ModelConfig) -> None:
     """What trains, and by which patterns, on shapes alone."""
     tuning, tx = workdirs.tuning(config), optimizer(config, model)
-    make = lambda key: weights.trained(tuning.apply(families.make(model, nnx.Rngs(key)), key))
+
+    def make(key):
+        base = families.make(model, nnx.Rngs(key))
+        return weights.trained(tuning.apply(quantize(base, tuning.quantization) if tuning.quantization else base, key))
+
     with checking("config.adapt, config.train_only"):
         params = jax.eval_shape(make, jax.random.key(0))
     with checking("config.optimizer"):
@@ -204,11 +212,21 @@ def steps(config: ConfigDict, tx, labels: Mapping | None = None):
     return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
 
 
-def notes(config: ConfigDict, model: ModelConfig) -> list[str]:
-    """What a user would want to know of a run that can be made as it is."""
+def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list[str]:
+    """What a user would want to know of a run that can be made as it is.
+
+    Args:
+      trains: names of what trains.
+    """
+    found = []
     if model.experts and not model.experts.correction and not config.objective.balance_loss:
-        return ["note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would"]
-    return []
+        found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
+    with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
+        name = config.get("model_type") or registry.family_of(model)
+        adapted = {path.removesuffix("/a") for path in trains if path.endswith("/a")}
+        if why := peft.unreadable(model, registry.FAMILIES[name].table(model), adapted):
+            found.append(f"note: {why}")
+    return found
 
 
 def loop_schedule(config: ConfigDict) -> Schedule:

@@ -84,6 +84,8 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> No
             f"a whole model: {way}"
         )
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
+    if config.architecture == "decoder" and config.head == "sequence":
+        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
     ids = words.special.config
     if config.architecture == "encoder_decoder":
         ids = ids | {"decoder_start_token_id": words.start_id}

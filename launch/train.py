@@ -85,7 +85,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
         share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
         tokens = config.batch_size * config.data.seq_len
-        flops = build.flops(config, model_config, weights.trained(train_state.model), corruption)
+        trains = weights.trained(train_state.model)
+        flops = build.flops(config, model_config, trains, corruption)
         evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, put)
         parts = loop.Parts(
             train_step=train_step,
@@ -112,7 +113,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
         )
         convention = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
         facts = summary.facts(train_state.model, flops, mesh, prepared, convention)
-        print("\n".join([summary.headline(facts), *build.notes(config, model_config)]))
+        print("\n".join([summary.headline(facts), *build.notes(config, model_config, trains)]))
         with contextlib.closing(parts.source), contextlib.closing(parts.writer):
             named = stopping.metric != "validation/loss"  # of which it shows only now whether evaluations give it
             if (config.init_from or named) and config.eval_every and not step:

@@ -86,9 +86,12 @@ class Decoder(nnx.Module):
         self.stack = Stack(config, rngs, causal=self.causal, cross=self.cross)
         self.norm = Norm(config, rngs) if config.final_norm else None
         scores = config.head in ("language_model", "masked")
-        self.unembedding = Unembedding(config, rngs) if scores else None
         labels, bias = config.head in ("sequence", "token"), config.head == "token" or not self.causal
-        self.classifier = Linear(config, rngs, config.embed_dim, config.num_labels, bias=bias) if labels else None
+        # OPT's classes, too, are of the stream projected to the width of a narrow table; ALBERT's are not.
+        narrow = labels and self.causal and config.table_dim != config.embed_dim
+        self.unembedding = Unembedding(config, rngs, table=scores) if scores or narrow else None
+        width = config.table_dim if narrow else config.embed_dim
+        self.classifier = Linear(config, rngs, width, config.num_labels, bias=bias) if labels else None
 
     def __call__(
         self, tokens_BT, segments_BT=None, positions_BT=None, *, types_BT=None, key=None, mask=None, cache=None
@@ -124,7 +127,8 @@ class Decoder(nnx.Module):
     def classes(self, x_BTD) -> jax.Array:
         """Scores of classes at every token, [B, T, C], computed in float32 (heads 'sequence', 'token'). Those of a
         whole text are a decoder's at its last token, an encoder's at its first one, as in transformers."""
-        return self.classifier(x_BTD.astype(jnp.float32))
+        x_BTD = x_BTD.astype(jnp.float32)
+        return self.classifier(x_BTD if self.unembedding is None else self.unembedding.project(x_BTD))
 
     def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
         """Scores of every token, [B, T, V] in float32; arguments as those of a call."""

@@ -143,8 +143,9 @@ def noisy(x_BTD: jax.Array, alpha: float, key: jax.Array) -> jax.Array:
     return (x_BTD + noise).astype(x_BTD.dtype)
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,  # its other name
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # with erf, as in BERT
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # GPT-2's approximation (arXiv:1606.08415)
@@ -154,4 +155,4 @@ _ACTIVATIONS = {
 @functools.partial(jax.checkpoint, static_argnums=(1,))
 def activate(x: jax.Array, name: str) -> jax.Array:
     """An activation by name, computed in float32."""
-    return _ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)

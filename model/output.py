@@ -32,18 +32,22 @@ class Output(NamedTuple):
 
 class Unembedding(nnx.Module):
     """The output layer: its table (or the embedding's, if tied), bias, scale and cap; a masked language model's also
-    has a layer of its own before them (BERT, arXiv:1810.04805, its released code)."""
+    has a layer of its own before them (BERT, arXiv:1810.04805, its released code).
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    Args:
+      table: without one there is but the projection to the table's width, for a head of classes.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, table: bool = True):
         e, masked = config.table_dim, config.head == "masked"
         self.scale, self.softcap = config.logit_scale, config.logit_softcap
         self.activation = config.activation if masked else ""
         wanted = masked or e != config.embed_dim
         self.project = Linear(config, rngs, config.embed_dim, e, bias=masked) if wanted else None
         self.norm = Norm(config, rngs, e) if masked else None
-        self.table = None if config.tied else Embedding(config, rngs, config.vocab_size, dim=e).table
-        zeros, dtype = nnx.initializers.zeros, jnp.dtype(config.param_dtype)
-        self.bias = param(rngs, (config.vocab_size,), ("vocab",), zeros, dtype) if config.output_bias else None
+        self.table = None if config.tied or not table else Embedding(config, rngs, config.vocab_size, dim=e).table
+        zeros, dtype, biased = nnx.initializers.zeros, jnp.dtype(config.param_dtype), config.output_bias and table
+        self.bias = param(rngs, (config.vocab_size,), ("vocab",), zeros, dtype) if biased else None
 
     def __call__(self, x_BTD: jax.Array, tied_table: nnx.Param) -> Output:
         if self.project is not None:

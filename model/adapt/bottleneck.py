@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.config import ModelConfig
-from model.layers import RESIDUAL, activate, add_bias
+from model.layers import ACTIVATIONS, RESIDUAL, activate, add_bias
 from model.transformer import Block
-from model.weights import einsum, frozen, param
+from model.weights import einsum, param
 
 _INIT_STD = 0.02
 
@@ -39,18 +39,19 @@ class Bottleneck:
     def __post_init__(self):
         if self.placement not in ("houlsby", "pfeiffer"):
             raise ValueError(f"placement is {self.placement!r}; choose from houlsby, pfeiffer")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}")
         if not isinstance(self.reduction, int) or self.reduction < 1:
             raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
 
     def insert(self, model, key: jax.Array):
-        """The model with new adapters in each layer; nothing else trains.
+        """The model with new adapters in each layer.
 
         Raises:
           ValueError: the bottleneck would have no features.
         """
         if model.config.embed_dim < self.reduction:
             raise ValueError(f"reduction {self.reduction} of {model.config.embed_dim} features leaves none")
-        model = frozen(model)
         blocks = (leaf for leaf in jax.tree.leaves(model, is_leaf=_is_block) if _is_block(leaf))
         for number, block in enumerate(blocks):
             rngs = nnx.Rngs(jax.random.fold_in(key, number)).split(block.attention_norm.scale.shape[0])

@@ -10,6 +10,7 @@ experts. Where W's inputs are several dims (heads of attention's output), so are
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,8 @@ from flax import nnx
 from model import axes
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
-from model.patterns import by_array
-from model.weights import STACKED, Weight, contract, einsum, frozen, gathered, is_variable, param, whole_name
+from model.patterns import by_array, layers
+from model.weights import STACKED, Weight, contract, einsum, gathered, is_variable, param, whole_name
 
 _RANK = "r"
 
@@ -28,7 +29,7 @@ _RANK = "r"
 class Lora:
     """
     Args:
-      targets: (pattern, bool) in order: which weights of linear layers get an adapter.
+      targets: (pattern, bool) in order: which weights of linear layers get an adapter. One that trains gets none.
       dropout: of the adapter's input, in training.
 
     Raises:
@@ -52,7 +53,7 @@ class Lora:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def insert(self, model, key: jax.Array):
-        """The model with a new adapter at each target; nothing else trains.
+        """The model with a new adapter at each target that does not train itself.
 
         Raises:
           ValueError: no weight is a target, or one cannot be.
@@ -63,13 +64,20 @@ class Lora:
             own = whole_name(path)
             return _adapter(w, self, jax.random.fold_in(key, next(number)), own) if own in chosen else w
 
-        leaves = jax.tree.leaves_with_path(model, is_leaf=_is_weight)
-        matrices = [whole_name(path) for path, w in leaves if _dims(w)[1]]
+        matrices = {path: w for path, w in weights(model).items() if _dims(w)[1]}
         wanted = by_array(model.config, matrices, self.targets, "adapt.targets")
-        chosen = {path for path in matrices if wanted[path]}
+        targets = [path for path in matrices if wanted[path]]
+        if not targets:
+            raise ValueError(
+                "adapt.targets: no pattern finds a weight of a linear layer; there are: "
+                + ", ".join(_kinds(model, matrices))
+            )
+        chosen = {path for path in targets if not isinstance(matrices[path], nnx.Param)}
         if not chosen:
-            raise ValueError("adapt.targets: no pattern finds a weight of a linear layer")
-        return jax.tree.map_with_path(adapted, frozen(model), is_leaf=_is_weight)
+            raise ValueError(
+                f"adapt.targets: each that a pattern finds trains as a whole, as {targets[0]} by train_only"
+            )
+        return jax.tree.map_with_path(adapted, model, is_leaf=_is_weight)
 
 
 class LowRank(Weight):
@@ -142,6 +150,17 @@ def low_rank(
     middle = [dim for dim in x_dims if dim not in summed]
     x = scale * contract(f"{x_dims},{first_dims}->{''.join(middle)}{_RANK}", x, first, (*map(names.get, middle), None))
     return contract(f"{''.join(middle)}{_RANK},{second_dims}->{y_dims}", x, second, out)
+
+
+def weights(model) -> dict[str, nnx.Variable | QuantizedWeight]:
+    """Of a model without adapters, by name: a quantized one is one weight."""
+    return {whole_name(path): w for path, w in jax.tree.leaves_with_path(model, is_leaf=_is_weight)}
+
+
+def _kinds(model, names: Iterable[str]) -> list[str]:
+    """Names of weights, those of layers without the layer."""
+    where = {name: layers(model.config, name) for name in names}
+    return sorted({found[2] if found else name for name, found in where.items()})
 
 
 def _is_weight(leaf) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
-from model.weights import frozen, param
+from model.weights import param
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Prompt:
         return tuple(range(vocab_size, vocab_size + self.length))
 
     def insert(self, model, key: jax.Array):
-        """The model with new vectors; nothing else trains."""
-        model = frozen(model)
+        """The model with new vectors."""
         table, vocab_size = model.inputs.tokens.table, model.config.vocab_size
 
         def init(key, shape, dtype):

@@ -4,14 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from model.adapt.bottleneck import Bottleneck
-from model.adapt.lora import Lora
+from model.adapt.lora import Lora, weights
 from model.adapt.prompt import Prompt
 from model.compress.quantize import Settings
+from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
-from model.weights import marked, trained, variables
+from model.weights import is_variable, marked, trained
 
 METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
 _HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
@@ -22,8 +25,8 @@ class Tuning:
     """
     Args:
       method: None: the model's own parameters train.
-      train_only: (pattern, bool) in order: which of its own parameters train. Empty: all; with a method, only heads of
-        classes.
+      train_only: (pattern, bool) in order: which of its own parameters train, as a whole and without an adapter. Empty:
+        all; with a method, only heads of classes.
       quantization: of the weights that stay, before `apply`.
     """
 
@@ -32,16 +35,23 @@ class Tuning:
     quantization: Settings | None = None
 
     def apply(self, model, key: jax.Array):
-        """The model, given away, in which what shall train does, and nothing else.
+        """The model, given away, in which what shall train does, and nothing else. With a method that is float32,
+        whatever the rest is kept in: a small step is lost in fewer bits (as in peft's prepare_model_for_kbit_training).
 
         Raises:
-          ValueError: nothing would train, or the method does not fit the model.
+          ValueError: nothing would train, a quantized weight would, or the method does not fit the model.
         """
+        found = weights(model)
         rules = self.train_only or (_HEADS if self.method else ((".*", True),))
-        own = by_array(model.config, variables(model), rules, "train_only")
+        own = by_array(model.config, found, rules, "train_only")
+        if stuck := [name for name, w in found.items() if own[name] and isinstance(w, QuantizedWeight)]:
+            raise ValueError(
+                f"train_only: {stuck[0]} is quantized and can't train; leave it out of the patterns that are True, or "
+                "set adapt.base to float"
+            )
+        model = marked(model, lambda name, _: own[name])
         if self.method is not None:
-            model = self.method.insert(model, key)
-        model = marked(model, lambda name, trains: own.get(name, trains))
+            model = self.method.insert(jax.tree.map(_in_float32, model, is_leaf=is_variable), key)
         if not trained(model):
             raise ValueError("train_only: no parameter would train")
         return model
@@ -51,6 +61,10 @@ class Tuning:
         lists = {"train_only": self.train_only}
         lists |= {"adapt.targets": self.method.targets} if isinstance(self.method, Lora) else {}
         return tuple(sorted({cut for of, rules in lists.items() if rules for cut in cuts(config, names, rules, of)}))
+
+
+def _in_float32(v: nnx.Variable) -> nnx.Variable:
+    return v.replace(v[...].astype(jnp.float32)) if isinstance(v, nnx.Param) else v
 
 
 def make(fields: Mapping, train_only: Rules = ()) -> Tuning:

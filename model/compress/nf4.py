@@ -65,7 +65,7 @@ class NF4(QuantizedWeight):
         total = math.prod(self._sizes[a:end])
         self.block = next((size for size in BLOCKS if total % size == 0), 0)
         if not self.block:
-            raise ValueError(f"it has {total} inputs; for nf4 they must be a multiple of {BLOCKS[-1]}")
+            raise ValueError(f"it has {total} inputs; for nf4 they must be a multiple of {BLOCKS[-1]}, int8 takes any")
         # Of the matrix with one input dim; of codes and absmax.
         self._flat_names = (*self._names[: a + 1], *self._names[end:])
         self._flat = (*self._sizes[:a], total, *self._sizes[end:])

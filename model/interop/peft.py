@@ -106,7 +106,8 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
 
 def write(model, family_table: Table, path, base: str | None = None) -> None:
     """The adapters of a model as a folder, and what else trains in it: the modules of that are written whole
-    (modules_to_save). In a run of several processes all of them call it.
+    (modules_to_save), and so is a head of classes, which peft always looks for. In a run of several processes all of
+    them call it.
 
     Args:
       family_table: of the model's family.
@@ -119,27 +120,27 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
     adapters, leaves, tensors, scales = lora.adapters(model), _parameters(model.config), {}, {}
     if not adapters:
         raise CheckpointFolderError("the model has no low-rank adapter to write")
+    if why := unreadable(model.config, family_table, adapters):
+        raise CheckpointFolderError(why)
     host = {weight: (_whole(w.a), _whole(w.b), w.scale) for weight, w in adapters.items()}
     linears = _linears(family_table, leaves)
     for module, linear in linears.items():
         own = {weight: host[weight] for weight in linear.a if weight in host}
         if not own:
             continue
-        if model.config.experts and module.endswith(_OF_EXPERTS):
-            raise CheckpointFolderError(
-                f"peft can't read an adapter of {next(iter(own))}: where a model has experts, it takes every "
-                f"{module.rsplit('.', 1)[-1]} for one of theirs, in a form of its own; leave feed_forward out of the "
-                "adapter's targets, or merge the adapter and write the model"
-            )
         a, b, scale = _joined(linear, own)
         if a.size:
             tensors |= zip(_named(module), (a, b), strict=True)
             scales[module] = scale
     saved = trained(model).keys() - {f"{weight}/{part}" for weight in adapters for part in "ab"}
+    saved |= {path for path in leaves if path.startswith("classifier/")}
     _refuse_tied(model.config, saved, path)
     kept = _kept(family_table, leaves, saved)
     if both := [module for module in scales if any(_module(tensor) == module for tensor in kept)]:
-        raise CheckpointFolderError(f"{both[0]} has an adapter and parameters that train; peft keeps one or the other")
+        raise CheckpointFolderError(
+            f"{both[0]} has an adapter, and beside it a parameter that trains or a head of classes, which peft keeps "
+            "whole; it has one or the other"
+        )
     own = variables(model)
     for tensor, theirs in kept.items():
         tensors[_MODEL + tensor] = joined = np.empty(theirs.shape, np.float32)
@@ -163,6 +164,18 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
     with Writer(path, announced, files, math.inf, _FILES) as writer:  # peft reads one file
         for tensor, array in tensors.items():
             writer.write(tensor, array)
+
+
+def unreadable(config: ModelConfig, family_table: Table, adapted: Collection[str]) -> str | None:
+    """Why peft can't read adapters of these weights; None: it can."""
+    for module, linear in _linears(family_table, _parameters(config)).items() if config.experts and adapted else ():
+        if module.endswith(_OF_EXPERTS) and (own := [weight for weight in linear.a if weight in adapted]):
+            return (
+                f"peft can't read an adapter of {own[0]}: where a model has experts, it takes every "
+                f"{module.rsplit('.', 1)[-1]} for one of theirs, in a form of its own; leave feed_forward out of the "
+                "adapter's targets, or merge the adapter and write the model"
+            )
+    return None
 
 
 def _joined(linear: Linear, own: dict) -> tuple[np.ndarray, np.ndarray, float]:

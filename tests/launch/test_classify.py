@@ -100,10 +100,13 @@ def test_new_texts_are_labelled_as_transformers_does(trained, tmp_path, monkeypa
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert type(model).__name__ == "LlamaForSequenceClassification" and model.config.id2label[0] == "money"
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    for text, row in zip(texts, found, strict=True):
+    for side in ("right", "left"):
+        words.padding_side = side
+        rows = words(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        assert not rows["attention_mask"].all()
         with torch.no_grad():
-            logits = model(torch.tensor([words.encode(text)[:64]])).logits[0]
-        np.testing.assert_allclose(row, logits.softmax(-1), atol=1e-4)
+            scores = model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits.softmax(-1)
+        np.testing.assert_allclose(found, scores, atol=1e-4)
     again = [sys.executable, "-m", "launch.convert", f"--from_hf={tmp_path / 'out'}", f"--workdir={tmp_path / 'back'}"]
     subprocess.run(again, check=True, capture_output=True)
     (row,) = next(Classifier(tmp_path / "back")([(texts[0], None)]))

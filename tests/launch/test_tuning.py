@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import evaluation, restore, workdirs
+from launch import adapters, build, evaluation, restore, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
@@ -104,7 +104,9 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
 
 @pytest.mark.parametrize("name", ["adapter", "prompt", "qlora"])
 def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir, examples, tmp_path, capsys):
-    fields = {"model.param_dtype": "float32"}
+    fields = {}
+    if name == "qlora":  # the base in bfloat16, what trains in float32
+        fields |= {"train_only": (("norm", True), (".*", False))}
     if name == "prompt":
         fields |= {"adapt.length": 3, "adapt.init_text": "fox"}
     if name == "adapter":
@@ -122,6 +124,12 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
     assert np.isfinite(logits).all() and losses[2] != losses[0]
     if name == "qlora":
         assert facts["quantized_weights"] and facts["quantized_bytes"] < 0.8 * facts["quantized_weights"]
+        norms = {path: w[...] for path, w in trained(model).items() if "norm" in path}
+        assert len(norms) == 3 and all((w != w.astype(jnp.bfloat16)).any() for w in norms.values())
+        adapters.merge(tmp_path / "run", tmp_path / "merged")
+        merged = restored(tmp_path / "merged")
+        for path, w in norms.items():
+            np.testing.assert_array_equal(merged[path], w)
 
 
 def test_before_and_after():
@@ -210,7 +218,9 @@ def test_refuses(base, data_dir, examples, tmp_path):
     for name, fields, words in (
         ("lora", {"init_from": ""}, "set config.init_from to its workdir"),
         ("lora", {"adapt.rank": 0}, "config.adapt: rank is 0"),
-        ("lora", {"adapt.targets": (("nothing", True), (".*", False))}, "no pattern finds a weight"),
+        ("lora", {"adapt.targets": (("q_proj", True), (".*", False))}, "no pattern finds .*: attention/key, .*query"),
+        ("qlora", {"train_only": (("attention", True), (".*", False))}, "is quantized and can't train"),
+        ("adapter", {"adapt.activation": "tanh"}, "config.adapt: activation is 'tanh'; choose from .*swish"),
         ("sft", {"train_only": ((".*", False),)}, "no parameter would train"),
         ("sft", {"train_only": (("[", True),)}, r"config: train_only must be pairs .*: unterminated character set"),
         (
@@ -231,3 +241,19 @@ def test_refuses(base, data_dir, examples, tmp_path):
         with pytest.raises(ConfigError, match=words):
             train(configured(name, base, data_dir, examples, **fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_widths_that_can_not_be_quantized_are_found_before_anything_is_made(data_dir, examples):
+    config = configured("qlora", "", data_dir, examples, **{"model.mlp_dim": 40})
+    with pytest.raises(ConfigError, match=r"config.adapt.*/down can't be quantized: it has 40 inputs.*int8 takes any"):
+        build.check(config, build.mesh(config))
+
+
+def test_an_adapter_that_peft_can_not_read_is_noted(data_dir, corpus):
+    """At the start of the run, not when it is exported."""
+    config = shrink(importlib.import_module("configs.pretrain_moe").get_config(), data_dir, corpus)
+    config.model.experts.mlp_dim, config.objective.balance_loss = 48, 0.01
+    model, attention = build.model_config(config, 64), "stack/segments/0/0/attention/query"
+    assert not build.notes(config, model, [f"{attention}/a", f"{attention}/b"])
+    (note,) = build.notes(config, model, [f"{attention}/a", "stack/segments/0/0/feed_forward/experts_up/a"])
+    assert note.startswith("note: peft can't read an adapter of stack/segments/0/0/feed_forward/experts_up")

@@ -16,7 +16,7 @@ from model.adapt.lora import Lora, merged
 from model.decode.generate import generate
 from model.families import Source
 from model.masks import default_segments
-from model.weights import is_variable, replaced, trained, variables
+from model.weights import frozen, is_variable, replaced, trained, variables
 from tests.model import tiny
 
 # Other ranks, scales and targets.
@@ -52,7 +52,7 @@ def models(name):
     old, rng = variables(base), np.random.default_rng(1)
 
     def adapted(settings):
-        model = jax.eval_shape(lambda: settings.insert(base, jax.random.key(0)))
+        model = jax.eval_shape(lambda: settings.insert(frozen(base), jax.random.key(0)))
         fill = lambda path, v: (
             place(v, 0.3 * rng.standard_normal(v.shape)) if path in trained(model) else old[path.removesuffix("/base")]
         )
@@ -131,6 +131,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="2 prompts and 1 adapters"):
         generate(many, [[1], [2]], jax.random.key(0), max_new_tokens=2, adapters=[0])
     settings = Lora(targets=(("experts_up", True), (".*", False)))
-    make = lambda: settings.insert(families.make(tiny.SWITCH, nnx.Rngs(0)), jax.random.key(0))
+    make = lambda: settings.insert(frozen(families.make(tiny.SWITCH, nnx.Rngs(0))), jax.random.key(0))
     with pytest.raises(ValueError, match="experts; their adapters can't be chosen by row"):
         bank(base, [jax.eval_shape(make)])

@@ -16,7 +16,7 @@ KINDS = {"llama": tiny.LLAMA, "latent": tiny.LATENT, "switch": tiny.SWITCH}
 def inserted(name, **fields):
     """(model, the same with a new adapter)"""
     model = tiny.drawn(KINDS[name])
-    return model, jax.jit(Lora(rank=3, alpha=6.0, **fields).insert)(model, jax.random.key(1))
+    return model, jax.jit(Lora(rank=3, alpha=6.0, **fields).insert)(frozen(model), jax.random.key(1))
 
 
 def shaken(model, seed=0):

@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 
+from model import families
 from model.adapt import tuning
 from model.adapt.bottleneck import Adapter
+from model.compress.quantize import quantize
 from model.patterns import restacked
 from model.weights import by_name, replaced, trained, variables
 from tests.model import tiny
@@ -63,6 +66,19 @@ def test_two_steps_move_what_trains_and_nothing_else(name):
         }
 
 
+def test_what_trains_beside_an_adapter_is_float32():
+    """Over a base of fewer bits a norm's scale of 1 moves down by a rate that bfloat16 would round away."""
+    made = tuning.make(dict(method="lora", rank=2, base="nf4"), (("norm", True), (".*", False)))
+    config = dataclasses.replace(tiny.LLAMA, param_dtype="bfloat16")
+    make = lambda key: made.apply(quantize(families.make(config, nnx.Rngs(key)), made.quantization), key)
+    model = jax.jit(make)(jax.random.key(0))
+    assert {str(p.dtype) for p in trained(model).values()} == {"float32"}
+    assert model.inputs.tokens.table.dtype == "bfloat16" and (model.norm.scale[...] == 1).all()
+    tx = optax.adam(2e-4)
+    current, _ = step.make_train_step(language(), tx)(state.around(model, tx), BATCH)
+    np.testing.assert_allclose(np.abs(np.asarray(current.model.norm.scale) - 1), 2e-4, rtol=1e-3)
+
+
 def test_a_parted_stack_is_the_same_model():
     config = dataclasses.replace(tiny.LLAMA, num_layers=5)
     whole = tiny.drawn(config)
@@ -78,16 +94,20 @@ def test_a_parted_stack_is_the_same_model():
     assert all((back[name] == leaf).all() for name, leaf in by_name(whole).items())
 
 
-def test_an_adapter_by_pytorch():
-    """down, ReLU, up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
-    model = tuned("pfeiffer")
+@pytest.mark.parametrize("activation", ["relu", "swish"])
+def test_an_adapter_by_pytorch(activation):
+    """down, ReLU (or as named there), up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
+    made = tuning.make(METHODS["pfeiffer"][0] | {"activation": activation})
+    model = jax.jit(made.apply)(tiny.drawn(tiny.LLAMA), jax.random.key(3))
     adapter = model.stack.segments[0][0].feed_forward_adapter
     assert isinstance(adapter, Adapter) and model.stack.segments[0][0].attention_adapter is None
     assert 0.015 < float(adapter.down[...].std()) < 0.025 and not adapter.up_bias[...].any()
     layer = jax.tree.map(lambda leaf: leaf[1], shaken(model).stack.segments[0][0].feed_forward_adapter)
     x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
     t = lambda leaf: torch.tensor(np.asarray(leaf[...]))
-    h = torch.relu(torch.nn.functional.linear(torch.tensor(x), t(layer.down).T, t(layer.down_bias)))
+    h = {"relu": torch.relu, "swish": torch.nn.functional.silu}[activation](
+        torch.nn.functional.linear(torch.tensor(x), t(layer.down).T, t(layer.down_bias))
+    )
     expected = torch.nn.functional.linear(h, t(layer.up).T, t(layer.up_bias))
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
 
@@ -127,6 +147,28 @@ def test_prompts_are_rows_behind_the_table():
     assert all((table == row).all(1).any() for row in drawn)
 
 
+def test_what_trains_as_a_whole_gets_no_adapter():
+    model = tiny.drawn(tiny.LLAMA)
+    targets = (("attention|unembedding", True), (".*", False))
+    made = tuning.make(dict(method="lora", rank=2, targets=targets), (("query|unembedding|^norm", True), (".*", False)))
+    names = set(trained(jax.eval_shape(made.apply, model, jax.random.key(0))))
+    attention = "stack/segments/0/0/attention/"
+    factors = {f"{attention}{weight}/{part}" for weight in ("key", "value", "out") for part in "ab"}
+    assert names == factors | {f"{attention}query", "unembedding/table", "norm/scale"}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_weights_can_not_train(kind):
+    """Said by name, also where a pattern ends with the name of the weight."""
+    for pattern in (".*", "layer/.*/query$"):
+        made = tuning.make(dict(method="lora", rank=2, base=kind), ((pattern, True), (".*", False)))
+        make = lambda key, made=made: made.apply(
+            quantize(families.make(tiny.LLAMA, nnx.Rngs(key)), made.quantization), key
+        )
+        with pytest.raises(ValueError, match=r"train_only: .*/attention/\w+ is quantized"):
+            jax.eval_shape(make, jax.random.key(0))
+
+
 def test_refuses():
     model = tiny.drawn(tiny.LLAMA)
     for fields, words in (
@@ -139,6 +181,8 @@ def test_refuses():
             tuning.make(fields)
     with pytest.raises(ValueError, match="no parameter would train"):
         tuning.make({}, ((".*", False),)).apply(model, jax.random.key(0))
+    with pytest.raises(ValueError, match="trains as a whole"):
+        tuning.make(dict(method="lora"), ((".*", True),)).apply(model, jax.random.key(0))
     with pytest.raises(ValueError, match="leaves none"):
         tuning.make(dict(method="adapter", reduction=64)).apply(model, jax.random.key(0))
     with pytest.raises(ValueError, match="end the list with"):

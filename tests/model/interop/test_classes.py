@@ -19,8 +19,10 @@ HEADS = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
 }
-# Both names of the layer, with and without a bias; a softcap, which is of the language model's head alone.
+# Both names of the layer, with and without a bias; a softcap, which is of the language model's head alone; a projection
+# to the width of a narrow table, which is not.
 CASES = [("llama", "sequence"), ("llama", "token"), ("gpt2", "sequence"), ("gpt2", "token"), ("gemma2", "sequence")]
+CASES += [("opt post-norm", "sequence")]
 classes = jax.jit(lambda model, *batch: model.classes(model(*batch).x_BTD))
 
 

@@ -275,5 +275,5 @@ def test_what_can_not_be_written_is_named(tmp_path):
     training = lambda path: marked(model, lambda name, trains: trains or name == path)
     with pytest.raises(CheckpointFolderError, match="output layer is tied"):
         adapters.write(training("inputs/tokens/table"), table, tmp_path / "out")
-    with pytest.raises(CheckpointFolderError, match="c_attn has an adapter and parameters that train"):
+    with pytest.raises(CheckpointFolderError, match="c_attn has an adapter, and beside it a parameter that trains"):
         adapters.write(training("stack/segments/0/0/attention/query_bias"), table, tmp_path / "out")
