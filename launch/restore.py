@@ -103,6 +103,7 @@ def pretrained(
             whole[name] = array
         elif name in target:
             leaves[name] = take(name, array)
+        del array  # before the next one is read
     if whole:
         leaves = {name: take(name, array) for name, array in restacked(whole, there, config, target).items()}
     model, new = states.completed(make_model, seed, leaves)

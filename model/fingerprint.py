@@ -10,7 +10,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from model import axes
+
 _SEEDS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+_PRIME = 0x01000193
+_AT_ONCE = 2**18  # elements: compilers may keep each one's mixed bits, 16 bytes
 
 
 def fingerprint(sums: Mapping[str, str]) -> str:
@@ -25,13 +29,42 @@ def array_sum(array: jax.Array) -> str:
 
 @jax.jit
 def _sums(array):
+    """uint32 [4]. Part by part: what this takes beside the array does not grow with it."""
+    strides = [pow(_PRIME, array.ndim - 1 - dim, 2**32) for dim in range(array.ndim)]
+    if array.dtype.itemsize == 2:  # the loops below would have XLA's CPU compiler copy all of a bfloat16 one in float32
+        array = jax.lax.bitcast_convert_type(array, jnp.uint16)
+    spec = jax.typeof(array).sharding.spec
+    if not any(spec):
+        return _part(array, jnp.uint32(0), strides)
+
+    def local(part):
+        split = [(names, size * stride) for names, size, stride in zip(spec, part.shape, strides, strict=True) if names]
+        start = sum(jax.lax.axis_index(names).astype(jnp.uint32) * jnp.uint32(step % 2**32) for names, step in split)
+        return jax.lax.psum(_part(part, start, strides), tuple(jax.tree.leaves(tuple(spec))))
+
+    return jax.shard_map(local, in_specs=spec, out_specs=axes.PartitionSpec())(array)
+
+
+def _part(array, start, strides):
+    """Of elements whose places are `start` and what each dim adds by its stride."""
+    if array.size <= _AT_ONCE:
+        return _whole(array, start, strides)
+    count, rest = array.shape[0], array.size // array.shape[0]
+    rows = max((n for n in range(1, _AT_ONCE // rest + 1) if count % n == 0), default=1)
+    parts = array.reshape(count // rows, *((rows,) if rows > 1 else ()), *array.shape[1:])
+    step, inner = jnp.uint32(rows * strides[0] % 2**32), strides if rows > 1 else strides[1:]
+    one = lambda part: _part(part[0], start + part[1] * step, inner)
+    return jax.lax.map(one, (parts, jnp.arange(count // rows, dtype=jnp.uint32))).sum(0, dtype=jnp.uint32)
+
+
+def _whole(array, start, strides):
+    place = start
+    for dim, stride in enumerate(strides):
+        place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, dim) * jnp.uint32(stride)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    place = jnp.zeros((1,) * array.ndim, jnp.uint32)
-    for dim, size in enumerate(array.shape):
-        shape = tuple(size if other == dim else 1 for other in range(array.ndim))
-        place = place * jnp.uint32(0x01000193) + jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
-    return [_mixed(bits ^ (place * jnp.uint32(seed) + jnp.uint32(seed >> 3))).sum(dtype=jnp.uint32) for seed in _SEEDS]
+    mixed = [_mixed(bits ^ (place * jnp.uint32(seed) + jnp.uint32(seed >> 3))) for seed in _SEEDS]
+    return jnp.stack([one.sum(dtype=jnp.uint32) for one in mixed])
 
 
 def _mixed(x):

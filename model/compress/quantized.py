@@ -9,6 +9,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
@@ -98,6 +99,10 @@ _contract.defvjp(_forward, _backward)
 
 def each(quantize, weight: jax.Array, lead: int):
     """`quantize` for each matrix of a stack, one after the other, so that what it needs meanwhile is for one."""
+    if lead and weight.dtype.itemsize == 2:  # a loop over bfloat16 would have XLA's CPU compiler copy it all in float32
+        dtype, matrix = weight.dtype, quantize
+        quantize = lambda bits: matrix(jax.lax.bitcast_convert_type(bits, dtype))
+        weight = jax.lax.bitcast_convert_type(weight, jnp.uint16)
     for _ in range(lead):
         quantize = functools.partial(jax.lax.map, quantize)
     return quantize(weight)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from configs import sizes
 from model import axes, families, weights
-from model.compress.quantize import Settings, footprint, is_linear, quantize, quantized_weight
+from model.compress.quantize import Settings, _made, footprint, is_linear, quantize, quantized_weight
 from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
 from model.decode.generate import generate
@@ -139,6 +139,17 @@ def test_memory_of_a_step_does_not_grow_by_weights():
 
     (few, few_codes), (many, many_codes) = temporary(2), temporary(8)
     assert many - few < 0.5 * (many_codes - few_codes)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1 / 8), (jnp.bfloat16, 1 + 1 / 4)])
+def test_memory_of_quantizing(kind, dtype, limit):
+    """What a stack of 12 matrices needs beside itself and its codes, over its bytes: one of them in float32. (On a CPU,
+    bfloat16 is copied.)"""
+    array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
+    weight = nnx.Param(array, out_sharding=("layers", "embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    found = _made.lower(weight, Settings(kind)).compile().memory_analysis()
+    assert found.temp_size_in_bytes < limit * array.size * array.dtype.itemsize
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("nf4", 0.517), ("int8", 1.001)])
