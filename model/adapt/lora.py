@@ -8,6 +8,7 @@ experts. Where W's inputs are several dims (heads of attention's output), so are
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable
@@ -212,7 +213,8 @@ def adapters(model) -> dict[str, LowRank]:
 
 
 def merged(model):
-    """The model without adapters: what they add is in its weights.
+    """The model, given away, without adapters: what they add is in its weights. One after another is made in the place
+    of its base. Inside jax.jit nothing is given away.
 
     Raises:
       ValueError: a weight under one is quantized: merge into the original weights.
@@ -223,9 +225,21 @@ def merged(model):
             return w
         if not is_variable(w.base):
             raise ValueError(f"{whole_name(path)} is quantized; merge into the original weights")
-        layered = "layers" in w.a.get_metadata("out_sharding")
-        delta = (jax.vmap(w.delta) if layered else w.delta)(w.a[...], w.b[...])
-        value = (w.base[...].astype(jnp.float32) + delta).astype(w.base.dtype)
-        return w.base.replace(value)
+        factors = LowRank(None, w.a, w.b, w.scale, w.rate, w.inputs, w.experts)
+        return w.base.replace(_merged(w.base[...], factors))
 
     return jax.tree.map_with_path(merge, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _merged(base, factors: LowRank):
+    """Layer by layer, so that what is float32 meanwhile is of one."""
+    add = lambda base, a, b: (base.astype(jnp.float32) + factors.delta(a, b)).astype(base.dtype)
+    a, b = factors.a[...], factors.b[...]
+    if "layers" not in factors.a.get_metadata("out_sharding"):
+        return add(base, a, b)
+    at = lambda array, layer: jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+    put = lambda layer, base: jax.lax.dynamic_update_index_in_dim(
+        base, add(*(at(array, layer) for array in (base, a, b))), layer, 0
+    )
+    return jax.lax.fori_loop(0, base.shape[0], put, base)

@@ -75,7 +75,7 @@ def logits(model):
 def expected(name):
     """Logits of all rows with the base, and with each adapter merged into it."""
     base, adapted = models(name)
-    found = np.stack([logits(model) for model in (base, *(merged(one) for one in adapted))])
+    found = np.stack([logits(model) for model in (base, *(jax.jit(merged)(one) for one in adapted))])
     assert np.abs(found[1:] - found[0]).max((1, 2, 3)).min() > 0.03
     return found
 
@@ -111,7 +111,7 @@ def test_decoding(name, shape):
     others = {"sources": sources} if config.architecture == "encoder_decoder" else {}
     run = functools.partial(generate, prompts=prompts, key=jax.random.key(0), max_new_tokens=6, **others)
     base, adapted = models(name)
-    alone = [run(model).tokens for model in (base, *map(merged, adapted))]
+    alone = [run(model).tokens for model in (base, *map(jax.jit(merged), adapted))]
     wanted = np.stack([alone[number + 1][row] for row, number in enumerate((0, 2, -1))])
     assert (alone[1][0] != alone[0][0]).any()
     with mesh(shape):
