@@ -152,10 +152,10 @@ def test_memory_of_quantizing(kind, dtype, limit):
     assert found.temp_size_in_bytes < limit * array.size * array.dtype.itemsize
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("nf4", 0.517), ("int8", 1.001)])
-def test_bytes_of_a_large_model(kind, limit):
+@pytest.mark.parametrize(("kind", "limit", "whole"), [("nf4", 0.517, 0.574), ("int8", 1.001, 1.040)])
+def test_bytes_of_a_large_model(kind, limit, whole):
     """By hand for LLaMA-7B, as published: 32 layers of 4 times 4096 x 4096 and 3 times 4096 x 11008."""
-    config = ModelConfig(**sizes.SIZES["llama_7b"])
+    config = ModelConfig(**sizes.SIZES["llama_7b"], param_dtype="bfloat16")
     found, count = footprint(abstract(make(config, Settings(kind)))), 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     matrices = [(4096, 4096)] * 4 + [(4096, 11008), (4096, 11008), (11008, 4096)]
     of = {
@@ -165,6 +165,10 @@ def test_bytes_of_a_large_model(kind, limit):
     assert found.weights == count
     assert found.bytes == found.device_bytes == 32 * sum(of(*shape) for shape in matrices)
     assert found.bytes <= limit * count
+    # The whole model: tables and norms stay in bfloat16.
+    rest, arrays = 2 * 32000 * 4096 + 65 * 4096, jax.tree.leaves(abstract(make(config, Settings(kind))))
+    assert sum(array.size * array.dtype.itemsize for array in arrays) == found.bytes + 2 * rest
+    assert (found.bytes + 2 * rest) / (count + rest) == pytest.approx(whole, abs=5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +182,15 @@ def saved(tmp_path_factory):
 
 
 def test_bytes_on_devices(saved):
-    """Those that are really allocated, of a model that fits blocks to every part."""
+    """Those that are really allocated, of a model that fits blocks to every part, against what was a float."""
     _, model = saved
-    found = footprint(model)
     quantized = [array for name, array in by_name(model).items() if re.search("/(codes|absmax|inner|mean)$", name)]
-    shards = [shard.data.nbytes for array in quantized for shard in array.addressable_shards]
-    assert sum(shards) == found.bytes == 8 * found.device_bytes
-    assert found.bytes <= 0.57 * 2 * found.weights  # `data` copies it
+    shards = sum(shard.data.nbytes for array in quantized for shard in array.addressable_shards)
+    floats = trained(abstract(lambda rngs: families.make(WIDE, rngs)))
+    weights = sum(variable.size for which, variable in floats.items() if "/segments/" in which and is_linear(variable))
+    # Half a byte a code, one of absmax for 32 or more, inner and mean on every device; `data` copies all of it.
+    assert 0.5 * 2 * weights < shards <= 0.57 * 2 * weights
+    assert footprint(model) == (weights, shards, shards / 8)
 
 
 @pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"data": 1}])
