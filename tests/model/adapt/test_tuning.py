@@ -15,7 +15,7 @@ from model.adapt import tuning
 from model.adapt.bottleneck import Adapter
 from model.compress.quantize import quantize
 from model.patterns import restacked
-from model.weights import by_name, replaced, trained, variables
+from model.weights import by_name, trained, variables
 from tests.model import tiny
 from tests.model.adapt.test_lora import shaken
 from train import state, step
@@ -113,21 +113,46 @@ def test_an_adapter_by_pytorch(activation):
 
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_where_adapters_stand(norm_position):
-    """Constant adapters (biases alone) show where their output goes: into what a part adds to the stream."""
-    config = dataclasses.replace(tiny.LLAMA, num_layers=1, norm_position=norm_position, final_norm=False)
-    model = jax.jit(tuning.make(METHODS["houlsby"][0]).apply)(tiny.drawn(config), jax.random.key(0))
-    block = model.stack.segments[0][0]
-    zero = {name: p.replace(jnp.zeros_like(p[...])) for name, p in trained(model).items()}
-    plain = replaced(model, zero)
-    np.testing.assert_allclose(plain.states(*ROWS)[-1], tiny.drawn(config).states(*ROWS)[-1], atol=1e-5)
-    shift = {n: p.replace(p[...] + 0.5) if n.endswith("feed_forward_adapter/up_bias") else p for n, p in zero.items()}
-    moved, still = (replaced(model, values).states(*ROWS)[-1] for values in (shift, zero))
-    if norm_position == "pre":
-        np.testing.assert_allclose(moved, still + 0.5, atol=1e-5)
-    else:  # within the norm's sum
-        assert np.abs(moved - still - 0.5).max() > 0.1
-    assert block.attention_adapter is not None
+@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
+def test_a_block_with_adapters_by_pytorch(placement, norm_position):
+    """What each adapter reads and where its output goes, as in AdapterHub's double_seq_bn and seq_bn."""
+    config = dataclasses.replace(tiny.GPT, num_layers=1, norm_position=norm_position, final_norm=False)
+    model = shaken(jax.jit(tuning.make(METHODS[placement][0]).apply)(tiny.drawn(config), jax.random.key(0)))
+    before, after = jax.jit(lambda model: model.states(*ROWS))(model)
+    w = {
+        name.removeprefix("stack/segments/0/0/"): torch.tensor(np.asarray(leaf[0]))
+        for name, leaf in by_name(model).items()
+    }
+    einsum, functional = torch.einsum, torch.nn.functional
+    norm = lambda x, part: functional.layer_norm(x, (32,), w[f"{part}_norm/scale"], w[f"{part}_norm/bias"], 1e-5)
+    segments = torch.tensor(ROWS[1])
+    seen = (segments[:, None, :, None] == segments[:, None, None]) & torch.ones(16, 16, dtype=torch.bool).tril()
+
+    def attention(x):
+        matrix = lambda name: w[f"attention/{name}"].reshape(32, 8, 4)
+        head = lambda name: einsum("btd,dkh->bkth", x, matrix(name)) + w[f"attention/{name}_bias"].reshape(8, 1, 4)
+        q, k, v = map(head, ("query", "key", "value"))
+        y = functional.scaled_dot_product_attention(q, k, v, seen)
+        return einsum("bkth,khd->btd", y, w["attention/out"].reshape(8, 4, 32)) + w["attention/out_bias"]
+
+    def feed_forward(x):
+        h = functional.gelu(x @ w["feed_forward/up"] + w["feed_forward/up_bias"], approximate="tanh")
+        return h @ w["feed_forward/down"] + w["feed_forward/down_bias"]
+
+    def adapter(x, part):
+        name = f"{part}_adapter/"
+        return torch.relu(x @ w[name + "down"] + w[name + "down_bias"]) @ w[name + "up"] + w[name + "up_bias"]
+
+    x = torch.tensor(np.asarray(before))
+    for part, run in {"attention": attention, "feed_forward": feed_forward}.items():
+        y = run(x if norm_position == "post" else norm(x, part))
+        if placement == "houlsby":
+            y = y + adapter(y, part)
+        elif part == "feed_forward":
+            y = y + adapter(norm(x + y, part) if norm_position == "post" else x + y, part)
+        x = norm(x + y, part) if norm_position == "post" else x + y
+    real = ROWS[1] > 0  # padding attends to padding
+    np.testing.assert_allclose(np.asarray(after)[real], x.numpy()[real], atol=2e-5)
 
 
 def test_prompts_are_rows_behind_the_table():
