@@ -33,6 +33,8 @@ METHODS = {
     "pfeiffer": (dict(method="adapter", placement="pfeiffer", reduction=8), ()),
     "prompt": (dict(method="prompt", length=3), ()),
     "last": (dict(method="none"), LAST),
+    "qlora": (dict(method="lora", rank=2, base="nf4"), ()),
+    "qlora-int8": (dict(method="lora", rank=2, base="int8"), ()),
 }
 
 
@@ -41,15 +43,18 @@ def tuned(name, config=tiny.LLAMA):
     fields, train_only = METHODS[name]
     made = tuning.make(fields, train_only)
     config = dataclasses.replace(config, cuts=made.cuts(config, variables(tiny.drawn(config))))
-    return jax.jit(made.apply)(tiny.drawn(config), jax.random.key(3))
+    base = lambda model: quantize(model, made.quantization) if made.quantization else model
+    return jax.jit(lambda model, key: made.apply(base(model), key))(tiny.drawn(config), jax.random.key(3))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_steps_move_what_trains_and_nothing_else(name):
-    """Frozen arrays are bit-identical afterwards, and have no optimizer state."""
+    """Frozen arrays, codes of quantized ones too, are bit-identical afterwards, and have no optimizer state."""
     model = tuned(name)
     before, after_names = jax.device_get(by_name(model)), set(by_name(trained(model)))
     assert after_names and after_names != set(before)
+    codes = [name for name in before if name.endswith("/codes")]
+    assert len(codes) == (7 if name.startswith("qlora") else 0) and not after_names & set(codes)
     tx = optax.adamw(0.1, weight_decay=0.1)
     current = state.around(model, tx)
     moments = {leaf.shape for leaf in jax.tree.leaves(current.opt_state) if leaf.ndim}
