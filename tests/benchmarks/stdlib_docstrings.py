@@ -27,10 +27,11 @@ def questions() -> Iterator[dict[str, str]]:
         except SyntaxError:
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
                 answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                 if 20 <= len(answer) <= 160:
-                    head = f"def {node.name}({ast.unparse(node.args)}):"
+                    word = "def" if isinstance(node, ast.FunctionDef) else "async def"
+                    head = f"{word} {node.name}({ast.unparse(node.args)}):"
                     yield {"instruction": f"What does this function of {parts[0]} do?", "input": head, "output": answer}
 
 

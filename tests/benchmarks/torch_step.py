@@ -12,7 +12,6 @@ import json
 import sys
 import time
 
-import peft
 import torch
 import transformers
 
@@ -58,6 +57,8 @@ def main(size: str, dtype: str, mode: str, method: str = "") -> None:
     torch.manual_seed(0)
     model = made(size)
     if method == "lora":
+        import peft  # which the others need not have
+
         model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     trained = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)

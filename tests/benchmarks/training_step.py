@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,13 +24,14 @@ class Worker:
     """A process that makes its step ready, says facts about it, and then takes steps when it is told."""
 
     def __init__(self, command: list[str], environment: dict[str, str] | None = None):
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=os.environ | (environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
         )
         self.facts = self.read()
@@ -43,7 +45,10 @@ class Worker:
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"a worker ended early: {' '.join(self.process.args)}")
+            self.process.wait()
+            self.errors.seek(0)
+            said = "".join(self.errors.readlines()[-20:])
+            sys.exit(f"a worker ended early: {' '.join(self.process.args)}\n{said}")
         return json.loads(line)
 
 
