@@ -102,9 +102,20 @@ class RelativeBias(nnx.Module):
         """float32 [B, K, G, T, S] from key position - query position."""
         table = axes.gather(self.table[...].astype(jnp.float32))
         buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
-        sharding = axes.out("batch", "length", None, "kv_heads", "group")
-        scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
-        return jnp.transpose(scores, (0, 3, 4, 1, 2))
+        if axes.platform() == "cpu":
+            sharding = axes.out("batch", "length", None, "kv_heads", "group")
+            scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
+            return jnp.transpose(scores, (0, 3, 4, 1, 2))
+        # By a product, as in t5x: the gradient of a look-up would add B T S rows to a few, one after another.
+        return _contracted(table, buckets)
+
+
+@jax.checkpoint
+def _contracted(table_RKG, buckets_BTS):
+    """table[buckets], [B, K, G, T, S]; exact, because one summand alone is not 0."""
+    chosen_BTSR = jax.nn.one_hot(buckets_BTS, table_RKG.shape[0], dtype=table_RKG.dtype)
+    sharding = axes.out("batch", "kv_heads", "group", "length", None)
+    return jnp.einsum("BTSR,RKG->BKGTS", chosen_BTSR, table_RKG, precision="highest", out_sharding=sharding)
 
 
 def relative_bucket(distance: jax.Array, buckets: int, furthest: int, causal: bool) -> jax.Array:

@@ -1,9 +1,17 @@
 """Rotary positions: complex numbers as the reference, and what makes them relative."""
 
-import numpy as np
+import contextlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from model import axes
 from model.config import Rope
-from model.positions import rotate, rotation
+from model.positions import RelativeBias, rotate, rotation
+from tests.model import tiny
 
 THETA, DIM = 100.0, 8
 
@@ -28,3 +36,26 @@ def test_scores_depend_on_the_distance_only():
         near, far = score(distance, 0), score(500 + distance, 500)
         assert abs(near - far) < 1e-3
     assert abs(score(1, 0) - score(2, 0)) > 0.05
+
+
+@pytest.mark.parametrize("shape", [None, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_relative_scores_are_those_of_a_look_up_on_every_platform(shape, monkeypatch):
+    """Where it is a product, its gradient adds up no rows one after another."""
+    distance, weights = (np.random.default_rng(seed) for seed in (0, 1))
+    distance, weights = distance.integers(-20, 20, (4, 6, 6), np.int32), weights.standard_normal((4, 8, 1, 6, 6))
+    place = lambda bias: jax.tree.map(lambda leaf: axes.place(leaf, "positions", "kv_heads", "group"), bias)
+    bias = tiny.filled(jax.eval_shape(lambda: RelativeBias(tiny.SWITCH, nnx.Rngs(0), causal=False)))
+
+    def run(bias):
+        scores = lambda bias: bias(axes.place(jnp.asarray(distance), "batch", "length", None))
+        f = jax.jit(jax.value_and_grad(lambda bias: (scores(bias) * weights).sum()))
+        return scores(bias), f(bias)[1], f.lower(bias).as_text()
+
+    wanted, wanted_gradient, text = run(bias)
+    assert "scatter" in text
+    monkeypatch.setattr(axes, "platform", lambda: "tpu")
+    with axes.use_mesh(axes.make_mesh(shape)) if shape else contextlib.nullcontext():
+        found, gradient, text = run(place(bias))
+    assert "scatter" not in text and "gather" not in text
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(gradient.table[...], wanted_gradient.table[...], atol=1e-5)
