@@ -11,8 +11,10 @@ from jax.sharding import NamedSharding
 from model import axes
 from model.moe import MoE
 from tests.model import tiny
-from tests.model.test_meshes import MISTAKE, SHAPES, captured, compiled_afresh  # noqa: F401
+from tests.model.test_meshes import MISTAKE, SHAPES, captured
 from tests.model.test_moe import REAL, VARIANTS, X, assert_close, drawn, run
+
+pytestmark = pytest.mark.usefixtures("compiled_afresh")
 
 
 @functools.cache
