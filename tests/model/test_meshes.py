@@ -25,7 +25,7 @@ MODELS = tiny.BOTH | {"switch": tiny.SWITCH, "latent": tiny.LATENT}
 # Each of these programs is compiled afresh: one model sees every shape, the others what differs for them.
 CASES = [("llama", shape) for shape in SHAPES]
 CASES += [("gpt", shape) for shape in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))]
-CASES += [("switch", (2, 2, 2)), ("latent", (2, 2, 2))]
+CASES += [(name, shape) for name in ("switch", "latent") for shape in ((1, 8, 1), (1, 1, 8), (2, 2, 2))]
 IDS = [name + "-" + "x".join(map(str, shape)) for name, shape in CASES]
 
 

@@ -13,13 +13,17 @@ from model.compress.quantize import quantize
 from model.weights import trained
 from tests.model import tiny
 from tests.model.adapt.test_lora import shaken
-from tests.model.test_meshes import batch, compare, compiled_afresh, expected  # noqa: F401 (the fixture)
+from tests.model.test_meshes import batch, compare, expected
+
+pytestmark = pytest.mark.usefixtures("compiled_afresh")
 
 METHODS = {
     "lora": dict(method="lora", rank=2, alpha=8.0),
-    "adapter": dict(method="adapter", placement="houlsby", reduction=8),
+    "houlsby": dict(method="adapter", placement="houlsby", reduction=8),
+    "pfeiffer": dict(method="adapter", placement="pfeiffer", reduction=8),
     "prompt": dict(method="prompt", length=3),
     "qlora": dict(method="lora", rank=2, alpha=8.0, base="nf4"),
+    "qlora-int8": dict(method="lora", rank=2, alpha=8.0, base="int8"),
 }
 CASES = [(name, (2, 2, 2)) for name in METHODS] + [("lora", (1, 4, 2))]
 
@@ -41,7 +45,7 @@ def rows(name):
 
 @functools.cache
 def on_one_device(name):
-    if name == "qlora":
+    if "base" in METHODS[name]:
         model = shaken(jax.jit(functools.partial(make, name))(jax.random.key(0)))
     else:
         model = tiny.filled(jax.eval_shape(functools.partial(make, name), jax.random.key(0)))
