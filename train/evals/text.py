@@ -20,8 +20,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from rouge_score import rouge_scorer
-from rouge_score import tokenizers as rouge_tokenizers
 from sacrebleu.metrics import BLEU, CHRF
 
 TOKENIZERS = ("13a", "zh", "intl", "char", "none")  # of sacrebleu, those that need no other package and no download
@@ -83,21 +81,21 @@ def _of_chrf(predictions, references, tokenizer) -> dict[str, float]:
     return {"chrf": CHRF().corpus_score(predictions, [references]).score}
 
 
-class _RougeWords(rouge_tokenizers.Tokenizer):
-    def __init__(self):
-        self._words = rouge_tokenizers.DefaultTokenizer(use_stemmer=False)
-
-    def tokenize(self, text: str) -> list[str]:
-        pieces = _CHINESE.split(text)  # text, character, text, character, ..., text
-        found = []
-        for number, piece in enumerate(pieces):
-            found += [piece] if number % 2 else self._words.tokenize(piece)
-        return found
-
-
 def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
+    from rouge_score import rouge_scorer, tokenizers  # these bring scipy: a third of the start of every program
+
+    class Words(tokenizers.Tokenizer):
+        plain = tokenizers.DefaultTokenizer(use_stemmer=False)
+
+        def tokenize(self, text: str) -> list[str]:
+            pieces = _CHINESE.split(text)  # text, character, text, character, ..., text
+            found = []
+            for number, piece in enumerate(pieces):
+                found += [piece] if number % 2 else self.plain.tokenize(piece)
+            return found
+
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = rouge_scorer.RougeScorer(names, tokenizer=_RougeWords())
+    scorer = rouge_scorer.RougeScorer(names, tokenizer=Words())
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
 
