@@ -218,8 +218,9 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
     Args:
       trains: names of what trains.
     """
-    found = []
-    if model.experts and not model.experts.correction and not config.objective.balance_loss:
+    found, trains = [], list(trains)
+    routed = any(name.endswith("/router") for name in trains)
+    if routed and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
     with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
         name = config.get("model_type") or registry.family_of(model)
