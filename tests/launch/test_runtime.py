@@ -43,6 +43,23 @@ def test_flags_are_for_training_and_for_new_releases(monkeypatch):
         assert os.environ.get("XLA_FLAGS") == flags
 
 
+def test_products_in_a_loop_are_right_with_the_flags_of_training():
+    """XLA's oneDNN fusions of jax 0.12 got them wrong by as much as their size, without a word."""
+    code = """
+from launch import runtime
+runtime.configure("training")
+import jax, jax.numpy as jnp, numpy as np
+a, b, c = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate([(4, 32, 3), (4, 3, 48), (4, 32, 48)]))
+for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.2)):
+    layer = lambda args: args[2] + 2 * jnp.einsum("dr,rf->df", *args[:2], precision="highest")
+    found = jax.jit(lambda *args: jax.lax.map(layer, args))(*(jnp.asarray(x, dtype) for x in (a, b, c)))
+    np.testing.assert_allclose(np.asarray(found, np.float32), c + 2 * np.einsum("ldr,lrf->ldf", a, b), atol=tolerance)
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_used_again():
     """256 MB that were used once are there without a page fault the second time; by default every page faults anew."""
