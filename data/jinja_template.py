@@ -112,9 +112,8 @@ class JinjaTemplate:
         """Marks the answers of a template that doesn't do so: what follows the prompt of the turns before, up to the
         special token that ends the turn. Where an answer stands is seen with marks at its edges."""
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        parts = self._rendered(_edged(messages, "assistant"), False).split(
-            _EDGE
-        )  # text, answer, text, ..., answer, text
+        shown = self._rendered(_edged(messages, "assistant"), False)
+        parts = shown.split(_EDGE)  # text, answer, text, ..., answer, text
         clear = "".join(parts) == text and len(parts) == 2 * len(answers) + 1
         ending = self._names.search(parts[-1])
         marked, done, place = "", 0, 0

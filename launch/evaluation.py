@@ -103,7 +103,7 @@ def before_and_after(rows: list[dict], best: int | None) -> str:
         if not name.endswith("/unigram"):  # which no model changes
             lines.append((name.removeprefix("validation/"), *(f"{row[name]:.4g}" for row in columns.values())))
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) for line in lines)
+    return "".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) + "\n" for line in lines)
 
 
 def described(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:

@@ -125,9 +125,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
     done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
     summary.update(workdir, facts | done)
-    rows = metrics.read(workdir / "metrics.jsonl")
-    if config.init_from and (table := evaluation.before_and_after(rows, stopping.step)):
-        print(table)
+    if config.init_from:
+        print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
     print(f"report: {report.write_report(workdir)}")
     if stopping.ended:
         print(done["ended"])

@@ -9,10 +9,12 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
+# What a program of launch/ sets when it is imported is not for tests, but workers of xdist inherit it.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
 # Most of the tests' time was LLVM's. Not to optimise halves it; what XLA does to a program before that stays the same.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    + os.environ.get("XLA_FLAGS", "")
+    + os.environ.setdefault("TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax_tests"))

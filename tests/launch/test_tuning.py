@@ -137,8 +137,8 @@ def test_before_and_after():
         {"step": step, "validation/loss": loss, "validation/unigram": 9.0} for step, loss in ((0, 3), (2, 1), (4, 2))
     ]
     rows.insert(1, {"step": 1, "train/loss": 5.0})
-    assert evaluation.before_and_after(rows, 4) == "held out  step 0  step 4\nloss           3       2"
-    table = "held out  step 0  step 2 (best)  step 4\nloss           3              1       2"
+    assert evaluation.before_and_after(rows, 4) == "held out  step 0  step 4\nloss           3       2\n"
+    table = "held out  step 0  step 2 (best)  step 4\nloss           3              1       2\n"
     assert evaluation.before_and_after(rows, 2) == table
     assert evaluation.before_and_after(rows[:1], None) == ""
 
