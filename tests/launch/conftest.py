@@ -1,9 +1,11 @@
 """A run small enough to be made many times: two layers, 40 rows of text, one device."""
 
+import csv
 import functools
 import importlib
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -75,3 +77,34 @@ def trained(corpus, data_dir, tmp_path_factory):
         return workdir
 
     return make
+
+
+def refused(config, workdir, error, *words):
+    with pytest.raises(error) as caught:
+        train(config, workdir)
+    for word in words:
+        assert word in str(caught.value)
+
+
+TOPICS = {
+    "sport": ["ball", "match", "goal", "team"],
+    "money": ["bank", "shares", "price", "debt"],
+    "sky": ["star", "moon"],
+}
+
+
+def text_of(random, topic) -> str:
+    words = ["the", "of", "was", "and", "new", "so"]
+    return (
+        " ".join(random.choice(TOPICS[topic] if random.random() < 0.4 else words) for _ in range(8))
+        + " "
+        + TOPICS[topic][0]
+    )
+
+
+@pytest.fixture(scope="module")
+def news(tmp_path_factory):
+    random, path = np.random.default_rng(0), tmp_path_factory.mktemp("news") / "news.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("label", "text"), *((t, text_of(random, t)) for t in list(TOPICS) * 60)])
+    return path

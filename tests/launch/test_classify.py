@@ -11,41 +11,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from ml_collections import ConfigDict
 
-from configs import classify, pretrain_decoder, search_lora
+from configs import classify
 from data.batch import DataError
-from launch import build, restore, search, workdirs
+from launch import restore, workdirs
 from launch.checking import ConfigError
 from launch.classifier import Classifier
 from launch.train import train
-from model import axes
 from model.weights import by_name
-from tests.launch.conftest import TEXT, shrink
+from tests.launch.conftest import shrink
 from train import metrics
-
-TOPICS = {
-    "sport": ["ball", "match", "goal", "team"],
-    "money": ["bank", "shares", "price", "debt"],
-    "sky": ["star", "moon"],
-}
-
-
-def text_of(random, topic) -> str:
-    words = ["the", "of", "was", "and", "new", "so"]
-    return (
-        " ".join(random.choice(TOPICS[topic] if random.random() < 0.4 else words) for _ in range(8))
-        + " "
-        + TOPICS[topic][0]
-    )
-
-
-@pytest.fixture(scope="module")
-def news(tmp_path_factory):
-    random, path = np.random.default_rng(0), tmp_path_factory.mktemp("news") / "news.csv"
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([("label", "text"), *((t, text_of(random, t)) for t in list(TOPICS) * 60)])
-    return path
 
 
 def small(data_dir, path, architecture="decoder", **labels):
@@ -148,61 +123,6 @@ def test_the_commands(trained, tmp_path):
     assert "accuracy of always saying the most frequent class" in shown and "Matthews correlation" in shown
 
 
-@pytest.fixture(scope="module")
-def language_model(data_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lm")
-    (folder / "fox.txt").write_text("".join(TEXT.format(i) for i in range(100)))
-    config = shrink(pretrain_decoder.get_config(), data_dir, folder / "fox.txt")
-    config.update(steps=2, checkpoint_every=2, eval_every=0)
-    config.optimizer.warmup_steps = 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
-        train(config, folder / "run")
-    return folder / "run"
-
-
-def test_a_language_model_becomes_a_classifier_whose_head_is_kept(language_model, news, data_dir, tmp_path, capsys):
-    config = small(data_dir, news)
-    config.init_from, config.optimizer.learning_rate = str(language_model), 0.0  # what it begins with, it ends with
-    train(config, tmp_path / "first")
-    assert f"begins with the parameters of {language_model}; new: classifier/weight\n" in capsys.readouterr().out
-    base, first = parameters(language_model), parameters(tmp_path / "first")
-    assert {name for name in first if name not in base} == {"classifier/weight"}
-    for name in set(base) & set(first):
-        np.testing.assert_array_equal(base[name], first[name])
-    assert first["classifier/weight"].shape == (32, 3) and first["classifier/weight"].std() > 0.01
-
-    known, model_config = workdirs.labels(tmp_path / "first"), workdirs.contents(tmp_path / "first")[0]
-    with axes.use_mesh(axes.make_mesh({"data": 1})):
-        model, _, new = restore.pretrained(tmp_path / "first", model_config, 1, known | {"counts": [9, 9, 9]})
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(by_name(model)), first)
-        assert not new
-        model, _, new = restore.pretrained(tmp_path / "first", model_config, 1, known | {"names": ["x", "y", "z"]})
-    assert new == ["classifier/weight"]
-    assert not np.array_equal(by_name(model)["classifier/weight"], first["classifier/weight"])
-    np.testing.assert_array_equal(by_name(model)["norm/scale"], first["norm/scale"])
-
-
-def test_low_rank_adapters_and_a_new_head_train_over_a_frozen_model(language_model, news, data_dir, tmp_path):
-    config = small(data_dir, news, "lora")
-    search.check(search_lora.get_search(), config)
-    config.init_from, config.adapt.rank, config.steps = str(language_model), 4, 4
-    train(config, tmp_path / "run")
-    base, tuned = parameters(language_model), parameters(tmp_path / "run")
-    trained_here = {name for name in tuned if name.removesuffix("/base") not in base}
-    ranks = {tuned[name].shape[-1] for name in trained_here if name.endswith("/a")}
-    assert {name for name in trained_here if not name.endswith(("/a", "/b"))} == {"classifier/weight"} and ranks == {4}
-    for name, array in tuned.items():
-        if name not in trained_here:
-            np.testing.assert_array_equal(array, base[name.removesuffix("/base")])
-    prepared = workdirs.adopted(tmp_path / "run")
-    classifier, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
-    records = list(prepared.validation_records(prepared.sources[0]))
-    said = [names[row.argmax()] for (row,) in classifier((record["text"], None) for record in records)]
-    right = [name == record["label"] for name, record in zip(said, records, strict=True)]
-    assert np.mean(right) == pytest.approx(figures(tmp_path / "run")["validation/accuracy"])
-
-
 def test_numbers(news, data_dir, tmp_path):
     rows = list(csv.DictReader(news.open()))
     path = tmp_path / "lengths.tsv"
@@ -288,23 +208,6 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
     assert figures(tmp_path / "run")["validation/loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
-def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir, tmp_path, architecture):
-    train(small(data_dir, news, architecture), tmp_path / "base")
-    config = small(data_dir, news, architecture)
-    config.init_from = str(tmp_path / "base")
-    config.data.seq_len, config.adapt = 32, ConfigDict({"method": "prompt", "length": 4})  # most texts are cut
-    config.optimizer.learning_rate = 0.3  # the prompt matters
-    train(config, tmp_path / "run")
-    prepared = workdirs.adopted(tmp_path / "run")
-    (source,) = prepared.sources
-    held_out = list(prepared.validation_records(source))
-    classify, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
-    found = [row for (row,) in classify((record["text"], None) for record in held_out)]
-    losses = [-np.log(row[names.index(record["label"])]) for row, record in zip(found, held_out, strict=True)]
-    assert np.mean(losses) == pytest.approx(figures(tmp_path / "run")["validation/loss"], rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -328,14 +231,3 @@ def test_mistakes(news, data_dir, tmp_path, changes, error, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(error, match=message):
         train(config, tmp_path / "run")
-
-
-def test_mistakes_between_kinds_of_runs(news, tiny, language_model, tmp_path):
-    tiny.data.update(path=str(news), format="labels")
-    with pytest.raises(ConfigError, match=r"'language' can't learn; use --config=configs/classify\.py"):
-        train(tiny, tmp_path / "run")
-    tiny.objective.name = "labels"
-    with pytest.raises(ConfigError, match=r"z_loss is no field of objective 'labels', which has label_smoothing, "):
-        build.objective(tiny)
-    with pytest.raises(ConfigError, match=r"gives no labels; train with --config=configs/classify\.py"):
-        Classifier(language_model)

@@ -13,7 +13,8 @@ from absl import flags
 from launch import convert, restore, sweep
 from launch.checking import ConfigError
 from launch.train import train
-from tests.launch.test_train import assert_same_run, refused
+from tests.launch.conftest import refused
+from tests.launch.test_train import assert_same_run
 from train import metrics
 from train.checkpoint import CheckpointError, Checkpoints
 from train.early_stopping import UnknownMetric

@@ -1,6 +1,5 @@
-"""Runs from config to report: resume, signals, bad input. In one process, but for what only a process can show."""
+"""Runs from config to report: resume, signals, a full disk. In one process, but for what only a process can show."""
 
-import contextlib
 import json
 import os
 import re
@@ -15,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from data.batch import DataError
 from launch import build, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from model import axes
 from model.families import Decoder
+from tests.launch.conftest import refused
 from train import loop, metrics, state
 from train.checkpoint import CheckpointError, Checkpoints
 
@@ -185,76 +184,10 @@ def test_profiler_window(tiny, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-def refused(config, workdir, error, *words):
-    with pytest.raises(error) as caught:
-        train(config, workdir)
-    for word in words:
-        assert word in str(caught.value)
-
-
 def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     workdir = uninterrupted(tiny)
     tiny.optimizer.learning_rate = 0.5
     refused(tiny, workdir, ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
-
-
-@pytest.mark.parametrize(
-    ("metric", "field", "refused"),
-    [
-        ("validation/loss", "eval_rows", True),
-        ("validation/loss", "eval_every", False),
-        ("validation/loss", "grade.rows", False),
-        ("validation/wiki/rouge1", "grade.rows", True),
-        ("validation/wiki/rouge1", "grade.metrics", False),
-    ],
-)
-def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tmp_path):
-    """A figure of other examples is neither better nor worse than the best so far."""
-    tiny.early_stopping.metric, tiny.grade.metrics = metric, "bleu, rouge"
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    (tmp_path / "config.json").write_text(tiny.to_json())
-    workdirs.check(tmp_path, tiny)
-    tiny.update_from_flattened_dict({field: {"grade.metrics": "rouge"}.get(field, 7)})
-    with pytest.raises(ConfigError, match=f"{field}: .* there, 7 now") if refused else contextlib.nullcontext():
-        workdirs.check(tmp_path, tiny)
-
-
-def test_refuses_before_anything_is_made(tiny, tmp_path):
-    """Each mistake is named with the values that would do, and leaves no working directory behind."""
-    cases = [
-        (dict(batch_size=6, accumulate=4), ("batch_size 6", "accumulate=4", "4, 8")),
-        ({"model.num_heads": 3}, ("num_heads 3",)),
-        ({"model.norm": "batchnorm"}, ("model.norm", "rmsnorm")),
-        ({"optimizer.name": "adan"}, ("optimizer.name", "adamw")),
-        ({"optimizer.schedule": "linear"}, ("optimizer.schedule", "cosine")),
-        ({"optimizer.warmup_steps": 100}, ("warmup_steps is 100",)),
-        ({"objective.name": "gan"}, ("objective.name", "language")),
-        ({"data.corruption.kind": "masked"}, ("corruption.kind is 'masked'", "decoder", "'none'")),
-        (
-            {"model.architecture": "encoder", "model.head": "token", "data.corruption.kind": "masked"},
-            ("model.head is 'token'", "no scores of tokens"),
-        ),
-        ({"mesh.fsdp": 3}, ("config.mesh", "1 devices")),
-        ({"data.seq_len": 128}, ("seq_len 128", "max_length 64")),
-        ({"data.sources": (("files:/nowhere/*.txt", 1.0),)}, ("/nowhere/*.txt",)),
-    ]
-    for changes, words in cases:
-        config = tiny.copy_and_resolve_references()
-        config.update_from_flattened_dict({k: v for k, v in changes.items() if "." in k})
-        config.update({k: v for k, v in changes.items() if "." not in k})
-        refused(config, tmp_path / "run", (ConfigError, DataError), *words)
-        assert not (tmp_path / "run").exists(), words
-
-
-def test_unknown_model_field(tiny, tmp_path):
-    with tiny.model.unlocked():
-        tiny.model.embed_dims = 3
-    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "is it embed_dim?")
-
-
-def test_vocabulary_that_does_not_fit(tiny, tmp_path):
-    tiny.model.vocab_size = 100
-    refused(tiny, tmp_path / "run", ConfigError, "vocab_size is 100", "257")
 
 
 def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys):
@@ -295,29 +228,3 @@ def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
     refused(tiny, tmp_path / "run", CheckpointError, "No space left", "last complete one is step 4")
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "run").latest_step == 4
-
-
-def test_cli_prints_one_line_for_a_mistake(tmp_path):
-    """No traceback for: an unknown field, a config that is not there, a wrong start, a missing file."""
-    workdir, broken = f"--workdir={tmp_path / 'run'}", tmp_path / "broken.py"
-    broken.write_text("def get_config():\n    return {}['absent']\n")
-    cases = [
-        (
-            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.lerning_rate=1"],
-            "the config has no field 'lerning_rate'. Did you mean",
-        ),
-        (
-            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.model.experts=1"],
-            "the config has no field 'experts': flags change what it sets",
-        ),
-        (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
-        (["-m", "launch.train", f"--config={broken}", workdir], "broken.py, line 2: KeyError: absent"),
-        (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),
-        (["launch/train.py", "--config=configs/quickstart.py", workdir], "python -m launch.train"),
-        (["-m", "launch.generate", workdir, "--prompt=a"], "holds no run"),
-    ]
-    for arguments, words in cases:
-        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode != 0
-        assert words in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr, done.stderr
