@@ -17,7 +17,7 @@ def base(model: dict) -> ConfigDict:
     config.steps = 1000
     config.batch_size = 16  # rows of the global batch
     config.accumulate = 1  # micro-batches a step
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices an axis; -1: the rest
+    config.mesh = ConfigDict(dict(data=-1, stage=1, fsdp=1, expert=1, context=1, tensor=1))  # devices; -1: the rest
 
     config.model = ConfigDict(model)
     config.model.remat = "none"  # none, dots, full: keep less of a layer, compute it again

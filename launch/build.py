@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -124,12 +125,14 @@ def source_kinds(config: ConfigDict) -> set[str]:
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     """Every device gets the same number of rows of every micro-batch."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    split = {axis: mesh.shape[axis] for axis in axes.spec("batch")[0]} | {"accumulate": config.accumulate}
+    parts = math.prod(split.values())
     if config.batch_size < 1 or config.batch_size % parts:
         near = [n for n in (config.batch_size // parts * parts, (config.batch_size // parts + 1) * parts) if n]
         raise ConfigError(
-            f"config.batch_size {config.batch_size} cannot be divided over data={mesh.shape['data']} x "
-            f"fsdp={mesh.shape['fsdp']} x accumulate={config.accumulate}; the nearest that can: "
+            f"config.batch_size {config.batch_size} cannot be divided over "
+            + " x ".join(f"{name}={size}" for name, size in split.items() if size > 1)
+            + "; the nearest that can: "
             + ", ".join(map(str, near))
         )
 

@@ -46,7 +46,9 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     if implementation == "auto":
         implementation = "blocked" if axes.platform() == "cpu" else "xla"
     q_BTKGH = q_BTKGH * rule.scale
-    if implementation == "blocked" and aligned and bias is None and not rule.softcap:
+    if axes.splitting("length", shape=k_BSKH.shape[1:2]):
+        k_BSKH, v_BSKH = (x if x is None else axes.place(x, "batch", None, "kv_heads", None) for x in (k_BSKH, v_BSKH))
+    elif implementation == "blocked" and aligned and bias is None and not rule.softcap:
         return _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask)
     everything = slice(None)
     scores = _scores(rule, q_BTKGH, k_BSKH, mask, everything, everything, bias)

@@ -86,7 +86,7 @@ class Attention(nnx.Module):
             q_BTKGH = rotate(q_BTKGH, turn, self.interleaved)
         if self.cross:
             memory, bias = context.memory, None
-            mask = context.mask._replace(kv_segments_BS=memory.segments_BS, kv_positions_BS=memory.positions_BS)
+            mask = context.mask.onto(memory.segments_BS, memory.positions_BS)
             k_BSKH, v_BSKH = self.keys(memory.x_BSD, None) if memory.keys is None else memory.keys[layer]
         else:
             mask, bias = context.mask, context.bias

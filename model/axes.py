@@ -1,11 +1,15 @@
 """Mesh axes, and the one table that says which dim of an array lies on which of them.
 
 A "dim" belongs to a tensor, an "axis" to the mesh. Parameters and activations name their dims logically; `RULES` maps
-each name to mesh axes, so data, fully sharded (FSDP) and tensor parallelism are rows of a table and not code:
+each name to mesh axes, so kinds of parallelism are rows of a table and not code:
 
-    data    the batch is split; parameters are copied
-    fsdp    the batch is split as well; parameters and optimizer state are split too and gathered where they are used
-    tensor  heads, feed-forward and vocabulary are split inside each layer (Megatron, arXiv:1909.08053)
+    data     the batch is split; parameters are copied
+    stage    layers are split, and micro-batches go from one device to the next (pipeline.py)
+    fsdp     the batch is split as well; parameters and optimizer state are split too and gathered where they are used
+    expert   as fsdp, but experts stay where they are, and tokens go to them (dispatch.py)
+    context  rows are split along their length, and keys and values travel (context.py); parameters as by fsdp
+    tensor   heads, feed-forward and vocabulary are split inside each layer (Megatron, arXiv:1909.08053); between them,
+             where nothing is multiplied, the length is (arXiv:2205.05198)
 
 Meshes are Explicit: an array's sharding is part of its type, so a mistake is an error while tracing and not a slow
 program. Every function here also works with no mesh set (a notebook, a unit test): then nothing is sharded.
@@ -16,19 +20,23 @@ import math
 
 import jax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, PartitionSpec
 
 # Slowest network first: `tensor` talks most, so its devices are neighbours.
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
+_STORED = ("fsdp", "expert", "context")
 RULES = (
     # dims of activations
-    ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("batch", ("data", "stage", "fsdp", "expert")),
+    ("length", "context"),
+    ("stream", ("context", "tensor")),  # the length of the residual stream
     ("features", None),
     # dims of parameters, or of both
-    ("layers", None),
-    ("embed", "fsdp"),
+    ("layers", "stage"),
+    ("embed", _STORED),
+    ("expert_embed", ("fsdp", "context")),  # of what is split by experts already
     ("norm", None),
     ("positions", None),
     ("buckets", None),
@@ -37,17 +45,25 @@ RULES = (
     ("kv_heads", "tensor"),
     ("group", None),
     ("head_dim", None),
-    ("latent", "fsdp"),
-    ("experts", None),
+    ("latent", _STORED),
+    ("experts", "expert"),
+    ("choices", None),  # experts, as what a router chooses from
     ("rank", None),
+    ("slots", None),  # of a cache
 )
-# Parameters are stored split over these axes, and gathered at the moment they are used.
-STORAGE_AXES = ("fsdp",)
 _TABLE = dict(RULES)
+# Dims along which parameters are only stored in parts, and gathered at the moment they are used.
+_GATHERED = ("embed", "expert_embed", "latent")
+_STORED_ENTRIES = tuple(_TABLE[name] for name in _GATHERED)
+# Axes that may lie between slices, as they talk little.
+_MAY_BE_SLOW = ("data", "stage", "fsdp")
 
 
 def make_mesh(shape: dict[str, int] | None = None, devices=None) -> jax.sharding.Mesh:
     """An Explicit mesh over `devices` (all of them by default).
+
+    Several slices of TPUs are joined by a slow network: `data` goes over it, then, where there are more slices, the
+    axes behind it in MESH_AXES.
 
     Args:
       shape: devices per axis, e.g. {'fsdp': 4, 'tensor': 2}; absent axes are 1, and at most one may be -1 ("the rest").
@@ -56,7 +72,21 @@ def make_mesh(shape: dict[str, int] | None = None, devices=None) -> jax.sharding
       ValueError: an unknown axis, or a product that is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = dict(shape or {"data": -1})
+    sizes = mesh_sizes(shape or {"data": -1}, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and devices[0].platform == "tpu":
+        between = _between_slices(sizes, slices)
+        within = [size // between[name] for name, size in sizes.items()]
+        devices = mesh_utils.create_hybrid_device_mesh(within, tuple(between.values()), devices).ravel()
+        shaped = devices.reshape(tuple(sizes.values()))
+        return jax.sharding.Mesh(shaped, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(MESH_AXES)
+    )
+
+
+def mesh_sizes(shape: dict[str, int], devices: int) -> dict[str, int]:
+    """Devices of every axis, in the order of MESH_AXES; arguments and errors as of `make_mesh`."""
     for name in shape:
         if name not in MESH_AXES:
             raise ValueError(f"mesh: unknown axis {name!r}; the axes are {', '.join(MESH_AXES)}")
@@ -66,15 +96,27 @@ def make_mesh(shape: dict[str, int] | None = None, devices=None) -> jax.sharding
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh {shape}: sizes are positive, and at most one of them may be -1")
     if free:
-        sizes[free[0]] = len(devices) // known
-    if math.prod(sizes.values()) != len(devices):
+        sizes[free[0]] = devices // known
+    if math.prod(sizes.values()) != devices:
         raise ValueError(
             f"mesh {shape}: its sizes multiply to {known if free else math.prod(sizes.values())}, "
-            f"which does not fit the {len(devices)} devices there are"
+            f"which does not fit the {devices} devices there are"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(MESH_AXES)
-    )
+    return sizes
+
+
+def _between_slices(sizes: dict[str, int], slices: int) -> dict[str, int]:
+    """How much of each axis lies between slices."""
+    between, left = {}, slices
+    for name, size in sizes.items():
+        between[name] = math.gcd(size, left) if name in _MAY_BE_SLOW else 1
+        left //= between[name]
+    if left > 1:
+        raise ValueError(
+            f"mesh {sizes}: there are {slices} slices, and what lies between them must be of {', '.join(_MAY_BE_SLOW)}:"
+            f" make data={slices}, or another of these a multiple of it"
+        )
+    return between
 
 
 @contextlib.contextmanager
@@ -88,56 +130,78 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def spec(*logical: str | None) -> PartitionSpec:
-    """The mesh axes of a tensor whose dims have these logical names."""
-    return PartitionSpec(*(None if name is None else _TABLE[name] for name in logical))
+def spec(*logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
+    """The mesh axes of a tensor whose dims have these logical names. A length is whole on a mesh that would not split
+    it, so that products of queries and keys are possible there.
+
+    Args:
+      shape: of the tensor; a length that its parts of the mesh do not divide (one token in decoding) is split into
+        fewer, or whole.
+    """
+    sizes = (0,) * len(logical) if shape is None else shape
+    names = (_fitting(*pair) for pair in zip(logical, sizes, strict=True))
+    return PartitionSpec(*(None if name is None else _TABLE[name] for name in names))
 
 
-def axis_names(logical: str) -> tuple[str, ...]:
-    """The mesh axes over which a dim of this logical name is split on the mesh that is set; none where it is whole."""
-    names = _TABLE[logical] or ()
-    names = (names,) if isinstance(names, str) else names
-    shape = jax.sharding.get_abstract_mesh().shape
-    return names if any(shape.get(name, 1) > 1 for name in names) else ()
+def _fitting(name: str | None, length: int) -> str | None:
+    if name == "stream" and (size("tensor") == 1 or length % parts(name)):
+        name = "length"
+    return None if name == "length" and (parts(name) == 1 or length % parts(name)) else name
+
+
+def splitting(*logical: str, shape: tuple[int, ...] | None = None) -> tuple[str, ...]:
+    """The axes of the mesh that is set over which a tensor with these logical names is split, without those that are
+    manual there already; none where it is whole."""
+    names = axes_of(out(*logical, shape=shape)) if has_mesh() else ()
+    return names if any(size(name) > 1 for name in names) else ()
+
+
+def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
+    return tuple(jax.tree.leaves(tuple(spec)))
 
 
 def parts(logical: str) -> int:
     """Into how many parts a dim of this logical name is split on the mesh that is set."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape[name] for name in axis_names(logical))
+    return math.prod(size(name) for name in jax.tree.leaves(_TABLE[logical]))
+
+
+def size(axis: str) -> int:
+    """Devices along an axis of the mesh that is set."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def place(x: jax.Array, *logical: str | None) -> jax.Array:
     """`x` with its dims split by these logical names; communicates where they were split otherwise."""
-    return jax.sharding.reshard(x, spec(*logical)) if has_mesh() else x
+    return jax.sharding.reshard(x, out(*logical, shape=x.shape)) if has_mesh() else x
 
 
-def out(*logical: str | None) -> PartitionSpec | None:
+def out(*logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec | None:
     """`spec` for an `out_sharding=` argument: None where no mesh is set, and inside a shard_map's manual axes."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return None
     manual = set(mesh.manual_axes)
-    return PartitionSpec(*(_drop(entry, manual) for entry in spec(*logical)))
+    return PartitionSpec(*(_drop(entry, manual) for entry in spec(*logical, shape=shape)))
 
 
 def gather(w: jax.Array) -> jax.Array:
-    """A parameter as its layer needs it: whole along `STORAGE_AXES` (the all-gather of FSDP)."""
+    """A parameter as its layer needs it: whole along the dims that are only stored in parts (FSDP's all-gather)."""
     if not has_mesh():
         return w
     stored = jax.typeof(w).sharding.spec
-    wanted = PartitionSpec(*(_drop(entry, STORAGE_AXES) for entry in stored))
+    wanted = PartitionSpec(*(None if entry in _STORED_ENTRIES else entry for entry in stored))
     return w if wanted == stored else jax.sharding.reshard(w, wanted)
 
 
 def used(*logical: str | None) -> tuple[str | None, ...]:
     """The names of a parameter's dims without those that `gather` makes whole."""
-    return tuple(None if name is None or _TABLE[name] in STORAGE_AXES else name for name in logical)
+    return tuple(None if name in _GATHERED else name for name in logical)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, ndim: int = 2) -> jax.NamedSharding:
-    """Where a batch's rows lie; `ndim` counts the dims of the array, the first being the batch."""
-    return jax.NamedSharding(mesh, spec("batch", *(None,) * (ndim - 1)))
+def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+    """Where a batch's rows [B, T] lie."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.NamedSharding(mesh, spec("batch", "length"))
 
 
 def platform() -> str:
@@ -151,4 +215,4 @@ def _drop(entry, axes):
     if entry is None or isinstance(entry, str):
         return None if entry in axes else entry
     kept = tuple(axis for axis in entry if axis not in axes)
-    return kept[0] if len(kept) == 1 else (kept or None)
+    return entry if kept == entry else kept[0] if len(kept) == 1 else (kept or None)

@@ -5,6 +5,7 @@ sizes (configs/sizes/), counts (count.py) and everything about training (configs
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -213,27 +214,40 @@ class ModelConfig:
         Raises:
           ValueError: names the dim, the axis, and sizes of the axis that would do.
         """
-        tensor, fsdp = mesh_shape.get("tensor", 1), mesh_shape.get("fsdp", 1)
-        for name, axis, size in (
-            ("num_kv_heads", "tensor", tensor),
-            ("mlp_dim", "tensor", tensor),
-            ("vocab_size", "tensor", tensor),
-            ("embed_dim", "fsdp", fsdp),
-            ("table_dim", "fsdp", fsdp),
-            ("experts.mlp_dim", "tensor", tensor),
-            ("experts.shared_dim", "tensor", tensor),
-            ("latent.kv_rank", "fsdp", fsdp),
-            ("latent.query_rank", "fsdp", fsdp),
+        sizes = lambda *names: {name: mesh_shape.get(name, 1) for name in names}
+        stored = sizes("fsdp", "expert", "context")
+        for name, split in (
+            ("num_kv_heads", sizes("tensor")),
+            ("mlp_dim", sizes("tensor")),
+            ("vocab_size", sizes("tensor")),
+            ("embed_dim", stored),
+            ("table_dim", stored),
+            ("experts.count", sizes("expert")),
+            ("experts.mlp_dim", sizes("tensor")),
+            ("experts.shared_dim", sizes("tensor")),
+            ("latent.kv_rank", stored),
+            ("latent.query_rank", stored),
         ):
             part, _, inner = name.partition(".")
             dim = getattr(self, part) if not inner else getattr(getattr(self, part), inner, 0)
-            if dim % size:
-                fits = [n for n in range(1, 2 * size) if dim % n == 0]
-                hint = f"; {-(-dim // size) * size} would divide" if name == "vocab_size" else ""
-                raise ValueError(
-                    f"model.{name} {dim} cannot be split over mesh axis {axis}={size}{hint}; "
-                    f"sizes of {axis} that work: {', '.join(map(str, fits[-4:]))}"
-                )
+            if dim % math.prod(split.values()):
+                raise ValueError(_cannot_be_split(f"model.{name}", dim, split))
+
+
+def _cannot_be_split(name: str, dim: int, split: dict[str, int]) -> str:
+    """
+    Args:
+      split: devices of the axes over which it would be.
+    """
+    parts = math.prod(split.values())
+    used = {axis: size for axis, size in split.items() if size > 1}
+    fits = [n for n in range(1, 2 * parts) if dim % n == 0]
+    hint = f"; {-(-dim // parts) * parts} would divide" if name == "model.vocab_size" else ""
+    what = "sizes of " + next(iter(used)) if len(used) == 1 else "products of these"
+    return (
+        f"{name} {dim} cannot be split over mesh axis {' x '.join(f'{axis}={size}' for axis, size in used.items())}"
+        f"{hint}; {what} that work: {', '.join(map(str, fits[-4:]))}"
+    )
 
 
 def _nested(name: str, kind, fields):

@@ -2,7 +2,8 @@
 
 `dropless` sorts a device's tokens by expert and multiplies each run with its expert's weights, so the work is what the
 tokens need (MegaBlocks, arXiv:2211.15841). `capacity` gives every expert the same number of places in each row
-(GShard, arXiv:2006.16668), and what finds no place is dropped. Both see one device's rows; moe.py spreads them.
+(GShard, arXiv:2006.16668), and what finds no place is dropped. Both see one device's rows; moe.py spreads them. Where
+experts are spread over `expert`, tokens travel: with a capacity by one all-to-all of equal parts, else by exchange.py.
 
 Dims: B rows, T length, D embed, F hidden of an expert, E experts, K experts of a token, C places of an expert in a row,
 N tokens (B T), M places of tokens sorted by expert, R rows of a block.
@@ -14,7 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from model import axes
+from model import axes, exchange
 from model.parts import Experts
 from model.router import Routing
 
@@ -23,28 +24,38 @@ def dropless(experts: Experts, x_BTD, routing: Routing, apply):
     """Every token through its experts.
 
     Args:
-      apply: (x, product) -> y, the experts' equation, where product(x, w) multiplies with the weights [E, in, out].
+      apply: (x, product) -> y, the experts' equation, where product(x, w) multiplies with the weights [E, in, out] of
+        this device's experts.
 
     Returns:
-      (y [B, T, D] in x's dtype, the number of dropped choices: 0).
+      (y [B, T, D] in x's dtype, the number of dropped choices: 0 but where `experts.buffer` is too small).
     """
-    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-    choices = routing.ids_NK.size
-    rows = 1 if axes.platform() == "tpu" else _block_rows(choices, experts.count)
-    places_NK, source_M, sizes_E = _sort(routing.ids_NK, experts.count, rows)
-    x_MD = _take(x_ND, source_M // experts.per_token, places_NK)
+    x_ND, ids_NK, dropped = x_BTD.reshape(-1, x_BTD.shape[-1]), routing.ids_NK, 0
+    if axes.size("expert") > 1:
+        trip = exchange.plan(ids_NK, experts)
+        y_ND = _through(*trip.there(x_ND), experts.count // axes.size("expert"), apply)
+        y_NKD, dropped = trip.back(y_ND), trip.dropped
+    else:
+        y_NKD = _through(x_ND, ids_NK, experts.count, apply)
+    y_ND = jnp.einsum("NKD,NK->ND", y_NKD, routing.weights_NK)
+    return y_ND.astype(x_BTD.dtype).reshape(x_BTD.shape), dropped
+
+
+def _through(x_ND, ids_NK, count, apply):
+    """Rows through their experts among `count` of this device, [N, K, D]; ids from there on are of none, and give 0."""
+    rows = 1 if axes.platform() == "tpu" else _block_rows(ids_NK.size, count)
+    places_NK, source_M, sizes_E = _sort(ids_NK, count, rows)
+    x_MD = _take(x_ND, source_M // ids_NK.shape[1], places_NK)
     if rows == 1:
         product = lambda x, w: jax.lax.ragged_dot(x, w, sizes_E)
     else:
         # Elsewhere XLA writes a ragged product as one with every expert and masks the result: on a CPU, 4096 tokens,
         # 16 experts of 384 x 512, 17 times as slow as these blocks.
         starts = jnp.arange(source_M.size // rows) * rows
-        of_block = jnp.searchsorted(jnp.cumsum(sizes_E), starts, side="right").clip(max=experts.count - 1)
-        product = lambda x, w: _blocks(x.reshape(-1, rows, x.shape[-1]), w, of_block).reshape(len(x), -1)
-    y_MD = apply(x_MD, product)
-    y_NKD = _take(y_MD, places_NK, source_M[:, None])
-    y_ND = jnp.einsum("NKD,NK->ND", y_NKD, routing.weights_NK)
-    return y_ND.astype(x_BTD.dtype).reshape(x_BTD.shape), 0
+        of_block = jnp.searchsorted(jnp.cumsum(sizes_E), starts, side="right").clip(max=count - 1)
+        used = sizes_E.sum() // rows
+        product = lambda x, w: _blocks(x.reshape(-1, rows, x.shape[-1]), w, of_block, used).reshape(len(x), -1)
+    return _take(apply(x_MD, product), places_NK, source_M[:, None])
 
 
 def capacity(experts: Experts, x_BTD, routing: Routing, apply):
@@ -63,7 +74,12 @@ def capacity(experts: Experts, x_BTD, routing: Routing, apply):
     chosen = chosen_BTKE.astype(x_BTD.dtype)
     weights_BTK = routing.weights_NK.reshape(b, t, -1).astype(x_BTD.dtype)
     x_BECD = jnp.einsum("BTEC,BTD->BECD", jnp.einsum("BTKE,BTKC->BTEC", chosen, at_BTKC), x_BTD)
+    spread = axes.size("expert") > 1
+    if spread:
+        x_BECD = jax.lax.all_to_all(x_BECD, "expert", split_axis=1, concat_axis=0, tiled=True)
     y_BECD = apply(x_BECD, functools.partial(jnp.einsum, "BECD,EDF->BECF"))
+    if spread:
+        y_BECD = jax.lax.all_to_all(y_BECD, "expert", split_axis=0, concat_axis=1, tiled=True)
     combine_BTEC = jnp.einsum("BTKE,BTKC->BTEC", chosen, at_BTKC * weights_BTK[..., None])
     dropped = (chosen_BTKE & (place_BTK >= places)[..., None]).sum(dtype=jnp.float32)
     return jnp.einsum("BTEC,BECD->BTD", combine_BTEC, y_BECD), dropped
@@ -75,7 +91,8 @@ def _block_rows(choices, count):
 
 
 def _sort(ids_NK, count, rows):
-    """Places for choices, sorted by expert, where each expert's run begins at a multiple of `rows`.
+    """Places for choices, sorted by expert, where each expert's run begins at a multiple of `rows`; ids from `count` on
+    get none.
 
     Returns:
       (places_NK; source_M, which choice a place holds, N K for none; sizes_E, places of each expert, empty ones too).
@@ -85,9 +102,10 @@ def _sort(ids_NK, count, rows):
     loads = (ids[:, None] == jnp.arange(count)).sum(0, dtype=jnp.int32)
     sizes = -(-loads // rows) * rows
     shift = (jnp.cumsum(sizes) - sizes) - (jnp.cumsum(loads) - loads)
-    places = jnp.arange(ids.size, dtype=jnp.int32) + shift[ids[order]]
     # As many blocks as the worst load needs.
     total = (ids.size + min(count, ids.size) * (rows - 1)) // rows * rows
+    numbers, sorted_ids = jnp.arange(ids.size, dtype=jnp.int32), ids[order]
+    places = numbers + jnp.where(sorted_ids < count, shift[sorted_ids], total)
     source = jnp.full_like(ids, ids.size, shape=(total,)).at[places].set(order.astype(jnp.int32), unique_indices=True)
     of_choice = jnp.zeros_like(ids).at[order].set(places, unique_indices=True)
     return of_choice.reshape(ids_NK.shape), source, sizes
@@ -113,27 +131,32 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 @jax.custom_vjp
-def _blocks(x_nRD, w_EDF, of_block):
-    """Each block of rows times the weights of one expert: [n, R, D] -> [n, R, F]. A loop, so that no weight is copied
-    for every block, with a gradient that adds to the weights' in place."""
-    body = lambda _, block: (None, jnp.einsum("RD,DF->RF", block[0], w_EDF[block[1]]))
-    return jax.lax.scan(body, None, (x_nRD, of_block))[1]
+def _blocks(x_nRD, w_EDF, of_block, used):
+    """Each of the first `used` blocks of rows times the weights of one expert, [n, R, D] -> [n, R, F], then zeros. A
+    loop, so that no weight is copied for every block, with a gradient that adds to the weights' in place."""
+
+    def body(n, y_nRF):
+        return y_nRF.at[n].set(jnp.einsum("RD,DF->RF", x_nRD[n], w_EDF[of_block[n]]))
+
+    return jax.lax.fori_loop(0, used, body, jnp.zeros_like(x_nRD, shape=(*x_nRD.shape[:2], w_EDF.shape[2])))
 
 
-def _blocks_forward(x_nRD, w_EDF, of_block):
-    return _blocks(x_nRD, w_EDF, of_block), (x_nRD, w_EDF, of_block)
+def _blocks_forward(x_nRD, w_EDF, of_block, used):
+    return _blocks(x_nRD, w_EDF, of_block, used), (x_nRD, w_EDF, of_block, used)
 
 
 def _blocks_backward(residuals, dy_nRF):
-    x_nRD, w_EDF, of_block = residuals
+    x_nRD, w_EDF, of_block, used = residuals
 
-    def body(dw_EDF, block):
-        x_RD, dy_RF, expert = block
-        dw_EDF = dw_EDF.at[expert].add(jnp.einsum("RD,RF->DF", x_RD, dy_RF).astype(jnp.float32))
-        return dw_EDF, jnp.einsum("RF,DF->RD", dy_RF, w_EDF[expert])
+    def body(n, carry):
+        dx_nRD, dw_EDF = carry
+        expert = of_block[n]
+        dw_EDF = dw_EDF.at[expert].add(jnp.einsum("RD,RF->DF", x_nRD[n], dy_nRF[n]).astype(jnp.float32))
+        return dx_nRD.at[n].set(jnp.einsum("RF,DF->RD", dy_nRF[n], w_EDF[expert])), dw_EDF
 
-    dw_EDF, dx_nRD = jax.lax.scan(body, jnp.zeros_like(w_EDF, jnp.float32), (x_nRD, dy_nRF, of_block))
-    return dx_nRD, dw_EDF.astype(w_EDF.dtype), None
+    zeros = (jnp.zeros_like(x_nRD), jnp.zeros_like(w_EDF, jnp.float32))
+    dx_nRD, dw_EDF = jax.lax.fori_loop(0, used, body, zeros)
+    return dx_nRD, dw_EDF.astype(w_EDF.dtype), None, None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import masks
+from model import axes, masks
 from model.attention import Context, Memory
 from model.config import ModelConfig
-from model.layers import Embedding, Linear, Norm, dropout, noisy
+from model.layers import HIDDEN, RESIDUAL, Embedding, Linear, Norm, dropout, noisy
 from model.output import Output, Unembedding
 from model.positions import rotation
 from model.router import RouterStats
@@ -69,7 +69,7 @@ class Inputs(nnx.Module):
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         if self.project is not None:
-            x_BTD = self.project(x_BTD)
+            x_BTD = axes.place(self.project(x_BTD), *RESIDUAL)
         if self.positions is not None and not self.positions_first:
             x_BTD = x_BTD + places()
         return dropout(x_BTD, self.dropout, key)
@@ -223,7 +223,7 @@ class EncoderDecoder(Decoder):
 
 
 def _normed(norm: Norm | None, x_BTD):
-    return x_BTD if norm is None else norm(x_BTD)
+    return axes.place(x_BTD if norm is None else norm(x_BTD), *HIDDEN)
 
 
 def _states(stack: Stack, norm: Norm | None, x_BTD, context: Context) -> list[jax.Array]:

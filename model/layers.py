@@ -13,7 +13,8 @@ from model import axes
 from model.config import ModelConfig
 from model.weights import einsum, param
 
-RESIDUAL = ("batch", "length", "features")
+RESIDUAL = ("batch", "stream", "features")
+HIDDEN = ("batch", "length", "features")  # the same, where it is multiplied: whole along what `tensor` splits
 
 
 class Norm(nnx.Module):
@@ -72,7 +73,8 @@ class Embedding(nnx.Module):
         """Gathered over fsdp first: a look-up in a table whose vectors are split makes XLA replicate the activations
         ("involuntary full rematerialization")."""
         table = axes.gather(table[...].astype(self.dtype))
-        return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL), mode="promise_in_bounds")
+        shape = (*ids_BT.shape, table.shape[1])
+        return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL, shape=shape), mode="promise_in_bounds")
 
 
 class FeedForward(nnx.Module):
@@ -112,7 +114,7 @@ class Linear(nnx.Module):
         self.bias = param(rngs, (outputs,), ("norm",), zeros, dtype) if bias else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return add_bias(einsum("BTD,DE->BTE", x_BTD, self.weight, RESIDUAL), self.bias)
+        return add_bias(einsum("BTD,DE->BTE", x_BTD, self.weight, HIDDEN), self.bias)
 
 
 def residual_init(config: ModelConfig):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from model import axes
+
 
 class Mask(NamedTuple):
     """A query sees keys of its own segment; a causal one, those whose position is not later than its own.
@@ -38,6 +40,11 @@ class Mask(NamedTuple):
             visible &= jnp.abs(distance) < window
         return visible
 
+    def onto(self, segments_BS: jax.Array, positions_BS: jax.Array) -> "Mask":
+        """The same queries against these keys. What keys are known by is small, and lies on every device."""
+        keys = (axes.place(ids_BS, "batch", None) for ids_BS in (segments_BS, positions_BS))
+        return Mask(self.q_segments_BT, self.q_positions_BT, *keys)
+
     def distance(self, queries: slice, keys: slice) -> jax.Array:
         """int32 [B, T', S']: key position - query position."""
         return self.kv_positions_BS[:, None, keys] - self.q_positions_BT[:, queries, None]
@@ -45,7 +52,7 @@ class Mask(NamedTuple):
 
 def packed(segments_BT: jax.Array, positions_BT: jax.Array) -> Mask:
     """Self-attention inside rows of packed documents."""
-    return Mask(segments_BT, positions_BT, segments_BT, positions_BT)
+    return Mask(segments_BT, positions_BT, segments_BT, positions_BT).onto(segments_BT, positions_BT)
 
 
 def default_segments(tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -23,7 +23,7 @@ from model import axes
 from model.attend import Rule, attend
 from model.attention import KEYS, QUERIES, Context
 from model.config import ModelConfig
-from model.layers import RESIDUAL, Norm, residual_init
+from model.layers import HIDDEN, RESIDUAL, Norm, residual_init
 from model.parts import Latent
 from model.positions import Rotation, rotate
 from model.weights import einsum, param
@@ -92,12 +92,12 @@ class LatentAttention(nnx.Module):
         """[B, T, K, G, H], not yet turned."""
         if self.query is not None:
             return einsum("BTD,DKGH->BTKGH", x_BTD, self.query, QUERIES)
-        latent_BTQ = self.query_norm(einsum("BTD,DQ->BTQ", x_BTD, self.query_down, RESIDUAL))
+        latent_BTQ = self.query_norm(einsum("BTD,DQ->BTQ", x_BTD, self.query_down, HIDDEN))
         return einsum("BTQ,QKGH->BTKGH", latent_BTQ, self.query_up, QUERIES)
 
     def latents(self, x_BTD, turn: Rotation) -> tuple[jax.Array, jax.Array]:
         """What a token leaves for later ones: its latent [B, T, R] and the rotary key of all heads [B, T, P]."""
-        down_BTF = einsum("BTD,DF->BTF", x_BTD, self.latent_down, RESIDUAL)
+        down_BTF = einsum("BTD,DF->BTF", x_BTD, self.latent_down, HIDDEN)
         latent_BTR, k_BTP = down_BTF[..., : self.latent.kv_rank], down_BTF[..., self.latent.kv_rank :]
         return self.latent_norm(latent_BTR), rotate(k_BTP, turn, self.interleaved)
 
@@ -106,7 +106,7 @@ class LatentAttention(nnx.Module):
         k_BSKC = einsum("BSR,KCR->BSKC", latent_BSR, self.key_up, KEYS)
         v_BSKV = einsum("BSR,KVR->BSKV", latent_BSR, self.value_up, KEYS)
         shape = (*k_BSKC.shape[:3], k_BSP.shape[-1])
-        k_BSKP = jnp.broadcast_to(k_BSP[:, :, None], shape, out_sharding=axes.out(*KEYS))
+        k_BSKP = jnp.broadcast_to(k_BSP[:, :, None], shape, out_sharding=axes.out(*KEYS, shape=(*shape[:3], 0)))
         return jnp.concatenate([k_BSKC, k_BSKP], axis=-1), v_BSKV
 
     def _absorbed(self, q_BTKGC, q_BTKGP, both_BSF, mask) -> jax.Array:

@@ -1,7 +1,7 @@
 """Mixture-of-experts feed-forward (arXiv:1701.06538): a router, experts of which each token uses a few, a shared one.
 
-Each device routes its own rows. Experts are gathered over fsdp and split over `tensor` inside each, along F, so one sum
-over `tensor` ends the layer. What it leaves out: an axis of the mesh over which whole experts are spread.
+Each device routes its own tokens. Whole experts lie on the devices of `expert`, to which tokens travel and back
+(dispatch.py); each is gathered over fsdp, and split over `tensor` along F, so one sum over `tensor` ends the layer.
 
 Dims: B rows, T length, D embed, F hidden of an expert, E experts.
 """
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from model import axes, dispatch
 from model.config import ModelConfig
-from model.layers import RESIDUAL, FeedForward, activate, residual_init
+from model.layers import FeedForward, activate, residual_init
 from model.router import RouterStats, balanced_by_correction, route
 from model.weights import Weight, einsum, gathered, param
 
@@ -27,16 +27,16 @@ class MoE(nnx.Module):
         e, d, f, dtype = experts.count, config.embed_dim, experts.mlp_dim, jnp.dtype(config.param_dtype)
         init = nnx.initializers.normal(config.init_std)
         self.experts, self.activation = experts, config.activation
-        self.router = param(rngs, (d, e), ("embed", "experts"), init, dtype)
+        self.router = param(rngs, (d, e), ("embed", "choices"), init, dtype)
         matrix = lambda shape, *names, init=init: param(rngs, shape, ("experts", *names), init, dtype, inputs=names[:1])
-        self.experts_gate = matrix((e, d, f), "embed", "mlp") if config.gated else None
-        self.experts_up = matrix((e, d, f), "embed", "mlp")
-        self.experts_down = matrix((e, f, d), "mlp", "embed", init=residual_init(config))
+        self.experts_gate = matrix((e, d, f), "expert_embed", "mlp") if config.gated else None
+        self.experts_up = matrix((e, d, f), "expert_embed", "mlp")
+        self.experts_down = matrix((e, f, d), "mlp", "expert_embed", init=residual_init(config))
         # Float32 always: it moves by small steps.
         zeros = nnx.initializers.zeros
-        self.correction = param(rngs, (e,), ("experts",), zeros, jnp.float32) if experts.correction else None
+        self.correction = param(rngs, (e,), ("choices",), zeros, jnp.float32) if experts.correction else None
         self.shared = FeedForward(config, rngs, experts.shared_dim) if experts.shared_dim else None
-        self.shared_gate = param(rngs, (d, 1), ("embed", "experts"), init, dtype) if experts.shared_gate else None
+        self.shared_gate = param(rngs, (d, 1), ("embed", "choices"), init, dtype) if experts.shared_gate else None
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, RouterStats]:
         """Feed forward.
@@ -48,7 +48,7 @@ class MoE(nnx.Module):
           (y [B, T, D] in x's dtype, the router's statistics of the whole batch, float32).
         """
         with jax.default_matmul_precision("highest"):  # float32 that is float32 on a TPU too
-            logits = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, ("batch", "length", "experts"))
+            logits = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, ("batch", "length", "choices"))
         routed = self._routed
         if any(isinstance(w, Weight) for w in (self.experts_gate, self.experts_up, self.experts_down)):
             # The arrays that such weights make of themselves are made again for the gradient: no layer keeps its own.
@@ -59,7 +59,7 @@ class MoE(nnx.Module):
         if self.shared is not None:
             shared_BTD = self.shared(x_BTD)
             if self.shared_gate is not None:
-                gate = einsum("BTD,DE->BTE", x_BTD, self.shared_gate, ("batch", "length", "experts"))
+                gate = einsum("BTD,DE->BTE", x_BTD, self.shared_gate, ("batch", "length", "choices"))
                 shared_BTD *= jax.nn.sigmoid(gate.astype(jnp.float32)).astype(x_BTD.dtype)
             y_BTD += shared_BTD
         return y_BTD, stats
@@ -72,24 +72,30 @@ class MoE(nnx.Module):
         if not axes.has_mesh():
             return self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
         real_BT = None if real_BT is None else axes.place(real_BT, "batch", "length")  # made by default, it is whole
-        names = lambda *logical: tuple(jax.tree.leaves(tuple(axes.out(*logical))))
-        split, inner = names("batch", "length"), names("mlp")
+        place = lambda *logical: axes.out(*logical, shape=x_BTD.shape[:2])
+        tokens, stream = place("batch", "length"), place("batch", "stream")
+        split, inner, scattered = axes.axes_of(tokens), axes.axes_of(axes.out("mlp")), stream != tokens
+        copied = tuple(name for name in split if name != "expert")
 
         def on_each_device(x_BTD, logits_BTE, real_BT, correction_E, *weights):
             # The transposes of these casts are the sums of gradients over devices, one for each tensor.
             x_BTD = jax.lax.pcast(x_BTD, inner, to="varying")
-            weights = [None if w is None else jax.lax.pcast(w, split, to="varying") for w in weights]
+            weights = [None if w is None else jax.lax.pcast(w, copied, to="varying") for w in weights]
             y_BTD, stats = self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
-            return jax.lax.psum(y_BTD, inner), jax.lax.psum(stats, split)
+            if scattered:
+                y_BTD = jax.lax.psum_scatter(y_BTD, inner, scatter_dimension=1, tiled=True)
+            else:
+                y_BTD = jax.lax.psum(y_BTD, inner)
+            return y_BTD, jax.lax.psum(stats, split)
 
-        rows, wide, narrow = axes.out(*RESIDUAL), axes.out(None, None, "mlp"), axes.out(None, "mlp", None)
-        in_specs = (rows, rows, axes.out("batch", "length"), PartitionSpec(), wide, wide, narrow)
+        wide, narrow = axes.out("experts", None, "mlp"), axes.out("experts", "mlp", None)
+        in_specs = (tokens, tokens, tokens, PartitionSpec(), wide, wide, narrow)
         mesh = jax.sharding.get_abstract_mesh()
         return jax.shard_map(
             on_each_device,
             axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
             in_specs=in_specs,
-            out_specs=(rows, PartitionSpec()),
+            out_specs=(stream, PartitionSpec()),
         )(x_BTD, logits_BTE, real_BT, correction_E, *weights)
 
     def _local(self, x_BTD, logits_BTE, real_BT, correction_E, gate, up, down):

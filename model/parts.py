@@ -85,8 +85,13 @@ class Experts:
     correction: bool = False  # a bias that balances the load; it selects and does not weigh (arXiv:2408.15664)
     capacity: int = 0  # tokens of a row that an expert takes; 0: by the factor
     capacity_factor: float = 0.0  # as a multiple of the mean load; 0, without a capacity: nothing is dropped
+    # Room for tokens that come to the experts of a device of the mesh axis `expert`, as a multiple of an even share of
+    # them; what finds none is dropped. 0: for all tokens, which is a lot of memory.
+    buffer: float = 0.0
 
     def __post_init__(self):
+        if self.buffer < 0:
+            raise ValueError(f"model.experts.buffer is {self.buffer!r}; it must not be negative")
         for name, least in dict(count=1, per_token=1, mlp_dim=1, shared_dim=0, capacity=0).items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

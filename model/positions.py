@@ -103,7 +103,7 @@ class RelativeBias(nnx.Module):
         table = axes.gather(self.table[...].astype(jnp.float32))
         buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
         if axes.platform() == "cpu":
-            sharding = axes.out("batch", "length", None, "kv_heads", "group")
+            sharding = axes.out("batch", "length", None, "kv_heads", "group", shape=(*buckets.shape, *table.shape[1:]))
             scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
             return jnp.transpose(scores, (0, 3, 4, 1, 2))
         # By a product, as in t5x: the gradient of a look-up would add B T S rows to a few, one after another.
@@ -114,7 +114,8 @@ class RelativeBias(nnx.Module):
 def _contracted(table_RKG, buckets_BTS):
     """table[buckets], [B, K, G, T, S]; exact, because one summand alone is not 0."""
     chosen_BTSR = jax.nn.one_hot(buckets_BTS, table_RKG.shape[0], dtype=table_RKG.dtype)
-    sharding = axes.out("batch", "kv_heads", "group", "length", None)
+    b, t, s, _ = chosen_BTSR.shape
+    sharding = axes.out("batch", "kv_heads", "group", "length", None, shape=(b, *table_RKG.shape[1:], t, s))
     return jnp.einsum("BTSR,RKG->BKGTS", chosen_BTSR, table_RKG, precision="highest", out_sharding=sharding)
 
 

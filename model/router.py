@@ -19,7 +19,7 @@ class Routing(NamedTuple):
 
     chosen_NKE: jax.Array  # bool: the k-th choice of token n is expert e; nowhere for padding
     weights_NK: jax.Array  # float32: what its output is multiplied with; 0 for padding
-    ids_NK: jax.Array  # int32; padding has some expert too
+    ids_NK: jax.Array  # int32; of padding the number of experts
 
 
 class RouterStats(NamedTuple):
@@ -81,7 +81,7 @@ def route(experts: Experts, logits_NE, correction_E, real_N) -> tuple[Routing, R
         dropped=jnp.zeros_like(z_N, shape=()),
         tokens=real_N.sum(dtype=jnp.float32),
     )
-    return Routing(chosen_NKE, weights_NK, ids_NK), stats
+    return Routing(chosen_NKE, weights_NK, jnp.where(real_N[:, None], ids_NK, experts.count)), stats
 
 
 def _in_best_groups(experts, merit_NE):

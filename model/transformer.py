@@ -11,7 +11,7 @@ from flax import nnx
 from model import axes
 from model.attention import Attention, Context
 from model.config import Kind, ModelConfig, Segment
-from model.layers import FeedForward, Norm, dropout
+from model.layers import HIDDEN, FeedForward, Norm, dropout
 from model.mla import LatentAttention
 from model.moe import MoE
 from model.positions import RelativeBias
@@ -49,7 +49,7 @@ class Block(nnx.Module):
 
         def add(x_BTD, part, norm, after, key, adapter=None):
             before, behind = (_same, norm) if self.norm_position == "post" else (norm, _same)
-            y_BTD, extra = part(before(x_BTD))
+            y_BTD, extra = part(axes.place(before(x_BTD), *HIDDEN))
             y_BTD = dropout(y_BTD if after is None else after(y_BTD), self.dropout, key)
             if adapter is not None:
                 y_BTD += adapter(behind(x_BTD + y_BTD) if adapter.reads_stream else y_BTD)

@@ -129,7 +129,9 @@ def contract(spec: str, x: jax.Array, w: jax.Array, out: tuple[str, ...]) -> jax
     rows = math.prod(size for dim, size in zip(x_dims, x.shape, strict=True) if dim not in w_dims)
     apart = not set(x_dims) & set(w_dims) & set(y_dims)  # as of the heads of absorbed latent attention
     own_gradient = axes.platform() == "cpu" and rows * w.size < _CPU_GRADIENT_LIMIT and apart
-    return (_cpu_einsum if own_gradient else _einsum)(spec, axes.out(*out), x, w)
+    sizes = dict(zip(x_dims + w_dims, x.shape + w.shape, strict=True))
+    placed = axes.out(*out, shape=tuple(sizes[dim] for dim in y_dims))
+    return (_cpu_einsum if own_gradient else _einsum)(spec, placed, x, w)
 
 
 def _einsum(spec, sharding, x, w):

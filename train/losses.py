@@ -1,8 +1,8 @@
 """Loss: the one form of every objective's result. Cross-entropy that never holds [batch, length, vocabulary].
 
 Logits are made, used and dropped chunk by chunk along the length; their gradient is computed in the same pass, so
-nothing is kept or made twice: the backward pass only scales what the forward pass found. Rows stay where they are on
-the mesh (shard_map over the batch axes), each device sums its own gradient of the output table, and one reduction at
+nothing is kept or made twice: the backward pass only scales what the forward pass found. Tokens stay where they are on
+the mesh (shard_map over the axes of rows and their length), each device sums its own gradient of the output table, and one reduction at
 the end adds them. The vocabulary may be split over `tensor`.
 
 Dims: B rows, T length, C chunk of the length, D features, V vocabulary.
@@ -51,7 +51,7 @@ def cross_entropy(output: Output, targets_BT, weights_BT, *, z_loss=0.0, label_s
     w_VD = axes.gather(table[...].astype(x_BTD.dtype))
     b_V = None if bias is None else bias[...].astype(jnp.float32)
     # Rows on one device each need no map; XLA's partitioner fails where a map's devices are all one.
-    names = axes.axis_names("batch")
+    names = axes.splitting("batch", "length", shape=targets_BT.shape)
     run = functools.partial(_token_loss, _Settings(z_loss, label_smoothing, softcap, names))
     if not names:
         return run(x_BTD, w_VD, b_V, targets_BT, weights_BT)
@@ -61,7 +61,7 @@ def cross_entropy(output: Output, targets_BT, weights_BT, *, z_loss=0.0, label_s
         w_VD, b_V = jax.lax.pcast((w_VD, b_V), names, to="varying")
         return jax.lax.psum(run(x_BTD, w_VD, b_V, targets_BT, weights_BT), names)
 
-    rows, whole = axes.spec("batch"), PartitionSpec()
+    rows, whole = axes.spec("batch", "length", shape=targets_BT.shape), PartitionSpec()
     specs = (rows, whole, whole, rows, rows)
     return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole)(
         x_BTD, w_VD, b_V, targets_BT, weights_BT

@@ -77,7 +77,7 @@ class Adapter(nnx.Module):
         self.up_bias = param(rngs, (d,), ("norm",), zeros, jnp.float32)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTR = add_bias(einsum("BTD,DR->BTR", x_BTD, self.down, ("batch", "length", "rank")), self.down_bias)
+        x_BTR = add_bias(einsum("BTD,DR->BTR", x_BTD, self.down, ("batch", "stream", "rank")), self.down_bias)
         x_BTR = activate(x_BTR, self.activation)
         return add_bias(einsum("BTR,RD->BTD", x_BTR, self.up, RESIDUAL), self.up_bias)
 

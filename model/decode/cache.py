@@ -43,7 +43,7 @@ class KVCache:
             return tuple(zeros(*dims[batch == 1 :], dtype=config.dtype) for _ in range(blocks))
 
         blocks = sum(len(segment.kinds) * segment.repeats for segment in config.segments())
-        rows, slots = ("batch", batch), ("length", length)
+        rows, slots = ("batch", batch), ("slots", length)
         if config.latent:
             keys = buffers(rows, slots, ("features", config.latent.kv_rank + config.latent.rope_dim))
             values = ()

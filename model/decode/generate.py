@@ -151,7 +151,7 @@ def _prepare(model):
 
     def cast(variable):
         names = variable.get_metadata("out_sharding")
-        wide = names[-1] in ("norm", "experts", "group")  # norms, routers and T5's biases compute in float32
+        wide = names[-1] in ("norm", "choices", "group")  # norms, routers and T5's biases compute in float32
         quantized = not isinstance(variable, nnx.Param | Frozen)
         return variable if wide or quantized else variable.replace(variable[...].astype(dtype))
 

@@ -10,11 +10,14 @@ from model import axes
 from model.families import Decoder
 from tests.model import tiny
 
+ONES = dict.fromkeys(axes.MESH_AXES, 1)
+STORED = ("fsdp", "expert", "context")
+
 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ({"model": 8}, "unknown axis 'model'; the axes are data, fsdp, tensor"),
+        ({"model": 8}, "unknown axis 'model'; the axes are data, stage, fsdp, expert, context, tensor"),
         ({"data": 3}, "multiply to 3, which does not fit the 8 devices"),
         ({"data": -1, "tensor": 3}, "multiply to 3, which does not fit the 8 devices"),
         ({"data": -1, "fsdp": -1}, "at most one of them may be -1"),
@@ -28,8 +31,8 @@ def test_a_mesh_that_cannot_be_made_says_why(shape, words):
 
 
 def test_minus_one_takes_the_rest():
-    assert dict(axes.make_mesh({"fsdp": -1, "tensor": 2}).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
-    assert dict(axes.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(axes.make_mesh({"fsdp": -1, "tensor": 2}).shape) == ONES | {"fsdp": 4, "tensor": 2}
+    assert dict(axes.make_mesh().shape) == ONES | {"data": 8}
 
 
 def test_parameters_are_born_sharded():
@@ -38,9 +41,9 @@ def test_parameters_are_born_sharded():
         model = jax.jit(lambda key: Decoder(tiny.LLAMA, nnx.Rngs(key)))(jax.random.key(0))
         assert axes.parts("batch") == 4
     spec = lambda param: param[...].sharding.spec
-    assert spec(model.stack.segments[0][0].attention.query) == PartitionSpec(None, "fsdp", "tensor", None, None)
-    assert spec(model.stack.segments[0][0].feed_forward.down) == PartitionSpec(None, "tensor", "fsdp")
-    assert spec(model.inputs.tokens.table) == PartitionSpec("tensor", "fsdp")
+    assert spec(model.stack.segments[0][0].attention.query) == PartitionSpec(None, STORED, "tensor", None, None)
+    assert spec(model.stack.segments[0][0].feed_forward.down) == PartitionSpec(None, "tensor", STORED)
+    assert spec(model.inputs.tokens.table) == PartitionSpec("tensor", STORED)
     for leaf in jax.tree.leaves(model):
         # Norms are small and stay whole; everything else is split over fsdp and tensor.
         expected = leaf.size if leaf.size <= 2 * 32 else leaf.size // 4
