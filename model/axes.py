@@ -29,7 +29,7 @@ MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 _STORED = ("fsdp", "expert", "context")
 RULES = (
     # dims of activations
-    ("batch", ("data", "stage", "fsdp", "expert")),
+    ("batch", ("stage", "data", "fsdp", "expert")),  # a stage has rows of its own where it is no stage
     ("length", "context"),
     ("stream", ("context", "tensor")),  # the length of the residual stream
     ("features", None),
@@ -73,16 +73,16 @@ def make_mesh(shape: dict[str, int] | None = None, devices=None) -> jax.sharding
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(shape or {"data": -1}, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and devices[0].platform == "tpu":
-        between = _between_slices(sizes, slices)
-        within = [size // between[name] for name, size in sizes.items()]
-        devices = mesh_utils.create_hybrid_device_mesh(within, tuple(between.values()), devices).ravel()
-        shaped = devices.reshape(tuple(sizes.values()))
-        return jax.sharding.Mesh(shaped, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(MESH_AXES)
-    )
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    between = _between_slices(sizes, slices)
+    within = [size // between[name] for name, size in sizes.items()]
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, tuple(between.values()), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
 def mesh_sizes(shape: dict[str, int], devices: int) -> dict[str, int]:
@@ -122,7 +122,8 @@ def _between_slices(sizes: dict[str, int], slices: int) -> dict[str, int]:
 @contextlib.contextmanager
 def use_mesh(mesh: jax.sharding.Mesh):
     """Everything made inside is born sharded by `RULES` over `mesh`."""
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(RULES):
+    whole = {"layers": None} if mesh.shape["stage"] == 1 else {}  # a scan goes over dims that are whole by their type
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple((_TABLE | whole).items())):
         yield mesh
 
 
@@ -132,7 +133,7 @@ def has_mesh() -> bool:
 
 def spec(*logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
     """The mesh axes of a tensor whose dims have these logical names. A length is whole on a mesh that would not split
-    it, so that products of queries and keys are possible there.
+    it, so that products of queries and keys are possible there, and so are layers, for scans.
 
     Args:
       shape: of the tensor; a length that its parts of the mesh do not divide (one token in decoding) is split into
@@ -146,7 +147,8 @@ def spec(*logical: str | None, shape: tuple[int, ...] | None = None) -> Partitio
 def _fitting(name: str | None, length: int) -> str | None:
     if name == "stream" and (size("tensor") == 1 or length % parts(name)):
         name = "length"
-    return None if name == "length" and (parts(name) == 1 or length % parts(name)) else name
+    whole = name in ("length", "layers") and (parts(name) == 1 or length % parts(name))
+    return None if whole else name
 
 
 def splitting(*logical: str, shape: tuple[int, ...] | None = None) -> tuple[str, ...]:

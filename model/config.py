@@ -25,6 +25,7 @@ CHOICES = {
 }
 _AT_LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"), 1)
 _AT_LEAST |= dict.fromkeys(("encoder_layers", "num_kv_heads", "head_dim", "table_dim", "share_groups", "window"), 0)
+_AT_LEAST |= dict(pipeline_slots=0, pipeline_groups=1)
 _AT_LEAST |= dict(scan_unroll=0, token_types=0, position_offset=0, relative_buckets=4, share_inner=1, num_labels=1)
 _LONGEST_PATTERN = 8
 
@@ -112,6 +113,10 @@ class ModelConfig:
     # What a layer keeps for its gradient: everything, its products with weights, or only its input.
     remat: str = "none"
     scan_unroll: int = 0  # repeats an iteration of a scan; 0 by platform: all on a CPU, where a loop is slow, else 1
+    # Of layers that are split over the mesh axis `stage` (pipeline.py): micro-batches that begin at each stage, 0: up to 4;
+    # groups of layers of a stage, from 2 on of the circular schedule.
+    pipeline_slots: int = 0
+    pipeline_groups: int = 1
     attention: str = "auto"  # implementation: by platform, see attend.py
 
     def __post_init__(self):
@@ -232,6 +237,23 @@ class ModelConfig:
             dim = getattr(self, part) if not inner else getattr(getattr(self, part), inner, 0)
             if dim % math.prod(split.values()):
                 raise ValueError(_cannot_be_split(f"model.{name}", dim, split))
+        self._check_stages(mesh_shape.get("stage", 1))
+
+    def _check_stages(self, stages: int) -> None:
+        if stages == 1:
+            return
+        if self.share_groups:
+            raise ValueError("mesh axis stage: layers that share parameters (model.share_groups) can't be parted")
+        stacks = {"num_layers": self.num_layers}
+        if self.architecture == "encoder_decoder":
+            stacks["encoder_layers"] = self.encoder_layers or self.num_layers
+        for name, layers in stacks.items():
+            for segment in self.segments(layers):
+                if segment.repeats % (stages * self.pipeline_groups):
+                    alike = f"{segment.repeats} x {len(segment.kinds)} layers" if len(segment.kinds) > 1 else "layers"
+                    split = {"stage": stages, "model.pipeline_groups": self.pipeline_groups}
+                    of = f"model.{name} {layers}: its {segment.repeats} {alike} of one scan"
+                    raise ValueError(_cannot_be_split(of, segment.repeats, split))
 
 
 def _cannot_be_split(name: str, dim: int, split: dict[str, int]) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import axes
+from model import axes, pipeline
 from model.attention import Attention, Context
 from model.config import Kind, ModelConfig, Segment
 from model.layers import HIDDEN, FeedForward, Norm, dropout
@@ -86,35 +86,56 @@ class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal=True, cross=False, num_layers: int = 0):
         self.plan = config.segments(num_layers)
         self.unroll, self.remat = config.scan_unroll, config.remat
+        self.pipeline_slots, self.pipeline_groups = config.pipeline_slots, config.pipeline_groups
         self.bias = RelativeBias(config, rngs, causal) if config.position == "relative" else None
 
         def stacked(segment: Segment, kind: Kind):
             make = lambda rngs: Block(config, rngs, kind, causal=causal, cross=cross)
             copies = 1 if segment.shared else segment.repeats
-            return nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: "layers"})(rngs.split(copies))
+            blocks = nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: "layers"})(rngs.split(copies))
+            return pipeline.spread(blocks)
 
         self.segments = nnx.List(nnx.List(stacked(segment, kind) for kind in segment.kinds) for segment in self.plan)
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None):
         """Returns the residual stream after the last layer, [B, T, D], the cache with all new keys and values, and the
         statistics of routers with a leading dim of sparse layers (None: there are none, or in cached decoding)."""
-        context = self.prepared(context)
         if cache is not None:
-            return (*self._decode(x_BTD, context, cache), None)
-        routers = []
+            return (*self._decode(x_BTD, self.prepared(context), cache), None)
+        routers, through = [], self._pipeline
+        if axes.size("stage") == 1:
+            context, through = self.prepared(context), self._scan
         for number, (segment, blocks) in enumerate(zip(self.plan, self.segments, strict=True)):
-            keys = None if key is None else jax.random.split(jax.random.fold_in(key, number), segment.repeats)
-            x_BTD, found = self._scan(x_BTD, context, segment, blocks, keys)
+            own = None if key is None else jax.random.fold_in(key, number)
+            x_BTD, found = through(x_BTD, context, segment, blocks, own)
             routers += found
         return x_BTD, None, concatenated(routers)
 
-    def prepared(self, context: Context) -> Context:
-        """With what is computed once for all layers."""
+    def _pipeline(self, x_BTD, context, segment: Segment, blocks, key):
+        """`_scan` over the axis `stage`."""
+
+        def run(blocks, bias, x_BTD, context, key):
+            context = self.prepared(context, bias)
+            repeats = jax.tree.leaves(blocks)[0].shape[0]
+            return self._scan(x_BTD, context, segment._replace(repeats=repeats), blocks, key)
+
+        rows = x_BTD.shape[0] // axes.parts("batch")
+        slots = self.pipeline_slots or max(n for n in range(1, pipeline.SLOTS + 1) if rows % n == 0)
+        return pipeline.pipelined(
+            run, list(blocks), self.bias, x_BTD, context, key, slots=slots, groups=self.pipeline_groups
+        )
+
+    def prepared(self, context: Context, bias: RelativeBias | None = None) -> Context:
+        """With what is computed once for all layers; `bias`: the stack's own, where its arrays are at hand."""
         if self.bias is None:
             return context
-        return context._replace(bias=self.bias(context.mask.distance(slice(None), slice(None))))
+        distance = context.mask.distance(slice(None), slice(None))
+        return context._replace(bias=(self.bias if bias is None else bias)(distance))
 
-    def _scan(self, x_BTD, context, segment: Segment, blocks, keys):
+    def _scan(self, x_BTD, context, segment: Segment, blocks, key):
+        """Returns the stream, and the statistics of routers in a list of one, or none."""
+        keys = None if key is None else jax.random.split(key, segment.repeats)
+
         def body(x_BTD, repeat):
             own, key = repeat
             layers = [_layer(block, 0) for block in blocks] if own is None else own

@@ -83,7 +83,7 @@ def expected(model, rows):
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=IDS)
 def test_every_mesh_equals_one_device(name, shape):
     config = MODELS[name]
-    config.check_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
+    config.check_mesh(shape)
     compare(shape, *on_one_device(name), lambda key: families.make(config, nnx.Rngs(key)), batch(name))
 
 
@@ -95,7 +95,7 @@ def compare(shape, model, wanted, make, rows):
       make: key -> the same model; only shapes and shardings on the mesh are taken from it.
       wanted: (gradients, Loss).
     """
-    mesh = axes.make_mesh(dict(zip(axes.MESH_AXES, shape, strict=True)))
+    mesh = axes.make_mesh(shape)
     with axes.use_mesh(mesh):
         target = jax.eval_shape(make, jax.random.key(0))
         place = lambda leaf, like: jax.device_put(np.asarray(leaf), NamedSharding(mesh, like.sharding.spec))
