@@ -45,6 +45,7 @@ def base(model: dict) -> ConfigDict:
     config.optimizer.decay = (("norm|bias", False), (".*", True))  # first pattern found in a parameter's name decides
     config.optimizer.rates = ((".*", 1.0),)  # factors of the learning rate, by patterns as well
     config.optimizer.clip_norm = 1.0
+    config.optimizer.offload = False  # its state lies in the hosts' memory between steps
     config.optimizer.correction_rate = 1e-3  # of the biases that balance experts (model.experts.correction)
 
     config.objective = ConfigDict(dict(name="language", z_loss=0.0, label_smoothing=0.0))

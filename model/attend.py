@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from model import axes
 from model.masks import Mask
 from model.positions import alibi_slopes
+from model.ring import ring
 
 BLOCK = 128
 # Finite: a row with nothing to see must give numbers, not NaN.
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     softcap: float = 0.0  # 0: none
     alibi: bool = False
     implementation: str = "auto"  # 'xla', 'blocked', or 'auto' by platform
+    context: str = "gather"  # where rows are split along their length: 'gather' all keys and values, or a 'ring'
 
 
 def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bias=None) -> jax.Array:
@@ -47,6 +49,9 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
         implementation = "blocked" if axes.platform() == "cpu" else "xla"
     q_BTKGH = q_BTKGH * rule.scale
     if axes.splitting("length", shape=k_BSKH.shape[1:2]):
+        if rule.context == "ring" and aligned and bias is None:
+            scores = lambda q, k, mask: _scores(rule, q, k, mask, slice(None), slice(None))
+            return ring(scores, rule.causal, q_BTKGH, k_BSKH, v_BSKH, mask)
         k_BSKH, v_BSKH = (x if x is None else axes.place(x, "batch", None, "kv_heads", None) for x in (k_BSKH, v_BSKH))
     elif implementation == "blocked" and aligned and bias is None and not rule.softcap:
         return _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask)

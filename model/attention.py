@@ -62,6 +62,7 @@ class Attention(nnx.Module):
             softcap=config.attention_softcap,
             alibi=config.position == "alibi" and not cross,
             implementation=config.attention,
+            context=config.context,
         )
         matrix = functools.partial(param, dtype=dtype, inputs=("embed",))
         self.query = matrix(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init)

@@ -20,6 +20,7 @@ CHOICES = {
     "head": ("language_model", "masked", "sequence", "token", "none"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "xla", "blocked"),
+    "context": ("gather", "ring"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
 }
@@ -118,6 +119,7 @@ class ModelConfig:
     pipeline_slots: int = 0
     pipeline_groups: int = 1
     attention: str = "auto"  # implementation: by platform, see attend.py
+    context: str = "gather"  # over the mesh axis `context`: gather all keys and values, or pass them round (ring.py)
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)

@@ -54,6 +54,7 @@ class LatentAttention(nnx.Module):
             scale=config.attention_scale,
             softcap=config.attention_softcap,
             implementation=config.attention,
+            context=config.context,
         )
         norm = lambda dim: Norm(dataclasses.replace(config, norm_epsilon=_EPSILON), rngs, dim)
         matrix = lambda shape, names, inputs, init=init: param(rngs, shape, names, init, dtype, inputs=inputs)

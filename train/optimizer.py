@@ -143,7 +143,8 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     Args:
       o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), rates (patterns -> factor of
         the learning rate, which layers of one array may have different ones of), clip_norm (0: no clipping),
-        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2).
+        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2), offload (its
+        state lies in the hosts' memory between steps).
       rate: learning rate by step.
       model: what the patterns are for (model/patterns.py).
 
@@ -164,4 +165,11 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
         chain = optax.chain(chain, _scaled_by_pattern(model, rates))
     if o.clip_norm:
         chain = optax.chain(optax.clip_by_global_norm(o.clip_norm), chain)
-    return _corrected(chain, o.correction_rate)
+    chain = _corrected(chain, o.correction_rate)
+    return _offloaded(chain) if o.offload else chain
+
+
+def _offloaded(chain: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`chain` with a state that lies in the hosts' memory between steps; train/step.py fetches it and puts it back."""
+    put = lambda a: jax.device_put(a, jax.memory.Space.Host) if a.ndim else a
+    return optax.GradientTransformation(lambda params: jax.tree.map(put, chain.init(params)), chain.update)

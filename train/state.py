@@ -46,12 +46,12 @@ def completed(make_model, seed: int, found: dict[str, nnx.Variable | Weight]) ->
 
 def abstract(make_model, tx) -> TrainState:
     """Shapes, dtypes and shardings of what `create` would make, without making it: where a checkpoint is read into."""
-    return _placed(jax.eval_shape(lambda key: _new(make_model, tx, key), jax.random.key(0)))
+    return _placed(lambda key: _new(make_model, tx, key))
 
 
 def abstract_model(make_model) -> nnx.Module:
     """`abstract` of the model alone."""
-    return _placed(jax.eval_shape(lambda key: make_model(nnx.Rngs(key)), jax.random.key(0)))
+    return _placed(lambda key: make_model(nnx.Rngs(key)))
 
 
 def _new(make_model, tx, key) -> TrainState:
@@ -63,11 +63,17 @@ def _around(model: nnx.Module, tx) -> TrainState:
     return TrainState(zero, model, tx.init(trained(model)), zero, zero)
 
 
-def _placed(shapes):
-    mesh = jax.sharding.get_mesh()
+def _placed(make):
+    """What `make`, of a key, would make, and where."""
+    mesh, shapes = jax.sharding.get_mesh(), jax.eval_shape(make, jax.random.key(0))
+    made = jax.jit(make).trace(jax.random.key(0)).jaxpr.out_avals  # these know the memory too
 
-    def place(s):
+    def place(s, aval):
         spec = jax.sharding.PartitionSpec() if s.sharding is None else s.sharding.spec  # None: a constant
-        return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, spec))
+        where = jax.NamedSharding(mesh, spec)
+        if aval.memory_space == jax.memory.Space.Host:
+            where = where.with_memory_kind("pinned_host")
+        return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
 
-    return jax.tree.map(place, shapes)
+    leaves, tree = jax.tree.flatten(shapes)
+    return tree.unflatten(map(place, leaves, made))

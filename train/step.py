@@ -45,14 +45,15 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
             grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
         norm = gradient_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, params)
+        old = jax.tree.map(lambda a: jax.device_put(a, jax.memory.Space.Device), state.opt_state)
+        updates, opt_state = tx.update(grads, old, params)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         bad = (~finite).astype(jnp.int32)
         new = TrainState(
             step=state.step + 1,
             model=replaced(state.model, keep(optax.apply_updates(params, updates), params)),
-            opt_state=keep(opt_state, state.opt_state),
+            opt_state=jax.tree.map(_home, keep(opt_state, old), state.opt_state),
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
         )
@@ -66,6 +67,11 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
 def make_eval_step(objective):
     """The compiled (model, batch) -> Loss without dropout; sums, to be added up over batches."""
     return jax.jit(lambda model, batch: objective(model, batch, None))
+
+
+def _home(new, old):
+    """In the memory, the host's maybe, in which it was before."""
+    return jax.device_put(new, jax.typeof(old).memory_space)
 
 
 def _at_least(weight):

@@ -1,6 +1,8 @@
 """Every mesh gives the loss and the gradients of one device, and none makes XLA copy a whole tensor by mistake."""
 
+import dataclasses
 import functools
+import math
 import os
 import tempfile
 
@@ -12,21 +14,46 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from model import axes, families
+from model.parts import Experts
 from model.weights import replaced, trained
 from tests.model import tiny
 from train.objectives.language import language
 
-SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
 MISTAKE = "Involuntary full rematerialization"
 
 
 pytestmark = pytest.mark.usefixtures("compiled_afresh")
-MODELS = tiny.BOTH | {"switch": tiny.SWITCH, "latent": tiny.LATENT}
-# Each of these programs is compiled afresh: one model sees every shape, the others what differs for them.
-CASES = [("llama", shape) for shape in SHAPES]
-CASES += [("gpt", shape) for shape in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))]
-CASES += [(name, shape) for name in ("switch", "latent") for shape in ((1, 8, 1), (1, 1, 8), (2, 2, 2))]
-IDS = [name + "-" + "x".join(map(str, shape)) for name, shape in CASES]
+MOE = dataclasses.replace(tiny.LLAMA, experts=Experts(count=4, per_token=2, mlp_dim=16), mlp_pattern=("sparse",))
+MODELS = tiny.BOTH | {
+    "switch": tiny.SWITCH,
+    "latent": tiny.LATENT,
+    "experts": MOE,
+    "circular": dataclasses.replace(tiny.LLAMA, num_layers=4, pipeline_groups=2),
+    "switch of 4 layers": dataclasses.replace(tiny.SWITCH, num_layers=4),
+}
+# Each of these programs is compiled afresh. A dense model and one of experts see every axis alone and products of
+# three, the others what differs for them.
+SHAPES = {
+    "llama": (
+        "data=8 fsdp=8 tensor=8 context=8 stage=2 fsdp=2,tensor=4 data=2,fsdp=2,tensor=2 fsdp=2,tensor=2,stage=2 "
+        "data=2,context=2,tensor=2 stage=2,fsdp=2,context=2 stage=2,data=2,tensor=2"
+    ),
+    "experts": (
+        "expert=4 expert=2,fsdp=4 data=2,expert=2,tensor=2 stage=2,expert=2,tensor=2 expert=2,context=2,fsdp=2 "
+        "stage=2,expert=2,context=2 fsdp=2,tensor=2,stage=2 data=2,context=2,tensor=2"
+    ),
+    "gpt": "data=8 fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 stage=2,context=2,tensor=2",
+    "switch": "fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 expert=2,context=2,tensor=2",
+    "latent": "fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 stage=2,context=2,tensor=2",
+    "circular": "stage=2,data=2,fsdp=2",
+    "switch of 4 layers": "stage=2,expert=2,data=2",
+}
+CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes.split()]
+
+
+def sizes(shape: str) -> dict[str, int]:
+    """Devices of axes, from 'data=2,fsdp=4'."""
+    return {name: int(size) for name, size in (part.split("=") for part in shape.split(","))}
 
 
 def batch(name):
@@ -37,7 +64,7 @@ def batch(name):
     weights = np.random.default_rng(1).uniform(0, 2, tokens.shape).astype(np.float32) * (segments > 0)
     targets = np.roll(tokens, -1, axis=1)
     rows = dict(tokens=tokens, targets=targets, segment_ids=segments, positions=positions, weights=weights)
-    return rows | dict(source if name == "switch" else ())
+    return rows | dict(source if name.startswith("switch") else ())
 
 
 def compiled(model, rows):
@@ -80,11 +107,11 @@ def expected(model, rows):
     return jax.device_get((jax.tree.leaves(gradients), loss))
 
 
-@pytest.mark.parametrize(("name", "shape"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_every_mesh_equals_one_device(name, shape):
     config = MODELS[name]
-    config.check_mesh(shape)
-    compare(shape, *on_one_device(name), lambda key: families.make(config, nnx.Rngs(key)), batch(name))
+    config.check_mesh(sizes(shape))
+    compare(sizes(shape), *on_one_device(name), lambda key: families.make(config, nnx.Rngs(key)), batch(name))
 
 
 def compare(shape, model, wanted, make, rows):
@@ -95,7 +122,7 @@ def compare(shape, model, wanted, make, rows):
       make: key -> the same model; only shapes and shardings on the mesh are taken from it.
       wanted: (gradients, Loss).
     """
-    mesh = axes.make_mesh(shape)
+    mesh = axes.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
     with axes.use_mesh(mesh):
         target = jax.eval_shape(make, jax.random.key(0))
         place = lambda leaf, like: jax.device_put(np.asarray(leaf), NamedSharding(mesh, like.sharding.spec))

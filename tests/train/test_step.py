@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.families import Decoder
 from tests.train.torch_decoder import losses_in_pytorch
 from train import optimizer, state, step
+from train.checkpoint import Checkpoints
 from train.objectives.language import language
 
 CONFIG = ModelConfig(
@@ -64,6 +65,33 @@ def test_accumulation_changes_nothing(shape):
             np.testing.assert_allclose(one[name], four[name], rtol=2e-6)
     for one, four in zip(params, params_parts, strict=True):
         np.testing.assert_allclose(one, four, atol=1e-6)
+
+
+def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
+    """It lies there before the first step, after each, and after it was read from a checkpoint."""
+    mesh = axes.make_mesh({"fsdp": 2}, jax.devices()[:2])
+    seen, params = run(mesh=mesh)
+    offloaded, params_offloaded = run(mesh=mesh, offload=True)
+    assert [one["loss"] for one in seen] == [one["loss"] for one in offloaded]
+    for one, other in zip(params, params_offloaded, strict=True):
+        np.testing.assert_array_equal(one, other)
+    kinds = lambda tree: {(a.ndim > 0, a.sharding.memory_kind) for a in jax.tree.leaves(tree)}
+    with axes.use_mesh(mesh):
+        tx, current = start(offload=True)
+        device = current.step.sharding.memory_kind
+        assert kinds(current.opt_state) == {(False, device), (True, "pinned_host")}
+        assert kinds(current.model) == {(True, device)}
+        current, _ = step.make_train_step(language(), tx)(current, jax.device_put(batch(), axes.batch_sharding(mesh)))
+        assert kinds(current.opt_state) == {(False, device), (True, "pinned_host")}
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(1, current, {})
+        checkpoints.wait()
+        like = state.abstract(lambda rngs: Decoder(CONFIG, rngs), tx)
+        found, _ = checkpoints.restore(like)
+        checkpoints.close()
+    for one, other in zip(jax.tree.leaves(current), jax.tree.leaves(found), strict=True):
+        assert one.sharding == other.sharding
+        np.testing.assert_array_equal(jax.device_get(one), jax.device_get(other))
 
 
 def test_clipping_bounds_the_update():

@@ -13,7 +13,7 @@ from model.compress.quantize import quantize
 from model.weights import trained
 from tests.model import tiny
 from tests.model.adapt.test_lora import shaken
-from tests.model.test_meshes import batch, compare, expected
+from tests.model.test_meshes import batch, compare, expected, sizes
 
 pytestmark = pytest.mark.usefixtures("compiled_afresh")
 
@@ -25,7 +25,8 @@ METHODS = {
     "qlora": dict(method="lora", rank=2, alpha=8.0, base="nf4"),
     "qlora-int8": dict(method="lora", rank=2, alpha=8.0, base="int8"),
 }
-CASES = [(name, (2, 2, 2)) for name in METHODS] + [("lora", (1, 4, 2))]
+CASES = [(name, "data=2,fsdp=2,tensor=2") for name in METHODS] + [("lora", "fsdp=4,tensor=2")]
+CASES += [(name, "stage=2,context=2,tensor=2") for name in ("lora", "houlsby", "prompt", "qlora", "qlora-int8")]
 
 
 def make(name, key):
@@ -52,9 +53,9 @@ def on_one_device(name):
     return model, expected(model, rows(name))
 
 
-@pytest.mark.parametrize(("name", "shape"), CASES, ids=[name + "-" + "x".join(map(str, s)) for name, s in CASES])
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_every_mesh_equals_one_device(name, shape):
     model, wanted = on_one_device(name)
     gradients, _ = wanted
     assert len(gradients) == len(trained(model)) and all(np.abs(gradient).max() > 1e-3 for gradient in gradients)
-    compare(shape, model, wanted, functools.partial(make, name), rows(name))
+    compare(sizes(shape), model, wanted, functools.partial(make, name), rows(name))
