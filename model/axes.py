@@ -55,6 +55,9 @@ _TABLE = dict(RULES)
 # Dims along which parameters are only stored in parts, and gathered at the moment they are used.
 _GATHERED = ("embed", "expert_embed", "latent")
 _STORED_ENTRIES = tuple(_TABLE[name] for name in _GATHERED)
+# Dims that are not split by their type either on a mesh that would not split them: queries and keys may meet there, and
+# scans go over layers and experts.
+_WHOLE_IN_ONE_PART = ("length", "layers", "experts")
 # Axes that may lie between slices, as they talk little.
 _MAY_BE_SLOW = ("data", "stage", "fsdp")
 
@@ -122,8 +125,7 @@ def _between_slices(sizes: dict[str, int], slices: int) -> dict[str, int]:
 @contextlib.contextmanager
 def use_mesh(mesh: jax.sharding.Mesh):
     """Everything made inside is born sharded by `RULES` over `mesh`."""
-    whole = {"layers": None} if mesh.shape["stage"] == 1 else {}  # a scan goes over dims that are whole by their type
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple((_TABLE | whole).items())):
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple((name, spec(name)[0]) for name in _TABLE)):
         yield mesh
 
 
@@ -132,8 +134,7 @@ def has_mesh() -> bool:
 
 
 def spec(*logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
-    """The mesh axes of a tensor whose dims have these logical names. A length is whole on a mesh that would not split
-    it, so that products of queries and keys are possible there, and so are layers, for scans.
+    """The mesh axes of a tensor whose dims have these logical names.
 
     Args:
       shape: of the tensor; a length that its parts of the mesh do not divide (one token in decoding) is split into
@@ -147,7 +148,7 @@ def spec(*logical: str | None, shape: tuple[int, ...] | None = None) -> Partitio
 def _fitting(name: str | None, length: int) -> str | None:
     if name == "stream" and (size("tensor") == 1 or length % parts(name)):
         name = "length"
-    whole = name in ("length", "layers") and (parts(name) == 1 or length % parts(name))
+    whole = name in _WHOLE_IN_ONE_PART and (parts(name) == 1 or length % parts(name))
     return None if whole else name
 
 

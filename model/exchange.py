@@ -40,8 +40,10 @@ class Trip:
         """What the experts made of them, with their tokens again: [N, K, D], zeros for what was dropped."""
         begins = jnp.cumsum(self.sent_PP, 0) - self.sent_PP
         y = _moved(y_M1D[:, 0], self.order.size, self.sent_PP.T, begins.T, self.begins_PP.T)
-        places = jnp.zeros_like(self.order).at[self.order].set(
-            jnp.arange(self.order.size, dtype=jnp.int32), unique_indices=True
+        places = (
+            jnp.zeros_like(self.order)
+            .at[self.order]
+            .set(jnp.arange(self.order.size, dtype=jnp.int32), unique_indices=True)
         )
         return y[places].reshape(*self.shape_NK, -1)
 

@@ -64,7 +64,7 @@ class Embedding(nnx.Module):
         """Look up ids: [B, T] -> [B, T, D]."""
         if self.prompt is None:
             return self._look_up(self.table, ids_BT)
-        rows = self.table.shape[0]
+        rows, ids_BT = self.table.shape[0], axes.place(ids_BT, *RESIDUAL[:2])
         x_BTD = self._look_up(self.table, jnp.minimum(ids_BT, rows - 1))
         prompt_BTD = self._look_up(self.prompt, jnp.maximum(ids_BT - rows, 0))
         return jnp.where((ids_BT >= rows)[..., None], prompt_BTD, x_BTD)

@@ -75,7 +75,7 @@ class MoE(nnx.Module):
         place = lambda *logical: axes.out(*logical, shape=x_BTD.shape[:2])
         tokens, stream = place("batch", "length"), place("batch", "stream")
         split, inner, scattered = axes.axes_of(tokens), axes.axes_of(axes.out("mlp")), stream != tokens
-        copied = tuple(name for name in split if name != "expert")
+        copied = tuple(name for name in split if name not in axes.axes_of(axes.out("experts")))
 
         def on_each_device(x_BTD, logits_BTE, real_BT, correction_E, *weights):
             # The transposes of these casts are the sums of gradients over devices, one for each tensor.

@@ -102,7 +102,7 @@ class RelativeBias(nnx.Module):
         """float32 [B, K, G, T, S] from key position - query position."""
         table = axes.gather(self.table[...].astype(jnp.float32))
         buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
-        if axes.platform() == "cpu":
+        if axes.platform() == "cpu" and axes.size("stage") == 1:  # jax can't look up so inside a map
             sharding = axes.out("batch", "length", None, "kv_heads", "group", shape=(*buckets.shape, *table.shape[1:]))
             scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
             return jnp.transpose(scores, (0, 3, 4, 1, 2))

@@ -15,6 +15,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, RESIDUAL, activate, add_bias
+from model.pipeline import spread
 from model.transformer import Block
 from model.weights import einsum, param
 
@@ -59,8 +60,8 @@ class Bottleneck:
                 lambda rngs: Adapter(model.config, rngs, self), transform_metadata={nnx.PARTITION_NAME: "layers"}
             )
             if self.placement == "houlsby":
-                block.attention_adapter = make(rngs)
-            block.feed_forward_adapter = make(rngs)
+                block.attention_adapter = spread(make(rngs))
+            block.feed_forward_adapter = spread(make(rngs))
         return model
 
 

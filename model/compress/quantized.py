@@ -98,13 +98,18 @@ _contract.defvjp(_forward, _backward)
 
 
 def each(quantize, weight: jax.Array, lead: int):
-    """`quantize` for each matrix of a stack, one after the other, so that what it needs meanwhile is for one."""
+    """`quantize` for each matrix of a stack, one after the other on each device that has some of them, so that what it
+    needs meanwhile is for one."""
     if lead and weight.dtype.itemsize == 2:  # a loop over bfloat16 would have XLA's CPU compiler copy it all in float32
         dtype, matrix = weight.dtype, quantize
         quantize = lambda bits: matrix(jax.lax.bitcast_convert_type(bits, dtype))
         weight = jax.lax.bitcast_convert_type(weight, jnp.uint16)
     for _ in range(lead):
         quantize = functools.partial(jax.lax.map, quantize)
+    stacked = jax.typeof(weight).sharding.spec[:lead] if axes.has_mesh() else ()
+    if names := axes.axes_of(stacked):
+        split = axes.PartitionSpec(*stacked)
+        quantize = jax.shard_map(quantize, axis_names=set(names), in_specs=split, out_specs=split, check_vma=False)
     return quantize(weight)
 
 

@@ -99,14 +99,17 @@ def test_evaluation_and_training_agree():
     np.testing.assert_allclose(alone, together, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"stage": 2, "context": 2, "tensor": 2}]
+)
 def test_vocabulary_and_rows_split_over_a_mesh(shape):
     x, table, targets, weights = (np.tile(a, (2,) + (1,) * (a.ndim - 1)) for a in inputs())
     table = table[:V]
     expected, dx_expected, dtable_expected = value_and_gradients(x, table, targets, weights, z_loss=0.01)
     mesh = axes.make_mesh(shape)
     with axes.use_mesh(mesh):
-        rows = [jax.device_put(a, axes.batch_sharding(mesh, a.ndim)) for a in (x, targets, weights)]
+        place = lambda a: axes.place(jnp.asarray(a), *("batch", "length", "features")[: a.ndim])
+        rows = [place(a) for a in (x, targets, weights)]
         split = jax.device_put(table, jax.NamedSharding(mesh, axes.spec("vocab", "embed")))
         loss, dx, dtable = value_and_gradients(rows[0], split, rows[1], rows[2], z_loss=0.01)
     np.testing.assert_allclose(loss.total, expected.total, rtol=1e-6)
