@@ -124,7 +124,7 @@ def source_kinds(config: ConfigDict) -> set[str]:
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Every device gets the same number of rows of every micro-batch."""
+    """Every device gets the same number of rows of every micro-batch, and of tokens of each row."""
     split = {axis: mesh.shape[axis] for axis in axes.spec("batch")[0]} | {"accumulate": config.accumulate}
     parts = math.prod(split.values())
     if config.batch_size < 1 or config.batch_size % parts:
@@ -134,6 +134,17 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             + " x ".join(f"{name}={size}" for name, size in split.items() if size > 1)
             + "; the nearest that can: "
             + ", ".join(map(str, near))
+        )
+    if config.model.pipeline_slots and config.batch_size // parts % config.model.pipeline_slots:
+        raise ConfigError(
+            f"config.model.pipeline_slots {config.model.pipeline_slots} does not divide the "
+            f"{config.batch_size // parts} rows of a device in a micro-batch of the step"
+        )
+    halves = 2 * mesh.shape["context"]
+    if halves > 2 and config.data.seq_len % halves:
+        raise ConfigError(
+            f"config.data.seq_len {config.data.seq_len} cannot be split over context={halves // 2}, each device having "
+            f"two stretches of a row; the nearest that can: {-(-config.data.seq_len // halves) * halves}"
         )
 
 
@@ -203,10 +214,17 @@ def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corr
 
 def put(mesh: jax.sharding.Mesh):
     """host batch -> global batch: each process brings its own rows."""
-    sharding = axes.batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return lambda batch: jax.device_put(batch, sharding)
-    return lambda batch: jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+    parts = mesh.shape["context"]
+
+    def whole(a):
+        if parts > 1 and a.shape[1] % (2 * parts) == 0:
+            a = a[:, axes.zigzag(a.shape[1], parts)]
+        sharding = axes.batch_sharding(mesh, a.shape[1])
+        if jax.process_count() == 1:
+            return jax.device_put(a, sharding)
+        return jax.make_array_from_process_local_data(sharding, a)
+
+    return lambda batch: jax.tree.map(whole, batch)
 
 
 def steps(config: ConfigDict, tx, labels: Mapping | None = None):

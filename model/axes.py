@@ -19,6 +19,7 @@ import contextlib
 import math
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, PartitionSpec
@@ -201,10 +202,18 @@ def used(*logical: str | None) -> tuple[str | None, ...]:
     return tuple(None if name in _GATHERED else name for name in logical)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-    """Where a batch's rows [B, T] lie."""
+def batch_sharding(mesh: jax.sharding.Mesh, length: int = 0) -> jax.NamedSharding:
+    """Where rows [B, T] of a batch lie, of this length."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.NamedSharding(mesh, spec("batch", "length"))
+        return jax.NamedSharding(mesh, spec("batch", "length", shape=(0, length)))
+
+
+def zigzag(length: int, parts: int) -> np.ndarray:
+    """The order of tokens in which each of `parts` devices has an early and a late stretch of a row, [length] int: as
+    causal attention has more to do the later a token is, all have as much (Llama 3, arXiv:2407.21783, section 3.3.2).
+    Segments and positions say who sees whom, so any order gives the same result."""
+    stretches = np.arange(length).reshape(2 * parts, -1)
+    return np.concatenate([stretches[[part, -1 - part]].reshape(-1) for part in range(parts)])
 
 
 def platform() -> str:

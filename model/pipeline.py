@@ -59,7 +59,7 @@ def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int)
         axis_names={AXIS},
         in_specs=(stages(blocks), everywhere(shared), PartitionSpec(AXIS), stages(told), everywhere(key)),
         out_specs=(PartitionSpec(AXIS), PartitionSpec(None, AXIS)),
-        check_vma=False,  # or a map inside (moe.py) would hand on what it keeps for its gradient by this axis too, and fail
+        check_vma=False,  # or a map inside (moe.py) keeps things for its gradient by this axis too, and fails
     )(blocks, shared, x_BTD, told, key)
     whole = lambda a: jax.sharding.reshard(a, PartitionSpec())
     return x_BTD, jax.tree.map(lambda a: whole(a).reshape(-1, *a.shape[2:]), stats)

@@ -2,8 +2,8 @@
 
 Logits are made, used and dropped chunk by chunk along the length; their gradient is computed in the same pass, so
 nothing is kept or made twice: the backward pass only scales what the forward pass found. Tokens stay where they are on
-the mesh (shard_map over the axes of rows and their length), each device sums its own gradient of the output table, and one reduction at
-the end adds them. The vocabulary may be split over `tensor`.
+the mesh (shard_map over the axes of rows and their length), each device sums its own gradient of the output table, and
+one reduction at the end adds them. The vocabulary may be split over `tensor`.
 
 Dims: B rows, T length, C chunk of the length, D features, V vocabulary.
 """
