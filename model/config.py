@@ -114,7 +114,7 @@ class ModelConfig:
     # What a layer keeps for its gradient: everything, its products with weights, or only its input.
     remat: str = "none"
     scan_unroll: int = 0  # repeats an iteration of a scan; 0 by platform: all on a CPU, where a loop is slow, else 1
-    # Of layers that are split over the mesh axis `stage` (pipeline.py): micro-batches that begin at each one, 0: up to 4;
+    # Of layers that are split over the mesh axis `stage` (pipeline.py): micro-batches that begin at each, 0: up to 4;
     # groups of layers of a stage, from 2 on of the circular schedule.
     pipeline_slots: int = 0
     pipeline_groups: int = 1

@@ -170,6 +170,15 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
 
 
 def _offloaded(chain: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`chain` with a state that lies in the hosts' memory between steps; train/step.py fetches it and puts it back."""
+    """`chain` with a state that lies in the hosts' memory between steps: from there it is updated, and train/step.py
+    puts it back."""
     put = lambda a: jax.device_put(a, jax.memory.Space.Host) if a.ndim else a
-    return optax.GradientTransformation(lambda params: jax.tree.map(put, chain.init(params)), chain.update)
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(put, chain.init(params)),
+        lambda grads, state, params: chain.update(grads, fetched(state), params),
+    )
+
+
+def fetched(state):
+    """In the devices' memory."""
+    return jax.tree.map(lambda a: jax.device_put(a, jax.memory.Space.Device), state)

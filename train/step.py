@@ -10,7 +10,7 @@ from model import axes
 from model.adapt.lora import seeded
 from model.weights import replaced, trained
 from train.losses import Loss
-from train.optimizer import gradient_norm
+from train.optimizer import fetched, gradient_norm
 from train.state import TrainState
 
 
@@ -45,15 +45,14 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
             grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
         norm = gradient_norm(grads)
-        old = jax.tree.map(lambda a: jax.device_put(a, jax.memory.Space.Device), state.opt_state)
-        updates, opt_state = tx.update(grads, old, params)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         bad = (~finite).astype(jnp.int32)
         new = TrainState(
             step=state.step + 1,
             model=replaced(state.model, keep(optax.apply_updates(params, updates), params)),
-            opt_state=jax.tree.map(_home, keep(opt_state, old), state.opt_state),
+            opt_state=jax.tree.map(_home, keep(opt_state, fetched(state.opt_state)), state.opt_state),
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
         )
