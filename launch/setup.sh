@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced with a requirements file as argument, from the checkout: makes or reuses .venv there, installs what is
 # missing, and puts it first on the PATH. Nothing is installed twice: a stamp remembers the files' content.
 
