@@ -11,7 +11,9 @@ import traceback
 from pathlib import Path
 
 # What a program sets by itself: (platform, kind of program, first jaxlib, variables). A variable that the user has set
-# stays as it is; of XLA_FLAGS each flag does.
+# stays as it is; of _LISTS_OF_FLAGS each flag does. An unknown flag ends the program, so a flag stands here only if it
+# was seen to be accepted: those of GPUs by jaxlib 0.10 and 0.12 (tests/launch/test_runtime.py), those of TPUs by libtpu
+# 0.0.42 and 0.0.50. No speed was measured: what is said of programs was seen in a layer scan compiled for a pod.
 ENVIRONMENT = (
     # oneDNN's products: bfloat16 in the matrix unit. Programs with them cannot be kept in the compilation cache
     # ("ToProto is not implemented"), so they are for training, which compiles once. Not in fusions of its own, which
@@ -25,7 +27,68 @@ ENVIRONMENT = (
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         },
     ),
+    # Communication behind computation, on TPUs: docs.jax.dev/en/latest/xla_flags.html, openxla.org/xla/flags_guidance,
+    # MaxText's benchmarks/xla_flags_library.py. Most of it libtpu does by itself: the scheduler that hides latency,
+    # asynchronous collectives, on v5e their fusion with computation, collective matmuls (steps of collective-permute).
+    # What is widely set besides is left to the user:
+    #   xla_tpu_enable_async_collective_fusion and its kin (continuation fusion): for v5e, where they are on. Elsewhere
+    #     libtpu 0.0.50 refuses to compile with them, as results might be wrong.
+    #   xla_tpu_enable_ici_ag_pipelining=true, with xla_should_allow_loop_variant_parameter_in_chain and
+    #     xla_should_add_loop_invariant_op_in_chain =ENABLED: gather the weights of a scan's next iteration in this one.
+    #     That took up to half as much memory again.
+    #   xla_tpu_scoped_vmem_limit_kib: scratch memory of a kernel; the best size differs by generation and model.
+    (
+        "tpu",
+        "training",
+        (0, 10),
+        {
+            "LIBTPU_INIT_ARGS": " ".join(
+                (
+                    # The all-to-all of experts while something else computes (seen on v5e, not on v6e).
+                    "--xla_tpu_enable_async_all_to_all=true",
+                    # Multislice: sums of gradients over the slow network between slices while the backward pass goes
+                    # on, ...
+                    "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+                    # ... also where the results of a scan's iterations differ in size from what they go into.
+                    "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+                )
+            ),
+        },
+    ),
+    # The same on GPUs: docs.jax.dev/en/latest/gpu_performance_tips.html, docs.nvidia.com/jax-toolbox (GPU performance).
+    # Compiled by jaxlib 0.10 for 16 H100 (FSDP of 16), 5 of 6 collectives had kernels between their start and done
+    # without these flags, and 13 of 13 with them, at 1 % more memory; with FSDP of 8 and tensor parallelism of 2, 7 of
+    # 8 and 19 of 21, at 10 %.
+    # On already: collectives on a stream of their own with priority, command buffers (CUDA graphs). Left to the user:
+    # collective matmuls (xla_gpu_multi_streamed_windowed_einsum, xla_gpu_threshold_for_windowed_einsum_mib=0), cuBLAS
+    # alone for products (xla_gpu_enable_triton_gemm=false), and what differs by GPU and network: NCCL's variables, and
+    # CUDA_DEVICE_MAX_CONNECTIONS=1 (for Hopper, not for Blackwell).
+    (
+        "gpu",
+        "training",
+        (0, 10),
+        {
+            "XLA_FLAGS": " ".join(
+                (
+                    # Order operations so that collectives run while something else computes (jaxlib 0.10's default).
+                    "--xla_gpu_enable_latency_hiding_scheduler=true",
+                    # In a scan over layers, begin an iteration's collectives in the one before: the weights that FSDP
+                    # gathers, the gradients that it scatters, the sums of data parallelism.
+                    "--xla_gpu_enable_pipelined_all_gather=true",
+                    "--xla_gpu_enable_pipelined_reduce_scatter=true",
+                    "--xla_gpu_enable_pipelined_all_reduce=true",
+                    # Unroll that scan by two, so that what is pipelined needs no copies.
+                    "--xla_gpu_enable_while_loop_double_buffering=true",
+                    # Join small collectives of FSDP up to 1 GiB, more than a layer of most models: the network is used
+                    # better by few and large ones. All-reduces keep their small limit, by which they overlap.
+                    "--xla_gpu_all_gather_combine_threshold_bytes=1073741824",
+                    "--xla_gpu_reduce_scatter_combine_threshold_bytes=1073741824",
+                )
+            ),
+        },
+    ),
 )
+_LISTS_OF_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 # glibc's allocator. A step's temporaries are gigabytes that it would hand back to the kernel and ask for again at every
 # step, to be cleared page by page; so: one heap, nothing mapped on the side, nothing handed back. The price is holes: a
@@ -43,7 +106,7 @@ def configure(kind: str = "") -> None:
             for name, value in variables.items():
                 mine = os.environ.get(name)
                 os.environ[name] = (
-                    _merged(mine or "", value) if name == "XLA_FLAGS" else value if mine is None else mine
+                    _merged(mine or "", value) if name in _LISTS_OF_FLAGS else value if mine is None else mine
                 )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -53,7 +116,7 @@ def configure(kind: str = "") -> None:
 
 
 def _merged(mine: str, ours: str) -> str:
-    """XLA_FLAGS: the user's, then those of ours that the user does not set."""
+    """A list of flags: the user's, then those of ours that the user does not set."""
     names = {flag.split("=")[0] for flag in mine.split()}
     return " ".join([*mine.split(), *(flag for flag in ours.split() if flag.split("=")[0] not in names)])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,32 @@ def test_variables_of_the_user_stay():
     assert seen["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
     assert seen["XLA_FLAGS"].split()[0] == "--xla_cpu_use_onednn=false"
     assert seen["XLA_FLAGS"].count("--xla_cpu_use_onednn") == 1
+
+
+@pytest.mark.parametrize(("platforms", "variable"), [("cuda", "XLA_FLAGS"), ("tpu", "LIBTPU_INIT_ARGS")])
+def test_flags_of_accelerators_give_way_to_those_of_the_user(platforms, variable):
+    mine = environment("training", JAX_PLATFORMS=platforms)[variable].split()
+    assert mine and all(re.fullmatch(r"--xla_\w+=\w+", flag) for flag in mine)
+    assert len({flag.split("=")[0] for flag in mine}) == len(mine)
+    name = mine[0].split("=")[0]
+    chosen = environment("training", JAX_PLATFORMS=platforms, **{variable: f"--xla_dump_to=/tmp {name}=false"})
+    assert chosen[variable].split() == ["--xla_dump_to=/tmp", f"{name}=false", *mine[1:]]
+    other = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} - {variable}
+    assert not other & {*environment("training", JAX_PLATFORMS=platforms)}
+    assert variable not in environment("", JAX_PLATFORMS=platforms)
+
+
+def test_this_jaxlib_knows_the_flags_of_gpus():
+    """It reads those of all platforms, and ends at one that it does not know."""
+    flags = environment("training", JAX_PLATFORMS="cuda")["XLA_FLAGS"]
+    code = "import jax; jax.devices()"
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    for more, known in (("", True), (" --xla_gpu_of_no_release=true", False)):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=clean | {"XLA_FLAGS": flags + more}, capture_output=True, text=True)
+        assert (done.returncode == 0) == known, done.stderr
+    unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)[1]
+    assert unknown.split() == ["--xla_gpu_of_no_release=true"]
 
 
 def test_flags_are_for_training_and_for_new_releases(monkeypatch):
