@@ -47,7 +47,7 @@ ENVIRONMENT = (
                     # The all-to-all of experts while something else computes (seen on v5e, not on v6e).
                     "--xla_tpu_enable_async_all_to_all=true",
                     # Multislice: sums of gradients over the slow network between slices while the backward pass goes
-                    # on, ...
+                    # on (no difference was seen), ...
                     "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
                     # ... also where the results of a scan's iterations differ in size from what they go into.
                     "--xla_tpu_data_parallel_opt_different_sized_ops=true",

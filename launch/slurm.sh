@@ -11,11 +11,16 @@ if [ "${1:-}" = job ]; then
   checkout=$2 container=$3
   shift 3
   cd "$checkout"
-  inside=()
-  if [ -n "$container" ]; then # by pyxis
-    inside=("--container-image=$container" "--container-mounts=$checkout:$checkout" "--container-workdir=$checkout")
+  how=(--kill-on-bad-exit=1 --gpu-bind=none)
+  if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+    how+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # which srun does not take over from the job
+  else
+    how+=(--cpu-bind=none) # else some clusters bind each process to one core
   fi
-  srun --kill-on-bad-exit=1 --gpu-bind=none "${inside[@]}" bash "$checkout/launch/worker.sh" run -- "$@" &
+  if [ -n "$container" ]; then # by pyxis
+    how+=("--container-image=$container" "--container-mounts=$checkout:$checkout" "--container-workdir=$checkout")
+  fi
+  srun "${how[@]}" bash "$checkout/launch/worker.sh" run -- "$@" &
   step=$!
   out_of_time=no
   # To all tasks, and not to srun, which would kill them at once: training saves and ends.
@@ -45,7 +50,8 @@ bash launch/slurm.sh --nodes=N --gpus=GPUS_OF_A_NODE --time=HH:MM:SS [...] -- py
   --save_before=300      seconds before it at which training is told to save; then the job queues again and continues
   --job_name=meshlm      also of its log, JOB_NAME-JOB_ID.log, where every line says its process and host
   --partition, --account, --cpus (of a process), --memory (of a node): as sbatch has them
-  --container=IMAGE      by pyxis: an image with what requirements.txt and jax[cuda12] say; else .venv of the checkout
+  --container=IMAGE      by pyxis: an image with what requirements.txt and jax[cuda12] say, in which only the checkout is
+                         seen (--workdir below it); else .venv of the checkout
   --dry_run              prints the commands instead of running them
 
 The checkout and --workdir must be where all nodes see them. scancel --signal=TERM JOB_ID stops a run so that it saves.

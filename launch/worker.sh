@@ -119,8 +119,8 @@ status() {
 
 install() {
   cd "$checkout"
-  # The images of TPU VMs bring along a Python that is too old, or no venv.
-  if ! (. launch/setup.sh requirements.txt); then
+  # The images of TPU VMs may bring along a Python that is too old, or no venv.
+  if ! (. launch/setup.sh requirements.txt) && [ ! -x .venv/bin/python ]; then
     sudo apt-get update -qq
     sudo apt-get install -qq -y python3.11-venv || sudo apt-get install -qq -y python3-venv
   fi

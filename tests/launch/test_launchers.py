@@ -239,6 +239,23 @@ def test_a_job_runs_the_command_in_its_step(tools):
     assert [call[0] for call in tools.calls()] == ["srun"]  # and nothing back in the queue
 
 
+@pytest.mark.parametrize(
+    ("container", "variables", "expected"),
+    [
+        ("", {}, ["--cpu-bind=none"]),
+        ("image", {"SLURM_CPUS_PER_TASK": "12"}, ["--cpus-per-task=12", "--container-image=image"]),
+    ],
+)
+def test_a_step_has_all_gpus_and_its_cpus(container, variables, expected, tools):
+    done = tools.run(SLURM, "job", str(ROOT), container, "true", **JOB, **variables)
+    assert done.returncode == 0, done.stderr
+    [call] = tools.calls()
+    mine = call[1 : call.index("bash")]
+    assert mine[:2] == ["--kill-on-bad-exit=1", "--gpu-bind=none"]
+    assert mine[2 : 2 + len(expected)] == expected
+    assert not container or {f"--container-mounts={ROOT}:{ROOT}", f"--container-workdir={ROOT}"} == {*mine[-2:]}
+
+
 def test_a_job_near_its_time_limit_saves_and_queues_again(tools):
     tools.program("srun", SRUN)
     tools.program("scancel", 'kill "${1/--signal=/-}" $(<"$HOME/step")\n')
