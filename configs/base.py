@@ -26,7 +26,7 @@ def base(model: dict) -> ConfigDict:
     config.model.param_dtype = "float32"
     config.model.dropout = 0.0
     config.model.embedding_noise = 0.0  # NEFTune's alpha, for fine-tuning: 5 to 15
-    config.model.attention = "auto"
+    config.model.attention = "auto"  # by platform, or splash, cudnn, xla, blocked: model/attend.py
     config.model.context = "gather"  # over mesh.context: gather all keys and values, or pass them round in a ring
     config.model.pipeline_slots = 0  # over mesh.stage: micro-batches that begin at each stage; 0: up to 4
     config.model.pipeline_groups = 1  # groups of layers of a stage; from 2 on of the circular schedule

@@ -1,6 +1,9 @@
 """Softmax attention, by platform.
 
     xla      one piece: any queries against any keys
+    splash   a kernel of TPUs, and their choice: rows to themselves, without biases, whose parts of the length are
+             multiples of 128
+    cudnn    a kernel of GPUs, and their choice: as splash, in bfloat16, without a cap, heads of up to 128 features
     blocked  queries in blocks of 128 that skip the keys after them: a quarter less work at 256 tokens, towards half
              at long lengths. The choice for training on a CPU, where nothing fuses the two products.
 
@@ -14,12 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model import axes
+from model import axes, flash
 from model.masks import Mask
 from model.positions import alibi_slopes
 from model.ring import ring
 
 BLOCK = 128
+_BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn"}
 # Finite: a row with nothing to see must give numbers, not NaN.
 MASKED = -1e30
 
@@ -32,7 +36,7 @@ class Rule(NamedTuple):
     scale: float = 1.0  # of queries times keys
     softcap: float = 0.0  # 0: none
     alibi: bool = False
-    implementation: str = "auto"  # 'xla', 'blocked', or 'auto' by platform
+    implementation: str = "auto"  # by platform, or one of the above; xla where that one can't be
     context: str = "gather"  # where rows are split along their length: 'gather' all keys and values, or a 'ring'
 
 
@@ -46,9 +50,16 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     """
     implementation = rule.implementation
     if implementation == "auto":
-        implementation = "blocked" if axes.platform() == "cpu" else "xla"
+        implementation = _BY_PLATFORM.get(axes.platform(), "xla")
     q_BTKGH = q_BTKGH * rule.scale
-    if axes.splitting("length", shape=k_BSKH.shape[1:2]):
+    plain = aligned and bias is None and not rule.alibi
+    split = axes.splitting("length", shape=k_BSKH.shape[1:2])
+    if plain and not (split and rule.context == "ring"):
+        if implementation == "splash" and flash.splash_fits(q_BTKGH.shape[1]):
+            return flash.splash(rule, q_BTKGH, k_BSKH, v_BSKH, mask)
+        if implementation == "cudnn" and flash.cudnn_fits(rule, q_BTKGH, v_BSKH):
+            return flash.cudnn(rule, q_BTKGH, k_BSKH, v_BSKH, mask)
+    if split:
         if rule.context == "ring" and aligned and bias is None:
             scores = lambda q, k, mask: _scores(rule, q, k, mask, slice(None), slice(None))
             return ring(scores, rule.causal, q_BTKGH, k_BSKH, v_BSKH, mask)

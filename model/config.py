@@ -19,7 +19,7 @@ CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "head": ("language_model", "masked", "sequence", "token", "none"),
     "remat": ("none", "dots", "full"),
-    "attention": ("auto", "xla", "blocked"),
+    "attention": ("auto", "xla", "blocked", "splash", "cudnn"),
     "context": ("gather", "ring"),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
