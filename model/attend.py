@@ -53,7 +53,7 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
         implementation = _BY_PLATFORM.get(axes.platform(), "xla")
     q_BTKGH = q_BTKGH * rule.scale
     plain = aligned and bias is None and not rule.alibi
-    split = axes.splitting("length", shape=k_BSKH.shape[1:2])
+    split = axes.has_mesh() and jax.typeof(k_BSKH).sharding.spec[1] is not None
     if plain and not (split and rule.context == "ring"):
         if implementation == "splash" and flash.splash_fits(q_BTKGH.shape[1]):
             return flash.splash(rule, q_BTKGH, k_BSKH, v_BSKH, mask)

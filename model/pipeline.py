@@ -31,6 +31,14 @@ def spread(blocks):
     return jax.tree.map(place, blocks)
 
 
+def collected(blocks):
+    """The arrays with all layers on every stage: for who goes from layer to layer by himself."""
+    if axes.size(AXIS) == 1:
+        return blocks
+    place = lambda a: jax.sharding.reshard(a, PartitionSpec(None, *jax.typeof(a).sharding.spec[1:]))
+    return jax.tree.map(place, blocks)
+
+
 def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int):
     """Rows through all layers of a segment.
 

@@ -190,4 +190,4 @@ def _same(x_BTD):
 
 
 def _layer(block: Block, index: int) -> Block:
-    return jax.tree.map(lambda w: w[index], block)
+    return jax.tree.map(lambda w: w[index], pipeline.collected(block))

@@ -89,6 +89,9 @@ def _put(buffers, layer, new):
 def _write(buffer, new, order, index):
     """Update a buffer whose dims are those of [B, T, K, H] or [B, T, F] in this order; returns it, and as a view with
     the dims in the order of `new`."""
+    if axes.has_mesh():  # the slots of a cache are whole everywhere
+        spec = jax.typeof(new).sharding.spec
+        new = jax.sharding.reshard(new, jax.sharding.PartitionSpec(spec[0], None, *spec[2:]))
     new = jnp.transpose(new, order)
     squeezed = buffer.ndim < new.ndim
     slots = order.index(1) - squeezed
