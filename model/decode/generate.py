@@ -91,7 +91,8 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
         """The logits [B, V] that follow the last of T tokens, and the cache with all of them."""
         cache, mask = cache.admit(segments_BT, positions_BT)
         hidden = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache, **memory)
-        logits_BV = axes.place(model.output(axes.place(hidden.x_BTD, "batch", None, None)[:, -1:]).logits()[:, 0], "batch", None)
+        last_B1D = axes.place(hidden.x_BTD, "batch", None, None)[:, -1:]
+        logits_BV = axes.place(model.output(last_B1D).logits()[:, 0], "batch", None)
         return logits_BV[:, :vocab_size], hidden.cache.advance(tokens_BT.shape[1])
 
     def draw(logits_BV, step):
