@@ -1,11 +1,12 @@
 """From packed rows to batches: endless and shuffled for training, once and in order for validation.
 
 Training reads one global stream of rows: place k holds row j of source s, where s is set by the weights (`mixture.py`)
-and j by a shuffle of that source anew for each epoch. The batch of a step is the next `batch_size` places, and process
-p takes the p-th contiguous block of it. So a position is one number that holds for any number of processes and any
-batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within a global batch
-would change with the number of processes.) grain shuffles, reads ahead in threads, and maps rows to batches there: as
-they are, corrupted (`corrupt.py`) or augmented (`augment.py`), with random numbers that follow from seed and place.
+and j by a shuffle of that source anew for each epoch. The batch of a step is the next `batch_size` places, and each
+process takes the rows of it that its devices need. So a position is one number that holds for any number of processes,
+any mesh and any batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within
+a global batch would change with the number of processes.) grain shuffles, reads ahead in threads, and maps rows to
+batches there: as they are, corrupted (`corrupt.py`) or augmented (`augment.py`), with random numbers that follow from
+seed and place.
 
 Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
 """
@@ -48,14 +49,14 @@ class Pipeline:
         self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
-        """The next batch; DataError where none of its tokens would be trained."""
+        """The next batch; DataError where it is whole and none of its tokens would be trained."""
         place = self._steps % self._blocks.steps
         if place == 0:
             self._block = next(self._iterator)
         self._steps += 1
         share = self._blocks.share
         batch = {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
-        if not batch["weights"].any():
+        if share == self._blocks.batch_size and not batch["weights"].any():  # else others may have some
             raise DataError(self._nothing_trains(batch))
         return batch
 
@@ -80,19 +81,17 @@ def train_pipeline(
     prepared: Prepared,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     position: Mapping[str, Any] | None = None,
     corruption: Corruption | None = None,
     augmentation: Augmentation | None = None,
 ) -> Pipeline:
     """Opens the training stream of `prepared`, from its start or from a `position`.
 
-    `batch_size` counts rows of the global batch. The same seed gives the same stream. DataError where the processes
-    can't share the batch evenly, a source has no rows, or the position is of another stream (other data, weights,
-    corruption, augmentation or seed), for which it would repeat some rows and skip others.
+    `batch_size` counts rows of the global batch; `rows` are the numbers of those that are read here, None: all. The
+    same seed gives the same stream. DataError where a source has no rows, or the position is of another stream (other
+    data, weights, corruption, augmentation or seed), for which it would repeat some rows and skip others.
     """
-    share = _share(batch_size, process_count)
     sources = _trained(prepared)
     names = [source.name for source in sources if not source.train_rows]
     if names:
@@ -110,7 +109,7 @@ def train_pipeline(
             f"its augmentation and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
-    blocks = _TrainBlocks(prepared, batch_size, seed, process_index, share, first_row)
+    blocks = _TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row)
     make = functools.partial(
         to_batch,
         seed=seed,
@@ -127,22 +126,22 @@ def _trained(prepared: Prepared) -> list[PreparedSource]:
 
 
 class _TrainBlocks:
-    """Random access to one process's share of the rows after `first_row`, in blocks of `steps` batches.
+    """Random access to some `rows` of each batch after `first_row`, in blocks of `steps` batches.
 
     A small batch costs many small calls and little work, so a thread makes a block of them at once.
     """
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, process_index: int, share: int, first_row: int):
+    def __init__(self, prepared: Prepared, batch_size: int, seed: int, rows: np.ndarray, first_row: int):
         self.batch_size = batch_size
-        self.share = share
+        self.share = len(rows)
         self.first_row = first_row
-        self.steps = -(-_BLOCK_TOKENS // (share * prepared.seq_len))
+        self.steps = -(-_BLOCK_TOKENS // (self.share * prepared.seq_len))
         self._seed = seed
         sources = _trained(prepared)
         self._mixture = Mixture([source.weight for source in sources])
         self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True)
         steps = np.arange(self.steps)[:, None] * batch_size
-        self._places = (steps + process_index * share + np.arange(share)).reshape(-1)
+        self._places = (steps + rows).reshape(-1)
         # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.
         self._order = lru_cache(maxsize=2 * len(sources))(self._epoch_order)
 
@@ -184,19 +183,18 @@ class _TrainBlocks:
 def validation_batches(
     prepared: Prepared,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     limit_rows: int | None = None,
     corruption: Corruption | None = None,
     only: PreparedSource | None = None,
 ) -> Iterator[Batch]:
-    """Yields this process's share of each held-out row, once, in order, of all sources or of `only` one.
+    """Yields batches of all held-out rows, once, in order, of all sources or of `only` one.
 
-    Every batch has the same shape and every process as many batches: what is missing at the end is rows of weight 0.
+    Of each batch those `rows` are read that `train_pipeline` would read. Every batch has the same shape and every
+    process as many batches: what is missing at the end is rows of weight 0.
     `limit_rows` takes that many rows, spread evenly over all (the same ones each time). A row is corrupted alike each
     time, whatever the batch size and limit.
     """
-    share = _share(batch_size, process_count)
     sources = [source for source in prepared.sources if source.validation_rows]
     if not sources:
         raise DataError(f"No text is held out in {prepared.directory}: set data.validation above 0.")
@@ -207,27 +205,24 @@ def validation_batches(
         places = places[end - only.validation_rows : end]
     if limit_rows is not None and limit_rows < len(places):
         places = places[np.arange(limit_rows) * len(places) // limit_rows]
-    rows = Rows(sources, "validation", prepared.seq_len, prepared.channels)
-    blocks = _read_in_order(rows, ends, places, batch_size, process_index * share, share)
+    reader = Rows(sources, "validation", prepared.seq_len, prepared.channels)
+    blocks = _read_in_order(reader, ends, places, batch_size, _rows(rows, batch_size))
     return (
         to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, token_types=prepared.token_types)
         for block in blocks
     )
 
 
-def _read_in_order(rows: Rows, ends, places, batch_size: int, offset: int, share: int) -> Iterator[Block]:
+def _read_in_order(reader: Rows, ends, places, batch_size: int, rows: np.ndarray) -> Iterator[Block]:
     for first in range(0, len(places), batch_size):
-        mine = places[first + offset : first + offset + share]
+        mine = places[(first + rows)[first + rows < len(places)]]  # `rows` ascend: what is missing are the last ones
         owner = np.searchsorted(ends, mine, side="right")
         indices = mine - np.concatenate([[0], ends])[owner]
-        padding = (0, share - len(mine))
-        yield rows.read(np.pad(owner, padding, constant_values=-1), np.pad(indices, padding), np.pad(mine, padding))
+        padding = (0, len(rows) - len(mine))
+        yield reader.read(np.pad(owner, padding, constant_values=-1), np.pad(indices, padding), np.pad(mine, padding))
 
 
-def _share(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise DataError(
-            f"A batch of {batch_size} rows can't be shared by {process_count} processes: set the batch size to a "
-            f"multiple of {process_count}."
-        )
-    return batch_size // process_count
+def _rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
+    if batch_size < 1:
+        raise DataError(f"A batch of {batch_size} rows can't be read.")
+    return np.arange(batch_size) if rows is None else rows

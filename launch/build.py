@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -213,18 +214,28 @@ def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corr
 
 
 def put(mesh: jax.sharding.Mesh):
-    """host batch -> global batch: each process brings its own rows."""
-    parts = mesh.shape["context"]
+    """host batch -> global batch: each process brings the rows of its parts of the batch (`batch_rows`)."""
+    around = mesh.shape["context"]
+    mine, parts = axes.batch_parts(mesh)
 
     def whole(a):
-        if parts > 1 and a.shape[1] % (2 * parts) == 0:
-            a = a[:, axes.zigzag(a.shape[1], parts)]
+        if around > 1 and a.shape[1] % (2 * around) == 0:
+            a = a[:, axes.zigzag(a.shape[1], around)]
         sharding = axes.batch_sharding(mesh, a.shape[1])
         if jax.process_count() == 1:
             return jax.device_put(a, sharding)
-        return jax.make_array_from_process_local_data(sharding, a)
+        size = len(a) // len(mine)
+        rows = {part * size: slice(place * size, (place + 1) * size) for place, part in enumerate(mine)}
+        read = lambda index: a[(rows[index[0].start or 0], *index[1:])]
+        return jax.make_array_from_callback((parts * size, *a.shape[1:]), sharding, read)
 
     return lambda batch: jax.tree.map(whole, batch)
+
+
+def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:
+    """Numbers of the rows of a global batch that this process reads, None for all of them."""
+    mine, parts = axes.batch_parts(mesh)
+    return None if len(mine) == parts else np.arange(batch_size).reshape(parts, -1)[mine].reshape(-1)
 
 
 def steps(config: ConfigDict, tx, labels: Mapping | None = None):

@@ -62,7 +62,7 @@ def main() -> None:
             with checking("--prompt, --max_new_tokens"):
                 check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
         eval_step, corruption = build.steps(config, None, prepared.labels)[1], build.corruption(config, prepared)
-        figures = evaluation.evaluation(config, prepared, corruption, eval_step, build.put(mesh))(model, None)
+        figures = evaluation.evaluation(config, prepared, corruption, eval_step, mesh)(model, None)
         answers = list(grader.answers(model)) if grader else []
         samples = []
         if given:

@@ -4,13 +4,14 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 
-import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import corrupt, pipeline
 from data.batch import DataError
 from data.kinds import TEXT
 from data.prepare import Prepared, PreparedSource
+from launch import build
 from train.evals import labels
 from train.evals.perplexity import added, figures, total
 from train.evals.unigram import nats_of_targets, unigram
@@ -18,8 +19,8 @@ from train.evals.unigram import nats_of_targets, unigram
 BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
 
 
-def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, put):
-    """(model, rows) -> figures of what is held out: `rows` of each source, None: all of it.
+def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, mesh: Mesh):
+    """(model, rows) -> figures of what is held out: `rows` of each source, None: all of it. The same in every process.
 
     `validation/loss` and the like are those of all sources that train, every token weighted once (where not all rows
     are read, sources still count by what they hold); of labels there are accuracy and the like (train/evals/labels.py).
@@ -27,9 +28,10 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     are only watched.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
+    put, mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
 
-    def batches(source: PreparedSource, rows, size: int, *share):
-        return pipeline.validation_batches(prepared, size, *(share or (0, 1)), rows, corrupted, source)
+    def batches(source: PreparedSource, limit, size: int, mine=None):
+        return pipeline.validation_batches(prepared, size, mine, limit, corrupted, source)
 
     @functools.cache
     def nats():
@@ -52,8 +54,7 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
             raise DataError(f"Nothing is held out in {prepared.directory}: set data.validation above 0.")
         losses, missing = [], []
         for number, source in enumerate(sources):
-            share = (jax.process_index(), jax.process_count())
-            loss = total(eval_step, model, batches(source, rows, config.batch_size, *share), put)
+            loss = total(eval_step, model, batches(source, rows, config.batch_size, mine), put)
             if prepared.labels is None:
                 loss = loss._replace(metrics=loss.metrics | {"unigram": baseline(number, rows)})
             losses.append(loss)

@@ -17,6 +17,7 @@ program. Every function here also works with no mesh set (a notebook, a unit tes
 
 import contextlib
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -214,6 +215,21 @@ def zigzag(length: int, parts: int) -> np.ndarray:
     Segments and positions say who sees whom, so any order gives the same result."""
     stretches = np.arange(length).reshape(2 * parts, -1)
     return np.concatenate([stretches[[part, -1 - part]].reshape(-1) for part in range(parts)])
+
+
+def batch_parts(mesh: jax.sharding.Mesh, devices: Iterable | None = None) -> tuple[list[int], int]:
+    """(numbers of the parts of a batch that `devices` hold, in order; into how many parts it is split). Devices along
+    an axis that does not split the batch hold the same part, and those of a process need not hold adjacent ones: where
+    the mesh follows a torus, they don't.
+
+    Args:
+      devices: by default those of this process.
+    """
+    devices = mesh.local_devices if devices is None else devices
+    names = _TABLE["batch"]
+    total = math.prod(mesh.shape[name] for name in names)
+    places = jax.NamedSharding(mesh, PartitionSpec(names)).devices_indices_map((total,))
+    return sorted({places[device][0].start or 0 for device in devices}), total
 
 
 def platform() -> str:

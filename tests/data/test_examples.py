@@ -189,7 +189,7 @@ def equal(first, second) -> bool:
 
 def test_a_mixture_of_text_and_pairs_is_restored_exactly_by_any_number_of_processes(mixed):
     prepared, corruption = mixed
-    open_ = lambda index=0, count=1, position=None: train_pipeline(prepared, 4, 0, index, count, position, corruption)
+    open_ = lambda rows=None, position=None: train_pipeline(prepared, 4, 0, rows, position, corruption)
     whole = open_()
     batches, positions = [], []
     for _ in range(9):
@@ -200,7 +200,7 @@ def test_a_mixture_of_text_and_pairs_is_restored_exactly_by_any_number_of_proces
         check(batch, prepared.vocab_size)
         assert batch["tokens"].shape == (4, 48)
         assert batch["weights"].any(1).all()
-    shares = [open_(i, 2, positions[4]) for i in range(2)]
+    shares = [open_(rows, positions[4]) for rows in np.split(np.arange(4), 2)]
     for batch in batches[4:]:
         parts = [share.next() for share in shares]
         assert equal(batch, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
@@ -221,7 +221,7 @@ def test_text_beside_examples_is_what_it_is_alone(mixed, corpus, settings, tmp_p
         assert not alone[key][:, value.shape[1] :].any()
     everything = list(validation_batches(prepared, 1, corruption=corruption))
     parts = [
-        row for source in prepared.sources for row in validation_batches(prepared, 1, 0, 1, None, corruption, source)
+        row for source in prepared.sources for row in validation_batches(prepared, 1, None, None, corruption, source)
     ]
     assert all(map(equal, everything, parts)) and len(everything) == len(parts)
 

@@ -30,6 +30,17 @@ def test_a_mesh_that_cannot_be_made_says_why(shape, words):
         axes.make_mesh(shape)
 
 
+def test_parts_of_a_batch():
+    """A process holds what its devices hold: parts that need not be adjacent, and the same ones as another process."""
+    devices = jax.devices()
+    mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert axes.batch_parts(mesh) == ([0, 1, 2, 3], 4)
+    assert axes.batch_parts(mesh, devices[2:4]) == ([1], 4)
+    assert axes.batch_parts(mesh, [devices[1], devices[4]]) == ([0, 2], 4)
+    mesh = axes.make_mesh({"fsdp": 1, "tensor": 8})
+    assert axes.batch_parts(mesh, devices[:4]) == axes.batch_parts(mesh, devices[4:]) == ([0], 1)
+
+
 def test_minus_one_takes_the_rest():
     assert dict(axes.make_mesh({"fsdp": -1, "tensor": 2}).shape) == ONES | {"fsdp": 4, "tensor": 2}
     assert dict(axes.make_mesh().shape) == ONES | {"data": 8}
