@@ -5,7 +5,6 @@ Results are read one step late, so that the device always has its next step wait
 after a stop is saved together: state, data position, running sums, waiting for a better evaluation.
 """
 
-import contextlib
 import dataclasses
 import math
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from train.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
@@ -56,14 +56,15 @@ class Parts:
 
 
 def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int, Clock]:
-    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT, and
-    when `parts.stopping` has ended. Either is saved; with early stopping, so is each evaluation that is the best yet.
+    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT (of
+    several processes, to any of them), and when `parts.stopping` has ended. Either is saved; with early stopping, so is
+    each evaluation that is the best yet.
 
     Args:
       loop: what `Checkpoints.restore` returned beside the state ({} at the start).
 
     Raises:
-      TrainingStopped: `max_bad_steps` updates in a row were not finite.
+      TrainingStopped: `max_bad_steps` updates in a row were not finite, or nothing in a batch counts.
       UnknownMetric: evaluations lack the metric of `parts.stopping`.
       CheckpointError: a save failed.
     """
@@ -76,6 +77,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         at, result = pending
         result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
         window.add(result)
+        if not result["weight"]:
+            raise TrainingStopped(f"all weights of the batch of step {at} are 0: nothing can be learnt from it")
         if result["streak"] >= schedule.max_bad_steps:
             raise TrainingStopped(
                 f"steps {at - schedule.max_bad_steps + 1} to {at} all gave a loss or gradient that is not finite; none "
@@ -92,11 +95,12 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         counters |= {"position": parts.source.position()}  # written while we go on
         parts.checkpoints.save(step, state, counters, evaluation)
 
-    with _stop_requests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
+    with _StopRequests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
         while step < schedule.steps and not stop and not parts.stopping.ended:
             profiler.at(step)
             state, result = parts.train_step(state, parts.put(parts.source.next()))
             step += 1
+            stop.ask(step)
             if pending:
                 read(pending)
             pending, evaluation = (step, result), None
@@ -191,33 +195,51 @@ def _means(sums: dict) -> dict:
     return {name: value / weight if weight else math.nan for name, value in sums.items() if name != "weight"}
 
 
-@contextlib.contextmanager
-def _stop_requests():
-    """A list that a SIGTERM or SIGINT fills: the loop ends its step, saves and returns. A second SIGINT interrupts."""
-    seen = []
+class _StopRequests:
+    """True once SIGTERM or SIGINT has come: the loop ends its step, saves and returns. A second SIGINT interrupts.
 
-    def note(number, _):
-        if seen and number == signal.SIGINT:
+    Of several processes all stop after the same step: jax's preemption service, whose C++ handler of SIGTERM stays,
+    tells all of a signal to one and chooses a step that none has reached. To ask costs no communication.
+    """
+
+    def __init__(self):
+        self._several, self._seen, self._agreed = jax.process_count() > 1, [], False
+
+    def __bool__(self) -> bool:
+        return self._agreed if self._several else bool(self._seen)
+
+    def ask(self, step: int) -> None:
+        """After every step."""
+        if self._several and not self._agreed:
+            self._agreed = multihost_utils.reached_preemption_sync_point(step)
+
+    def _note(self, number, _) -> None:
+        if self._seen and number == signal.SIGINT:
             raise KeyboardInterrupt
-        seen.append(number)
+        self._seen.append(number)
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
+    def __enter__(self):
+        numbers = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
 class _Profiler:
-    """Traces steps [profile_start, profile_start + profile_steps) into WORKDIR/profile, for TensorBoard or Perfetto."""
+    """Traces steps [profile_start, profile_start + profile_steps) into WORKDIR/profile, for TensorBoard or Perfetto; of
+    several processes those of the first."""
 
     def __init__(self, schedule: Schedule, parts: Parts):
         self.start, self.stop = schedule.profile_start, schedule.profile_start + schedule.profile_steps
         self.parts, self.running = parts, False
 
     def at(self, step: int) -> None:
-        if self.start <= step < self.stop and not self.running:
+        if self.start <= step < self.stop and not self.running and jax.process_index() == 0:
             jax.profiler.start_trace(str(self.parts.workdir / "profile"))
             self.running = True
         elif step >= self.stop:

@@ -146,7 +146,7 @@ class Progress:
 
     `tokens_per_step` and `peak_flops` are of all devices together; without a peak there is no MFU. `perplexity`: the
     loss has one, that of a language model. Columns keep the width of the widest value so far. A terminal too narrow for
-    all fields loses the first in `_DROP_FIRST`. Processes other than 0 pass Console(quiet=True).
+    all fields loses the first in `_DROP_FIRST`.
     """
 
     _DROP_FIRST = ("lr", "ppl", "MFU", "tok/s", "left", "loss")
