@@ -148,26 +148,30 @@ def platform() -> str:
     return "gpu" if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() else "cpu"
 
 
+def mistakes() -> tuple[type[Exception], ...]:
+    """The errors whose text is meant for the user."""
+    from data.batch import DataError
+    from launch.checking import ConfigError
+    from model.interop.tensorfile import CheckpointFolderError
+    from train.checkpoint import CheckpointError
+    from train.early_stopping import UnknownMetric
+    from train.loop import TrainingStopped
+
+    return ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped, UnknownMetric
+
+
 def run(main) -> None:
     """absl's app.run, but a user's mistake ends in one clear line on stderr and exit status 1."""
     from absl import app, flags, logging
 
     def guarded(argv):
-        from data.batch import DataError
-        from launch.checking import ConfigError
-        from model.interop.tensorfile import CheckpointFolderError
-        from train.checkpoint import CheckpointError
-        from train.early_stopping import UnknownMetric
-        from train.loop import TrainingStopped
-
-        mistakes = (ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped, UnknownMetric)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax and tfds log each file that they open
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
-        except mistakes as error:
+        except mistakes() as error:
             sys.exit(f"error: {error}")
 
     def parse(argv):

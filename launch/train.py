@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
 
-The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first.
+The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first. On several hosts the
+same command on each of them: launch/distributed.py.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
@@ -20,9 +21,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from data import pipeline, tokenizer
+from data import pipeline, stage, tokenizer
 from data.labels import num_scores
-from launch import build, early_stopping, evaluation, grading, init_from, workdirs
+from launch import build, distributed, early_stopping, evaluation, grading, init_from, workdirs
 from model import axes, weights
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -30,6 +31,7 @@ from train.early_stopping import value_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
+flags.adopt_module_key_flags(distributed)
 
 
 def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
@@ -59,15 +61,18 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     model_config = build.model_config(config, prepared.vocab_size, num_labels)
     words = tokenizer.load(prepared.tokenizer_path)
     grade = grading.evaluation_of(config, prepared, model_config, words)
-    workdirs.claim(workdir, config, prepared)
+    distributed.agree("config", stage.digest(config.to_json()))
+    distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
+    distributed.first_writes(workdir / "config.json", lambda: workdirs.claim(workdir, config, prepared))
+    first = jax.process_index() == 0
 
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
     train_step, eval_step = build.steps(config, tx, prepared.labels)
-    put = build.put(mesh)
     tuning = workdirs.tuning(config, words)
     checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)
     peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
+    distributed.agree("latest checkpoint", str(step))
     stopping = early_stopping.make(config, checkpoints.loop())
     if step >= config.steps or stopping.ended:
         checkpoints.close()
@@ -82,30 +87,29 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
         if step:
             train_state, saved = checkpoints.restore(train_state)
             print(f"continuing {workdir} after step {step}")
-        share = (jax.process_index(), jax.process_count())
         corruption = build.corruption(config, prepared)
         tokens = config.batch_size * config.data.seq_len
         trains = weights.trained(train_state.model)
         flops = build.flops(config, model_config, trains, corruption)
-        evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, put)
+        evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, mesh)
         parts = loop.Parts(
             train_step=train_step,
             source=pipeline.train_pipeline(
                 prepared,
                 config.batch_size,
                 config.seed,
-                *share,
+                build.batch_rows(mesh, config.batch_size),
                 saved.get("position"),
                 corruption,
                 build.augmentation(config, prepared),
             ),
-            put=put,
+            put=build.put(mesh),
             evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
             observe=observe,
             stopping=stopping,
             learning_rate=rate,
             checkpoints=checkpoints,
-            writer=metrics.Writer(workdir, resume_step=step or -1, enabled=jax.process_index() == 0),
+            writer=metrics.Writer(workdir, resume_step=step or -1, enabled=first),
             progress=metrics.Progress(
                 config.steps, tokens, flops, peak, step, perplexity=config.objective.name == "language"
             ),
@@ -124,10 +128,11 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
     done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
     done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
-    summary.update(workdir, facts | done)
-    if config.init_from:
-        print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
-    print(f"report: {report.write_report(workdir)}")
+    if first:
+        summary.update(workdir, facts | done)
+        if config.init_from:
+            print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
+        print(f"report: {report.write_report(workdir)}")
     if stopping.ended:
         print(done["ended"])
     elif step < config.steps:
@@ -137,7 +142,8 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
 
 def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
-    train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
+    with distributed.joined():
+        train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
 
 
 if __name__ == "__main__":
