@@ -65,8 +65,9 @@ def _around(model: nnx.Module, tx) -> TrainState:
 
 def _placed(make):
     """What `make`, of a key, would make, and where."""
-    mesh, shapes = jax.sharding.get_mesh(), jax.eval_shape(make, jax.random.key(0))
-    made = jax.jit(make).trace(jax.random.key(0)).jaxpr.out_avals  # these know the memory too
+    key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may be of devices that are not here
+    mesh, shapes = jax.sharding.get_mesh(), jax.eval_shape(make, key)
+    made = jax.jit(make).trace(key).jaxpr.out_avals  # these know the memory too
 
     def place(s, aval):
         spec = jax.sharding.PartitionSpec() if s.sharding is None else s.sharding.spec  # None: a constant
