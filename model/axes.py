@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 # Slowest network first: `tensor` talks most, so its devices are neighbours.
 MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
@@ -125,9 +125,10 @@ def _between_slices(sizes: dict[str, int], slices: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: jax.sharding.Mesh):
-    """Everything made inside is born sharded by `RULES` over `mesh`."""
-    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple((name, spec(name)[0]) for name in _TABLE)):
+def use_mesh(mesh: jax.sharding.Mesh | AbstractMesh):
+    """Everything made inside is born sharded by `RULES` over `mesh`; of an abstract one it can only be traced."""
+    set_mesh = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    with set_mesh(mesh), nnx.logical_axis_rules(tuple((name, spec(name)[0]) for name in _TABLE)):
         yield mesh
 
 

@@ -65,8 +65,10 @@ def _around(model: nnx.Module, tx) -> TrainState:
 
 def _placed(make):
     """What `make`, of a key, would make, and where."""
-    key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may be of devices that are not here
-    mesh, shapes = jax.sharding.get_mesh(), jax.eval_shape(make, key)
+    key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may be of devices that are not here, or not even known
+    mesh = jax.sharding.get_mesh()
+    mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
+    shapes = jax.eval_shape(make, key)
     made = jax.jit(make).trace(key).jaxpr.out_avals  # these know the memory too
 
     def place(s, aval):

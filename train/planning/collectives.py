@@ -21,7 +21,7 @@ class Collective(NamedTuple):
     group: tuple[int, ...]  # places in the mesh of one group of devices that talk; of a permute a sender and a receiver
     payload: float  # bytes: what all-gather leaves and reduce-scatter reads on each device; else the operand of each
     runs: int  # in a step
-    asynchronous: bool  # the compiler starts it early, so that other work can run meanwhile
+    asynchronous: bool  # in the compiler's schedule other work stands between its start and its end
 
     @property
     def sent(self) -> float:
@@ -79,9 +79,27 @@ def _collective(kind, instruction: Instruction, computation: Computation, mesh_s
         payload *= len(group)
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # TPU: an all-reduce fused with the slice of it that a device keeps
-    hides = started or "async" in computation.name or "async_collective_name" in instruction.text
-    hides = hides or "chain_id" in instruction.attribute("frontend_attributes")
-    return Collective(kind, axes, tuple(group), payload, computation.runs, hides)
+    # TPU's compiler marks those that it has taken apart.
+    hides = re.search(r"async_collective_name|chain_id", instruction.attribute("frontend_attributes")) is not None
+    return Collective(
+        kind,
+        axes,
+        tuple(group),
+        payload,
+        computation.runs,
+        hides or (started and _work_until_done(instruction, computation)),
+    )
+
+
+def _work_until_done(start: Instruction, computation: Computation) -> bool:
+    inside = False
+    for instruction in computation.instructions:
+        if inside and start.name in instruction.operands:
+            return False
+        inside |= instruction is start
+        if inside and instruction.opcode in ("fusion", "custom-call", "dot", "while"):
+            return True
+    return False
 
 
 def first_group(instruction: Instruction, devices: int) -> list[int]:
@@ -109,7 +127,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _group_of_mesh(text: str) -> list[int]:
-    """"mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b':(1)2}": axes, or parts (before)size of an axis."""
+    """ "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b':(1)2}": axes, or parts (before)size of an axis."""
     inside, rest = re.match(r"mesh\[([^\]]*)\](.*)", text).groups()
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", inside)}
     ids = np.arange(int(np.prod(list(sizes.values()))))

@@ -1,8 +1,8 @@
 """A compiled program as XLA prints it: its computations, and how often each runs in a step.
 
 Only what a plan needs is read: names, opcodes, shapes, operands, and which computation calls which. Loops run as often
-as their `known_trip_count` says; where the compiler leaves none (TPU), as the constant that their condition compares the
-counter with, which is how scans are lowered.
+as their `known_trip_count` says; where the compiler leaves none (TPU), as the constant says that their condition
+compares the counter with, which is how scans are lowered.
 """
 
 import dataclasses
@@ -16,7 +16,9 @@ BYTES |= {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}  # 8-bi
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\](\{[^}]*\})?")
-_CALLED = re.compile(r"\b(body|calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+[^}=]*)")
+_CALLED = re.compile(
+    r"\b(body|calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+[^}=]*)"
+)
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
@@ -91,7 +93,7 @@ def parse(text: str) -> dict[str, Computation]:
                 for name in re.findall(r"%?([\w.\-]+)", names):
                     if name in found:
                         found[name].runs += computation.runs * trips
-                        inlined = instruction.opcode == "fusion" or key == "to_apply" and instruction.opcode != "call"
+                        inlined = instruction.opcode == "fusion" or (key == "to_apply" and instruction.opcode != "call")
                         found[name].inlined |= inlined or computation.inlined
     return found
 

@@ -41,14 +41,14 @@ def _moved(one: Instruction, computation: Computation, program) -> float:
     inside = program.get(one.attribute("calls").lstrip("%"))
     if inside is None or _computes_or_talks(inside, program):
         return 0
-    return _written(one, inside) + sum(
-        _read(number, shapes, inside) for number, shapes in enumerate(operands)
-    )
+    return _written(one, inside) + sum(_read(number, shapes, inside) for number, shapes in enumerate(operands))
 
 
 def _read(number: int, shapes: tuple[Shape, ...], inside: Computation) -> float:
     """Of one operand of a fusion."""
-    name = next((i.name for i in inside.instructions if i.opcode == "parameter" and f"parameter({number})" in i.text), "")
+    name = next(
+        (i.name for i in inside.instructions if i.opcode == "parameter" and f"parameter({number})" in i.text), ""
+    )
     users = [user for user in inside.instructions if name in user.operands]
     if users and all(user.opcode in _SLICES and user.operands[0] == name for user in users):
         return sum(_bytes(user.shapes) for user in users) if _bytes(shapes) else 0

@@ -1,0 +1,64 @@
+"""A step on a target as figures: plain numbers and words, which can leave the process that compiled it."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from train.planning import compile, estimate, flops, hlo, traffic
+from train.planning.collectives import collectives
+from train.planning.targets import Target
+
+# What attention runs in, by what its custom call or its kernel is named in the program.
+ATTENTION = (("splash", "splash_"), ("flash", "flash_attention"), ("cuDNN", "__cudnn$fmha"))
+
+
+def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -> dict:
+    """
+    Args:
+      step: jitted, (state, batch) -> (state, metrics).
+      state, batch: abstract arrays with shardings on `mesh`, which is set (compile.use).
+      mesh: of compile.mesh; of compile.abstract_mesh: the step is only traced.
+    """
+    chip = target.chip
+    traced = step.trace(state, batch)
+    work = flops.count(traced.jaxpr, dict(mesh.shape))
+    found = {
+        "mesh": dict(mesh.shape),
+        "memory": {
+            "parameters": compile.bytes_per_device(state.model),
+            "optimizer": compile.bytes_per_device(state.opt_state),
+            "limit": chip.memory,
+        },
+        "flops": {"executed": work.total, "a_chip": work.per_device},
+        "notes": sorted(set(work.notes)),
+    }
+    compute = estimate.compute_seconds(work.products, chip) if chip.flops else 0.0
+    if isinstance(mesh, jax.sharding.AbstractMesh):
+        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0)._asdict()
+        return found
+    try:
+        compiled = compile.compiled(traced)
+    except compile.OutOfMemory as error:
+        found["out_of_memory"] = {"needed": error.needed, "words": str(error)[:2000]}
+        found["memory"]["limit"] = error.limit or chip.memory
+        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0)._asdict()
+        return found
+    found["memory"] |= {"arguments": compiled.arguments, "peak": compiled.peak}
+    if chip.platform == "gpu" and compiled.peak > chip.memory:
+        found["out_of_memory"] = {"needed": compiled.peak, "words": ""}
+    program = hlo.parse(compiled.text)
+    talking = collectives(program, dict(mesh.shape))
+    found["collectives"] = dict(collections.Counter(one.kind for one in talking))
+    found["attention"] = [name for name, mark in ATTENTION if mark in compiled.text]
+    found["compile_seconds"] = compiled.seconds
+    if chip.flops:
+        talks = estimate.talks(talking, compile.places(mesh, target), target)
+        moved = traffic.other_bytes(program)
+        hidden = sum(talk.seconds for talk in talks if talk.hidden)
+        waited = sum(talk.seconds for talk in talks if not talk.hidden)
+        found["times"] = estimate.Times(compute, moved / chip.memory_bandwidth, hidden, waited)._asdict()
+        found["talks"] = [talk._asdict() for talk in talks]
+        found["moved"] = moved
+    return found

@@ -1,0 +1,209 @@
+"""FLOPs of a traced step, by walking its jaxpr with trip counts.
+
+XLA's `cost_analysis` counts the body of a scan once, whatever its length. Here each product is counted as often as it
+runs, 2 FLOPs a multiply-add, recomputation included; everything that is no product (norms, softmax, the optimizer) is
+left out, being a few FLOPs an element. On an Explicit mesh the types say how each operand is split, so what one device
+computes is known before anything is compiled.
+
+Rules: a scan runs its body `length` times; a while loop as often as its counter says, where that is constant, else once
+(said in `notes`); of a cond the dearest branch runs; a shard_map's body has the shapes of one device along its manual
+axes. A Pallas kernel counts what its `cost_estimate` says, else its body for each point of its grid with the dearest
+branch of each cond: an upper bound where blocks are skipped. cuDNN's attention counts its 2 products forward and 5
+backward in full, also where it is causal.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from jax.extend import core
+
+_CUDNN = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of two arrays on one device, and how often it runs in a step."""
+
+    name: str  # of the primitive
+    dims: tuple[int, int, int, int]  # batch, rows, columns, contracted: sizes on one device
+    split: int  # devices among which the product as a whole is divided; others repeat the same work
+    nbytes: float  # operands and result on one device
+    runs: int
+
+    @property
+    def flops(self) -> float:
+        """On one device, each time."""
+        return 2.0 * math.prod(self.dims)
+
+
+@dataclasses.dataclass
+class Work:
+    products: list[Product]
+    notes: list[str]  # what could not be counted exactly
+
+    @property
+    def total(self) -> float:
+        """FLOPs of a step over all devices, work that several devices repeat counted once."""
+        return sum(product.flops * product.split * product.runs for product in self.products)
+
+    @property
+    def per_device(self) -> float:
+        return sum(product.flops * product.runs for product in self.products)
+
+
+def count(jaxpr: core.ClosedJaxpr, mesh_shape: Mapping[str, int] | None = None) -> Work:
+    """
+    Args:
+      jaxpr: of jax.make_jaxpr(step)(...) or jitted_step.trace(...).jaxpr.
+      mesh_shape: sizes of the mesh under which it was traced; None for none.
+    """
+    work = Work([], [])
+    _walk(jaxpr.jaxpr, 1, 1, dict(mesh_shape or {}), work)
+    return work
+
+
+def _walk(jaxpr, runs: int, manual: int, mesh: Mapping[str, int], work: Work) -> None:
+    """Args: manual: devices along the manual axes of the shard_maps around."""
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            work.products.append(_dot(eqn, runs, manual, mesh))
+        elif name.startswith("ragged_dot"):
+            work.products.append(_ragged(eqn, runs, manual, mesh))
+        elif name == "conv_general_dilated":
+            work.products.append(_convolution(eqn, runs, manual, mesh))
+        elif (passes := next((n for key, n in _CUDNN.items() if name.startswith(key)), 0)) and not _inner(params):
+            work.products.append(_cudnn(eqn, passes, runs, manual, mesh))
+        elif name == "scan":
+            _walk(params["jaxpr"].jaxpr, runs * params["length"], manual, mesh, work)
+        elif name == "while":
+            trips = _trips(eqn)
+            if trips is None:
+                work.notes.append("a while loop whose trip count is not constant was counted once")
+            _walk(params["body_jaxpr"].jaxpr, runs * (trips or 1), manual, mesh, work)
+        elif name == "cond":
+            branches = []
+            for branch in params["branches"]:
+                branches.append(Work([], work.notes))
+                _walk(branch.jaxpr, runs, manual, mesh, branches[-1])
+            work.products += max(branches, key=lambda branch: branch.per_device).products
+        elif name == "shard_map":
+            size = math.prod(dict(params["mesh"].shape)[axis] for axis in params["newly_manual_axes"])
+            _walk(params["jaxpr"], runs, manual * size, mesh, work)
+        elif name == "pallas_call":
+            _kernel(eqn, runs, manual, mesh, work)
+        else:
+            for inner in _inner(params):
+                _walk(inner, runs, manual, mesh, work)
+
+
+def _inner(params):
+    """Jaxprs that an equation runs once: of jit, remat, custom_vjp_call and the like."""
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
+
+
+def _parts(aval, mesh) -> list[int]:
+    """Into how many parts each dim of an array is split."""
+    spec = tuple(getattr(getattr(aval, "sharding", None), "spec", ()))
+    names = [(entry,) if isinstance(entry, str) else (entry or ()) for entry in spec]
+    parts = [math.prod(mesh.get(name, 1) for name in entry if isinstance(name, str)) for entry in map(tuple, names)]
+    return parts + [1] * (aval.ndim - len(parts))
+
+
+def _local(aval, mesh) -> float:
+    return aval.size * aval.dtype.itemsize / math.prod(_parts(aval, mesh))
+
+
+def _product(eqn, groups, runs, manual, mesh) -> Product:
+    """Args: groups: of each of the four kinds of dims [(operand or result, dim), ...], seen from wherever it occurs;
+    a dim is split as in the place where it is split most."""
+    dims, split = [], manual
+    for occurrences in groups:
+        size = 1
+        for places in occurrences:
+            length = places[0][0].shape[places[0][1]]
+            parts = max(_parts(aval, mesh)[dim] for aval, dim in places)
+            size, split = size * -(-length // parts), split * parts
+        dims.append(size)
+    avals = [var.aval for var in (*eqn.invars[:2], *eqn.outvars)]
+    return Product(eqn.primitive.name, tuple(dims), split, sum(_local(aval, mesh) for aval in avals), runs)
+
+
+def _dot(eqn, runs, manual, mesh) -> Product:
+    left, right, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
+    (left_in, right_in), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    rows = [dim for dim in range(left.ndim) if dim not in (*left_in, *left_batch)]
+    columns = [dim for dim in range(right.ndim) if dim not in (*right_in, *right_batch)]
+    n, m = len(left_batch), len(rows)
+    groups = (
+        [[(left, a), (right, b), (out, i)] for i, (a, b) in enumerate(zip(left_batch, right_batch, strict=True))],
+        [[(left, dim), (out, n + i)] for i, dim in enumerate(rows)],
+        [[(right, dim), (out, n + m + i)] for i, dim in enumerate(columns)],
+        [[(left, a), (right, b)] for a, b in zip(left_in, right_in, strict=True)],
+    )
+    return _product(eqn, groups, runs, manual, mesh)
+
+
+def _ragged(eqn, runs, manual, mesh) -> Product:
+    """Each row meets the matrix of its own group alone, so the dim of groups is no factor."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left_in, right_in), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    left, right = eqn.invars[0].aval, eqn.invars[1].aval
+    rows = [dim for dim in range(left.ndim) if dim not in (*left_in, *left_batch)]
+    columns = [dim for dim in range(right.ndim) if dim not in (*right_in, *right_batch, *numbers.rhs_group_dimensions)]
+    groups = (
+        [[(left, dim)] for dim in left_batch],
+        [[(left, dim)] for dim in rows],
+        [[(right, dim)] for dim in columns],
+        [[(left, dim)] for dim in left_in],
+    )
+    return _product(eqn, groups, runs, manual, mesh)
+
+
+def _convolution(eqn, runs, manual, mesh) -> Product:
+    kernel, out = eqn.invars[1].aval, eqn.outvars[0].aval
+    numbers = eqn.params["dimension_numbers"]
+    taps = [dim for dim in range(kernel.ndim) if dim != numbers.rhs_spec[0]]  # input features of a group, and space
+    places = [dim for dim in range(out.ndim) if dim != numbers.out_spec[1]]
+    groups = ([], [[(out, dim)] for dim in places], [[(out, numbers.out_spec[1])]], [[(kernel, dim)] for dim in taps])
+    return _product(eqn, groups, runs, manual, mesh)
+
+
+def _cudnn(eqn, passes, runs, manual, mesh) -> Product:
+    """Queries and keys are [B, T, N, H]."""
+    q, k = eqn.invars[0].aval, eqn.invars[1].aval
+    groups = ([[(q, 0)], [(q, 2)]], [[(q, 1)]], [[(k, 1)]], [[(q, 3)]])
+    return _product(eqn, groups, runs * passes, manual, mesh)
+
+
+def _kernel(eqn, runs, manual, mesh, work: Work) -> None:
+    estimate = eqn.params.get("cost_estimate")
+    if estimate is not None and estimate.flops:
+        nbytes = sum(_local(var.aval, mesh) for var in (*eqn.invars, *eqn.outvars))
+        work.products.append(Product("pallas_call", (1, 1, 1, int(estimate.flops) // 2), manual, nbytes, runs))
+        return
+    grid = eqn.params["grid_mapping"].grid
+    if not all(isinstance(size, int) for size in grid):
+        work.notes.append("a Pallas kernel without cost_estimate and with a grid of unknown size was left out")
+        return
+    work.notes.append("a Pallas kernel without cost_estimate was counted as all blocks of its grid: an upper bound")
+    _walk(eqn.params["jaxpr"], runs * math.prod(grid), manual, {}, work)
+
+
+def _trips(eqn) -> int | None:
+    """Of fori_loop's form: a counter from a constant while it is less than a constant, one more each time."""
+    condition, consts = eqn.params["cond_jaxpr"], eqn.params["cond_nconsts"]
+    body_consts = eqn.params["body_nconsts"]
+    if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":
+        return None
+    known = dict(zip(condition.jaxpr.invars, (*eqn.invars[:consts], *eqn.invars[consts + body_consts :]), strict=True))
+    start, end = (known.get(var, var) if isinstance(var, core.Var) else var for var in condition.eqns[0].invars)
+    if not all(isinstance(value, core.Literal) for value in (start, end)):
+        return None
+    return max(0, int(end.val) - int(start.val))
