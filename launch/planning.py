@@ -40,7 +40,8 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         except compile.CompilerMissing as error:
             mesh, missing = compile.abstract_mesh(target, mesh_shape), str(error)
     build.check(config, mesh)
-    model = build.model_config(config, config.data.tokenizer.vocab_size, config.model.get("num_labels") or 1)
+    tokenizer_size = 0 if config.model.vocab_size else config.data.tokenizer.vocab_size
+    model = build.model_config(config, tokenizer_size, config.model.get("num_labels") or 1)
     tx, tuning = build.optimizer(config, model), workdirs.tuning(config)
 
     def make(rngs: nnx.Rngs):

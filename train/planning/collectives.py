@@ -110,7 +110,7 @@ def first_group(instruction: Instruction, devices: int) -> list[int]:
         return list(moving[0]) if moving else []
     text = instruction.attribute("replica_groups")
     if text.startswith("mesh["):
-        return _group_of_mesh(text)
+        return _group_of_mesh(re.search(r"replica_groups=(mesh\[.*?\{.*?\})", instruction.text)[1])
     if text.startswith("["):
         return _iota(text).tolist()[0]
     groups = [[int(number) for number in re.findall(r"\d+", part)] for part in re.findall(r"\{([\d,]+)\}", text)]

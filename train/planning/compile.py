@@ -114,7 +114,7 @@ def devices(target: Target) -> list:
 def places(mesh: jax.sharding.Mesh, target: Target) -> list[Place]:
     """Where each device of a mesh stands, in the mesh's order."""
     if target.chip.platform == "tpu":
-        return [Place(d.slice_index or 0, tuple(d.coords)) for d in mesh.devices.flat]
+        return [Place(getattr(d, "slice_index", None) or 0, tuple(d.coords)) for d in mesh.devices.flat]
     size = target.shape[-1]
     order = {device: index for index, device in enumerate(sorted(mesh.devices.flat, key=lambda d: d.id))}
     return [Place(0, divmod(order[device], size)) for device in mesh.devices.flat]
@@ -139,8 +139,8 @@ def compiled(traced: jax.stages.Traced) -> Compiled:
 
 def peak_bytes(memory: Any) -> int:
     """Of `Compiled.memory_analysis()`: at most in use at once, arguments and results included."""
-    parts = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return max(getattr(memory, "peak_memory_in_bytes", 0), parts + memory.temp_size_in_bytes)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.peak_memory_in_bytes or held + memory.temp_size_in_bytes
 
 
 def bytes_per_device(tree: Any) -> float:

@@ -1,0 +1,52 @@
+"""The planner's estimates beside published training steps, as the table of README.
+
+    python -m tests.benchmarks.published_steps
+
+Published: MaxText's tiers of optimized models (maxtext.readthedocs.io, reference/models/tiering), with the batch and
+split of its recipes (AI-Hypercomputer/tpu-recipes, and maxtext's benchmarks/maxtext_v5p_model_configs.py). Their remat
+policies keep or offload projections; ours is `full`. Rows of a chip are computed one after another (accumulate).
+"""
+
+from configs import pretrain_decoder
+from launch import plans
+from train.planning import page, targets
+
+# name, size, target, mesh, tokens of a row, rows a chip, micro-batches, published MFU and tokens/s a chip
+STEPS = (
+    ("Llama 2 70B", "llama2_70b", "v5p:8x8x8", {"data": 8, "fsdp": 64}, 4096, 4, 4, 0.654, 692),
+    ("Llama 3.1 8B", "llama3.1_8b", "v6e:16x16", {"fsdp": 256}, 8192, 4, 4, 0.4546, 7207),
+    ("Llama 3.1 70B", "llama3.1_70b", "v6e:16x16", {"fsdp": 256}, 8192, 5, 5, 0.5033, 960),
+    ("Llama 3.1 405B", "llama3.1_405b", "v6e:16x16", {"fsdp": 64, "tensor": 4}, 8192, 1, 4, 0.3855, 123),
+)
+
+
+def main() -> None:
+    print("| run | published MFU | estimate | error | estimate of the products alone | peak GiB a chip |")
+    print("|---|---|---|---|---|---|")
+    for name, size, where, mesh, length, rows, accumulate, published, _ in STEPS:
+        target = targets.parse(where)
+        config = pretrain_decoder.get_config(size)
+        config.model.remat, config.data.seq_len = "full", length
+        config.batch_size, config.accumulate = rows * target.devices, accumulate
+        found = plans.plan(config, target, mesh)
+        alone = page.mfu(
+            found | {"times": dict.fromkeys(found["times"], 0.0) | {"compute": found["times"]["compute"]}}, target
+        )
+        mfu, error = ("", "") if "out_of_memory" in found else (f"{page.mfu(found, target):.1%}", "")
+        if mfu:
+            error = f"{page.mfu(found, target) / published - 1:+.0%}"
+        peak = f"{found['memory']['peak'] / targets.GIB:.1f}" if mfu else page.verdict(found)
+        print(f"| {name}, {where} | {published:.1%} | {mfu} | {error} | {alone:.1%} | {peak} |", flush=True)
+        print(
+            found["times"],
+            found.get("talks"),
+            found["memory"],
+            found["flops"],
+            found["model_flops"],
+            found["notes"],
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

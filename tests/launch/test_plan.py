@@ -1,0 +1,123 @@
+"""Plans without an accelerator: what fits, what does not, what is said where no compiler is."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import pretrain_decoder
+from launch import plans
+from launch.checking import ConfigError
+from model import count
+from model.config import ModelConfig
+from train.planning import page, targets
+from train.planning.targets import GIB
+
+ROOT = Path(__file__).resolve().parents[2]
+libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install --no-deps -r launch/requirements-planner.txt",
+)
+
+
+def run(*args, **env):
+    command = [sys.executable, "-m", "launch.plan", "--config=configs/pretrain_decoder.py:tiny", *args]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def config():
+    config = pretrain_decoder.get_config("tiny")
+    config.model.vocab_size, config.model.dtype = 1024, "float32"
+    config.batch_size, config.data.seq_len = 8, 128
+    return config
+
+
+def test_a_plan_for_cpu_devices(config):
+    """Collectives and memory of FSDP over 4 devices."""
+    target = targets.parse("cpu:4")
+    config.model.attention, config.model.remat = "xla", "full"
+    found = plans.plan(config, target, {"fsdp": 4})
+    model = ModelConfig(**config.model)
+    assert found["parameters"] == found["trained"] == count.num_params(model)
+    assert found["model_flops"] == pytest.approx(8 * 128 * count.flops_per_token(model, 128))
+    # Everything but norms is split four ways, and Adam has two moments of each parameter.
+    norms = (2 * model.num_layers + 1) * model.embed_dim
+    assert found["memory"]["parameters"] == 4 * ((found["parameters"] - norms) / 4 + norms)
+    assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], abs=64)
+    assert found["memory"]["arguments"] < found["memory"]["peak"] < 200 * 2**20
+    assert found["collectives"]["all-gather"] >= 7  # of each weight of a layer
+    assert not [note for note in found["notes"] if "Involuntary" in note]
+    assert found["attention"] == []
+    text = page.page(found, target, "tiny", "full")
+    assert "data=1 fsdp=4 tensor=1" in text and "MFU" not in text  # a CPU has no published peak
+
+
+def test_a_batch_that_the_mesh_cannot_share(config):
+    target = targets.parse("cpu:3")
+    with pytest.raises(ConfigError, match="batch_size 8 cannot be divided"):
+        plans.plan(config, target, {"fsdp": 3})
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (("--target=v9:4",), "unknown target 'v9:4'"),
+        (("--target=cpu:2", "--mesh=fsdp"), "not of the form fsdp=16,tensor=4"),
+        (("--target=cpu:2", "--mesh=fdsp=2"), "unknown axis 'fdsp'"),
+        (("--target=cpu:2", "--search"), "no rates are published"),
+    ],
+)
+def test_mistakes_of_flags(args, words):
+    done = run(*args)
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_compiler_the_analytic_half(tmp_path):
+    """A path without libtpu: types and shapes still say what is computed and what state takes."""
+    (tmp_path / "libtpu.py").write_text("raise ImportError('not here')")
+    done = run(
+        "--target=v5e:2x2", "--mesh=fsdp=4", PYTHONPATH=str(tmp_path), TPU_LIBRARY_PATH=str(tmp_path / "none.so")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Missing: libtpu is not installed" in done.stdout and "requirements-planner.txt" in done.stdout
+    assert "FLOPs a step" in done.stdout and "optimizer" in done.stdout and "activations" not in done.stdout
+
+
+@libtpu
+def test_a_plan_for_v5e(config):
+    """In CI: peak memory, collectives by kind, nothing gathered by force."""
+    config.model.dtype, config.model.remat = "bfloat16", "full"
+    found = plans.plan(config, targets.parse("v5e:2x2"), {"fsdp": 2, "tensor": 2})
+    assert found["memory"]["limit"] == 15.75 * GIB
+    assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
+    # Of a layer: 7 weights gathered forward and 7 again; the tables once or twice.
+    assert 14 <= found["collectives"]["all-gather"] <= 18
+    assert found["collectives"]["all-reduce"] <= 20 and "all-to-all" not in found["collectives"]
+    assert not [note for note in found["notes"] if "Involuntary" in note]
+    assert 0 < page.mfu(found, targets.parse("v5e:2x2")) < 1
+
+
+@libtpu
+def test_out_of_memory_is_an_answer():
+    """Scores of attention that every layer keeps do not fit 16 GB; with remat=full those of one layer do."""
+    sizes = ["num_layers=8", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
+    fields = [f"--config.model.{size}" for size in (*sizes, "head_dim=32", "attention=xla")]
+    shape = ["--config.data.seq_len=4096", "--config.batch_size=4"]
+    done = run("--target=v5e:1x1", "--tokens=1e9", *fields, *shape)
+    assert done.returncode == 0, done.stderr
+    assert "of 15.75 GiB; remat=" in done.stdout and "fits at" in done.stdout
+    assert "Training on 1.0 billion tokens" in done.stdout
+
+
+@libtpu
+def test_search_ranks_what_fits():
+    done = run("--target=v5e:2x1", "--search", "--tries=2", "--config.model.num_layers=2", "--config.data.seq_len=128")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "=2" in line]
+    assert len(rows) == 2 and all("%" in row for row in rows)
+    rates = [float(row.split()[-2].replace(",", "")) for row in rows]
+    assert rates == sorted(rates, reverse=True)
