@@ -93,7 +93,9 @@ class _Flow:
         if not self.training:
             return 1
         where = patterns.layers(self.config, name)
-        if where is None:
+        if name == "inputs/tokens/table":  # counted where it is the output layer too: above all that trains
+            reached = bool(self.trains)
+        elif where is None:
             below = {other for other in self.trains if other.startswith("inputs/") or not name.startswith("inputs/")}
             reached = bool(below - {name})
         elif "cross/key" in name or "cross/value" in name:
