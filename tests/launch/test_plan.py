@@ -41,7 +41,7 @@ def test_a_plan_for_cpu_devices(config):
     target = targets.parse("cpu:4")
     config.model.attention, config.model.remat = "xla", "full"
     found = plans.plan(config, target, {"fsdp": 4})
-    model = ModelConfig(**config.model)
+    model = ModelConfig(**config.model.to_dict())
     assert found["parameters"] == found["trained"] == count.num_params(model)
     assert found["model_flops"] == pytest.approx(8 * 128 * count.flops_per_token(model, 128))
     # Everything but norms is split four ways, and Adam has two moments of each parameter.
@@ -104,20 +104,32 @@ def test_a_plan_for_v5e(config):
 @libtpu
 def test_out_of_memory_is_an_answer():
     """Scores of attention that every layer keeps do not fit 16 GB; with remat=full those of one layer do."""
-    sizes = ["num_layers=8", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
+    sizes = ["num_layers=12", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
     fields = [f"--config.model.{size}" for size in (*sizes, "head_dim=32", "attention=xla")]
-    shape = ["--config.data.seq_len=4096", "--config.batch_size=4"]
+    shape = ["--config.data.seq_len=4096", "--config.batch_size=4", "--config.model.remat=dots"]
     done = run("--target=v5e:1x1", "--tokens=1e9", *fields, *shape)
     assert done.returncode == 0, done.stderr
     assert "of 15.75 GiB; remat=" in done.stdout and "fits at" in done.stdout
     assert "Training on 1.0 billion tokens" in done.stdout
 
 
-@libtpu
-def test_search_ranks_what_fits():
-    done = run("--target=v5e:2x1", "--search", "--tries=2", "--config.model.num_layers=2", "--config.data.seq_len=128")
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if "=2" in line]
-    assert len(rows) == 2 and all("%" in row for row in rows)
-    rates = [float(row.split()[-2].replace(",", "")) for row in rows]
-    assert rates == sorted(rates, reverse=True)
+def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
+    """Pretended programs: tensor parallelism is slow, and only two ways of FSDP fit, with remat=full."""
+
+    def pretended(config, target, mesh):
+        if mesh["tensor"] == 4:
+            raise ConfigError("model.num_kv_heads 2 cannot be split over mesh axis tensor=4")
+        found = {"tokens": 1000, "model_flops": 1e9, "memory": {"limit": 16 * GIB, "peak": GIB}}
+        found["times"] = {"compute": float(mesh["tensor"] * mesh["data"]), "memory": 0.0, "hidden": 0.0, "waited": 0.0}
+        if mesh["fsdp"] < 2 or config.model.remat != "full":
+            found["out_of_memory"] = {"needed": 20 * GIB, "words": ""}
+        return found
+
+    monkeypatch.setattr(plans, "plan", pretended)
+    target = targets.parse("v5e:2x2")
+    rows = plans.search(config, target, {}, tries=100)
+    fitting = [(mesh, remat) for mesh, remat, found in rows if "times" in found and "out_of_memory" not in found]
+    assert fitting == [("fsdp=4", "full"), ("data=2,fsdp=2", "full"), ("fsdp=2,tensor=2", "full")]
+    text = page.table(rows, target)
+    assert text.count("needs 20.0 of 16.00 GiB") == len(rows) - 3 - 1 and "cannot be split over mesh axis" in text
+    assert len(plans.search(config, target, {"data": 1, "tensor": 1}, tries=2)) == 2

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from model import axes
 from train.planning.estimate import Place
-from train.planning.targets import Target
+from train.planning.targets import Target, TargetError
 
 # XLA's GpuTargetConfigProto of an H100 (SXM5): limits of compute capability 9.0 from NVIDIA's CUDA programming guide,
 # the card's own numbers from its data sheet; the cuDNN version that XLA may count on.
@@ -97,6 +97,8 @@ def devices(target: Target) -> list:
     try:
         if target.chip.platform == "tpu":
             options = {"num_slices": target.slices} if target.slices > 1 else {}
+            if min(target.shape[:2]) < 2:  # less than the 2 x 2 chips that a host has else
+                options["chips_per_host_bounds"] = [*(min(2, size) for size in target.shape[:2]), 1]
             if target.name == "v4":
                 options["chip_config_name"] = "megacore"  # both cores of a chip as one device
             return list(topologies.get_topology_desc(f"{target.name}:{shape}", "tpu", **options).devices)
@@ -104,6 +106,8 @@ def devices(target: Target) -> list:
         found = topologies.get_topology_desc(target.name, "cuda", target_config=_H100, topology=f"1x{shape}")
         return list(found.devices)
     except Exception as error:
+        if "INVALID_ARGUMENT" in str(error):  # by the compiler, which is there
+            raise TargetError(f"{target} is no topology: {str(error).splitlines()[0]}") from error
         what = "libtpu" if target.chip.platform == "tpu" else "the CUDA plug-in of jax"
         missing = re.search(r"libtpu|plugin|plug-in|not found|No module|not in|unknown backend|cuda", str(error), re.I)
         if missing is None:

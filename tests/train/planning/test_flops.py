@@ -1,10 +1,22 @@
 """FLOPs of programs counted by hand, and of models against 6N + attention."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import pretrain_decoder
+from data.batch import DTYPES
+from model import axes, families
+from model.config import ModelConfig
+from model.count import flops_per_token
+from train import state
+from train.objectives.language import language
+from train.optimizer import make_optimizer
 from train.planning.flops import count
+from train.planning.hlo import parse
+from train.step import make_train_step
 
 A = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 B = jax.ShapeDtypeStruct((16, 4), jnp.float32)
@@ -112,3 +124,59 @@ def test_what_one_device_computes():
         )
         work = split(mapped, place(A, "x"), place(B))
         assert (work.total, work.per_device) == (ONE, ONE / 4)
+
+
+def step_of(model, mesh, batch_size, length):
+    """(traced step, work) of a train step over abstract arrays."""
+    config = pretrain_decoder.get_config()
+    config.data.seq_len, config.batch_size = length, batch_size
+    tx = make_optimizer(config.optimizer, lambda step: 1e-3, model)
+    step = make_train_step(language(), tx)
+    with axes.use_mesh(mesh):
+        abstract = state.abstract(lambda rngs: families.make(model, rngs), tx)
+        sharding = axes.batch_sharding(mesh)
+        shapes = {name: jax.ShapeDtypeStruct((batch_size, length), t, sharding=sharding) for name, t in DTYPES.items()}
+        traced = step.trace(abstract, shapes)
+        return traced, count(traced.jaxpr, dict(mesh.shape))
+
+
+def model(remat="none", **fields):
+    sizes = dict(vocab_size=128, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64, max_length=64)
+    return ModelConfig(**(sizes | fields), remat=remat, attention="xla", dtype="float32", scan_unroll=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tied": True}, {"gated": False, "position": "learned", "num_kv_heads": 4}],
+    ids=["llama", "tied", "gpt"],
+)
+def test_a_model_is_6n_and_attention(fields):
+    """6 a matmul weight and token, and 12 T a feature of the heads: what is masked is computed all the same."""
+    config, rows, length = model(**fields), 4, 64
+    features, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = config.embed_dim * (2 * features + 2 * kv + (3 if config.gated else 2) * config.mlp_dim)
+    weights = config.num_layers * layer + config.vocab_size * config.embed_dim
+    attention = config.num_layers * 12 * length * features
+    mesh = axes.make_mesh({"data": 1}, jax.devices()[:1])
+    _, work = step_of(config, mesh, rows, length)
+    assert work.total == rows * length * (6 * weights + attention)
+    assert flops_per_token(config, length) == 6 * weights + attention / 2
+    _, again = step_of(model("full", **fields), mesh, rows, length)
+    # Forward again, but for the last product, whose result nothing needs.
+    more = config.num_layers * (2 * (layer - config.embed_dim * config.mlp_dim) + 4 * length * features)
+    assert again.total - work.total == rows * length * more
+
+
+def test_the_compiled_program_multiplies_as_much_as_the_trace_says():
+    mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    traced, work = step_of(model("full"), mesh, 8, 64)
+    program = parse(traced.lower().compile().as_text())
+    multiplied = 0
+    for computation in program.values():
+        for one in computation.instructions:
+            if one.opcode == "dot":
+                left = computation.by_name[one.operands[0]].shapes[0].dims
+                contracted = [int(dim) for dim in one.attribute("lhs_contracting_dims").strip("{}").split(",") if dim]
+                size = math.prod(one.shapes[0].dims) * math.prod(left[dim] for dim in contracted)
+                multiplied += 2 * size * computation.runs
+    assert multiplied == work.per_device == work.total / 8
