@@ -37,15 +37,6 @@ def main() -> None:
             error = f"{page.mfu(found, target) / published - 1:+.0%}"
         peak = f"{found['memory']['peak'] / targets.GIB:.1f}" if mfu else page.verdict(found)
         print(f"| {name}, {where} | {published:.1%} | {mfu} | {error} | {alone:.1%} | {peak} |", flush=True)
-        print(
-            found["times"],
-            found.get("talks"),
-            found["memory"],
-            found["flops"],
-            found["model_flops"],
-            found["notes"],
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -
         found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0)._asdict()
         return found
     try:
-        compiled = compile.compiled(traced)
+        compiled = compile.compiled(traced, chip.platform)
     except compile.OutOfMemory as error:
         found["out_of_memory"] = {"needed": error.needed, "words": str(error)[:2000]}
         found["memory"]["limit"] = error.limit or chip.memory

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.planning.hlo import Computation, Instruction
+from train.planning.hlo import Computation, Instruction, multiplies
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 
@@ -21,7 +21,7 @@ class Collective(NamedTuple):
     group: tuple[int, ...]  # places in the mesh of one group of devices that talk; of a permute a sender and a receiver
     payload: float  # bytes: what all-gather leaves and reduce-scatter reads on each device; else the operand of each
     runs: int  # in a step
-    asynchronous: bool  # in the compiler's schedule other work stands between its start and its end
+    asynchronous: bool  # in the compiler's schedule products stand between its start and its end
 
     @property
     def sent(self) -> float:
@@ -47,7 +47,7 @@ def collectives(program: dict[str, Computation], mesh_shape: Mapping[str, int]) 
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or not computation.runs:
                 continue
-            one = _collective(kind, instruction, computation, mesh_shape)
+            one = _collective(kind, instruction, computation, program, mesh_shape)
             if one is None:
                 continue
             channel = instruction.attribute("channel_id")
@@ -62,7 +62,7 @@ def collectives(program: dict[str, Computation], mesh_shape: Mapping[str, int]) 
     return found
 
 
-def _collective(kind, instruction: Instruction, computation: Computation, mesh_shape) -> Collective | None:
+def _collective(kind, instruction: Instruction, computation: Computation, program, mesh_shape) -> Collective | None:
     sizes = tuple(mesh_shape.values())
     group = first_group(instruction, int(np.prod(sizes)))
     if len(group) < 2:
@@ -87,17 +87,18 @@ def _collective(kind, instruction: Instruction, computation: Computation, mesh_s
         tuple(group),
         payload,
         computation.runs,
-        hides or (started and _work_until_done(instruction, computation)),
+        hides or (started and _work_until_done(instruction, computation, program)),
     )
 
 
-def _work_until_done(start: Instruction, computation: Computation) -> bool:
+def _work_until_done(start: Instruction, computation: Computation, program) -> bool:
+    """Whether a product or a loop stands between the two in the schedule."""
     inside = False
-    for instruction in computation.instructions:
-        if inside and start.name in instruction.operands:
+    for one in computation.instructions:
+        if inside and start.name in one.operands:
             return False
-        inside |= instruction is start
-        if inside and instruction.opcode in ("fusion", "custom-call", "dot", "while"):
+        inside |= one is start
+        if inside and (one.opcode == "while" or multiplies(one, program)):
             return True
     return False
 

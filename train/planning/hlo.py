@@ -113,6 +113,16 @@ def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
     return max(constants, default=1)
 
 
+def multiplies(one: Instruction, program: dict[str, Computation]) -> bool:
+    """Whether it is a product, a kernel (a custom call), or fused with one."""
+    if one.opcode in ("dot", "convolution"):
+        return True
+    if one.opcode == "custom-call":
+        return 'custom_call_target="AllocateBuffer"' not in one.text
+    inside = program.get(one.attribute("calls").lstrip("%")) if one.opcode == "fusion" else None
+    return inside is not None and any(multiplies(part, program) for part in inside.instructions)
+
+
 def shapes(text: str) -> tuple[Shape, ...]:
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):

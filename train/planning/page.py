@@ -1,5 +1,7 @@
 """A plan as one page of text, and a table of several."""
 
+import textwrap
+
 from train.planning.targets import GIB, Target
 
 # Hoffmann et al., arXiv:2203.15556: tokens a parameter at which a budget of FLOPs gives the lowest loss.
@@ -10,7 +12,7 @@ _ASSUMED = (
     "Compute: each product at the peak, dims filled up to {tile}; where its bytes take longer, at the memory's rate.",
     "Memory: bytes that the compiled program moves beside its products, one instruction after the other.",
     "Collectives: bytes over the links of a group, at the rate of a ring; hidden where the compiler's "
-    "schedule has other work between start and end, else waited for.",
+    "schedule has products between start and end, else waited for.",
     "Step: the longer of compute + memory and hidden collectives, then those waited for. No input, no checkpoints.",
     "MFU: model FLOPs (6 a weight and token, causal attention half) over the chips' peak; recomputation not counted.",
 )
@@ -52,7 +54,7 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
     lines = [
         f"Plan of {title}",
         "",
-        f"  target        {target}: {target.devices} chips ({target.chip.device_kind})",
+        f"  target        {target}: {target.devices} chip{'s' * (target.devices > 1)} ({target.chip.device_kind})",
         f"  mesh          {axes}",
         f"  parameters    {found['parameters']:,}{trained}",
         f"  global batch  {found['tokens']:,} tokens a step, {found['tokens'] / target.devices:,.0f} a chip",
@@ -66,7 +68,10 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
         lines += ["", *_talks(found["talks"])]
     if target.chip.flops and "out_of_memory" not in found:
         lines += ["", *_time(found, target), "", *_budget(found, target, tokens)]
-        lines += ["", "Assumptions", *(f"  {words.format(tile=target.chip.tile)}" for words in _ASSUMED)]
+        lines += ["", "Assumptions"]
+        for words in _ASSUMED:
+            wrapped = textwrap.wrap(words.format(tile=target.chip.tile), 96)
+            lines += [f"  {wrapped[0]}", *(f"    {rest}" for rest in wrapped[1:])]
     if found["missing"]:
         lines += ["", f"Missing: {found['missing']}."]
         lines += ["  So neither peak memory nor collectives are known, and the time is that of the products alone."]

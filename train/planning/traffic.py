@@ -8,7 +8,7 @@ their own roofline (flops.py).
 """
 
 from train.planning.collectives import KINDS
-from train.planning.hlo import Computation, Instruction, Shape
+from train.planning.hlo import Computation, Instruction, Shape, multiplies
 
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "iota"}
 _FREE |= {"after-all", "partition-id", "replica-id", "opt-barrier", "custom-call", "add-dependency", "copy-done"}
@@ -39,7 +39,7 @@ def _moved(one: Instruction, computation: Computation, program) -> float:
     if one.opcode != "fusion":
         return _bytes(one.shapes) + sum(map(_bytes, operands))
     inside = program.get(one.attribute("calls").lstrip("%"))
-    if inside is None or _computes_or_talks(inside, program):
+    if inside is None or _talks(inside) or multiplies(one, program):
         return 0
     return _written(one, inside) + sum(_read(number, shapes, inside) for number, shapes in enumerate(operands))
 
@@ -69,14 +69,8 @@ def _written(one: Instruction, inside: Computation) -> float:
     return total
 
 
-def _computes_or_talks(inside: Computation, program) -> bool:
-    for one in inside.instructions:
-        if one.opcode in ("dot", "convolution", "custom-call") or one.opcode.removesuffix("-start") in KINDS:
-            return True
-        called = program.get(one.attribute("calls").lstrip("%")) if one.opcode == "fusion" else None
-        if called is not None and _computes_or_talks(called, program):
-            return True
-    return False
+def _talks(inside: Computation) -> bool:
+    return any(one.opcode.removesuffix("-start") in KINDS for one in inside.instructions)
 
 
 def _bytes(shapes) -> float:

@@ -120,10 +120,13 @@ def test_parts_of_one_collective_count_once():
     assert (total.kind, total.axes, total.runs, total.asynchronous) == ("all-reduce", ("a",), 32, False)
 
 
+_DOT = "dot(%p, %p), lhs_contracting_dims={0}, rhs_contracting_dims={0}"
+
+
 @pytest.mark.parametrize(
-    "between, hidden", [("  %work = f32[4]{0} fusion(%p), kind=kLoop, calls=%f\n", True), ("", False)]
+    "between, hidden", [(f"  %work = f32[] {_DOT}\n", True), ("  %work = f32[4]{0} negate(%p)\n", False), ("", False)]
 )
-def test_hidden_where_work_stands_between_start_and_end(between, hidden):
+def test_hidden_where_products_stand_between_start_and_end(between, hidden):
     text = "ENTRY %main (p: f32[4]) -> f32[8] {\n  %p = f32[4]{0} parameter(0)\n"
     text += "  %s = (f32[4]{0}, f32[8]{0}) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}\n"
     text += between + "  ROOT %d = f32[8]{0} all-gather-done(%s)\n}\n"
