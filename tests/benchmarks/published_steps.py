@@ -11,19 +11,19 @@ from configs import pretrain_decoder
 from launch import plans
 from train.planning import page, targets
 
-# name, size, target, mesh, tokens of a row, rows a chip, micro-batches, published MFU and tokens/s a chip
+# name, size, target, mesh, tokens of a row, rows a chip, micro-batches, published MFU
 STEPS = (
-    ("Llama 2 70B", "llama2_70b", "v5p:8x8x8", {"data": 8, "fsdp": 64}, 4096, 4, 4, 0.654, 692),
-    ("Llama 3.1 8B", "llama3.1_8b", "v6e:16x16", {"fsdp": 256}, 8192, 4, 4, 0.4546, 7207),
-    ("Llama 3.1 70B", "llama3.1_70b", "v6e:16x16", {"fsdp": 256}, 8192, 5, 5, 0.5033, 960),
-    ("Llama 3.1 405B", "llama3.1_405b", "v6e:16x16", {"fsdp": 64, "tensor": 4}, 8192, 1, 4, 0.3855, 123),
+    ("Llama 2 70B", "llama2_70b", "v5p:8x8x8", {"data": 8, "fsdp": 64}, 4096, 4, 4, 0.654),
+    ("Llama 3.1 8B", "llama3.1_8b", "v6e:16x16", {"fsdp": 256}, 8192, 4, 4, 0.4546),
+    ("Llama 3.1 70B", "llama3.1_70b", "v6e:16x16", {"fsdp": 256}, 8192, 5, 5, 0.5033),
+    ("Llama 3.1 405B", "llama3.1_405b", "v6e:16x16", {"fsdp": 64, "tensor": 4}, 8192, 1, 4, 0.3855),
 )
 
 
 def main() -> None:
     print("| run | published MFU | estimate | error | estimate of the products alone | peak GiB a chip |")
     print("|---|---|---|---|---|---|")
-    for name, size, where, mesh, length, rows, accumulate, published, _ in STEPS:
+    for name, size, where, mesh, length, rows, accumulate, published in STEPS:
         target = targets.parse(where)
         config = pretrain_decoder.get_config(size)
         config.model.remat, config.data.seq_len = "full", length
