@@ -9,7 +9,7 @@ if __package__ in (None, ""):  # as a script, launch/ would be the first place w
 
 from launch import runtime
 
-runtime.configure("training")
+runtime.configure()  # what training on the target sets is there already
 
 import json
 import pickle
@@ -48,7 +48,7 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         base = families.make(model, rngs)
         return tuning.apply(quantize(base, tuning.quantization) if tuning.quantization else base, jax.random.key(0))
 
-    with compile.use(mesh):
+    with axes.use_mesh(mesh):
         abstract = state.abstract(make, tx)
         step, _ = build.steps(config, tx)
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)

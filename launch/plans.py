@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from launch import runtime
 from launch.checking import ConfigError, checking
 from model.config import CHOICES
 from train.planning import page, targets
@@ -21,14 +22,16 @@ _INVOLUNTARY = "Involuntary full rematerialization"
 
 
 def environment(target: targets.Target) -> dict[str, str]:
-    """Of the process that compiles; the program itself runs on this machine's CPU."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
-    flags_of = lambda name, value: {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()}
-    if target.chip.platform == "cpu":
-        return env | flags_of("xla_force_host_platform_device_count", target.devices)
+    """Of the process that compiles, with the compiler's flags that training on the target has; the process itself runs
+    on this machine's CPU."""
+    platform = target.chip.platform
+    env = os.environ | runtime.settings(platform, "training") | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    add = lambda flag: {"XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} --{flag}".strip()}
+    if platform == "cpu":
+        return env | add(f"xla_force_host_platform_device_count={target.devices}")
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs for absent devices are written to it and can't be read
-    if target.chip.platform == "gpu":
-        return env | flags_of("xla_gpu_autotune_level", 0)  # there is no GPU to time kernels on
+    if platform == "gpu":
+        return env | add("xla_gpu_autotune_level=0")  # there is no GPU to time kernels on
     # libtpu asks the machine's metadata server what it runs on, unless told; topologies do not depend on the answer.
     names = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
     return env | names | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

@@ -100,19 +100,23 @@ _MADV_HUGEPAGE = 14
 def configure(kind: str = "") -> None:
     """Apply the tables above to a program of this kind ('training' or ''), and keep compiled programs between runs
     (JAX_COMPILATION_CACHE_DIR says where)."""
-    jaxlib = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-    for wanted_platform, wanted_kind, first, variables in ENVIRONMENT:
-        if (wanted_platform, wanted_kind) == (platform(), kind) and jaxlib >= first:
-            for name, value in variables.items():
-                mine = os.environ.get(name)
-                os.environ[name] = (
-                    _merged(mine or "", value) if name in _LISTS_OF_FLAGS else value if mine is None else mine
-                )
+    os.environ.update(settings(platform(), kind))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if platform() == "cpu" and sys.platform == "linux":
         _configure_allocator()
+
+
+def settings(platform: str, kind: str) -> dict[str, str]:
+    """The variables of the tables above for a program of this kind, the user's own kept or merged."""
+    jaxlib, found = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]), {}
+    for wanted_platform, wanted_kind, first, variables in ENVIRONMENT:
+        if (wanted_platform, wanted_kind) == (platform, kind) and jaxlib >= first:
+            for name, value in variables.items():
+                mine = os.environ.get(name)
+                found[name] = _merged(mine or "", value) if name in _LISTS_OF_FLAGS else value if mine is None else mine
+    return found
 
 
 def _merged(mine: str, ours: str) -> str:

@@ -53,7 +53,7 @@ def test_a_plan_for_cpu_devices(config):
     assert not [note for note in found["notes"] if "Involuntary" in note]
     assert found["attention"] == []
     text = page.page(found, target, "tiny", "full")
-    assert "data=1 fsdp=4 tensor=1" in text and "MFU" not in text  # a CPU has no published peak
+    assert "  mesh          fsdp=4\n" in text and "MFU" not in text  # a CPU has no published peak
 
 
 def test_a_batch_that_the_mesh_cannot_share(config):

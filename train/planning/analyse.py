@@ -18,7 +18,7 @@ def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -
     """
     Args:
       step: jitted, (state, batch) -> (state, metrics).
-      state, batch: abstract arrays with shardings on `mesh`, which is set (compile.use).
+      state, batch: abstract arrays with shardings on `mesh`, which is set (axes.use_mesh).
       mesh: of compile.mesh; of compile.abstract_mesh: the step is only traced.
     """
     chip = target.chip

@@ -5,14 +5,12 @@ lowered and compiled over abstract arrays. Where the compiler is not installed, 
 (jax.sharding.AbstractMesh) still lets the step be traced, and everything that types and shapes tell is known.
 """
 
-import contextlib
 import re
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType
 
@@ -70,24 +68,12 @@ def mesh(target: Target, shape: dict[str, int]) -> jax.sharding.Mesh:
 
 def abstract_mesh(target: Target, shape: dict[str, int]) -> AbstractMesh:
     """The same mesh without devices, for tracing alone."""
-    # Sizes are worked out and checked by make_mesh, over anything that can be counted.
-    sizes = axes.sizes(shape, target.devices)
+    sizes = axes.mesh_sizes(shape, target.devices)
     device = jax.sharding.AbstractDevice(
         device_kind=target.chip.device_kind, num_cores=None, platform=target.chip.platform
     )
     types = (AxisType.Explicit,) * len(sizes)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=types, abstract_device=device)
-
-
-@contextlib.contextmanager
-def use(mesh):
-    """axes.use_mesh, also of an abstract mesh."""
-    if isinstance(mesh, AbstractMesh):
-        with jax.sharding.use_abstract_mesh(mesh), nnx.logical_axis_rules(axes.RULES):
-            yield
-    else:
-        with axes.use_mesh(mesh):
-            yield
 
 
 def devices(target: Target) -> list:

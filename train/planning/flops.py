@@ -108,28 +108,37 @@ def _inner(params):
                 yield one
 
 
-def _parts(aval, mesh) -> list[int]:
-    """Into how many parts each dim of an array is split."""
+def _axes(aval) -> list[tuple[str, ...]]:
+    """Over which mesh axes each dim of an array is split."""
     spec = tuple(getattr(getattr(aval, "sharding", None), "spec", ()))
-    names = [(entry,) if isinstance(entry, str) else (entry or ()) for entry in spec]
-    parts = [math.prod(mesh.get(name, 1) for name in entry if isinstance(name, str)) for entry in map(tuple, names)]
-    return parts + [1] * (aval.ndim - len(parts))
+    names = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
+    return names + [()] * (aval.ndim - len(names))
 
 
 def _local(aval, mesh) -> float:
-    return aval.size * aval.dtype.itemsize / math.prod(_parts(aval, mesh))
+    parts = math.prod(mesh.get(name, 1) for names in _axes(aval) for name in names)
+    return aval.size * aval.dtype.itemsize / parts
 
 
 def _product(eqn, groups, runs, manual, mesh) -> Product:
-    """Args: groups: of each of the four kinds of dims [(operand or result, dim), ...], seen from wherever it occurs;
-    a dim is split as in the place where it is split most."""
+    """
+    Args:
+      groups: of each of the four kinds of dims [(operand or result, dim), ...]: every place where it stands. What is
+        contracted is split as its operands are; other dims as the result is, over axes that no contraction has used:
+        what it has split is put together only afterwards.
+    """
+    result = eqn.outvars[0].aval
+    contracted = {name for places in groups[3] for aval, dim in places for name in _axes(aval)[dim]}
     dims, split = [], manual
     for occurrences in groups:
         size = 1
         for places in occurrences:
-            length = places[0][0].shape[places[0][1]]
-            parts = max(_parts(aval, mesh)[dim] for aval, dim in places)
-            size, split = size * -(-length // parts), split * parts
+            if occurrences is groups[3]:
+                names = {name for aval, dim in places for name in _axes(aval)[dim]}
+            else:
+                names = {name for aval, dim in places if aval is result for name in _axes(aval)[dim]} - contracted
+            parts = math.prod(mesh.get(name, 1) for name in names)
+            size, split = size * -(-places[0][0].shape[places[0][1]] // parts), split * parts
         dims.append(size)
     avals = [var.aval for var in (*eqn.invars[:2], *eqn.outvars)]
     return Product(eqn.primitive.name, tuple(dims), split, sum(_local(aval, mesh) for aval in avals), runs)
@@ -157,10 +166,12 @@ def _ragged(eqn, runs, manual, mesh) -> Product:
     left, right = eqn.invars[0].aval, eqn.invars[1].aval
     rows = [dim for dim in range(left.ndim) if dim not in (*left_in, *left_batch)]
     columns = [dim for dim in range(right.ndim) if dim not in (*right_in, *right_batch, *numbers.rhs_group_dimensions)]
+    out, n, m = eqn.outvars[0].aval, len(left_batch), len(rows)
+    g = out.ndim - n - m - len(columns)  # a dim of groups, where rows are what is contracted
     groups = (
-        [[(left, dim)] for dim in left_batch],
-        [[(left, dim)] for dim in rows],
-        [[(right, dim)] for dim in columns],
+        [[(left, dim), (out, g + i)] for i, dim in enumerate(left_batch)],
+        [[(left, dim), (out, g + n + i)] for i, dim in enumerate(rows)],
+        [[(right, dim), (out, g + n + m + i)] for i, dim in enumerate(columns)],
         [[(left, dim)] for dim in left_in],
     )
     return _product(eqn, groups, runs, manual, mesh)
@@ -177,8 +188,8 @@ def _convolution(eqn, runs, manual, mesh) -> Product:
 
 def _cudnn(eqn, passes, runs, manual, mesh) -> Product:
     """Queries and keys are [B, T, N, H]."""
-    q, k = eqn.invars[0].aval, eqn.invars[1].aval
-    groups = ([[(q, 0)], [(q, 2)]], [[(q, 1)]], [[(k, 1)]], [[(q, 3)]])
+    q, k, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
+    groups = ([[(out, 0)], [(out, 2)]], [[(out, 1)]], [[(k, 1)]], [[(q, 3)]])
     return _product(eqn, groups, runs * passes, manual, mesh)
 
 

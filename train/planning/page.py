@@ -49,7 +49,7 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
       title: what is planned.
       tokens: the budget of the run; 0: Chinchilla's.
     """
-    axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items())
+    axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1) or "data=1"
     trained = "" if found["trained"] == found["parameters"] else f", of which {found['trained']:,} train"
     lines = [
         f"Plan of {title}",

@@ -167,9 +167,11 @@ def test_a_model_is_6n_and_attention(fields):
     assert again.total - work.total == rows * length * more
 
 
-def test_the_compiled_program_multiplies_as_much_as_the_trace_says():
-    mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    traced, work = step_of(model("full"), mesh, 8, 64)
+@pytest.mark.parametrize("shape", [{"data": 2, "fsdp": 4}, {"fsdp": 4, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_compiled_program_multiplies_as_much_as_the_trace_says(remat, shape):
+    mesh = axes.make_mesh(shape)
+    traced, work = step_of(model(remat), mesh, 8, 64)
     program = parse(traced.lower().compile().as_text())
     multiplied = 0
     for computation in program.values():
