@@ -82,7 +82,7 @@ def _moved(x, rows, sent_PP, begins_PP, places_PP):
         source = mine.argmax(1)
         found = everything[source, jnp.where(mine.any(1), row[:, 0] + (begins_PP - places_PP)[source, me], 0)]
         return jnp.where(mine.any(1)[:, None], found, 0)
-    empty = jnp.zeros((rows, x.shape[1]), x.dtype)
+    empty = jnp.zeros_like(x, shape=(rows, x.shape[1]))
     return jax.lax.ragged_all_to_all(
         x, empty, begins_PP[me], sent_PP[me], places_PP[me], sent_PP[:, me], axis_name=AXIS
     )
