@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from model import axes
 from model.masks import Mask
@@ -52,7 +52,8 @@ def splash(rule, q_BTKGH, k_BSKH, v_BSKH, mask: Mask) -> jax.Array:
     places = None
     if axes.has_mesh():
         over = PartitionSpec(None, "context" if shards > 1 and not everything else None)
-        places = kernel.manual_sharding_spec(NamedSharding(jax.sharding.get_abstract_mesh(), over))
+        # On a mesh of its own: that of a pipeline, with a manual axis, can't be asked for shapes.
+        places = kernel.manual_sharding_spec(NamedSharding(AbstractMesh((shards,), ("context",)), over))
         kernel = jax.tree.map(jax.sharding.reshard, kernel, places)
     segments = (mask.q_segments_BT, mask.kv_segments_BS)
     return _on_each_device(local, kernel, places, q_BTKGH, k_BSKH, v_BSKH, *segments)
