@@ -91,7 +91,7 @@ def test_without_the_compiler_the_analytic_half(tmp_path):
 def test_a_plan_for_v5e(config):
     """In CI: peak memory, collectives by kind, nothing gathered by force."""
     config.model.dtype, config.model.remat = "bfloat16", "full"
-    found = plans.plan(config, targets.parse("v5e:2x2"), {"fsdp": 2, "tensor": 2})
+    found = plans.plan(config, targets.parse("v5e:2x2"), {"fsdp": 4})
     assert found["memory"]["limit"] == 15.75 * GIB
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
     # Of a layer: 7 weights gathered forward and 7 again; the tables once or twice.
@@ -103,10 +103,10 @@ def test_a_plan_for_v5e(config):
 
 @libtpu
 def test_out_of_memory_is_an_answer():
-    """Scores of attention that every layer keeps do not fit 16 GB; with remat=full those of one layer do."""
-    sizes = ["num_layers=12", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
+    """Scores of attention that every layer keeps do not fit 16 GB; where products with weights alone are kept, it does."""
+    sizes = ["num_layers=8", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
     fields = [f"--config.model.{size}" for size in (*sizes, "head_dim=32", "attention=xla")]
-    shape = ["--config.data.seq_len=4096", "--config.batch_size=4", "--config.model.remat=dots"]
+    shape = ["--config.data.seq_len=2048", "--config.batch_size=16"]
     done = run("--target=v5e:1x1", "--tokens=1e9", *fields, *shape)
     assert done.returncode == 0, done.stderr
     assert "of 15.75 GiB; remat=" in done.stdout and "fits at" in done.stdout
