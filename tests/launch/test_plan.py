@@ -103,7 +103,7 @@ def test_a_plan_for_v5e(config):
 
 @libtpu
 def test_out_of_memory_is_an_answer():
-    """Scores of attention that every layer keeps do not fit 16 GB; where products with weights alone are kept, it does."""
+    """Scores of attention that every layer keeps do not fit; products with weights alone do."""
     sizes = ["num_layers=8", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
     fields = [f"--config.model.{size}" for size in (*sizes, "head_dim=32", "attention=xla")]
     shape = ["--config.data.seq_len=2048", "--config.batch_size=16"]
