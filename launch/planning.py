@@ -80,6 +80,11 @@ def main() -> None:
         result = found(ConfigDict(job["config"]), target, job["mesh"])
     except ConfigError as error:
         result = {"mistake": str(error)}
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        words = f"{error} launch/requirements-planner.txt has it; or plan with --config.model.attention=xla"
+        result = {"mistake": words}
     Path(job["out"]).write_text(json.dumps(result))
 
 

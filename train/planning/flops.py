@@ -73,7 +73,7 @@ def _walk(jaxpr, runs: int, manual: int, mesh: Mapping[str, int], work: Work) ->
             work.products.append(_ragged(eqn, runs, manual, mesh))
         elif name == "conv_general_dilated":
             work.products.append(_convolution(eqn, runs, manual, mesh))
-        elif (passes := next((n for key, n in _CUDNN.items() if name.startswith(key)), 0)) and not _inner(params):
+        elif passes := next((n for key, n in _CUDNN.items() if name.startswith(key)), 0):
             work.products.append(_cudnn(eqn, passes, runs, manual, mesh))
         elif name == "scan":
             _walk(params["jaxpr"].jaxpr, runs * params["length"], manual, mesh, work)
@@ -204,7 +204,13 @@ def _kernel(eqn, runs, manual, mesh, work: Work) -> None:
         work.notes.append("a Pallas kernel without cost_estimate and with a grid of unknown size was left out")
         return
     work.notes.append("a Pallas kernel without cost_estimate was counted as all blocks of its grid: an upper bound")
-    _walk(eqn.params["jaxpr"], runs * math.prod(grid), manual, {}, work)
+    inside = Work([], work.notes)
+    _walk(eqn.params["jaxpr"], runs * math.prod(grid), manual, {}, inside)
+    # Blocks lie on the chip: of the device's memory the kernel's own operands and results are read and written, once.
+    nbytes = sum(_local(var.aval, mesh) for var in (*eqn.invars, *eqn.outvars)) * runs
+    for product in inside.products:
+        share = nbytes / len(inside.products) / product.runs
+        work.products.append(dataclasses.replace(product, nbytes=share))
 
 
 def _trips(eqn) -> int | None:

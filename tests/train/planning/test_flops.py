@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 
@@ -108,6 +109,15 @@ def test_pallas_kernels_by_what_they_say_or_by_their_grid(name):
     work = count(jax.make_jaxpr(call)(A, B))
     assert work.total == (10 * ONE if estimate else ONE)
     assert bool(work.notes) == (estimate is None)
+
+
+@pytest.mark.parametrize("name, products", [("fwd", 2), ("bwd", 5)])
+def test_attention_of_cudnn_by_the_name_of_its_primitive(name, products):
+    """A stand-in: to trace the real one needs cuDNN."""
+    primitive = jax.extend.core.Primitive(f"dot_product_attention_{name}_wrapper")
+    primitive.def_abstract_eval(lambda q, k, v: q)
+    q, k = jax.ShapeDtypeStruct((2, 8, 4, 16), jnp.bfloat16), jax.ShapeDtypeStruct((2, 6, 4, 16), jnp.bfloat16)
+    assert flops(primitive.bind, q, k, k) == products * 2 * (2 * 4 * 8 * 6 * 16)
 
 
 def test_what_one_device_computes():
