@@ -93,8 +93,11 @@ start() {
   mkdir -p "$state"
   echo "$(date -u +%FT%TZ) start: $(printf '%q ' "$@")" >>"$state/log"
   setsid nohup bash "$checkout/launch/worker.sh" run -- "$@" >>"$state/log" 2>&1 </dev/null &
-  echo $! >"$state/pid"
-  echo "[$(process) $HOSTNAME] started as process $!"
+  pid=$!
+  echo "$pid" >"$state/pid"
+  # What comes next may ask whether it runs: not before it can be told from this shell's fork.
+  until running >/dev/null || ! kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+  echo "[$(process) $HOSTNAME] started as process $pid"
 }
 
 stop() {
