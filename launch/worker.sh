@@ -83,7 +83,7 @@ run() {
 running() {
   local pid
   pid=$(cat "$state/pid" 2>/dev/null) || return 1
-  [[ $(ps -o args= -p "$pid") == *launch/worker.sh\ run* ]] || return 1
+  [[ $(ps -ww -o args= -p "$pid") == *launch/worker.sh\ run* ]] || return 1
   echo "$pid"
 }
 
