@@ -96,6 +96,7 @@ def test_a_plan_for_v5e(config):
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
     # Of a layer: 7 weights gathered forward and 7 again; the tables once or twice.
     assert 14 <= found["collectives"]["all-gather"] <= 18
+    assert found["attention"] == ["splash"]
     assert found["collectives"]["all-reduce"] <= 20 and "all-to-all" not in found["collectives"]
     assert not [note for note in found["notes"] if "Involuntary" in note]
     assert 0 < page.mfu(found, targets.parse("v5e:2x2")) < 1
