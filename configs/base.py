@@ -5,9 +5,17 @@ Every field can be set on the command line: --config.optimizer.learning_rate=3e-
 
 from ml_collections import ConfigDict
 
+from configs.meshes import meshed
+from configs.sizes import sized
 
-def base(model: dict) -> ConfigDict:
-    """A run of a model with these fields of ModelConfig."""
+
+def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> ConfigDict:
+    """A run of the model that `argument` names: one of `sizes`, and after an @, if there is one, one of MESHES.
+
+    Args:
+      methods: what the argument could have been besides.
+    """
+    size, *mesh = argument.split("@", 1)
     config = ConfigDict()
     config.seed = 0
     config.init_from = ""  # a workdir, trained or imported, whose parameters, architecture and tokenizer to begin with
@@ -18,8 +26,9 @@ def base(model: dict) -> ConfigDict:
     config.batch_size = 16  # rows of the global batch
     config.accumulate = 1  # micro-batches a step
     config.mesh = ConfigDict(dict(data=-1, stage=1, fsdp=1, expert=1, context=1, tensor=1))  # devices; -1: the rest
+    config.mesh.update(meshed(*mesh) if mesh else {})
 
-    config.model = ConfigDict(model)
+    config.model = ConfigDict(sized(size, sizes, methods))
     config.model.remat = "none"  # none, dots, full: keep less of a layer, compute it again
     config.model.scan_unroll = 0  # layers an iteration of the scan over them; 0: by platform
     config.model.dtype = "bfloat16"
@@ -78,12 +87,21 @@ def base(model: dict) -> ConfigDict:
     config.checkpoint_every = 200
     config.keep_last = 2
     config.keep_best = 1  # by config.early_stopping.metric
+    config.verify_checkpoints = "full"  # before one is continued: every byte; sampled: some bytes; off
     # Ends a run after so many evaluations in a row (0: never) that were not better by more than min_delta.
     config.early_stopping = ConfigDict(dict(metric="validation/loss", patience=0, min_delta=0.0))
     # Answers to held-out examples (chat, pairs), graded at each evaluation.
     config.grade = ConfigDict(dict(metrics="", rows=64, max_new_tokens=64))  # bleu,chrf,rouge,exact_match,f1; 0: all
     config.grade.tokenizer = "13a"  # of BLEU; for Chinese zh
-    config.max_bad_steps = 10  # updates in a row that are not finite, before the run stops
+    # Updates that are not finite, or whose loss or gradient norm is a spike (so many robust deviations above the median
+    # of the last 64; 0: never), are left out. So many in a row end the run, or roll it back: it goes on from its last
+    # checkpoint with the data behind them.
+    config.spike = 10.0
+    config.max_bad_steps = 10
+    config.on_bad_steps = "stop"  # stop, roll_back
+    # A phase (data, step, evaluate, save, restore) that takes longer than this and than 20 times its longest so far is
+    # named, and what all threads do; the process ends `end_after` seconds later. 0: never. First times compile.
+    config.watchdog = ConfigDict(dict(seconds=600.0, first_seconds=3600.0, end_after=300.0))
     config.profile_start = 10
     config.profile_steps = 0
     return config

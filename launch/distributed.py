@@ -5,6 +5,7 @@ to stderr from every process and say which one speaks, on which host.
 What becomes of the others when one ends: launch/processes.py.
 """
 
+import collections
 import contextlib
 import os
 import socket
@@ -38,6 +39,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 
 _NETWORK_DISK_SECONDS = 60  # after which a file that another host has made is seen
 _DAY = 24 * 60 * 60 * 1000  # ms
+_times = collections.Counter()
 
 
 @contextlib.contextmanager
@@ -73,21 +75,36 @@ def refuse_several(program: str) -> None:
 
 
 def agree(what: str, value: str) -> None:
-    """Wait until process 0 has come here too, and check that it has the same `value`; once for each `what`.
+    """Wait until process 0 has come here too, and check that it has the same `value`.
 
     Raises:
       ConfigError: it has another.
     """
-    client = global_state.client
+    client, key = global_state.client, _key("agree", what)
     if client is None:
         return
     if jax.process_index() == 0:
-        client.key_value_set(f"agree/{what}", value)
-    elif (there := client.blocking_key_value_get(f"agree/{what}", _DAY)) != value:
+        client.key_value_set(key, value)
+    elif (there := client.blocking_key_value_get(key, _DAY)) != value:
         raise ConfigError(
             f"{what}: process 0 on {processes.host(0)} has {there}, this process has {value}; all need "
             "the same command, the same files and one --workdir on a file system that they share"
         )
+
+
+def gathered(what: str, value: str) -> list[str]:
+    """The `value` of every process, in their order."""
+    client, key = global_state.client, _key("gathered", what)
+    if client is None:
+        return [value]
+    client.key_value_set(f"{key}/{jax.process_index()}", value)
+    return [client.blocking_key_value_get(f"{key}/{i}", _DAY) for i in range(jax.process_count())]
+
+
+def _key(verb: str, what: str) -> str:
+    """Of the n-th time that all processes come to this: a key is set once."""
+    _times[verb, what] += 1
+    return f"{verb}/{what}/{_times[verb, what]}"
 
 
 def first_writes(path: Path, write: Callable[[], None]) -> None:

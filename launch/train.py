@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data import pipeline, stage, tokenizer
 from data.labels import num_scores
-from launch import build, distributed, early_stopping, evaluation, grading, init_from, workdirs
+from launch import build, distributed, early_stopping, evaluation, grading, init_from, recovery, workdirs
 from model import axes, weights
 from train import loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -32,6 +32,7 @@ from train.early_stopping import value_of
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
 flags.adopt_module_key_flags(distributed)
+_ROLL_BACKS = 3  # in one process
 
 
 def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
@@ -44,6 +45,7 @@ def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tu
     build.check(config, mesh)
     early_stopping.make(config)
     grading.settings(config)
+    recovery.check(config)
     return config, mesh
 
 
@@ -54,6 +56,17 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
       chosen: fields that the user has set.
       observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
     """
+    back = None
+    for _ in range(_ROLL_BACKS + 1):
+        try:
+            return _train(config, workdir, chosen, observe, back)
+        except loop.RollBack as error:
+            back = error
+    raise loop.TrainingStopped(f"{back}; the run was rolled back {_ROLL_BACKS} times before: look at the data")
+
+
+def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool:
+    """`train`, from the last checkpoint; `back`: with the data behind those that it names."""
     config, mesh = checked(config, workdir, chosen)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
@@ -69,7 +82,9 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
     rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
     train_step, eval_step = build.steps(config, tx, prepared.labels)
     tuning = workdirs.tuning(config, words)
-    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, config.early_stopping.metric)
+    recovery.settle(workdir, config.verify_checkpoints)
+    metric = config.early_stopping.metric
+    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, metric, verify="off")  # which is settled
     peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
     step = checkpoints.latest_step or 0
     distributed.agree("latest checkpoint", str(step))
@@ -81,11 +96,12 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             why, how = stopping.why(), "raise config.early_stopping.patience"
         print(f"{workdir} is done: {why}. To train longer, {how}.")
         return True
-    with contextlib.closing(checkpoints), axes.use_mesh(mesh):
+    with contextlib.closing(checkpoints), axes.use_mesh(mesh), recovery.watched(config) as phases:
         train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, step > 0, prepared.labels)
         saved = {}
         if step:
-            train_state, saved = checkpoints.restore(train_state)
+            with phases("restore"):
+                train_state, saved = checkpoints.restore(train_state)
             print(f"continuing {workdir} after step {step}")
         corruption = build.corruption(config, prepared)
         tokens = config.batch_size * config.data.seq_len
@@ -99,7 +115,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
                 config.batch_size,
                 config.seed,
                 build.batch_rows(mesh, config.batch_size),
-                saved.get("position"),
+                saved.get("position") if back is None else back.position,
                 corruption,
                 build.augmentation(config, prepared),
             ),
@@ -109,6 +125,7 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
             stopping=stopping,
             learning_rate=rate,
             checkpoints=checkpoints,
+            phases=phases,
             writer=metrics.Writer(workdir, resume_step=step or -1, enabled=first),
             progress=metrics.Progress(
                 config.steps, tokens, flops, peak, step, perplexity=config.objective.name == "language"
@@ -119,6 +136,10 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
         facts = summary.facts(train_state.model, flops, mesh, prepared, convention)
         print("\n".join([summary.headline(facts), *build.notes(config, model_config, trains)]))
         with contextlib.closing(parts.source), contextlib.closing(parts.writer):
+            if back is not None:
+                why = {"rolled_back": str(back), "from_step": back.step, "position": back.position}
+                parts.writer.event(step + 1, why)
+                parts.progress.message(f"rolled back to step {step}: {back}; goes on with the data behind them")
             named = stopping.metric != "validation/loss"  # of which it shows only now whether evaluations give it
             if (config.init_from or named) and config.eval_every and not step:
                 before = parts.evaluate(train_state.model)

@@ -30,9 +30,10 @@ LABELS = "labels.json"
 # How a run computes and when it saves, not what it learns or measures: trials of one sweep may differ in it.
 SAME_FIGURES = ("mesh", "model.attention", "model.remat", "model.scan_unroll", "data.dir", "log_every", "profile_start")
 SAME_FIGURES += ("model.context", "model.pipeline_slots", "model.pipeline_groups", "optimizer.offload")
-SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best")
+SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best", "verify_checkpoints")
 # What may differ between a run and its continuation; anything else would make it another run.
-FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "max_bad_steps", "early_stopping.patience")
+FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
+FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

@@ -3,6 +3,7 @@
     WORKDIR/checkpoints/STEP/model     parameters, by name       (all that inference and export read)
     WORKDIR/checkpoints/STEP/training  optimizer state, counters (what training reads as well)
     WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics, waiting of early stopping
+    WORKDIR/checkpoints/STEP/manifest.json  sizes and hashes of these files (train/manifest.py), compared before a read
 
 Of a model with an adapter, or another part that trains over a base that doesn't, the checkpoint holds what trains, and
 in `loop` the content hash of the base (model/fingerprint.py).
@@ -13,7 +14,9 @@ are written asynchronously: the loop goes on once they are copied from the devic
 
 import contextlib
 import functools
+import logging
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,8 +25,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from model.weights import by_name, trained
+from train import manifest
 from train.early_stopping import lower_is_better, value_of
 from train.state import TrainState
+
+# Orbax writes arrays in tasks of their own; of a save that fails, asyncio would print a traceback for each of them.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 class CheckpointError(Exception):
@@ -36,6 +43,7 @@ class Checkpoints:
     Args:
       base: content hash of the model under what trains: only what trains is saved. None: all is.
       reading: nothing is saved; of a run that may be going on, what it has not finished stays.
+      verify: how a step's files are compared with their manifest before they are read first (manifest.LEVELS).
     """
 
     def __init__(
@@ -46,13 +54,16 @@ class Checkpoints:
         metric: str = "validation/loss",
         base: str | None = None,
         reading: bool = False,
+        verify: str = "full",
     ):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), _Best(metric, keep_best)]),
             best_fn=lambda metrics: metrics[metric],  # without it metrics are not written, and forgotten at a restart
             cleanup_tmp_directories=not reading,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
         )
-        self.metric, self.base = metric, base
+        self.metric, self.base, self.verify = metric, base, verify
+        self._saving, self._verified = None, set()
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
 
@@ -94,7 +105,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the checkpoint cannot be read, or is of another base.
         """
-        step = self.latest_step if step is None else step
+        step = self._verified_step(step)
         self._check_base(step)
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(self._held(like.model)),
@@ -106,7 +117,7 @@ class Checkpoints:
 
     def restore_model(self, like, step: int | None = None):
         """The model alone; `like` and errors as in `restore`."""
-        step = self.latest_step if step is None else step
+        step = self._verified_step(step)
         self._check_base(step)
         items = ocp.args.Composite(model=ocp.args.StandardRestore(self._held(like)))
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
@@ -116,7 +127,7 @@ class Checkpoints:
         self, like: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
         """Yields (name, array) of a model, one after another: for who need not hold all of them at once."""
-        step = self.latest_step if step is None else step
+        step = self._verified_step(step)
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         for name, shape in like.items():
             item = {name: shape}
@@ -125,7 +136,27 @@ class Checkpoints:
             read = functools.partial(reader.restore, self.directory / str(step) / "model", args=wanted)
             yield name, self._guard("read", step, read)[name]
 
+    def _verified_step(self, step: int | None) -> int:
+        """The step (default: the latest), whose files are as they were written."""
+        step = self.latest_step if step is None else step
+        if step not in self._verified:
+            if found := manifest.problems(self.directory / str(step), self.verify):
+                more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.directory} is damaged: {'; '.join(found[:3])}{more}. "
+                    f"python -m launch.checkpoints --workdir={self.directory.parent} --verify shows which are good"
+                )
+            self._verified.add(step)
+        return step
+
+    def _describe(self) -> None:
+        """In the folder that Orbax renames next, when all is in it."""
+        (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        manifest.write(folder)
+
     def _write(self, step: int, items, metrics: dict[str, float]) -> None:
+        self._guard("write", step, self._manager.wait_until_finished)
+        self._saving = step
         if not self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=metrics)):
             raise CheckpointError(f"{self.directory} holds step {self.latest_step}, so step {step} was not written")
 
@@ -145,7 +176,7 @@ class Checkpoints:
     def loop(self, step: int | None = None) -> dict:
         """The `loop` JSON of a step (default: the latest); {} where there is none: a model alone, or nothing yet."""
         step = self.latest_step if step is None else step
-        if not (self.directory / str(step) / "loop").exists():
+        if step is None or not (self.directory / str(self._verified_step(step)) / "loop").exists():
             return {}
         items = ocp.args.Composite(loop=ocp.args.JsonRestore())
         return self._guard("read", step, lambda: self._manager.restore(step, args=items))["loop"]
@@ -173,6 +204,13 @@ class Checkpoints:
             f"{self.directory} holds no step {wanted!r}; there are: {', '.join(map(str, steps)) or 'none'}{evaluated}"
         )
 
+    def check(self) -> None:
+        """
+        Raises:
+          CheckpointError: a save that ran in the background has failed.
+        """
+        self._guard("write", None, self._manager.check_for_errors)
+
     def wait(self) -> None:
         """Return when everything is on disk."""
         self._guard("write", None, self._manager.wait_until_finished)
@@ -187,9 +225,14 @@ class Checkpoints:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
+            if verb == "write" and self._saving is not None and jax.process_index() == 0:
+                for left in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):  # a full disk needs the room
+                    shutil.rmtree(left, ignore_errors=True)
             kept = self._manager.latest_step()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
-            reason = str(error).strip().split("\n")[0][:400] or type(error).__name__
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            if len(reason) > 400:  # it ends with what the system said, after paths
+                reason = f"{reason[:150]} ... {reason[-250:]}"
             raise CheckpointError(f"could not {verb} {which} in {self.directory} ({good}): {reason}") from error
 
 
@@ -217,12 +260,11 @@ def _rename(tree, values: dict):
 
 
 def _training(state: TrainState) -> dict:
-    rest = (state.opt_state, state.skipped, state.streak)
+    rest = (state.opt_state, state.skipped, state.streak, state.recent)
     return by_name({"step": state.step, "rest": rest})
 
 
 def _join(like: TrainState, model: dict, training: dict) -> TrainState:
-    rest = (like.opt_state, like.skipped, like.streak)
+    rest = (like.opt_state, like.skipped, like.streak, like.recent)
     tree = _rename({"step": like.step, "rest": rest}, training)
-    opt_state, skipped, streak = tree["rest"]
-    return TrainState(tree["step"], _rename(like.model, model), opt_state, skipped, streak)
+    return TrainState(tree["step"], _rename(like.model, model), *tree["rest"])

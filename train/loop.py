@@ -15,14 +15,25 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train import guard
 from train.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
 from train.metrics import Clock, Progress, Writer
+from train.phases import Phases
+from train.saves import Saves
 from train.state import TrainState
 
 
 class TrainingStopped(Exception):
     """The run cannot go on; the message says why and what to do."""
+
+
+class RollBack(Exception):
+    """The run is to go on from its last checkpoint, but with the data from `position` on; the message says why."""
+
+    def __init__(self, why: str, step: int, position: Any):
+        self.step, self.position = step, position
+        super().__init__(why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Schedule:
     log_every: int
     eval_every: int
     checkpoint_every: int
-    max_bad_steps: int  # updates in a row that were not finite, after which the run stops
+    max_bad_steps: int  # updates left out in a row, after which the run stops, or rolls back
+    on_bad_steps: str = "stop"  # 'stop' or 'roll_back'
     profile_start: int = 0  # first step of the profiler's window
     profile_steps: int = 0
 
@@ -50,6 +62,7 @@ class Parts:
     stopping: EarlyStopping
     learning_rate: Callable  # step -> float
     checkpoints: Checkpoints
+    phases: Phases
     writer: Writer
     progress: Progress
     workdir: Any
@@ -64,71 +77,90 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
       loop: what `Checkpoints.restore` returned beside the state ({} at the start).
 
     Raises:
-      TrainingStopped: `max_bad_steps` updates in a row were not finite, or nothing in a batch counts.
+      TrainingStopped: `max_bad_steps` updates in a row were left out, or nothing in a batch counts.
+      RollBack: the former, where `on_bad_steps` says so.
       UnknownMetric: evaluations lack the metric of `parts.stopping`.
-      CheckpointError: a save failed.
+      CheckpointError: the last save failed.
     """
-    window, clock, pending, evaluation = _Window(loop.get("window")), Clock(step), None, None
+    window, clock, pending, evaluation, counters = _Window(loop.get("window")), Clock(step), None, None, {}
     first = step
     due = lambda every, at: every and (at % every == 0 or at == schedule.steps)
 
     def read(pending) -> None:
         """Take in the result of an earlier step; log it where due."""
-        at, result = pending
-        result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
+        at, result, place, behind = pending
+        with parts.phases("step"):
+            result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
         window.add(result)
         if not result["weight"]:
             raise TrainingStopped(f"all weights of the batch of step {at} are 0: nothing can be learnt from it")
+        if result["left_out"]:
+            _left_out(at, result, place, parts)
         if result["streak"] >= schedule.max_bad_steps:
+            why = f"the updates of steps {at - schedule.max_bad_steps + 1} to {at} were all left out (the last: "
+            why += f"{guard.REASONS[int(result['left_out'])]})"
+            if schedule.on_bad_steps == "roll_back":
+                raise RollBack(why, at, behind)
             raise TrainingStopped(
-                f"steps {at - schedule.max_bad_steps + 1} to {at} all gave a loss or gradient that is not finite; none "
-                "of them changed the model. Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or look at "
-                "the data; the run continues from its last checkpoint"
+                f"{why}; none of them changed the model. Lower optimizer.learning_rate, lengthen "
+                "optimizer.warmup_steps, raise config.spike, set config.on_bad_steps=roll_back, or look at the data "
+                "(metrics.jsonl says which rows); the run continues from its last checkpoint"
             )
         if at == first + 1:
             clock.skip(at)  # it was compiling
         if due(schedule.log_every, at):
             _log(at, window.flush(), clock.lap(at), parts)
 
-    def save() -> None:
-        counters = {"window": window.to_json(), "early_stopping": parts.stopping.to_json()}
-        counters |= {"position": parts.source.position()}  # written while we go on
-        parts.checkpoints.save(step, state, counters, evaluation)
+    def save(step: int) -> None:
+        if counters.get("step") != step:  # else a save of this step is tried again
+            counters.update(step=step, window=window.to_json(), early_stopping=parts.stopping.to_json())
+            counters["position"] = parts.source.position()
+        parts.checkpoints.save(step, state, dict(counters), evaluation)  # written while we go on
 
+    saves = Saves(save, parts.checkpoints, parts.writer, parts.progress)
     with _StopRequests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
         while step < schedule.steps and not stop and not parts.stopping.ended:
             profiler.at(step)
-            state, result = parts.train_step(state, parts.put(parts.source.next()))
+            place = parts.source.position()
+            with parts.phases("data"):
+                batch = parts.source.next()
+            with parts.phases("step"):
+                state, result = parts.train_step(state, parts.put(batch))
             step += 1
             stop.ask(step)
             if pending:
                 read(pending)
-            pending, evaluation = (step, result), None
-            evaluating, saving = due(schedule.eval_every, step), due(schedule.checkpoint_every, step) or stop
+            pending, evaluation = (step, result, place, parts.source.position()), None
+            evaluating = due(schedule.eval_every, step)
+            saving = due(schedule.checkpoint_every, step) or saves.due(step) or stop
             if evaluating or saving:
                 read(pending)
                 pending = None
                 clock.lap(step)
                 if evaluating:
-                    evaluation = parts.evaluate(state.model)
+                    with parts.phases("evaluate"):
+                        evaluation = parts.evaluate(state.model)
                     parts.writer.write(step, evaluation | window.flush_arrays())
                     parts.progress.message(evaluation_line(step, evaluation))
                     best = parts.stopping.update(step, evaluation)
                     parts.observe(step, evaluation)
                     saving = saving or parts.stopping.ended or (best and parts.stopping.patience)
                 if saving:
-                    save()
+                    with parts.phases("save"):
+                        saves.now(step)
                 clock.skip(step)
         if pending:
             read(pending)
             clock.lap(step)
-        if stop:
-            save()
-        elif arrays := window.flush_arrays():  # no evaluation has written them
+        if stop or parts.stopping.ended or due(schedule.checkpoint_every, step):
+            with parts.phases("save"):
+                saves.last(step)
+        if not stop and (arrays := window.flush_arrays()):  # no evaluation has written them
             parts.writer.write(step, arrays)
         if parts.stopping.ended and schedule.log_every and not due(schedule.log_every, step):
             _log(step, window.flush(), clock.lap(step), parts)  # the last window; a run that goes on has all of it
-        parts.checkpoints.wait()
+        with parts.phases("save"):
+            parts.checkpoints.wait()
         parts.writer.flush()
     return state, step, clock
 
@@ -145,6 +177,14 @@ def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> No
             values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
     parts.writer.write(step, values)
     progress.update(step, values["loss"], rate, seconds)
+
+
+def _left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
+    """Say and keep why the update of a step was not made, and where its batch begins."""
+    why, norm = guard.REASONS[int(result["left_out"])], float(result["grad_norm"])
+    loss = float(result["loss"]) if "loss" in result else math.nan
+    parts.writer.event(step, {"left_out": why, "loss": loss, "grad_norm": norm, "position": place})
+    parts.progress.message(f"step {step}: update left out, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
 
 
 def evaluation_line(step: int, evaluation: dict[str, float]) -> str:
@@ -174,7 +214,7 @@ class _Window:
             return  # what was skipped would make the mean NaN; `skipped` counts it
         weight = float(result["weight"])
         for name, value in result.items():
-            if name not in ("weight", "grad_norm", "skipped", "streak"):
+            if name not in ("weight", "grad_norm", "skipped", "streak", "left_out"):
                 sums, value = (self.arrays, value) if value.ndim else (self.numbers, float(value))
                 sums[name] = sums.get(name, 0.0) + value * weight
         for sums in (self.numbers, self.arrays):

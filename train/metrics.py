@@ -108,6 +108,13 @@ class Writer:
         self.lines.write(json.dumps({"step": int(step), "time": round(now, 3), **row}, allow_nan=False) + "\n")
         self.events.write(int(step), now, numbers)
 
+    def event(self, step: int, what: dict):
+        """One line {"step", "time", "event": what}, of what is no figure: a decision, with its reasons."""
+        if self.enabled:
+            plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in what.items()}
+            row = {"step": int(step), "time": round(time.time(), 3), "event": plain}
+            self.lines.write(json.dumps(row, allow_nan=False) + "\n")
+
     def flush(self):
         """Waits until everything is on disk. Not needed for others to read along: every write reaches the system."""
         for file in (self.lines, self.events.file) if self.enabled else ():

@@ -169,7 +169,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
     facts = (
         ("Validation loss", _show(validation["loss"], "{:.3f}"), _show(validation["perplexity"], "perplexity {:.4g}")),
         ("Train loss", _show(float(train_loss[-1]) if train_loss.size else None, "{:.3f}"), "smoothed"),
-        ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} skipped, not finite")),
+        ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} left out")),
         ("Tokens per second", _show(median("tokens_per_second"), short), "median"),
         ("MFU", _show(100 * median("mfu"), "{:.1f} %"), "median, see below"),
         ("Wall time", _show(summary.get("wall_seconds"), duration), _show(goodput, "{:.0%} in steps")),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.weights import Weight, replaced, trained, variables
+from train import guard
 
 
 @jax.tree_util.register_dataclass
@@ -17,8 +18,9 @@ class TrainState:
     step: jax.Array  # int32: batches consumed
     model: nnx.Module
     opt_state: object  # of what trains of the model (weights.trained), by name
-    skipped: jax.Array  # int32: updates left out because loss or gradient was not finite
+    skipped: jax.Array  # int32: updates left out (guard.py)
     streak: jax.Array  # int32: of these, the last ones in a row
+    recent: jax.Array  # float32: what updates are judged by (guard.py)
 
 
 def create(make_model, tx, seed: int) -> TrainState:
@@ -60,7 +62,7 @@ def _new(make_model, tx, key) -> TrainState:
 
 def _around(model: nnx.Module, tx) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, model, tx.init(trained(model)), zero, zero)
+    return TrainState(zero, model, tx.init(trained(model)), zero, zero, guard.empty())
 
 
 def _placed(make):

@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate, differentiate, clip, update; leave the update out if it is not finite."""
+"""One optimizer step: accumulate, differentiate, clip, update; leave out what is not finite or a spike."""
 
 import functools
 
@@ -9,21 +9,25 @@ import optax
 from model import axes
 from model.adapt.lora import seeded
 from model.weights import replaced, trained
+from train import guard
 from train.losses import Loss
 from train.optimizer import fetched, gradient_norm
 from train.state import TrainState
 
 
-def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0):
+def make_train_step(
+    objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0, spike: float = 0.0
+):
     """The compiled step (state, batch) -> (state, metrics); it donates the state.
 
     Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
-    `skipped` and `streak` (see TrainState).
+    `skipped` and `streak` (see TrainState), and `left_out`, the place in guard.REASONS of why this update was.
 
     Args:
       objective: (model, batch, key) -> Loss.
       accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
         that of one large batch whatever weight each micro-batch has.
+      spike: deviations from which on an update is left out, 0: none is (guard.judge).
     """
 
     def total(params, model, batch, key):
@@ -45,19 +49,22 @@ def make_train_step(objective, tx: optax.GradientTransformation, *, accumulate: 
             grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
             grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
         norm = gradient_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, params)
-        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        bad = (~finite).astype(jnp.int32)
+        old_state = fetched(state.opt_state)
+        updates, opt_state = tx.update(grads, old_state, params)
+        reason, recent = guard.judge(state.recent, loss.total / _at_least(loss.weight), norm, spike)
+        bad = (reason > 0).astype(jnp.int32)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(reason == 0, n, o), new, old)
         new = TrainState(
             step=state.step + 1,
             model=replaced(state.model, keep(optax.apply_updates(params, updates), params)),
-            opt_state=jax.tree.map(_home, keep(opt_state, fetched(state.opt_state)), state.opt_state),
+            opt_state=jax.tree.map(_home, keep(opt_state, old_state), state.opt_state),
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
+            recent=recent,
         )
         metrics = {name: value / _at_least(loss.weight) for name, value in loss.metrics.items()}
         metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
+        metrics["left_out"] = reason
         return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from launch.train import train
 from model import axes
 from model.families import Decoder
 from tests.launch.conftest import refused
-from train import loop, metrics, state
+from train import loop, metrics, saves, state
 from train.checkpoint import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,18 +214,45 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
     assert "note: nothing keeps the load of the experts even" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_named(tiny, tmp_path, monkeypatch):
-    """The save fails with the system's words, the last good step and its place; that step is still there."""
-    save = Checkpoints.save
+def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
+    """The save after step 4 fails as where files may not grow, and so does the next one; with room again the third is
+    whole, and the run is the one that had room from the start."""
+    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(4, 5)))
+    tiny.checkpoint_every = 4
+    whole = uninterrupted(tiny)
+    train(tiny, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("training goes on, and tries again after step") == 2 and "none is complete yet" in said
+    assert "File too large" in said
+    events = [row["event"] for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if "event" in row]
+    assert [event["again_at"] for event in events] == [5, 7] and all(
+        "File too large" in e["save_failed"] for e in events
+    )
+    assert_same_run(tiny, whole, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
 
-    def full(self, step, *rest):
-        if step == 8:
-            monkeypatch.setattr(
-                self._manager, "save", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-            )
-        save(self, step, *rest)
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    refused(tiny, tmp_path / "run", CheckpointError, "No space left", "last complete one is step 4")
+def crowded(save, steps):
+    """Checkpoints.save, but at these steps no file grows beyond 4 kB, as where a quota is used up."""
+
+    def limited(self, step, *rest):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if step not in steps:
+            return save(self, step, *rest)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+        try:
+            save(self, step, *rest)
+            self.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path, monkeypatch):
+    """With the system's words, the last good step and its place; that step is still there."""
+    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(8,)))
+    monkeypatch.setattr(saves, "_SECONDS_BETWEEN", 0.1)
+    refused(tiny, tmp_path / "run", CheckpointError, "File too large", "last complete one is step 4")
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "run").latest_step == 4

@@ -107,6 +107,7 @@ def test_a_damaged_checkpoint_is_named(written, tmp_path):
         if path.is_file() and path.name not in ("_METADATA", "_CHECKPOINT_METADATA"):
             path.write_bytes(b"")
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        checkpoints = Checkpoints(tmp_path / "copy")
-        with pytest.raises(CheckpointError, match=r"could not read checkpoint 3 in .*copy/checkpoints"):
-            checkpoints.restore(state.abstract(make, TX))
+        for verify, words in (("full", "is damaged: model/"), ("off", r"\(the last complete one is step 3\)")):
+            checkpoints = Checkpoints(tmp_path / "copy", verify=verify)
+            with pytest.raises(CheckpointError, match=rf"checkpoint 3 in .*copy/checkpoints.* {words}"):
+                checkpoints.restore(state.abstract(make, TX))

@@ -1,5 +1,7 @@
 """The step: accumulation, skipped updates, and a golden loss curve."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from model import axes
 from model.config import ModelConfig
 from model.families import Decoder
 from tests.train.torch_decoder import losses_in_pytorch
-from train import optimizer, state, step
+from train import guard, optimizer, state, step
 from train.checkpoint import Checkpoints
 from train.objectives.language import language
 
@@ -122,6 +124,22 @@ def test_skips_what_is_not_finite():
             np.testing.assert_array_equal(one, two)
         current, metrics = train_step(current, batch())
         assert (metrics["skipped"], metrics["streak"]) == (2, 0)
+
+
+def test_a_spike_changes_nothing():
+    """Of the loss: labels at random, after a window of lower losses."""
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        tx, current = start()
+        train_step = step.make_train_step(language(), tx, spike=10.0)
+        recent = np.random.default_rng(0).normal(1.0, 0.01, (2, guard.WINDOW)).astype(np.float32)
+        current = dataclasses.replace(current, recent=jnp.asarray(recent))
+        before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
+        current, metrics = train_step(current, batch())
+    assert guard.REASONS[int(metrics["left_out"])] == "loss spike" and metrics["loss"] > 3
+    assert (metrics["skipped"], metrics["streak"], current.step) == (1, 1, 1)
+    for one, two in zip(before, jax.tree.leaves((current.model, current.opt_state)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(current.recent, recent)
 
 
 def test_a_batch_without_weight_is_harmless():

@@ -1,0 +1,36 @@
+"""List the checkpoints of a run: steps, sizes, when they were written, whether their files are all there.
+
+    python -m launch.checkpoints --workdir=runs/quickstart
+    python -m launch.checkpoints --workdir=runs/quickstart --verify     # reads every byte
+
+Exit status 1 where one is damaged. Nothing is changed: training sets aside what it cannot continue from.
+"""
+
+if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+    raise SystemExit("start it from the checkout as: python -m launch.checkpoints")
+
+from launch import runtime
+
+runtime.configure()
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch import recovery
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a run, or of an imported model.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Compare all bytes with the hashes of when they were written.")
+
+
+def main() -> None:
+    lines, good = recovery.listed(Path(_WORKDIR.value).absolute(), _VERIFY.value)
+    print("\n".join(lines))
+    if not good:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    runtime.run(main)

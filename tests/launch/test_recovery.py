@@ -1,0 +1,122 @@
+"""Damaged checkpoints: named, set aside, and nothing else is lost."""
+
+import shutil
+
+import pytest
+
+from launch import recovery, workdirs
+from launch.train import train
+from tests.launch.conftest import refused, started
+from tests.launch.test_train import assert_same_run
+from tests.train.test_manifest import flip
+from train import manifest
+from train.checkpoint import CheckpointError, Checkpoints
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A finished run with checkpoints 4 and 8, made by the first test that asks."""
+    workdir = tmp_path_factory.mktemp("kept") / "run"
+
+    def make(config):
+        if not workdir.exists():
+            train(config, workdir)
+        return workdir
+
+    return make
+
+
+@pytest.fixture
+def run(tiny, kept, tmp_path):
+    return shutil.copytree(kept(tiny), tmp_path / "run")
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_a_run_goes_on_from_the_newest_good_one(tiny, kept, run, capsys):
+    """One flipped bit, which Orbax would not see, and an empty folder, which it would take for a step."""
+    weights = largest(run / "checkpoints" / "8" / "model")
+    flip(weights, weights.stat().st_size // 2)
+    (run / "checkpoints" / "12").mkdir()
+    train(tiny, run)
+    said = capsys.readouterr().out
+    aside = lambda step: f"checkpoint {step} is damaged and was set aside as {run / 'damaged' / step}:\n  "
+    assert f"{aside('12')}manifest.json is missing" in said
+    name = weights.relative_to(run / "checkpoints" / "8").as_posix()
+    assert f"{aside('8')}{name} has other bytes" in said
+    assert "continuing" in said and "after step 4" in said
+    assert_same_run(tiny, kept(tiny), run)
+    assert manifest.problems(run / "damaged" / "8") != [] == manifest.problems(run / "checkpoints" / "8")
+    flip(largest(run / "checkpoints" / "8" / "training"), 0)
+    recovery.settle(run, "full")
+    assert {path.name for path in (run / "damaged").iterdir()} == {"8", "8.2", "12"}
+
+
+@pytest.mark.parametrize("part", ["model", "training", "loop", "metrics"])
+@pytest.mark.parametrize("fault", ["flip", "cut", "gone", "more"])
+def test_every_file_counts(run, part, fault, capsys):
+    """Of every part of a step, whatever happens to its largest file."""
+    file = largest(run / "checkpoints" / "8" / part)
+    if fault == "flip":
+        flip(file, -1)
+    elif fault == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif fault == "gone":
+        file.unlink()
+    else:
+        file.with_name("more").write_bytes(b"")
+    shown = file.with_name("more") if fault == "more" else file
+    name = shown.relative_to(run / "checkpoints" / "8").as_posix()
+    with pytest.raises(CheckpointError, match=rf"checkpoint 8 .* is damaged: {name} .*launch\.checkpoints"):
+        Checkpoints(run, reading=True).loop()
+    lines, good = recovery.listed(run, verify=True)
+    assert not good and name in lines[-2] and "every byte as written" in lines[-3] and lines[-1].startswith("read ")
+    recovery.settle(run, "full")
+    assert recovery.steps(run) == [4]
+    assert name in capsys.readouterr().out
+    lines, good = recovery.listed(run, verify=True)
+    assert good and "set aside" in lines[1]
+
+
+def test_without_a_good_one_a_run_begins_anew(tiny, kept, run, capsys):
+    for step in ("4", "8"):
+        (run / "checkpoints" / step / manifest.NAME).unlink()
+    train(tiny, run)
+    assert "no good checkpoint is left: the run begins anew" in capsys.readouterr().out
+    assert_same_run(tiny, kept(tiny), run)
+
+
+def test_an_unknown_level(tiny, tmp_path):
+    tiny.verify_checkpoints = "some"
+    refused(tiny, tmp_path / "run", workdirs.ConfigError, "config.verify_checkpoints is 'some'", "full, sampled, off")
+
+
+def test_a_run_that_hangs_ends(tiny, tmp_path):
+    """Whose data do not come after step 5: in a process of its own, as it ends."""
+    tiny.steps, tiny.eval_every = 100, 0
+    tiny.watchdog.update(seconds=0.5, first_seconds=60.0, end_after=0.5)
+    program = """
+import threading
+from absl import flags
+from launch import runtime, train
+from train import loop
+
+def hanging(state, step, saved, schedule, parts, run=loop.train):
+    read, calls = parts.source.next, []
+    def waits():
+        calls.append(1)
+        return read() if len(calls) <= 5 else threading.Event().wait()
+    parts.source.next = waits
+    return run(state, step, saved, schedule, parts)
+
+loop.train = hanging
+flags.mark_flags_as_required(["config", "workdir"])
+runtime.run(train.main)
+"""
+    done = started(program, tiny, tmp_path / "run")
+    assert done.returncode == 1
+    assert "no progress: 'data' takes" in done.stderr and "in waits" in done.stderr
+    assert "error: 'data' hangs" in done.stderr.splitlines()[-1]
+    assert recovery.steps(tmp_path / "run") == [4]

@@ -1,0 +1,107 @@
+"""What a run is doing now, and a watchdog that ends it if that takes far longer than ever before.
+
+A device, a network or a disk that hangs leaves a process that waits for good: no error comes, and a cluster sees a
+process that lives. So each phase has a name and a history. The watchdog, a thread, first says which phase hangs and
+shows what every thread waits for, and after a while ends the process, so that the cluster starts it again.
+"""
+
+import contextlib
+import faulthandler
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+_KNOWN = 3  # of a phase that has ended less often than this, only `first_seconds` is asked for
+
+
+class Phases:
+    """Of one process, entered by its main thread: `with phases("save"): ...`. Inside another one, its time is its own.
+
+    Args:
+      now: seconds, in a test others.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now = now
+        self._stack: list[tuple[str, float]] = []
+        self.longest: dict[str, float] = {}
+        self.times: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str):
+        if self._stack:
+            self._ended(*self._stack[-1], counted=False)
+        self._stack.append((name, self._now()))
+        try:
+            yield
+        finally:
+            self._ended(*self._stack.pop(), counted=True)
+            if self._stack:
+                self._stack[-1] = (self._stack[-1][0], self._now())
+
+    def _ended(self, name: str, begin: float, counted: bool) -> None:
+        self.longest[name] = max(self.longest.get(name, 0.0), self._now() - begin)
+        self.times[name] = self.times.get(name, 0) + counted
+
+    def current(self) -> tuple[str, float]:
+        """(name, seconds in it); '' between phases."""
+        stack = self._stack[-1:]  # the main thread may leave it meanwhile
+        return (stack[0][0], self._now() - stack[0][1]) if stack else ("", 0.0)
+
+
+class Watchdog:
+    """
+    Args:
+      seconds: that any phase may take; also 20 times as long as it has ever taken is allowed.
+      first_seconds: that a phase may take the first times, in which programs are compiled.
+      end_after: seconds from the warning to the end of the process.
+      end: ends the process with these last words, whatever its threads wait for.
+    """
+
+    FACTOR = 20
+
+    def __init__(
+        self, phases: Phases, seconds: float, first_seconds: float, end_after: float, end: Callable[[str], None]
+    ):
+        self._phases, self._seconds, self._first, self._after = phases, seconds, first_seconds, end_after
+        self._end, self._warned, self._leaving = end, "", threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._leaving.set()
+        self._thread.join()
+
+    def limit(self, phase: str) -> float:
+        """Seconds that it may take now."""
+        if self._phases.times.get(phase, 0) < _KNOWN:
+            return max(self._first, self._seconds)
+        return max(self._seconds, self.FACTOR * self._phases.longest[phase])
+
+    def _watch(self) -> None:
+        interval = min(1.0, self._seconds / 4)
+        while not self._leaving.wait(interval):
+            phase, seconds = self._phases.current()
+            if not phase or seconds < (limit := self.limit(phase)):
+                self._warned = ""
+                continue
+            if self._warned != phase:
+                self._warned = phase
+                longest = self._phases.longest.get(phase, 0.0)
+                print(
+                    f"no progress: {phase!r} takes {seconds:,.0f} seconds by now (the longest before: {longest:,.1f}). "
+                    f"If it goes on, this process ends in {self._after:,.0f} seconds. What all threads do:",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            elif seconds > limit + self._after:
+                self._end(
+                    f"error: {phase!r} hangs: no progress in {seconds:,.0f} seconds. The same command continues from "
+                    "the last checkpoint"
+                )
+                return

@@ -1,0 +1,70 @@
+"""Saving that does not end a run: a save that fails is said, kept in metrics.jsonl and tried again; the last one must
+succeed.
+
+Of several processes a save that fails ends all, as each would have to know it of the others; the same command continues
+from the last good step.
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+
+from train.checkpoint import CheckpointError, Checkpoints
+from train.metrics import Progress, Writer
+
+_LONGEST_WAIT = 1024  # steps
+_LAST_ATTEMPTS, _SECONDS_BETWEEN = 3, 2.0
+
+
+class Saves:
+    """
+    Args:
+      save: (step) -> None, which raises CheckpointError; the error may be of the save before, which runs behind.
+    """
+
+    def __init__(self, save: Callable[[int], None], checkpoints: Checkpoints, writer: Writer, progress: Progress):
+        self._save, self._checkpoints, self._writer, self._progress = save, checkpoints, writer, progress
+        self._wait, self._again, self._latest = 1, None, checkpoints.latest_step
+
+    def due(self, step: int) -> bool:
+        """Whether to try again after this step; sees what has failed in the background."""
+        try:
+            self._checkpoints.check()
+        except CheckpointError as error:
+            self._failed(step, error)
+        return self._again is not None and step >= self._again
+
+    def now(self, step: int) -> None:
+        """Begin to save; training goes on."""
+        if self._checkpoints.latest_step != self._latest:
+            self._wait, self._latest = 1, self._checkpoints.latest_step
+        self._again = None
+        try:
+            self._save(step)
+        except CheckpointError as error:
+            self._failed(step, error)
+
+    def last(self, step: int) -> None:
+        """Save to the end.
+
+        Raises:
+          CheckpointError: several times in a row.
+        """
+        for left in reversed(range(_LAST_ATTEMPTS)):
+            try:
+                self._save(step)
+                self._checkpoints.wait()
+                return
+            except CheckpointError as error:
+                if not left or jax.process_count() > 1:
+                    raise
+                self._progress.message(f"step {step}: {error}; tries again in {_SECONDS_BETWEEN:.0f} seconds")
+                time.sleep(_SECONDS_BETWEEN)
+
+    def _failed(self, step: int, error: CheckpointError) -> None:
+        if jax.process_count() > 1:
+            raise error
+        self._again, self._wait = step + self._wait, min(2 * self._wait, _LONGEST_WAIT)
+        self._writer.event(step, {"save_failed": str(error), "again_at": self._again})
+        self._progress.message(f"step {step}: {error}; training goes on, and tries again after step {self._again}")
