@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from configs.methods import METHODS, tuned
-from configs.sizes import DECODERS, ENCODERS, sized
+from configs.sizes import DECODERS, ENCODERS
 
 
 def get_config(argument: str = "tiny_encoder") -> ConfigDict:
     size = "tiny_encoder" if argument in METHODS else argument
-    config = base(sized(size, DECODERS | ENCODERS, tuple(METHODS)))
+    config = base(size, DECODERS | ENCODERS, tuple(METHODS))
     config.model.head = ""  # by config.data.labels.kind
     config.model.num_labels = 0  # as many as the data have
     config.model.dropout = 0.1

@@ -3,8 +3,8 @@
 from ml_collections import ConfigDict
 
 from configs.base import base
-from configs.sizes import DECODERS, sized
+from configs.sizes import DECODERS
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    return base(sized(size, DECODERS))
+    return base(size, DECODERS)

@@ -8,11 +8,11 @@ The argument is a size of configs/sizes/.
 from ml_collections import ConfigDict, config_dict
 
 from configs.base import base
-from configs.sizes import ENCODER_DECODERS, sized
+from configs.sizes import ENCODER_DECODERS
 
 
 def get_config(size: str = "tiny_encdec") -> ConfigDict:
-    config = base(sized(size, ENCODER_DECODERS))
+    config = base(size, ENCODER_DECODERS)
     config.data.tokenizer.sentinels = 100
     config.data.corruption = ConfigDict(dict(kind="spans", rate=0.15, mean_length=3.0))
     config.data.corruption.start_id = config_dict.placeholder(int)  # the decoder's first token; unset: the tokenizer's

@@ -8,11 +8,11 @@ The argument is a size of configs/sizes/. Whole words are hidden with --config.d
 from ml_collections import ConfigDict
 
 from configs.base import base
-from configs.sizes import ENCODERS, sized
+from configs.sizes import ENCODERS
 
 
 def get_config(size: str = "tiny_encoder") -> ConfigDict:
-    config = base(sized(size, ENCODERS))
+    config = base(size, ENCODERS)
     config.data.tokenizer.mask = True
     config.data.corruption = ConfigDict(dict(kind="masked", rate=0.15, mask=0.8, random=0.1, whole_words=False))
     return config

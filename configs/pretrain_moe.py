@@ -7,11 +7,11 @@ The load of the experts is kept even by a loss (Switch Transformer, arXiv:2101.0
 from ml_collections import ConfigDict
 
 from configs.base import base
-from configs.sizes import DECODERS, sized
+from configs.sizes import DECODERS
 
 
 def get_config(size: str = "tiny_moe") -> ConfigDict:
-    config = base(sized(size, {name: model for name, model in DECODERS.items() if model.get("experts")}))
+    config = base(size, {name: model for name, model in DECODERS.items() if model.get("experts")})
     corrected = config.model.experts.correction
     config.objective.balance_loss = 1e-4 if corrected else 1e-2
     config.objective.router_z_loss = 0.0 if corrected else 1e-3  # arXiv:2202.08906

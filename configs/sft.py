@@ -8,12 +8,12 @@ The model is that of config.init_from. configs/lora.py, adapter.py, prompt.py an
 from ml_collections import ConfigDict
 
 from configs.base import base
-from configs.sizes import SIZES, sized
+from configs.sizes import SIZES
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
     """`size`, of configs/sizes/, counts where there is no config.init_from."""
-    config = base(sized(size, SIZES))
+    config = base(size, SIZES)
     config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only watched
     config.data.format = "chat"
     config.batch_size = 8

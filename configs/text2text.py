@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from configs.methods import METHODS, tuned
-from configs.sizes import DECODERS, ENCODER_DECODERS, sized
+from configs.sizes import DECODERS, ENCODER_DECODERS
 
 
 def get_config(argument: str = "tiny_encdec") -> ConfigDict:
     size = "tiny_encdec" if argument in METHODS else argument
-    config = base(sized(size, ENCODER_DECODERS | DECODERS, tuple(METHODS)))
+    config = base(size, ENCODER_DECODERS | DECODERS, tuple(METHODS))
     config.data.sources = ()
     config.data.path = ""  # .csv, .tsv, .jsonl or .json with the fields of config.data.pairs
     config.data.format = "pairs"

@@ -26,7 +26,7 @@ from model.interop.tensorfile import CheckpointFolderError
 from train.loop import Schedule
 from train.objectives.labels import labels
 from train.objectives.language import language
-from train.optimizer import make_optimizer, schedule
+from train.optimizer import fetched, make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
 OBJECTIVES = {"language": language, "labels": labels}
@@ -73,7 +73,7 @@ def _check_training(config: ConfigDict, model: ModelConfig) -> None:
     with checking("config.adapt, config.train_only"):
         params = jax.eval_shape(make, jax.random.key(0))
     with checking("config.optimizer"):
-        jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)
+        jax.eval_shape(lambda params: tx.update(params, fetched(tx.init(params)), params), params)
 
 
 def _check_language(config: ConfigDict, model: ModelConfig) -> None:
@@ -241,7 +241,8 @@ def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:
 def steps(config: ConfigDict, tx, labels: Mapping | None = None):
     """(train step, evaluation step), compiled at their first call; `labels` as in `objective`."""
     loss = objective(config, labels)
-    return make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed), make_eval_step(loss)
+    train_step = make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike)
+    return train_step, make_eval_step(loss)
 
 
 def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list[str]:

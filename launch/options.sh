@@ -53,6 +53,27 @@ parse() {
   done
 }
 
+# start_with SUBCOMMANDS ARGUMENT...: the first argument is one of these words, and becomes `subcommand`; the rest is parsed.
+# Only `start` takes a command.
+start_with() {
+  local _subcommands
+  read -ra _subcommands <<<"$1"
+  subcommand=${2:-}
+  case $subcommand in
+    --help | help)
+      usage
+      exit
+      ;;
+    '')
+      usage >&2
+      exit 2
+      ;;
+  esac
+  among "$subcommand" "${_subcommands[@]}" || fail "unknown subcommand '$subcommand'; --help lists them"
+  parse "${@:3}"
+  [ "$subcommand" = start ] || [ ${#command[@]} -eq 0 ] || fail "$subcommand takes no command after --"
+}
+
 # need VERB NAME...: these options must have a value.
 need() {
   local _verb=$1 _option

@@ -45,20 +45,8 @@ def main() -> None:
         print(f"{words} on {target}, {config.batch_size} x {config.data.seq_len} tokens a step")
         print(page.table(rows, target))
         return
-    remat = config.model.remat
-    found = plans.plan(config, target, mesh)
-    print(page.page(found, target, words, remat, _TOKENS.value))
-    if "out_of_memory" not in found:
-        return
-    for policy in plans.policies(remat)[1:]:
-        other = plans.plan(plans.with_remat(config, policy), target, mesh)
-        if "out_of_memory" not in other:
-            peak = other["memory"]["peak"] / targets.GIB
-            print(f"\n{page.verdict(found)}; remat={policy} fits at {peak:.1f}. With it:\n")
-            print(page.page(other, target, words, policy, _TOKENS.value))
-            return
-        print(f"remat={policy}: {page.verdict(other)}")
-    print("No remat policy fits: take more chips, a larger fsdp or tensor, or a smaller config.batch_size.")
+    for text in plans.pages(config, target, mesh, words, _TOKENS.value):
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

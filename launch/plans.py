@@ -17,7 +17,6 @@ from launch.checking import ConfigError, checking
 from model.config import CHOICES
 from train.planning import page, targets
 
-_SEARCHED = ("data", "fsdp", "tensor")  # axes among which --search divides the devices that --mesh leaves
 _INVOLUNTARY = "Involuntary full rematerialization"
 
 
@@ -96,6 +95,29 @@ def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
     return config
 
 
+def pages(config: ConfigDict, target: targets.Target, mesh: dict[str, int], words: str, tokens: float):
+    """Yields the page of a plan; where it does not fit, what other remat policies need, and the page of one that fits.
+
+    Args:
+      words: what is planned.
+      tokens: as of page.page.
+    """
+    policy, *others = policies(config.model.remat)
+    first = plan(config, target, mesh)
+    yield page.page(first, target, words, policy, tokens)
+    if "out_of_memory" not in first:
+        return
+    for policy in others:
+        found = plan(with_remat(config, policy), target, mesh)
+        if "out_of_memory" not in found:
+            peak = found["memory"]["peak"] / targets.GIB
+            yield f"\n{page.verdict(first)}; remat={policy} fits at {peak:.1f}. With it:\n"
+            yield page.page(found, target, words, policy, tokens)
+            return
+        yield f"remat={policy}: {page.verdict(found)}"
+    yield "No remat policy fits: take more chips, a larger fsdp or tensor, or a smaller config.batch_size."
+
+
 def search(
     config: ConfigDict,
     target: targets.Target,
@@ -107,12 +129,16 @@ def search(
 
     Of each mesh the first remat policy that fits: one that keeps less computes more.
 
+    Devices are divided among data, fsdp, tensor, with experts among expert too, and among what `fixed` leaves open.
+
     Args:
-      fixed: sizes of axes that stay; -1 is searched too.
+      fixed: sizes of axes that stay; -1 leaves one open.
       tries: programs that are compiled at most.
       observe: of each as soon as it is known.
     """
-    free, tried, compiled = [name for name in _SEARCHED if fixed.get(name, -1) == -1], [], 0
+    searched = ("data", "fsdp", *(("expert",) if config.model.get("experts") else ()), "tensor")
+    free = [name for name in dict.fromkeys((*searched, *fixed)) if fixed.get(name, -1) == -1]
+    tried, compiled = [], 0
     rest = target.devices
     for size in fixed.values():
         rest //= max(1, size)
@@ -133,7 +159,7 @@ def search(
             if "out_of_memory" not in found:
                 break
     fits = lambda row: "times" in row[2] and "out_of_memory" not in row[2]
-    return sorted(tried, key=lambda row: (not fits(row), page.step_seconds(row[2]) if fits(row) else 0))
+    return sorted(tried, key=lambda row: (not fits(row), row[2]["times"]["step"] if fits(row) else 0))
 
 
 def _divided(devices: int, parts: int) -> list[tuple[int, ...]]:

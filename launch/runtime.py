@@ -5,6 +5,7 @@ Every file of launch/ begins with `from launch import runtime; runtime.configure
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import traceback
@@ -101,6 +102,8 @@ def configure(kind: str = "") -> None:
     """Apply the tables above to a program of this kind ('training' or ''), and keep compiled programs between runs
     (JAX_COMPILATION_CACHE_DIR says where)."""
     os.environ.update(settings(platform(), kind))
+    if platform() == "cpu" and importlib.util.find_spec("libtpu"):  # there to plan: without a TPU it would complain
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -147,7 +150,7 @@ def platform() -> str:
     if wanted:
         first = wanted.split(",")[0]
         return "gpu" if first in ("cuda", "rocm", "gpu") else "tpu" if first == "tpu" else "cpu"
-    if Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists():
+    if any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*")):
         return "tpu"
     return "gpu" if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() else "cpu"
 

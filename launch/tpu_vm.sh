@@ -37,24 +37,10 @@ switches=(queued spot dry_run)
 name='' zone='' project='' type='' version='' slices=1 worker=0
 queued=no spot=no dry_run=no
 
-subcommand=${1:-}
-case $subcommand in
-  create | status | copy | start | tail | stop | delete) shift ;;
-  --help | help)
-    usage
-    exit
-    ;;
-  '')
-    usage >&2
-    exit 2
-    ;;
-  *) fail "unknown subcommand '$subcommand'; --help lists them" ;;
-esac
-parse "$@"
+start_with 'create status copy start tail stop delete' "$@"
 need "$subcommand" name zone
 need_count slices
 [ "$slices" = 1 ] || queued=yes
-[ "$subcommand" = start ] || [ ${#command[@]} -eq 0 ] || fail "$subcommand takes no command after --"
 
 tpus=(gcloud compute tpus)
 place=("--zone=$zone")

@@ -7,7 +7,7 @@ each name to mesh axes, so kinds of parallelism are rows of a table and not code
     stage    layers are split, and micro-batches go from one device to the next (pipeline.py)
     fsdp     the batch is split as well; parameters and optimizer state are split too and gathered where they are used
     expert   as fsdp, but experts stay where they are, and tokens go to them (dispatch.py)
-    context  rows are split along their length, and keys and values travel (context.py); parameters as by fsdp
+    context  rows are split along their length, and keys and values travel (ring.py); parameters as by fsdp
     tensor   heads, feed-forward and vocabulary are split inside each layer (Megatron, arXiv:1909.08053); between them,
              where nothing is multiplied, the length is (arXiv:2205.05198)
 

@@ -237,8 +237,10 @@ class ModelConfig:
         ):
             part, _, inner = name.partition(".")
             dim = getattr(self, part) if not inner else getattr(getattr(self, part), inner, 0)
-            if dim % math.prod(split.values()):
-                raise ValueError(_cannot_be_split(f"model.{name}", dim, split))
+            parts = math.prod(split.values())
+            if dim % parts:
+                hint = f"; {-(-dim // parts) * parts} would divide" if name == "vocab_size" else ""
+                raise ValueError(_cannot_be_split(f"model.{name} {dim}", dim, split, hint))
         self._check_stages(mesh_shape.get("stage", 1))
 
     def _check_stages(self, stages: int) -> None:
@@ -252,26 +254,23 @@ class ModelConfig:
         for name, layers in stacks.items():
             for segment in self.segments(layers):
                 if segment.repeats % (stages * self.pipeline_groups):
-                    alike = f"{segment.repeats} x {len(segment.kinds)} layers" if len(segment.kinds) > 1 else "layers"
+                    of = f"repeats of {len(segment.kinds)} layers" if len(segment.kinds) > 1 else "alike in a row"
+                    part = "" if segment.repeats == layers else f" ({segment.repeats} {of})"
                     split = {"stage": stages, "model.pipeline_groups": self.pipeline_groups}
-                    of = f"model.{name} {layers}: its {segment.repeats} {alike} of one scan"
-                    raise ValueError(_cannot_be_split(of, segment.repeats, split))
+                    raise ValueError(_cannot_be_split(f"model.{name} {layers}{part}", segment.repeats, split))
 
 
-def _cannot_be_split(name: str, dim: int, split: dict[str, int]) -> str:
+def _cannot_be_split(what: str, dim: int, split: dict[str, int], hint: str = "") -> str:
     """
     Args:
       split: devices of the axes over which it would be.
     """
-    parts = math.prod(split.values())
     used = {axis: size for axis, size in split.items() if size > 1}
-    fits = [n for n in range(1, 2 * parts) if dim % n == 0]
-    hint = f"; {-(-dim // parts) * parts} would divide" if name == "model.vocab_size" else ""
-    what = "sizes of " + next(iter(used)) if len(used) == 1 else "products of these"
-    return (
-        f"{name} {dim} cannot be split over mesh axis {' x '.join(f'{axis}={size}' for axis, size in used.items())}"
-        f"{hint}; {what} that work: {', '.join(map(str, fits[-4:]))}"
-    )
+    parts, divisors = math.prod(split.values()), [n for n in range(1, dim + 1) if dim % n == 0]
+    fits = [n for n in divisors if n < parts][-3:] + [n for n in divisors if n > parts][:1]
+    sizes = "sizes of " + next(iter(used)) if len(used) == 1 else "products of these"
+    over = " x ".join(f"{axis}={size}" for axis, size in used.items())
+    return f"{what} cannot be split over mesh axis {over}{hint}; {sizes} that work: {', '.join(map(str, fits))}"
 
 
 def _nested(name: str, kind, fields):

@@ -58,6 +58,7 @@ def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int)
     stages = lambda tree: jax.tree.map(lambda _: PartitionSpec(AXIS), tree)
     everywhere = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
     told = jax.tree.map(rows, told)
+    blocks = spread(blocks)  # as they are but for random keys, which are drawn for all layers at once
 
     def on_each_stage(blocks, shared, x_BTD, told, key):
         return _loop(run, blocks, shared, _cut((x_BTD, told), slots), key, groups)
@@ -93,6 +94,7 @@ def _loop(run, blocks, shared, waiting, key, groups):
         group = own // stages % groups
         x, told = jax.tree.map(lambda new, old: jnp.where((me == 0) & (group == 0), new, old), coming, at_work)
         layers = jax.tree.map(lambda a: _at(a, group), blocks) if groups > 1 else jax.tree.map(lambda a: a[0], blocks)
+        layers = jax.tree.map(lambda a: _folded(a, own) if _is_key(a) else a, layers)
         one = None if key is None else jax.random.fold_in(jax.random.fold_in(key, own), me * groups + group)
         x, stats = run(layers, shared, x, told, one)
         done = jnp.where((me == stages - 1) & (group == groups - 1), x, done)
@@ -132,6 +134,16 @@ def _joined(x_nBTD):
     return jnp.reshape(jnp.swapaxes(x_nBTD, 0, 1), shape, out_sharding=PartitionSpec(*spec[1:]))
 
 
+def _is_key(a) -> bool:
+    """Whether these are random keys: of the dropout of layers' adapters."""
+    return jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def _folded(keys_L, turn):
+    """Others every turn: micro-batches must not share their dropout."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys_L)
+
+
 def _at(a, index):
     return jax.lax.dynamic_index_in_dim(a, index, keepdims=False)
 
@@ -145,7 +157,7 @@ def _dealt(blocks, groups):
         spec = jax.typeof(a).sharding.spec
         shape = (groups, a.shape[0] // groups, *a.shape[1:])
         a = jnp.reshape(a, shape, out_sharding=PartitionSpec(None, *spec))
-        if groups == 1:
+        if groups == 1 or _is_key(a):
             return a
         dealt = [jnp.zeros_like(a[0])] * groups
         for source in range(groups):

@@ -84,11 +84,14 @@ def _forward(scores, causal, q_BTKGH, k_BTKH, v_BTKH, *ids):
     like = functools.partial(jnp.full_like, q_BTKGH, dtype=jnp.float32)
     sums = (like(-jnp.inf, shape=(count, b, k, g, p)), like(0, shape=(count, b, k, g, p)))
     sums = (jnp.maximum(sums[0], -1e37), sums[1], like(0, shape=(count, b, k, g, p, values)))
+
+    def turn(carry, _):
+        sums, keys = carry
+        return (one_device(sums, _cut(keys)), _pass(keys)), None
+
     keys = Keys(k_BTKH, v_BTKH, *ids[2:])
-    for step in range(axes.size(AXIS)):
-        sums = one_device(sums, _cut(keys))
-        keys = keys if step == axes.size(AXIS) - 1 else _pass(keys)
-    top, total, y = sums
+    (sums, keys), _ = jax.lax.scan(turn, (sums, keys), length=axes.size(AXIS) - 1)
+    top, total, y = one_device(sums, _cut(keys))
     total = jnp.maximum(total, 1e-37)
     y_BTKGH = _joined(jnp.moveaxis(y / total[..., None], 4, 2)).astype(q_BTKGH.dtype)
     return y_BTKGH, (q_BTKGH, k_BTKH, v_BTKH, ids, y_BTKGH, top + jnp.log(total))
@@ -124,12 +127,15 @@ def _backward(scores, causal, residuals, dy_BTKGH):
 
         return jax.lax.scan(piece, dkeys, (queries, dq))
 
-    zeros = lambda a: jnp.zeros_like(a, jnp.float32)
-    dq, keys = zeros(queries[0]), Keys(k_BTKH, v_BTKH, *ids[2:])
-    dkeys = jax.tree.map(zeros, _cut((k_BTKH, v_BTKH)))
-    for _ in range(axes.size(AXIS)):
+    def turn(carry, _):
+        dq, keys, dkeys = carry
         dkeys, dq = one_device(dq, _cut(keys), dkeys)
-        keys, dkeys = _pass((keys, dkeys))  # after the last turn every gradient is where its keys are
+        return (dq, *_pass((keys, dkeys))), None
+
+    zeros = lambda a: jnp.zeros_like(a, jnp.float32)
+    start = (zeros(queries[0]), Keys(k_BTKH, v_BTKH, *ids[2:]), jax.tree.map(zeros, _cut((k_BTKH, v_BTKH))))
+    # After the last turn every gradient is where its keys are.
+    (dq, _, dkeys), _ = jax.lax.scan(turn, start, length=axes.size(AXIS))
     dk, dv = map(_joined, dkeys)
     dtype = lambda d, a: d.astype(a.dtype)
     return dtype(_joined(dq), q_BTKGH), dtype(dk, k_BTKH), dtype(dv, v_BTKH), *(None,) * len(ids)

@@ -11,9 +11,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
 # What a program of launch/ sets when it is imported is not for tests, but workers of xdist inherit it.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
-# Most of the tests' time was LLVM's. Not to optimise halves it; what XLA does to a program before that stays the same.
+# Most of the tests' time was LLVM's. Not to optimise halves it, and the older emitters of jaxlib 0.10 halve it again
+# (0.12 has none); what XLA does to a program before that stays the same.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
     + os.environ.setdefault("TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     + " --xla_force_host_platform_device_count=8"
 )
@@ -35,3 +37,7 @@ def compiled_afresh():
     yield
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=5, help="how often tests/launch/test_kills.py kills its run")

@@ -170,13 +170,9 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
 
 
 def _offloaded(chain: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`chain` with a state that lies in the hosts' memory between steps: from there it is updated, and train/step.py
-    puts it back."""
+    """`chain` with a state that lies in the hosts' memory between steps: train/step.py fetches it and puts it back."""
     put = lambda a: jax.device_put(a, jax.memory.Space.Host) if a.ndim else a
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(put, chain.init(params)),
-        lambda grads, state, params: chain.update(grads, fetched(state), params),
-    )
+    return optax.GradientTransformation(lambda params: jax.tree.map(put, chain.init(params)), chain.update)
 
 
 def fetched(state):

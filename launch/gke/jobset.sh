@@ -29,25 +29,11 @@ END
 options=(name namespace image claim accelerator topology slices chips nodes gpus restarts)
 switches=(dry_run)
 # shellcheck disable=SC2034  # manifest reads them by their names
-name='' namespace='''' image='' claim='' accelerator='' topology='' slices=1 chips=4 nodes='' gpus='' restarts=10
+name='' namespace='' image='' claim='' accelerator='' topology='' slices=1 chips=4 nodes='' gpus='' restarts=10
 dry_run=no
 
-subcommand=${1:-}
-case $subcommand in
-  start | tail | status | stop) shift ;;
-  --help | help)
-    usage
-    exit
-    ;;
-  '')
-    usage >&2
-    exit 2
-    ;;
-  *) fail "unknown subcommand '$subcommand'; --help lists them" ;;
-esac
-parse "$@"
+start_with 'start tail status stop' "$@"
 need "$subcommand" name
-[ "$subcommand" = start ] || [ ${#command[@]} -eq 0 ] || fail "$subcommand takes no command after --"
 kubectl=(kubectl)
 [ -z "$namespace" ] || kubectl+=("--namespace=$namespace")
 

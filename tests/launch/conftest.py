@@ -3,6 +3,9 @@
 import csv
 import functools
 import importlib
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +17,8 @@ from launch import convert  # noqa: F401
 
 del flags.FLAGS.workdir  # of launch.convert; launch.train, here in the same process, has one too
 from launch.train import train  # noqa: E402
+from tests.launch.standins import ROOT, Tools  # noqa: E402
+from train import mfu, plots  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does so again.\n"
 
@@ -48,10 +53,32 @@ def tiny(corpus, data_dir):
     return shrink(pretrain_decoder.get_config(), data_dir, corpus)
 
 
+_rate = functools.cache(mfu.measure_matmul_rate)
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch):
+    """What takes a second a run, of the hundreds here: the rate of products is measured once, and plots are drawn by
+    tests/train/test_report.py and by the commands alone."""
+    monkeypatch.setattr(mfu, "measure_matmul_rate", _rate)
+    monkeypatch.setattr(plots, "svg", lambda *_, **__: "")
+
+
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Meshes of these runs are of one device, whatever number the session has."""
     monkeypatch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+
+
+@pytest.fixture
+def tools(tmp_path):
+    return Tools(tmp_path)
+
+
+def pytest_itemcollected(item):
+    """A file is run by one worker: most have a run that several tests look at, which each worker would make anew."""
+    if not item.get_closest_marker("xdist_group"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 STEPS = {"decoder": 60, "moe": 60, "encdec": 90, "encoder": 300}
@@ -77,6 +104,18 @@ def trained(corpus, data_dir, tmp_path_factory):
         return workdir
 
     return make
+
+
+def started(program, config, workdir, *arguments):
+    """A finished process of one device that ran this text, a variant of launch.train."""
+    file = workdir.parent / f"{workdir.name}.py"
+    file.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
+    )
+    command = [sys.executable, "-c", program, *arguments, f"--config={file}", f"--workdir={workdir}"]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def refused(config, workdir, error, *words):

@@ -23,6 +23,12 @@ libtpu = pytest.mark.skipif(
 )
 
 
+cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="3 GB of compilers: pip install --no-deps -r launch/requirements-planner.txt",
+)
+
+
 def run(*args, **env):
     command = [sys.executable, "-m", "launch.plan", "--config=configs/pretrain_decoder.py:tiny", *args]
     return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
@@ -102,16 +108,51 @@ def test_a_plan_for_v5e(config):
     assert 0 < page.mfu(found, targets.parse("v5e:2x2")) < 1
 
 
+@cuda
+def test_a_plan_for_h100(config):
+    config.model.dtype, config.model.remat = "bfloat16", "full"
+    found = plans.plan(config, targets.parse("h100:8"), {"fsdp": 8})
+    assert found["missing"] == "" and found["attention"] == ["cuDNN"]
+    assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
+    assert {"all-gather", "reduce-scatter"} <= found["collectives"].keys() and "all-to-all" not in found["collectives"]
+    assert not [note for note in found["notes"] if "Involuntary" in note]
+
+
 @libtpu
-def test_out_of_memory_is_an_answer():
-    """Scores of attention that every layer keeps do not fit; products with weights alone do."""
-    sizes = ["num_layers=8", "embed_dim=128", "mlp_dim=128", "num_heads=8", "num_kv_heads=8", "max_length=4096"]
-    fields = [f"--config.model.{size}" for size in (*sizes, "head_dim=32", "attention=xla")]
-    shape = ["--config.data.seq_len=2048", "--config.batch_size=16"]
-    done = run("--target=v5e:1x1", "--tokens=1e9", *fields, *shape)
-    assert done.returncode == 0, done.stderr
-    assert "of 15.75 GiB; remat=" in done.stdout and "fits at" in done.stdout
-    assert "Training on 1.0 billion tokens" in done.stdout
+def test_what_does_not_fit(config):
+    """Scores of attention that every layer keeps: 8 layers of 16 x 8 x 2048 x 2048, 2 bytes each at least."""
+    config.model.update(num_layers=8, embed_dim=128, mlp_dim=128, num_heads=8, num_kv_heads=8, head_dim=32)
+    config.model.update(max_length=2048, attention="xla", dtype="bfloat16", remat="none")
+    config.batch_size, config.data.seq_len = 16, 2048
+    found = plans.plan(config, targets.parse("v5e:1x1"), {})
+    assert found["out_of_memory"]["needed"] > max(8 * 16 * 8 * 2048**2 * 2, 15.75 * GIB)
+    assert found["memory"]["limit"] == 15.75 * GIB and "peak" not in found["memory"]
+
+
+@pytest.mark.parametrize("fits", ["dots", "full", ""])
+def test_out_of_memory_is_an_answer(fits, config, monkeypatch):
+    """Pretended programs, of which those that remat=`fits` keeps less of than others fit."""
+    target = targets.parse("v5e:2x2")
+
+    def pretended(config, target, mesh):
+        memory = {"limit": 16 * GIB, "parameters": GIB, "optimizer": 2 * GIB, "arguments": 3 * GIB, "peak": 11.2 * GIB}
+        found = {"mesh": {"fsdp": 4}, "parameters": 1000, "trained": 1000, "tokens": 1000, "model_flops": 1e9}
+        found |= {"memory": memory, "times": dict(compute=1.0, memory=0.0, hidden=0.0, waited=0.0, step=1.0)}
+        if config.model.remat != fits:
+            found["out_of_memory"] = {"needed": 19.3 * GIB}
+            del memory["arguments"], memory["peak"]
+        return found | {"flops": {"executed": 2e9, "a_chip": 1e9}, "missing": "", "notes": []}
+
+    monkeypatch.setattr(plans, "plan", pretended)
+    config.model.remat = "none"
+    text = "\n".join(plans.pages(config, target, {"fsdp": 4}, "tiny", tokens=1e9))
+    assert text.count("out of memory: needs 19.3 of 16.00 GiB") == 1
+    assert ("remat=dots: needs 19.3 of 16.00 GiB" in text) == (fits != "dots")
+    if fits:
+        assert f"needs 19.3 of 16.00 GiB; remat={fits} fits at 11.2. With it:" in text
+        assert "Training on 1.0 billion tokens" in text
+    else:
+        assert text.endswith("or a smaller config.batch_size.") and "Training on" not in text
 
 
 def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
@@ -121,9 +162,9 @@ def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
         if mesh["tensor"] == 4:
             raise ConfigError("model.num_kv_heads 2 cannot be split over mesh axis tensor=4")
         found = {"tokens": 1000, "model_flops": 1e9, "memory": {"limit": 16 * GIB, "peak": GIB}}
-        found["times"] = {"compute": float(mesh["tensor"] * mesh["data"]), "memory": 0.0, "hidden": 0.0, "waited": 0.0}
+        found["times"] = {"step": float(mesh["tensor"] * mesh["data"])}
         if mesh["fsdp"] < 2 or config.model.remat != "full":
-            found["out_of_memory"] = {"needed": 20 * GIB, "words": ""}
+            found["out_of_memory"] = {"needed": 20 * GIB}
         return found
 
     monkeypatch.setattr(plans, "plan", pretended)
@@ -134,3 +175,19 @@ def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
     text = page.table(rows, target)
     assert text.count("needs 20.0 of 16.00 GiB") == len(rows) - 3 - 1 and "cannot be split over mesh axis" in text
     assert len(plans.search(config, target, {"data": 1, "tensor": 1}, tries=2)) == 2
+
+
+def test_search_knows_the_axes_of_the_model_and_those_left_open(config, monkeypatch):
+    target, seen = targets.parse("v5e:2x2"), []
+
+    def pretended(config, target, mesh):
+        seen.append(mesh)
+        return {"memory": {"limit": GIB}, "times": {"step": 1.0}}
+
+    monkeypatch.setattr(plans, "plan", pretended)
+    plans.search(config, target, {"data": 1, "tensor": 1, "stage": -1}, tries=100)
+    assert seen == [dict(data=1, tensor=1, fsdp=4 // stage, stage=stage) for stage in (1, 2, 4)]
+    seen.clear()
+    config.model.experts = dict(count=4, per_token=2, mlp_dim=16)
+    plans.search(config, target, {"data": 1, "tensor": 1}, tries=100)
+    assert seen == [dict(data=1, tensor=1, fsdp=4 // expert, expert=expert) for expert in (1, 2, 4)]

@@ -1,5 +1,6 @@
 """Settings that programs make before jax is imported, each seen from a process of its own."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -43,6 +44,17 @@ def test_flags_of_accelerators_give_way_to_those_of_the_user(platforms, variable
     other = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} - {variable}
     assert not other & {*environment("training", JAX_PLATFORMS=platforms)}
     assert variable not in environment("", JAX_PLATFORMS=platforms)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_libtpu_that_is_there_to_plan_is_silent(monkeypatch):
+    """Nor does it take the seconds in which it looks for a TPU."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if runtime.platform() != "cpu":
+        pytest.skip("there is an accelerator")
+    code = "from launch import runtime; runtime.configure(); import jax; jax.devices()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_this_jaxlib_knows_the_flags_of_gpus():

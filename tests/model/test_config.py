@@ -55,12 +55,23 @@ def test_an_unknown_field_is_an_error():
     ("mesh", "words"),
     [
         ({"tensor": 3}, r"model.num_kv_heads 8 cannot be split over mesh axis tensor=3; .* work: 1, 2, 4"),
-        ({"fsdp": 5}, r"model.embed_dim 32 cannot be split over mesh axis fsdp=5"),
+        ({"fsdp": 5}, r"model.embed_dim 32 cannot be split over mesh axis fsdp=5; .* work: 1, 2, 4, 8$"),
+        ({"stage": 8, "data": 2}, r"model.num_layers 2 cannot be split over mesh axis stage=8; .* work: 1, 2$"),
     ],
 )
 def test_a_mesh_that_cannot_hold_the_model_is_refused(mesh, words):
     with pytest.raises(ValueError, match=words):
         tiny.LLAMA.check_mesh(mesh)
+
+
+def test_layers_of_several_kinds_that_stages_cannot_share():
+    """Every kind, or repeat of a pattern, is split for itself."""
+    gemma = dataclasses.replace(tiny.LLAMA, num_layers=26, attention_pattern=("local", "global"), window=8)
+    with pytest.raises(ValueError, match=r"num_layers 26 \(13 repeats of 2 layers\) .* stage=4; .* work: 1, 13$"):
+        gemma.check_mesh({"stage": 4})
+    gemma.check_mesh({"stage": 13})
+    with pytest.raises(ValueError, match=r"num_layers 4 \(1 alike in a row\) cannot be split .* stage=2; .* work: 1$"):
+        dataclasses.replace(tiny.LLAMA, num_layers=4, cuts=(1,)).check_mesh({"stage": 2})
 
 
 def test_a_vocabulary_that_cannot_be_split_gets_a_size_that_can():

@@ -28,8 +28,9 @@ MODELS = tiny.BOTH | {
     "switch": tiny.SWITCH,
     "latent": tiny.LATENT,
     "experts": MOE,
+    "ring": dataclasses.replace(tiny.LATENT, context="ring"),
     "circular": dataclasses.replace(tiny.LLAMA, num_layers=4, pipeline_groups=2),
-    "switch of 4 layers": dataclasses.replace(tiny.SWITCH, num_layers=4),
+    "switch, dense": dataclasses.replace(tiny.SWITCH, mlp_pattern=("dense",), experts=None),
 }
 # Each of these programs is compiled afresh. A dense model and one of experts see every axis alone and products of
 # three, the others what differs for them.
@@ -43,10 +44,11 @@ SHAPES = {
         "stage=2,expert=2,context=2 fsdp=2,tensor=2,stage=2 data=2,context=2,tensor=2"
     ),
     "gpt": "data=8 fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 stage=2,context=2,tensor=2",
-    "switch": "fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 expert=2,context=2,tensor=2",
+    "switch": "tensor=8 fsdp=2,expert=2,tensor=2 expert=2,context=2,tensor=2",
     "latent": "fsdp=8 tensor=8 data=2,fsdp=2,tensor=2 stage=2,context=2,tensor=2",
+    "ring": "context=4 stage=2,context=2,tensor=2",
     "circular": "stage=2,data=2,fsdp=2",
-    "switch of 4 layers": "stage=2,expert=2,data=2",
+    "switch, dense": "stage=2,data=2,fsdp=2",
 }
 CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes.split()]
 

@@ -93,7 +93,7 @@ def test_complete_report(run):
     assert parsed.headings == ["Curves", "Samples", "Corpus", "Config as run"]
     # loss in two shapes, learning rate, gradient norm, throughput, validation bits per byte
     assert parsed.tags.count("svg") == 6 and "details" in parsed.tags and len(html) < 1_000_000
-    for text in ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "91% in steps", "1 skipped"):
+    for text in ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "91% in steps", "1 left out"):
         assert text in parsed.text, text
     assert "optimizer.learning_rate" in parsed.text and "3.60" in parsed.text  # bytes per token
     widths = [float(width) for width in re.findall(r'style="width:([\d.]+)%', html)]
@@ -139,7 +139,7 @@ def test_broken_and_non_finite_files(tmp_path):
     (tmp_path / "summary.json").write_text('{"model": ')
     (tmp_path / "config.json").write_text("[1]")
     _, parsed = page(tmp_path)
-    assert "1 skipped" in parsed.text and "No config.json" in parsed.text
+    assert "1 left out" in parsed.text and "No config.json" in parsed.text
 
 
 def test_long_curves_stay_small_and_keep_spikes():

@@ -36,29 +36,27 @@ def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -
     }
     compute = estimate.compute_seconds(work.products, chip) if chip.flops else 0.0
     if isinstance(mesh, jax.sharding.AbstractMesh):
-        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0)._asdict()
+        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0).found()
         return found
     try:
         compiled = compile.compiled(traced, chip.platform)
     except compile.OutOfMemory as error:
-        found["out_of_memory"] = {"needed": error.needed, "words": str(error)[:2000]}
+        found["out_of_memory"] = {"needed": error.needed}
         found["memory"]["limit"] = error.limit or chip.memory
-        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0)._asdict()
+        found["times"] = estimate.Times(compute, 0.0, 0.0, 0.0).found()
         return found
     found["memory"] |= {"arguments": compiled.arguments, "peak": compiled.peak}
     if chip.platform == "gpu" and compiled.peak > chip.memory:
-        found["out_of_memory"] = {"needed": compiled.peak, "words": ""}
+        found["out_of_memory"] = {"needed": compiled.peak}
     program = hlo.parse(compiled.text)
     talking = collectives(program, dict(mesh.shape))
     found["collectives"] = dict(collections.Counter(one.kind for one in talking))
     found["attention"] = [name for name, mark in ATTENTION if mark in compiled.text]
-    found["compile_seconds"] = compiled.seconds
     if chip.flops:
         talks = estimate.talks(talking, compile.places(mesh, target), target)
         moved = traffic.other_bytes(program)
         hidden = sum(talk.seconds for talk in talks if talk.hidden)
         waited = sum(talk.seconds for talk in talks if not talk.hidden)
-        found["times"] = estimate.Times(compute, moved / chip.memory_bandwidth, hidden, waited)._asdict()
+        found["times"] = estimate.Times(compute, moved / chip.memory_bandwidth, hidden, waited).found()
         found["talks"] = [talk._asdict() for talk in talks]
-        found["moved"] = moved
     return found

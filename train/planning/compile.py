@@ -6,7 +6,6 @@ lowered and compiled over abstract arrays. Where the compiler is not installed, 
 """
 
 import re
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +52,6 @@ class Compiled(NamedTuple):
     text: str  # of the optimized program, of one device
     arguments: int  # bytes a device: state and batch
     peak: int  # bytes a device
-    seconds: float  # of compiling
 
 
 def mesh(target: Target, shape: dict[str, int]) -> jax.sharding.Mesh:
@@ -115,7 +113,6 @@ def compiled(traced: jax.stages.Traced, platform: str) -> Compiled:
     Raises:
       OutOfMemory: the compiler says so; compilers for GPUs do not, their peak may be more than there is.
     """
-    start = time.perf_counter()
     try:
         program = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -123,8 +120,7 @@ def compiled(traced: jax.stages.Traced, platform: str) -> Compiled:
             raise OutOfMemory(str(error)) from error
         raise
     memory = program.memory_analysis()
-    seconds = time.perf_counter() - start
-    return Compiled(program.as_text(), memory.argument_size_in_bytes, peak_bytes(memory, platform), seconds)
+    return Compiled(program.as_text(), memory.argument_size_in_bytes, peak_bytes(memory, platform))
 
 
 def peak_bytes(memory: Any, platform: str) -> int:

@@ -45,9 +45,8 @@ class Times(NamedTuple):
     hidden: float  # of collectives that run meanwhile
     waited: float  # of the others
 
-    @property
-    def step(self) -> float:
-        return max(self.compute + self.memory, self.hidden) + self.waited
+    def found(self) -> dict[str, float]:
+        return self._asdict() | {"step": max(self.compute + self.memory, self.hidden) + self.waited}
 
 
 def compute_seconds(products: Sequence[Product], chip: Chip) -> float:

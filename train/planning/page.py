@@ -18,17 +18,12 @@ _ASSUMED = (
 )
 
 
-def step_seconds(found: dict) -> float:
-    times = found["times"]
-    return max(times["compute"] + times["memory"], times["hidden"]) + times["waited"]
-
-
 def tokens_per_second(found: dict) -> float:
-    return found["tokens"] / step_seconds(found)
+    return found["tokens"] / found["times"]["step"]
 
 
 def mfu(found: dict, target: Target) -> float:
-    return found["model_flops"] / step_seconds(found) / (target.chip.flops * target.devices)
+    return found["model_flops"] / found["times"]["step"] / (target.chip.flops * target.devices)
 
 
 def verdict(found: dict) -> str:
@@ -59,6 +54,7 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
         f"  parameters    {found['parameters']:,}{trained}",
         f"  global batch  {found['tokens']:,} tokens a step, {found['tokens'] / target.devices:,.0f} a chip",
         f"  remat         {remat}",
+        *([f"  attention     {', '.join(found['attention']) or 'no fused kernel'}"] if "attention" in found else []),
         "",
         *_memory(found),
         "",
@@ -89,8 +85,8 @@ def table(rows: list[tuple[str, str, dict]], target: Target) -> str:
             lines.append(f"  {mesh:<34} {remat:<6} {words[:100]}")
             continue
         peak = found["memory"].get("peak", 0.0) / GIB
-        figures = f"{peak:9.2f} {step_seconds(found):9.3f} {tokens_per_second(found):12,.0f} {mfu(found, target):7.1%}"
-        lines.append(f"  {mesh:<34} {remat:<6} {figures}")
+        figures = f"{peak:9.2f} {found['times']['step']:9.3f} {tokens_per_second(found):12,.0f}"
+        lines.append(f"  {mesh:<34} {remat:<6} {figures} {mfu(found, target):7.1%}")
     return "\n".join(lines)
 
 
@@ -141,7 +137,7 @@ def _time(found: dict, target: Target) -> list[str]:
         line("memory", times["memory"], "what is no product" if known == "memory" else known),
         line("collectives", times["hidden"], f"behind compute: {hides}" if known == "memory" else known),
         line("", times["waited"], "waited for" if known == "memory" else known),
-        line("step", step_seconds(found)),
+        line("step", found["times"]["step"]),
         f"  tokens/s      {rate:12,.0f}     {rate / target.devices:,.0f} a chip",
         f"  MFU           {100 * mfu(found, target):12.1f} %",
     ]

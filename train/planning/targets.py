@@ -35,7 +35,7 @@ class Chip:
     torus_dims: int = 0  # of a TPU slice; 0: every chip of a node reaches every other at full rate
     ring: int = 0  # a dim of a slice closes to a ring if it is a multiple of this
     pod: int = 0  # chips of a slice at most
-    host: int = 1  # chips a host
+    host: int = 1  # GPUs of a node at most
 
 
 CHIPS = {
@@ -51,7 +51,6 @@ CHIPS = {
         torus_dims=3,
         ring=4,  # [v4] tori of multiples of 4
         pod=4096,
-        host=4,
     ),
     "v5e": Chip(
         "tpu",
@@ -65,7 +64,6 @@ CHIPS = {
         torus_dims=2,
         ring=16,  # [book] only a whole side of the pod
         pod=256,
-        host=8,
     ),
     "v5p": Chip(
         "tpu",
@@ -79,7 +77,6 @@ CHIPS = {
         torus_dims=3,
         ring=4,
         pod=6144,  # [v5p] the largest slice
-        host=4,
     ),
     "v6e": Chip(
         "tpu",
@@ -93,7 +90,6 @@ CHIPS = {
         torus_dims=2,
         ring=16,
         pod=256,
-        host=8,
     ),
     "h100": Chip(
         "gpu",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base import base
+from configs import pretrain_decoder
 from model import families
 from model.parts import Experts
 from tests.model import tiny
@@ -59,7 +59,7 @@ def test_loads_of_all_experts_are_reported():
 
 @functools.cache
 def run(accumulate=1, **settings):
-    options = base({}).optimizer
+    options = pretrain_decoder.get_config().optimizer
     options.update(settings)
     tx = optimizer.make_optimizer(options, lambda step: 0.01, CONFIG)
     old = state.create(lambda rngs: families.make(CONFIG, rngs), tx, seed=0)

@@ -100,5 +100,5 @@ def test_sums_by_kind_and_axes_and_what_is_hidden():
     found = talks([gather(4), hidden, hidden], places, v5p)
     assert [(talk.count, talk.hidden) for talk in found] == [(20, True), (1, False)]
     assert found[0].nbytes == 20 * 64e6 * 3 / 4
-    assert Times(compute=2, memory=1, hidden=4, waited=1).step == 5
-    assert Times(compute=2, memory=3, hidden=4, waited=1).step == 6
+    assert Times(compute=2, memory=1, hidden=4, waited=1).found()["step"] == 5
+    assert Times(compute=2, memory=3, hidden=4, waited=1).found()["step"] == 6

@@ -1,0 +1,72 @@
+"""Programs in place of gcloud, sbatch, srun, kubectl and curl that record what they get, for tests of the launchers.
+
+Where the real ones would hand a command on, tests let these do so too: to made-up hosts of slices, to a job's step.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TPU_VM, SLURM, JOBSET, WORKER = "tpu_vm.sh", "slurm.sh", "gke/jobset.sh", "worker.sh"
+PLACE = ["--name=pod", "--zone=us-central1-a"]
+IMAGE = ["--name=run", "--image=registry/meshlm:1", "--claim=disk"]
+V5E = ["--accelerator=tpu-v5-lite-podslice", "--topology=4x4"]
+H100 = ["--accelerator=nvidia-h100-80gb", "--nodes=2", "--gpus=8"]
+# What shells, YAML, Kubernetes and sed could take for something of their own.
+ARGUMENTS = ["a b", "", "it's", 'say "x"', "$HOME $(id) `id`", "(('stdlib', 1.0),)", "back\\slash\\n", "two\nlines"]
+ARGUMENTS += ["--config.data.sources=a&b|c;d>e", "*", "~", "#", "@name@", "%s{}[]", "- x: y", "Übung", "--", "\ttab"]
+
+RECORDER = """#!/bin/bash
+{
+  printf '%s\\0' "${0##*/}" "$@"
+  [ "${0##*/}" != kubectl ] || cat
+  printf '\\0\\x1e\\0'
+} >>"$RECORD"
+"""
+# A program that says how it was called, and saves when it is told to end.
+TRAINING = """
+import os, signal, sys, time
+print(os.getcwd().split('/')[-2:], sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("saved"), sys.exit()))
+time.sleep(60)
+"""
+
+
+class Tools:
+    """A directory of programs that record their arguments, first on the PATH."""
+
+    def __init__(self, directory: Path):
+        self.bin, self.record, self.home = directory / "bin", directory / "record", directory / "home"
+        self.bin.mkdir()
+        self.home.mkdir()
+        for name in ("gcloud", "sbatch", "srun", "scancel", "scontrol", "kubectl", "curl", "sudo", "tar", "rm"):
+            self.program(name)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TPU", "MESHLM"))}
+        self.environment = kept | {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "RECORD": str(self.record),
+            "HOME": str(self.home),
+            "HOSTNAME": "here",
+        }
+
+    def program(self, name: str, then: str = "") -> None:
+        """Its recorder, and what it does then."""
+        (self.bin / name).write_text(RECORDER + then)
+        (self.bin / name).chmod(0o755)
+
+    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(ROOT / "launch" / script), *arguments]
+        environment = self.environment | variables
+        return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    def calls(self) -> list[list[str]]:
+        """Arguments of every call until now, the program's name first, what it was given to read last."""
+        calls = self.record.read_text().split("\0\x1e\0")[:-1] if self.record.exists() else []
+        return [call.removesuffix("\0").split("\0") for call in calls]
+
+
+def given(call: list[str]) -> dict[str, str]:
+    """Options of a call by name."""
+    return dict(re.match(r"--([\w-]+)=?(.*)", word, re.DOTALL).groups() for word in call if word.startswith("--"))
