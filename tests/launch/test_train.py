@@ -217,9 +217,10 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
 def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
     """The save after step 4 fails as where files may not grow, and so does the next one; with room again the third is
     whole, and the run is the one that had room from the start."""
-    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(4, 5)))
     tiny.checkpoint_every = 4
     whole = uninterrupted(tiny)
+    capsys.readouterr()
+    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(4, 5)))
     train(tiny, tmp_path / "run")
     said = capsys.readouterr().out
     assert said.count("training goes on, and tries again after step") == 2 and "none is complete yet" in said
@@ -239,6 +240,7 @@ def crowded(save, steps):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if step not in steps:
             return save(self, step, *rest)
+        self.wait()  # an earlier save had room
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
         try:
             save(self, step, *rest)
