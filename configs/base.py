@@ -74,7 +74,7 @@ def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -
     config.data.seq_len = 256
     config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0))
     config.data.tokenizer.chat = ""  # a template by name, whose markers it gets
-    config.data.max_bad_lines = 100
+    config.data.max_bad_lines = 100  # lines or files while preparing, rows while training, that can't be read
     config.data.chat = ConfigDict(dict(template="auto", system=""))  # templates by name: data/templates.py
     config.data.pairs = ConfigDict(dict(source="source", target="target", prefix=""))  # columns
     config.data.labels = ConfigDict(dict(kind="class", text="", label="", pair="", split="", read=""))  # data/labels.py

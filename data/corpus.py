@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data import kinds, stage
+from data.batch import DataError
 from data.builders import text as corpora
 from data.sources import open_source
 
@@ -45,11 +46,16 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
     kind = kinds.kind_of(spec)
     source = open_source(spec) if kind == kinds.TEXT else kinds.open_source(spec, config[kind])
     settings = {"validation": config["validation"], "rule": config["split"] if kind == kinds.TEXT else "document"}
-    inputs = {"spec": spec, "fingerprint": stage.digest(source.fingerprint())} | settings
+    before = source.fingerprint()
+    inputs = {"spec": spec, "fingerprint": stage.digest(before)} | settings
 
     def make(folder: Path) -> dict:
         source.fetch()
         facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], **settings)
+        if changed := _changed(before, source):
+            raise DataError(
+                f"The data source {spec} has changed while it was read: {changed}. Run again when nobody writes to it."
+            )
         bad = facts["bad_lines"]
         if bad["count"]:
             log(
@@ -70,3 +76,13 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
         splits=splits,
         bad_lines=facts["bad_lines"]["count"],
     )
+
+
+def _changed(before: list, source) -> str:
+    """Which part of a fingerprint is another by now; ''."""
+    try:
+        now = source.fingerprint()
+    except FileNotFoundError as error:
+        return f"{error.filename} has vanished"
+    different = [one[0] if isinstance(one, list) else one for one in now if one not in before]
+    return ", ".join(map(str, different[:3]))

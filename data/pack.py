@@ -10,6 +10,9 @@ padded.
 On disk a row is one ArrayRecord record: the little-endian bytes of a [3, seq_len] array (tokens, targets, segment ids),
 uint16 where the vocabulary allows it, else uint32. Left out: best-fit packing, which cuts fewer documents but pads; and
 several files a split, since one ArrayRecord file is read at random at any size.
+
+ArrayRecord keeps a hash of each record, but opens a file that was cut off as one of no records, without a word; so the
+number of rows is compared with what was written.
 """
 
 import errno
@@ -18,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data.batch import DataError
@@ -126,27 +130,80 @@ def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
         yield group
 
 
+class Damage:
+    """Rows that can't be read any more, of all files of a stream. Each is said once, named and counted, and read as
+    padding, so that no other row changes its place."""
+
+    def __init__(self, limit: int = 0):
+        self._limit, self._rows = limit, {}
+
+    def add(self, path: Path, row: int, why: str) -> None:
+        """
+        Raises:
+          DataError: there are more than `limit` by now.
+        """
+        if (path, row) in self._rows:
+            return
+        self._rows[path, row] = why
+        line = f"row {row:,} of {path} can't be read ({why})"
+        if len(self._rows) > self._limit:
+            raise DataError(
+                f"{line}, and {len(self._rows) - 1} before it; {self._limit} may be missing "
+                f"(config.data.max_bad_lines; of held-out rows none). {_again(path)}"
+            )
+        logging.error("%s; it is left out: %d by now, of at most %d", line, len(self._rows), self._limit)
+
+    def lines(self) -> list[str]:
+        """All so far, in the order in which they were found."""
+        return [f"{path}, row {row}: {why}" for (path, row), why in list(self._rows.items())]
+
+
+def _again(path: Path) -> str:
+    """What to do about a file of DIR/rows/NAME/SOURCE/SPLIT."""
+    return f"Move {path.parents[2]} away and start again: the same rows are made of its text, and the run continues."
+
+
 class RowReader:
     """Random access to packed rows, from several threads at a time.
 
     With `hold`, rows that fit are read into memory once: a row then costs a copy, not a seek and a decompression (30
-    us). `channels`: arrays a row, 3 for text.
+    us).
+
+    Args:
+      channels: arrays a row, 3 for text.
+      rows: how many were written, None: unknown.
+      damage: takes rows that can't be read; by default the first is an error.
     """
 
-    def __init__(self, directory: Path, seq_len: int, hold: bool = False, channels: int = 3):
-        path = Path(directory) / ROWS_FILE
-        if not path.exists():
-            raise DataError(f"There are no packed rows at {path}. Prepare the data again.")
-        self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-        self._count = self._reader.num_records()
-        self._shape = (channels, seq_len)
-        self._held = None
+    def __init__(
+        self,
+        directory: Path,
+        seq_len: int,
+        hold: bool = False,
+        channels: int = 3,
+        rows: int | None = None,
+        damage: Damage | None = None,
+    ):
+        self._path, self._damage = Path(directory) / ROWS_FILE, Damage() if damage is None else damage
+        if not self._path.exists():
+            raise DataError(f"There are no packed rows at {self._path}. {_again(self._path)}")
+        try:
+            self._reader = ArrayRecordReader(str(self._path), "readahead_buffer_size:0,max_parallelism:0")
+            self._count = self._reader.num_records()
+        except RuntimeError as error:
+            raise DataError(f"{self._path} can't be read ({_reason(error)}). {_again(self._path)}") from error
+        if rows is not None and self._count != rows:
+            raise DataError(
+                f"{self._path} is damaged: {rows:,} rows were written, {self._count:,} are found. {_again(self._path)}"
+            )
+        self._held, self._shape = None, (channels, seq_len)
         if not self._count:
             return
-        size, values = len(self._reader.read([0])[0]), channels * seq_len
+        values = channels * seq_len
+        size = len(next((found for found in map(self._record, range(self._count)) if isinstance(found, bytes)), b""))
         if size not in (values * 2, values * 4):
-            raise DataError(f"The rows in {path} are not of length {seq_len}. Prepare the data again.")
-        self._dtype = "<u2" if size == values * 2 else "<u4"
+            raise DataError(f"The rows in {self._path} are not of length {seq_len}. {_again(self._path)}")
+        self._dtype, self._padding = "<u2" if size == values * 2 else "<u4", bytes(size)
         if hold and self._count * size <= _HELD_BYTES:
             self._held = self.read(range(self._count))
 
@@ -154,8 +211,36 @@ class RowReader:
         return self._count
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the rows at `indices` as [N, C, T]."""
+        """Returns the rows at `indices` as [N, C, T]; what can't be read any more is padding.
+
+        Raises:
+          DataError: `damage` takes no more.
+        """
         if self._held is not None:
             return self._held[indices]
-        records = self._reader.read([int(i) for i in indices])
-        return np.frombuffer(b"".join(records), self._dtype).reshape(len(records), *self._shape)
+        indices = [int(i) for i in indices]
+        try:
+            records = self._reader.read(indices)
+        except RuntimeError:  # of some of them, which does not say which
+            records = map(self._record, indices)
+        whole = [self._whole(i, record) for i, record in zip(indices, records, strict=True)]
+        return np.frombuffer(b"".join(whole), self._dtype).reshape(len(whole), *self._shape)
+
+    def _record(self, index: int) -> bytes | str:
+        """A record, or why it can't be read."""
+        try:
+            return self._reader.read([index])[0]
+        except RuntimeError as error:
+            return _reason(error)
+
+    def _whole(self, index: int, record: bytes | str) -> bytes:
+        if isinstance(record, bytes) and len(record) == len(self._padding):
+            return record
+        why = f"{len(record)} of {len(self._padding)} bytes" if isinstance(record, bytes) else record
+        self._damage.add(self._path, index, why)
+        return self._padding
+
+
+def _reason(error: Exception) -> str:
+    """The words of ArrayRecord, without the place in its own source and the file's."""
+    return str(error).strip().split("\n")[0].split(", chunk at ")[0]

@@ -27,6 +27,7 @@ from data.augment import Augmentation
 from data.batch import Batch, DataError
 from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
+from data.pack import Damage
 from data.prepare import Prepared, PreparedSource
 from data.rows import Block, Rows, to_batch
 from data.tokenizer import load as load_tokenizer
@@ -45,7 +46,7 @@ class Pipeline:
         self._blocks = blocks
         self._tokenizer_path = tokenizer_path
         self._stream = stream
-        self._steps = 0
+        self._steps = self._told = 0
         self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
@@ -73,6 +74,12 @@ class Pipeline:
         next_row = self._blocks.first_row + self._steps * self._blocks.batch_size
         return {"next_row": next_row, "stream": self._stream}
 
+    def damaged(self) -> list[str]:
+        """Rows that could not be read since this was asked last, a line each; they were padding."""
+        lines = self._blocks.damage.lines()
+        new, self._told = lines[self._told :], len(lines)
+        return new
+
     def close(self) -> None:
         self._iterator.close()
 
@@ -85,12 +92,14 @@ def train_pipeline(
     position: Mapping[str, Any] | None = None,
     corruption: Corruption | None = None,
     augmentation: Augmentation | None = None,
+    max_damaged: int = 0,
 ) -> Pipeline:
     """Opens the training stream of `prepared`, from its start or from a `position`.
 
     `batch_size` counts rows of the global batch; `rows` are the numbers of those that are read here, None: all. The
-    same seed gives the same stream. DataError where a source has no rows, or the position is of another stream (other
-    data, weights, corruption, augmentation or seed), for which it would repeat some rows and skip others.
+    same seed gives the same stream. Up to `max_damaged` rows that can't be read are padding. DataError where a source
+    has no rows, or the position is of another stream (other data, weights, corruption, augmentation or seed), for which
+    it would repeat some rows and skip others.
     """
     sources = _trained(prepared)
     names = [source.name for source in sources if not source.train_rows]
@@ -109,7 +118,7 @@ def train_pipeline(
             f"its augmentation and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
-    blocks = _TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row)
+    blocks = _TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row, max_damaged)
     make = functools.partial(
         to_batch,
         seed=seed,
@@ -131,7 +140,9 @@ class _TrainBlocks:
     A small batch costs many small calls and little work, so a thread makes a block of them at once.
     """
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, rows: np.ndarray, first_row: int):
+    def __init__(
+        self, prepared: Prepared, batch_size: int, seed: int, rows: np.ndarray, first_row: int, max_damaged: int
+    ):
         self.batch_size = batch_size
         self.share = len(rows)
         self.first_row = first_row
@@ -139,7 +150,8 @@ class _TrainBlocks:
         self._seed = seed
         sources = _trained(prepared)
         self._mixture = Mixture([source.weight for source in sources])
-        self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True)
+        self.damage = Damage(max_damaged)
+        self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True, damage=self.damage)
         steps = np.arange(self.steps)[:, None] * batch_size
         self._places = (steps + rows).reshape(-1)
         # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.

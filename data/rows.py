@@ -12,7 +12,7 @@ from data.augment import Augmentation
 from data.batch import CONTENT, ENCODER_CONTENT, Batch, DataError, from_rows, marked
 from data.corrupt import Corruption
 from data.examples import widened
-from data.pack import RowReader
+from data.pack import Damage, RowReader
 from data.prepare import PreparedSource
 
 
@@ -26,12 +26,23 @@ class Rows:
     """The rows of one split of some sources.
 
     `channels` are those of all rows: the most that any source of the prepared data has, so that batches of some sources
-    look like those of others. `hold` as in `RowReader`.
+    look like those of others. `hold` and `damage` as in `RowReader`.
     """
 
-    def __init__(self, sources: Sequence[PreparedSource], split: str, seq_len: int, channels: int, hold: bool = False):
+    def __init__(
+        self,
+        sources: Sequence[PreparedSource],
+        split: str,
+        seq_len: int,
+        channels: int,
+        hold: bool = False,
+        damage: Damage | None = None,
+    ):
         self.counts = [getattr(source, f"{split}_rows") for source in sources]
-        self._readers = [RowReader(getattr(source, split), seq_len, hold, source.channels) for source in sources]
+        self._readers = [
+            RowReader(getattr(source, split), seq_len, hold, source.channels, count, damage)
+            for source, count in zip(sources, self.counts, strict=True)
+        ]
         self._text = np.array([source.channels == 3 for source in sources])
         self._shape = (channels, seq_len)
 

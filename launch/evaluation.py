@@ -35,7 +35,8 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
 
     @functools.cache
     def nats():
-        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted)
+        bad = config.data.max_bad_lines
+        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted, max_damaged=bad)
         with contextlib.closing(train):
             return nats_of_targets(iter(train.next, None), prepared.vocab_size)
 

@@ -150,14 +150,14 @@ class Group:
 
     def fail(self, error: BaseException) -> None:
         """Say what went wrong here, to the others too, and end."""
-        mistake = isinstance(error, runtime.mistakes())
+        said = runtime.words(error)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if isinstance(error.__cause__ or error, jax.errors.JaxRuntimeError):
             # A computation, or a checkpoint, that others had a part in: perhaps one of them is lost.
             self._say(f"{reason[:300]}\nwaiting whether another process is lost")
             self._watcher.join(self._timeout + 2 * self._interval)
         self._last_words.acquire()
-        self._say(f"error: {error}" if mistake else "".join(traceback.format_exception(error)))
+        self._say(f"error: {said}" if said else "".join(traceback.format_exception(error)))
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first, or all is lost
             self._client.key_value_set("end", f"{self._speaker} failed: {reason}")
         threading.Timer(self._timeout + 5, os._exit, (1,)).start()  # whatever the next line waits for

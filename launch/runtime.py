@@ -167,6 +167,17 @@ def mistakes() -> tuple[type[Exception], ...]:
     return ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped, UnknownMetric
 
 
+def words(error: BaseException) -> str | None:
+    """What a user is told of an error that is no bug: a mistake, or a disk that can't be written; None of others."""
+    from data.stage import storage_problem
+
+    if isinstance(error, mistakes()):
+        return str(error)
+    if isinstance(error, OSError) and (problem := storage_problem(error)):
+        return f"{error.filename}: {error.strerror or problem}" if error.filename else str(error)
+    return None
+
+
 def run(main) -> None:
     """absl's app.run, but a user's mistake ends in one clear line on stderr and exit status 1."""
     from absl import app, flags, logging
@@ -178,8 +189,10 @@ def run(main) -> None:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
-        except mistakes() as error:
-            sys.exit(f"error: {error}")
+        except Exception as error:
+            if (said := words(error)) is None:
+                raise
+            sys.exit(f"error: {said}")
 
     def parse(argv):
         try:

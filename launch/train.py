@@ -118,6 +118,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
                 saved.get("position") if back is None else back.position,
                 corruption,
                 build.augmentation(config, prepared),
+                config.data.max_bad_lines,
             ),
             put=build.put(mesh),
             evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),

@@ -10,6 +10,8 @@ import struct
 import time
 from pathlib import Path
 
+from train.appending import AppendedFile
+
 
 class EventFile:
     """A TensorBoard event file: records of `Event` messages, scalars only.
@@ -23,7 +25,7 @@ class EventFile:
         Path(folder).mkdir(parents=True, exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names: microseconds, so that a resumed run's is last.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self.file = (Path(folder) / name).open("xb")
+        self.file = AppendedFile(Path(folder) / name)
         self._record(_double(1, time.time()) + _bytes(3, b"brain.Event:2"))  # file_version
         if purge_step is not None:
             session_start = _bytes(7, _integer(1, 1))  # session_log.status = START
@@ -36,7 +38,6 @@ class EventFile:
     def _record(self, message: bytes):
         length = struct.pack("<Q", len(message))
         self.file.write(length + _checksum(length) + message + _checksum(message))
-        self.file.flush()
 
 
 def _varint(value: int) -> bytes:

@@ -55,7 +55,7 @@ class Parts:
     """What the loop drives."""
 
     train_step: Callable  # (state, batch) -> (state, metrics)
-    source: Any  # .next() -> host batch; .position() -> JSON
+    source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # model -> {name: value}
     observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
@@ -124,6 +124,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             place = parts.source.position()
             with parts.phases("data"):
                 batch = parts.source.next()
+            for line in parts.source.damaged():
+                parts.writer.event(step + 1, {"damaged_row": line})
             with parts.phases("step"):
                 state, result = parts.train_step(state, parts.put(batch))
             step += 1

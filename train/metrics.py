@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from train.appending import AppendedFile
 from train.events import EventFile
 from train.mfu import model_flops_utilization
 
@@ -89,7 +90,7 @@ class Writer:
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _trim(path, resume_step)
-        self.lines = path.open("a", encoding="utf-8", buffering=1)  # a line is one write: a reader sees it whole
+        self.lines = AppendedFile(path)  # a line is one write: a reader sees it whole
         self.events = EventFile(path.parent / "tensorboard", None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]):
@@ -105,26 +106,34 @@ class Writer:
         }
         row = {key: np.asarray(value).round(4).tolist() for key, value in values.items() if key not in numbers}
         row |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self.lines.write(json.dumps({"step": int(step), "time": round(now, 3), **row}, allow_nan=False) + "\n")
+        self._line({"step": int(step), "time": round(now, 3), **row})
         self.events.write(int(step), now, numbers)
 
     def event(self, step: int, what: dict):
         """One line {"step", "time", "event": what}, of what is no figure: a decision, with its reasons."""
         if self.enabled:
             plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in what.items()}
-            row = {"step": int(step), "time": round(time.time(), 3), "event": plain}
-            self.lines.write(json.dumps(row, allow_nan=False) + "\n")
+            self._line({"step": int(step), "time": round(time.time(), 3), "event": plain})
+
+    def _line(self, row: dict):
+        self.lines.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def flush(self):
-        """Waits until everything is on disk. Not needed for others to read along: every write reaches the system."""
+        """Waits until everything is on disk. Not needed for others to read along: every write reaches the system.
+
+        Raises:
+          OSError: what waits for a disk that is full or read-only still can't be written.
+        """
         for file in (self.lines, self.events.file) if self.enabled else ():
-            os.fsync(file.fileno())
+            file.sync()
 
     def close(self):
         if self.enabled and not self.lines.closed:
-            self.flush()
-            self.lines.close()
-            self.events.file.close()
+            try:
+                self.flush()
+            finally:
+                self.lines.close()
+                self.events.file.close()
 
 
 def _trim(path: Path, last_step: int | None):

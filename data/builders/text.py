@@ -145,6 +145,22 @@ def read(dataset: Path, split: str) -> Iterator[str]:
 
 
 def documents(dataset: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Yields (name, text) of a split that `build` wrote."""
-    for example in tfds.builder_from_directory(dataset).as_data_source(split=split):
-        yield example["name"].decode(), example["text"].decode()
+    """Yields (name, text) of a split that `build` wrote.
+
+    Raises:
+      DataError: its files are no longer what was written.
+    """
+    builder = tfds.builder_from_directory(dataset)
+    try:
+        examples = builder.as_data_source(split=split)
+        if (found := len(examples)) != (written := builder.info.splits[split].num_examples):
+            raise RuntimeError(f"{found:,} of {written:,} documents are found")
+        for i in range(found):
+            example = examples[i]
+            yield example["name"].decode(), example["text"].decode()
+    except (RuntimeError, FileNotFoundError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"The {split} split in {dataset} is damaged: {reason}. Move {dataset.parents[2]} away and run again: it is "
+            "made anew."
+        ) from error
