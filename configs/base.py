@@ -101,7 +101,9 @@ def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -
     config.on_bad_steps = "stop"  # stop, roll_back
     # A phase (data, step, evaluate, save, restore) that takes longer than this and than 20 times its longest so far is
     # named, and what all threads do; the process ends `end_after` seconds later. 0: never. First times compile.
-    config.watchdog = ConfigDict(dict(seconds=600.0, first_seconds=3600.0, end_after=300.0))
+    # Of several processes, one that does not come to a save or to restoring within `barrier` seconds is named.
+    config.watchdog = ConfigDict(dict(seconds=600.0, first_seconds=3600.0, end_after=300.0, barrier=600.0))
+    config.check_every = 0  # steps; each such step is computed twice, and replicas are compared, bit for bit; 0: none
     config.profile_start = 10
     config.profile_steps = 0
     return config

@@ -74,6 +74,12 @@ class Pipeline:
         next_row = self._blocks.first_row + self._steps * self._blocks.batch_size
         return {"next_row": next_row, "stream": self._stream}
 
+    def origins(self) -> list[str]:
+        """Where each row of the next batch is from, of all processes: 'row 17 of stdlib'."""
+        first = self.position()["next_row"]
+        sources, indices = self._blocks.locate(np.arange(first, first + self._blocks.batch_size))
+        return [f"row {row} of {self._blocks.names[source]}" for source, row in zip(sources, indices, strict=True)]
+
     def damaged(self) -> list[str]:
         """Rows that could not be read since this was asked last, a line each; they were padding."""
         lines = self._blocks.damage.lines()
@@ -149,6 +155,7 @@ class _TrainBlocks:
         self.steps = -(-_BLOCK_TOKENS // (self.share * prepared.seq_len))
         self._seed = seed
         sources = _trained(prepared)
+        self.names = [source.name for source in sources]
         self._mixture = Mixture([source.weight for source in sources])
         self.damage = Damage(max_damaged)
         self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True, damage=self.damage)
@@ -162,12 +169,17 @@ class _TrainBlocks:
 
     def __getitem__(self, block: int) -> Block:
         places = self.first_row + block * self.steps * self.batch_size + self._places
+        sources, indices = self.locate(places)
+        return self._rows.read(sources, indices, places)
+
+    def locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(number of the source, number of the row in it) of places in the stream."""
         sources, ranks = self._mixture.locate(places)
         indices = np.empty_like(ranks)
         for source in np.unique(sources):
             mine = sources == source
             indices[mine] = self._shuffled(int(source), ranks[mine])
-        return self._rows.read(sources, indices, places)
+        return sources, indices
 
     def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
         """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""

@@ -14,3 +14,7 @@ def checking(what: str):
         yield
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{what}: {error}") from error
+
+
+class ProcessMissing(Exception):
+    """Other processes of the run did not come to where all meet; the message names them."""

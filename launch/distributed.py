@@ -19,7 +19,7 @@ from absl import flags
 from jax._src.distributed import global_state  # the client has no public name; orbax reads it here too
 
 from launch import processes, runtime
-from launch.checking import ConfigError
+from launch.checking import ConfigError, ProcessMissing
 
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -99,6 +99,46 @@ def gathered(what: str, value: str) -> list[str]:
         return [value]
     client.key_value_set(f"{key}/{jax.process_index()}", value)
     return [client.blocking_key_value_get(f"{key}/{i}", _DAY) for i in range(jax.process_count())]
+
+
+def meet(what: str, seconds: float) -> None:
+    """Wait until all processes have come to this.
+
+    Raises:
+      ProcessMissing: some have not after so many seconds.
+    """
+    client, key = global_state.client, _key("meet", what)
+    if client is None:
+        return
+    client.key_value_set(f"{key}/{jax.process_index()}", "")
+    deadline = time.monotonic() + seconds
+    for i in range(jax.process_count()):
+        left = max(deadline - time.monotonic(), 0.001)
+        try:
+            client.blocking_key_value_get(f"{key}/{i}", int(1000 * left) + 1)
+        except jax.errors.JaxRuntimeError as error:
+            missing = [i for i in range(jax.process_count()) if not _is_set(f"{key}/{i}")]
+            if not missing:
+                return
+            names = ", ".join(f"process {i} on {processes.host(i)}" for i in missing)
+            raise ProcessMissing(
+                f"{what}: all processes meet before it, and {names} did not come within {seconds:,.0f} seconds "
+                "(config.watchdog.barrier). The same command continues from the last checkpoint"
+            ) from error
+
+
+def _is_set(key: str) -> bool:
+    try:
+        global_state.client.key_value_try_get(key)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def device_name(device: jax.Device) -> str:
+    """Of a device of any process."""
+    where = processes.host(device.process_index) if global_state.client else socket.gethostname()
+    return f"{device.device_kind} {device.id} of process {device.process_index} on {where}"
 
 
 def _key(verb: str, what: str) -> str:

@@ -3,7 +3,9 @@ WORKDIR/damaged, and never deleted. And a run that hangs is ended, so that it ca
 
 import contextlib
 import datetime
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,18 +13,27 @@ from ml_collections import ConfigDict
 
 from launch import distributed, processes
 from launch.checking import ConfigError
-from train import manifest
+from train import goodput, manifest, metrics
 from train.phases import Phases, Watchdog
+
+_DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_deterministic_ops=true")
 
 
 def check(config: ConfigDict) -> None:
     """
     Raises:
-      ConfigError: config.verify_checkpoints is no level of manifest.problems.
+      ConfigError: config.verify_checkpoints is no level of manifest.problems, or config.check_every would compare what
+        this machine does not compute alike twice.
     """
     if config.verify_checkpoints not in manifest.LEVELS:
         raise ConfigError(
             f"config.verify_checkpoints is {config.verify_checkpoints!r}; choose from {', '.join(manifest.LEVELS)}"
+        )
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.check_every and jax.default_backend() == "gpu" and not any(flag in flags for flag in _DETERMINISTIC):
+        raise ConfigError(
+            f"config.check_every computes a step twice, and XLA's programs for GPUs add in any order; set "
+            f"XLA_FLAGS={_DETERMINISTIC[0]}, which makes some slower"
         )
 
 
@@ -84,13 +95,26 @@ def _bytes(count: float) -> str:
 
 
 @contextlib.contextmanager
-def watched(config: ConfigDict):
-    """Inside, the watchdog of config.watchdog looks at the phases that it yields."""
-    phases = Phases()
+def watched(config: ConfigDict, phases: Phases):
+    """Inside, the watchdog of config.watchdog looks at the phases."""
+    settings = config.watchdog.to_dict()
+    settings.pop("barrier")
     with contextlib.ExitStack() as stack:
-        if config.watchdog.seconds:
-            stack.enter_context(Watchdog(phases, **config.watchdog, end=processes.end))
-        yield phases
+        if settings["seconds"]:
+            stack.enter_context(Watchdog(phases, **settings, end=processes.end))
+        yield
+
+
+def earlier(workdir: Path, saved: Mapping, began: float) -> dict[str, float]:
+    """What goodput.Goodput begins with: what the processes before this one have done, to their last sign of life.
+
+    Args:
+      saved: `loop` of the checkpoint to continue from, {} without one.  began: unix seconds.
+    """
+    rows = metrics.read(workdir / "metrics.jsonl")
+    signs = [(row.get("wall") or row.get("event", {}).get("wall"), row["time"]) for row in rows]
+    last, when = max((sign for sign in signs if sign[0]), key=lambda sign: goodput.total(sign[0]), default=({}, began))
+    return goodput.continued(saved.get("wall", {}), last, began - when)
 
 
 def _move(folder: Path, place: Path) -> None:

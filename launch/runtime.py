@@ -158,13 +158,15 @@ def platform() -> str:
 def mistakes() -> tuple[type[Exception], ...]:
     """The errors whose text is meant for the user."""
     from data.batch import DataError
-    from launch.checking import ConfigError
+    from launch.checking import ConfigError, ProcessMissing
     from model.interop.tensorfile import CheckpointFolderError
     from train.checkpoint import CheckpointError
     from train.early_stopping import UnknownMetric
     from train.loop import TrainingStopped
+    from train.silent_corruption import SilentCorruption
 
-    return ConfigError, DataError, CheckpointError, CheckpointFolderError, TrainingStopped, UnknownMetric
+    of_data = (ConfigError, DataError, CheckpointError, CheckpointFolderError, UnknownMetric)
+    return *of_data, TrainingStopped, SilentCorruption, ProcessMissing
 
 
 def words(error: BaseException) -> str | None:

@@ -14,6 +14,10 @@ from launch import runtime
 runtime.configure("training")
 
 import contextlib
+import functools
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,32 +25,23 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from data import pipeline, stage, tokenizer
-from data.labels import num_scores
-from launch import build, distributed, early_stopping, evaluation, grading, init_from, recovery, workdirs
+from launch import build, distributed, early_stopping, evaluation, grading, recovery, replay, runs, workdirs
 from model import axes, weights
-from train import loop, metrics, mfu, report, summary
+from train import goodput, loop, metrics, mfu, report, silent_corruption, summary
 from train.checkpoint import Checkpoints
 from train.early_stopping import value_of
+from train.phases import Phases
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
+_REPLAY = flags.DEFINE_integer(
+    "replay",
+    None,
+    "A step that the run has taken: do it again from the checkpoint before it, and show it.",
+    lower_bound=1,
+)
 flags.adopt_module_key_flags(distributed)
 _ROLL_BACKS = 3  # in one process
-
-
-def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
-    """(the config with what config.init_from brings, its mesh), once all is checked that can be without data.
-
-    Args, and what is raised: those of `train`.
-    """
-    config = init_from.resolve(config, workdir, chosen)
-    mesh = build.mesh(config)
-    build.check(config, mesh)
-    early_stopping.make(config)
-    grading.settings(config)
-    recovery.check(config)
-    return config, mesh
 
 
 def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
@@ -67,104 +62,125 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
 
 def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool:
     """`train`, from the last checkpoint; `back`: with the data behind those that it names."""
-    config, mesh = checked(config, workdir, chosen)
-    workdirs.check(workdir, config)
-    prepared = build.data(config, workdir)
-    num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
-    model_config = build.model_config(config, prepared.vocab_size, num_labels)
-    words = tokenizer.load(prepared.tokenizer_path)
-    grade = grading.evaluation_of(config, prepared, model_config, words)
-    distributed.agree("config", stage.digest(config.to_json()))
-    distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
-    distributed.first_writes(workdir / "config.json", lambda: workdirs.claim(workdir, config, prepared))
-    first = jax.process_index() == 0
-
-    rate, tx = build.learning_rate(config), build.optimizer(config, model_config)
-    train_step, eval_step = build.steps(config, tx, prepared.labels)
-    tuning = workdirs.tuning(config, words)
-    recovery.settle(workdir, config.verify_checkpoints)
-    metric = config.early_stopping.metric
-    checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, metric, verify="off")  # which is settled
-    peak, peak_words = mfu.peak_flops(mesh.devices.flat, model_config.dtype)
-    step = checkpoints.latest_step or 0
-    distributed.agree("latest checkpoint", str(step))
-    stopping = early_stopping.make(config, checkpoints.loop())
-    if step >= config.steps or stopping.ended:
-        checkpoints.close()
-        why, how = f"{step} steps", "start a new run with more config.steps"
-        if stopping.ended:
-            why, how = stopping.why(), "raise config.early_stopping.patience"
-        print(f"{workdir} is done: {why}. To train longer, {how}.")
-        return True
-    with contextlib.closing(checkpoints), axes.use_mesh(mesh), recovery.watched(config) as phases:
-        train_state, checkpoints.base = init_from.create(config, model_config, tuning, tx, step > 0, prepared.labels)
+    phases, began = Phases(), time.time()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(goodput.counted(phases))
+        with phases("start"):
+            run = runs.opened(config, workdir, chosen)
+            config, prepared, mesh = run.config, run.prepared, run.mesh
+            distributed.first_writes(workdir / "config.json", lambda: workdirs.claim(workdir, config, prepared))
+            rate, tx = build.learning_rate(config), run.optimizer()
+            train_step, eval_step = build.steps(config, tx, prepared.labels)
+            grade = grading.evaluation_of(config, prepared, run.model, run.words)
+        with phases("restore"):
+            recovery.settle(workdir, config.verify_checkpoints)
+        metric = config.early_stopping.metric
+        checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, metric, verify="off")  # which is settled
+        stack.enter_context(contextlib.closing(checkpoints))
+        step = checkpoints.latest_step or 0
+        distributed.agree("latest checkpoint", str(step))
+        stopping = early_stopping.make(config, checkpoints.loop())
+        if step >= config.steps or stopping.ended:
+            _say_done(workdir, step, stopping)
+            return True
+        stack.enter_context(axes.use_mesh(mesh))
+        stack.enter_context(recovery.watched(config, phases))
+        meet = functools.partial(distributed.meet, seconds=config.watchdog.barrier)
+        with phases("start"):
+            state, checkpoints.base = run.state(tx, resume=step > 0)
         saved = {}
         if step:
+            with phases("barrier"):
+                meet(f"restoring step {step}")
             with phases("restore"):
-                train_state, saved = checkpoints.restore(train_state)
+                state, saved = checkpoints.restore(state)
             print(f"continuing {workdir} after step {step}")
-        corruption = build.corruption(config, prepared)
-        tokens = config.batch_size * config.data.seq_len
-        trains = weights.trained(train_state.model)
-        flops = build.flops(config, model_config, trains, corruption)
-        evaluate = evaluation.evaluation(config, prepared, corruption, eval_step, mesh)
-        parts = loop.Parts(
-            train_step=train_step,
-            source=pipeline.train_pipeline(
-                prepared,
-                config.batch_size,
-                config.seed,
-                build.batch_rows(mesh, config.batch_size),
-                saved.get("position") if back is None else back.position,
-                corruption,
-                build.augmentation(config, prepared),
-                config.data.max_bad_lines,
-            ),
-            put=build.put(mesh),
-            evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
-            observe=observe,
-            stopping=stopping,
-            learning_rate=rate,
-            checkpoints=checkpoints,
-            phases=phases,
-            writer=metrics.Writer(workdir, resume_step=step or -1, enabled=first),
-            progress=metrics.Progress(
-                config.steps, tokens, flops, peak, step, perplexity=config.objective.name == "language"
-            ),
-            workdir=workdir,
-        )
-        convention = f"{mfu.MFU_CONVENTION} Here: {peak_words}"
-        facts = summary.facts(train_state.model, flops, mesh, prepared, convention)
-        print("\n".join([summary.headline(facts), *build.notes(config, model_config, trains)]))
-        with contextlib.closing(parts.source), contextlib.closing(parts.writer):
-            if back is not None:
-                why = {"rolled_back": str(back), "from_step": back.step, "position": back.position}
-                parts.writer.event(step + 1, why)
-                parts.progress.message(f"rolled back to step {step}: {back}; goes on with the data behind them")
-            named = stopping.metric != "validation/loss"  # of which it shows only now whether evaluations give it
-            if (config.init_from or named) and config.eval_every and not step:
-                before = parts.evaluate(train_state.model)
-                value_of(stopping.metric, before)
-                parts.writer.write(0, before)
-                parts.progress.message(loop.evaluation_line(0, before))
-            train_state, step, clock = loop.train(train_state, step, saved, build.loop_schedule(config), parts)
-    done = {"goodput": clock.goodput, "wall_seconds": clock.now() - clock.begin, "tokens": step * tokens}
+        with phases("start"):
+            first = jax.process_index() == 0
+            earlier = recovery.earlier(workdir, saved, began) if first else {}
+            source = run.source(saved.get("position") if back is None else back.position)
+            stack.enter_context(contextlib.closing(source))
+            writer = metrics.Writer(workdir, resume_step=step or -1, enabled=first)
+            stack.enter_context(contextlib.closing(writer))
+            if first:
+                writer.event(step, {"start": earlier["starts"], "wall": earlier})
+            trains = weights.trained(state.model)
+            flops = build.flops(config, run.model, trains, run.corruption)
+            tokens = config.batch_size * config.data.seq_len
+            peak, peak_words = mfu.peak_flops(mesh.devices.flat, run.model.dtype)
+            evaluate = evaluation.evaluation(config, prepared, run.corruption, eval_step, mesh)
+            check = functools.partial(silent_corruption.checked_step, train_step, named=distributed.device_name)
+            words = config.objective.name == "language"
+            parts = loop.Parts(
+                train_step=train_step,
+                source=source,
+                check=check,
+                put=build.put(mesh),
+                evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
+                observe=observe,
+                stopping=stopping,
+                learning_rate=rate,
+                checkpoints=checkpoints,
+                phases=phases,
+                goodput=goodput.Goodput(phases, earlier),
+                meet=meet,
+                writer=writer,
+                progress=metrics.Progress(config.steps, tokens, flops, peak, step, perplexity=words),
+                workdir=workdir,
+            )
+            facts = summary.facts(state.model, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
+            print("\n".join([summary.headline(facts), *build.notes(config, run.model, trains)]))
+        if back is not None:
+            why = {"rolled_back": str(back), "from_step": back.step, "position": back.position}
+            writer.event(step + 1, why)
+            parts.progress.message(f"rolled back to step {step}: {back}; goes on with the data behind them")
+        if not step:
+            _evaluate_first(config, state, parts)
+        state, step = loop.train(state, step, saved, build.loop_schedule(config), parts)
+    wall = parts.goodput.wall()
+    done = {"goodput": goodput.share(wall), "wall": wall, "tokens": step * tokens}
     done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
     if first:
         summary.update(workdir, facts | done)
         if config.init_from:
             print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
-        print(f"report: {report.write_report(workdir)}")
+        print(f"{goodput.line(wall)}\nreport: {report.write_report(workdir)}")
     if stopping.ended:
         print(done["ended"])
     elif step < config.steps:
-        print(f"stopped after step {step}, saved. The same command continues the run.")
+        print(f"stopped after step {step}, saved. To continue:\n  {_command()}")
     return stopping.ended or step >= config.steps
+
+
+def _say_done(workdir: Path, step: int, stopping) -> None:
+    why, how = f"{step} steps", "start a new run with more config.steps"
+    if stopping.ended:
+        why, how = stopping.why(), "raise config.early_stopping.patience"
+    print(f"{workdir} is done: {why}. To train longer, {how}.")
+
+
+def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:
+    """Where there is something to compare with later, or a metric of which only this shows whether there is one."""
+    named = parts.stopping.metric != "validation/loss"
+    if (config.init_from or named) and config.eval_every:
+        with parts.phases("evaluate"):
+            before = parts.evaluate(state.model)
+        value_of(parts.stopping.metric, before)
+        parts.writer.write(0, before)
+        parts.progress.message(loop.evaluation_line(0, before))
+
+
+def _command() -> str:
+    """This process, as it can be started again."""
+    return shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
 
 
 def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     with distributed.joined():
+        if _REPLAY.value:
+            replay.show(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen, _REPLAY.value)
+            return
         train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
 
 

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from data.batch import DataError
 from launch import build, search, workdirs
 from launch.checking import ConfigError
-from launch.train import checked, train
+from launch.runs import checked
+from launch.train import train
 from train.early_stopping import UnknownMetric, lower_is_better, value_of
 from train.loop import TrainingStopped
 from train.sweep_report import Trial, ranked, show

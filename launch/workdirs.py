@@ -33,7 +33,7 @@ SAME_FIGURES += ("model.context", "model.pipeline_slots", "model.pipeline_groups
 SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best", "verify_checkpoints")
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
-FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog")
+FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_every")
 
 
 def check(workdir: Path, config: ConfigDict) -> None:

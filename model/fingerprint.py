@@ -30,7 +30,7 @@ def array_sum(array: jax.Array) -> str:
 @jax.jit
 def _sums(array):
     """uint32 [4]. Part by part: what this takes beside the array does not grow with it."""
-    strides = [pow(_PRIME, array.ndim - 1 - dim, 2**32) for dim in range(array.ndim)]
+    strides = _strides(array)
     if array.dtype.itemsize == 2:  # the loops below would have XLA's CPU compiler copy all of a bfloat16 one in float32
         array = jax.lax.bitcast_convert_type(array, jnp.uint16)
     spec = jax.typeof(array).sharding.spec
@@ -43,6 +43,25 @@ def _sums(array):
         return jax.lax.psum(_part(part, start, strides), tuple(jax.tree.leaves(tuple(spec))))
 
     return jax.shard_map(local, in_specs=spec, out_specs=axes.PartitionSpec())(array)
+
+
+def device_sums(arrays) -> jax.Array:
+    """uint32 [arrays, devices, 4], whole on every device: of what each device of the mesh holds of each array. Under
+    jax.jit. Of the same part of an array they are the same."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def local(*parts):
+        flat = [jax.lax.bitcast_convert_type(a, jnp.uint16) if a.dtype.itemsize == 2 else a for a in parts]
+        return jnp.stack([_part(a, jnp.uint32(0), _strides(a)) for a in flat])[:, None]
+
+    specs = tuple(jax.typeof(array).sharding.spec for array in arrays)
+    everywhere = axes.PartitionSpec(None, mesh.axis_names)
+    sums = jax.shard_map(local, in_specs=specs, out_specs=everywhere, check_vma=False)(*arrays)
+    return jax.reshard(sums, axes.PartitionSpec())
+
+
+def _strides(array) -> list[int]:
+    return [pow(_PRIME, array.ndim - 1 - dim, 2**32) for dim in range(array.ndim)]
 
 
 def _part(array, start, strides):

@@ -71,6 +71,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Those that are kept, in order."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: TrainState, loop: dict, metrics: dict[str, float] | None = None) -> None:
         """Start to save; `loop` is JSON. `metrics`, where finite, make the step a candidate for the best ones.
 
@@ -188,7 +192,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it isn't there; lists what is.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         metrics = {step: self._manager.metrics(step) or {} for step in steps}
         values = {step: found[self.metric] for step, found in metrics.items() if found}
         if not wanted:

@@ -7,21 +7,23 @@ after a stop is saved together: state, data position, running sums, waiting for 
 
 import dataclasses
 import math
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from train import guard
 from train.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
+from train.goodput import Goodput, share
 from train.metrics import Clock, Progress, Writer
 from train.phases import Phases
+from train.profiler import Profiler
 from train.saves import Saves
 from train.state import TrainState
+from train.stop_requests import StopRequests
+from train.window import Window
 
 
 class TrainingStopped(Exception):
@@ -46,6 +48,7 @@ class Schedule:
     checkpoint_every: int
     max_bad_steps: int  # updates left out in a row, after which the run stops, or rolls back
     on_bad_steps: str = "stop"  # 'stop' or 'roll_back'
+    check_every: int = 0
     profile_start: int = 0  # first step of the profiler's window
     profile_steps: int = 0
 
@@ -56,6 +59,7 @@ class Parts:
 
     train_step: Callable  # (state, batch) -> (state, metrics)
     source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
+    check: Callable  # (state, batch, number of the step) -> (state, metrics), after a look at the devices
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # model -> {name: value}
     observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
@@ -63,12 +67,14 @@ class Parts:
     learning_rate: Callable  # step -> float
     checkpoints: Checkpoints
     phases: Phases
+    goodput: Goodput
+    meet: Callable  # what for -> None, when all processes have come to it
     writer: Writer
     progress: Progress
     workdir: Any
 
 
-def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int, Clock]:
+def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int]:
     """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT (of
     several processes, to any of them), and when `parts.stopping` has ended. Either is saved; with early stopping, so is
     each evaluation that is the best yet.
@@ -79,10 +85,11 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
     Raises:
       TrainingStopped: `max_bad_steps` updates in a row were left out, or nothing in a batch counts.
       RollBack: the former, where `on_bad_steps` says so.
+      SilentCorruption: a device's numbers can't be trusted.
       UnknownMetric: evaluations lack the metric of `parts.stopping`.
       CheckpointError: the last save failed.
     """
-    window, clock, pending, evaluation, counters = _Window(loop.get("window")), Clock(step), None, None, {}
+    window, clock, pending, evaluation, counters = Window(loop.get("window")), Clock(step), None, None, {}
     first = step
     due = lambda every, at: every and (at % every == 0 or at == schedule.steps)
 
@@ -112,13 +119,17 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             _log(at, window.flush(), clock.lap(at), parts)
 
     def save(step: int) -> None:
+        with parts.phases("barrier"):
+            parts.meet(f"the save of step {step}")
         if counters.get("step") != step:  # else a save of this step is tried again
             counters.update(step=step, window=window.to_json(), early_stopping=parts.stopping.to_json())
+            counters["wall"] = parts.goodput.wall()
             counters["position"] = parts.source.position()
         parts.checkpoints.save(step, state, dict(counters), evaluation)  # written while we go on
 
     saves = Saves(save, parts.checkpoints, parts.writer, parts.progress)
-    with _StopRequests() as stop, _Profiler(schedule, parts) as profiler, parts.progress:
+    profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
+    with StopRequests() as stop, profiler, parts.progress:
         while step < schedule.steps and not stop and not parts.stopping.ended:
             profiler.at(step)
             place = parts.source.position()
@@ -126,8 +137,17 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 batch = parts.source.next()
             for line in parts.source.damaged():
                 parts.writer.event(step + 1, {"damaged_row": line})
-            with parts.phases("step"):
-                state, result = parts.train_step(state, parts.put(batch))
+            if due(schedule.check_every, step + 1):
+                if pending:
+                    read(pending)
+                    pending = None
+                    clock.lap(step)
+                with parts.phases("check"):
+                    state, result = parts.check(state, parts.put(batch), step + 1)
+                clock.skip(step + 1)
+            else:
+                with parts.phases("step"):
+                    state, result = parts.train_step(state, parts.put(batch))
             step += 1
             stop.ask(step)
             if pending:
@@ -164,7 +184,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         with parts.phases("save"):
             parts.checkpoints.wait()
         parts.writer.flush()
-    return state, step, clock
+    return state, step
 
 
 def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
@@ -177,6 +197,7 @@ def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> No
         values["tokens_per_second"] = progress.tokens_per_step / seconds
         if progress.peak_flops:
             values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
+    values |= {"goodput": share(wall := parts.goodput.wall()), "wall": wall}
     parts.writer.write(step, values)
     progress.update(step, values["loss"], rate, seconds)
 
@@ -193,108 +214,3 @@ def evaluation_line(step: int, evaluation: dict[str, float]) -> str:
     """What a person sees of an evaluation."""
     shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in evaluation.items())
     return f"step {step}  validation: {shown}"
-
-
-class _Window:
-    """Sums of the steps since the last log; of metrics that are arrays (large ones, of many experts), since the last
-    evaluation. Saved with a checkpoint, so a continued run logs the same means."""
-
-    def __init__(self, saved: dict | None):
-        saved = saved or {"numbers": {}, "arrays": {}}
-        self.numbers = dict(saved["numbers"])
-        self.arrays = {name: np.asarray(value) for name, value in saved["arrays"].items()}
-
-    def to_json(self) -> dict:
-        return {
-            "numbers": dict(self.numbers),
-            "arrays": {name: np.asarray(v).tolist() for name, v in self.arrays.items()},
-        }
-
-    def add(self, result: dict[str, np.ndarray]) -> None:
-        self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
-        if result["streak"]:
-            return  # what was skipped would make the mean NaN; `skipped` counts it
-        weight = float(result["weight"])
-        for name, value in result.items():
-            if name not in ("weight", "grad_norm", "skipped", "streak", "left_out"):
-                sums, value = (self.arrays, value) if value.ndim else (self.numbers, float(value))
-                sums[name] = sums.get(name, 0.0) + value * weight
-        for sums in (self.numbers, self.arrays):
-            sums["weight"] = sums.get("weight", 0.0) + weight
-
-    def flush(self) -> dict[str, float]:
-        """Means over the window's tokens, and the newest gradient norm and count of skipped steps."""
-        means, self.numbers = _means(self.numbers), {}
-        return {"loss": math.nan} | means | self.latest
-
-    def flush_arrays(self) -> dict[str, np.ndarray]:
-        means, self.arrays = _means(self.arrays), {}
-        return means
-
-
-def _means(sums: dict) -> dict:
-    weight = float(sums.get("weight", 0.0))
-    return {name: value / weight if weight else math.nan for name, value in sums.items() if name != "weight"}
-
-
-class _StopRequests:
-    """True once SIGTERM or SIGINT has come: the loop ends its step, saves and returns. A second SIGINT interrupts.
-
-    Of several processes all stop after the same step: jax's preemption service, whose C++ handler of SIGTERM stays,
-    tells all of a signal to one and chooses a step that none has reached. To ask costs no communication.
-    """
-
-    def __init__(self):
-        self._several, self._seen, self._agreed = jax.process_count() > 1, [], False
-
-    def __bool__(self) -> bool:
-        return self._agreed if self._several else bool(self._seen)
-
-    def ask(self, step: int) -> None:
-        """After every step."""
-        if self._several and not self._agreed:
-            self._agreed = multihost_utils.reached_preemption_sync_point(step)
-
-    def _note(self, number, _) -> None:
-        if self._seen and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._seen.append(number)
-        if self._several:
-            signal.raise_signal(signal.SIGTERM)
-
-    def __enter__(self):
-        numbers = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class _Profiler:
-    """Traces steps [profile_start, profile_start + profile_steps) into WORKDIR/profile, for TensorBoard or Perfetto; of
-    several processes those of the first."""
-
-    def __init__(self, schedule: Schedule, parts: Parts):
-        self.start, self.stop = schedule.profile_start, schedule.profile_start + schedule.profile_steps
-        self.parts, self.running = parts, False
-
-    def at(self, step: int) -> None:
-        if self.start <= step < self.stop and not self.running and jax.process_index() == 0:
-            jax.profiler.start_trace(str(self.parts.workdir / "profile"))
-            self.running = True
-        elif step >= self.stop:
-            self._end()
-
-    def _end(self) -> None:
-        if self.running:
-            jax.profiler.stop_trace()
-            self.running = False
-            self.parts.progress.message(f"profile written to {self.parts.workdir / 'profile'}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()

@@ -1,10 +1,11 @@
-"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line, goodput.
+"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line.
 
     Writer    one JSON object a line in WORKDIR/metrics.jsonl and the same values as events in WORKDIR/tensorboard
     Progress  one live line on a terminal, one plain line a log anywhere else
-    Clock     median seconds a step, and the part of the wall time that went into steps
+    Clock     median seconds a step
 
-Left out: which metrics there are and when (loop.py), event files (events.py), the report (report.py). Paths are local.
+Left out: which metrics there are and when (loop.py), event files (events.py), what the wall time goes into
+(goodput.py), the report (report.py). Paths are local.
 """
 
 import json
@@ -36,8 +37,7 @@ class Clock:
     """
 
     def __init__(self, step: int = 0, window: int = 20, now=time.perf_counter):
-        self.now, self.laps, self.productive = now, deque(maxlen=window), 0.0
-        self.begin = now()
+        self.now, self.laps = now, deque(maxlen=window)
         self.skip(step)
 
     def skip(self, step: int):
@@ -48,14 +48,8 @@ class Clock:
         elapsed, steps = self.now() - self.mark, step - self.step
         if steps > 0:
             self.laps.append(elapsed / steps)
-            self.productive += elapsed
         self.skip(step)
         return statistics.median(self.laps) if self.laps else math.nan
-
-    @property
-    def goodput(self) -> float:
-        """The fraction of the wall time since the start that went into steps."""
-        return self.productive / max(self.now() - self.begin, 1e-9)
 
 
 def read(path) -> list[dict]:
@@ -95,10 +89,13 @@ class Writer:
 
     def write(self, step: int, values: dict[str, float]):
         """One line {"step", "time" (unix seconds), **values}. JSON has no nan or infinity: they are written as null,
-        and as what they are to TensorBoard, which gets no arrays. Arrays of one element are taken as numbers."""
+        and as what they are to TensorBoard, which gets no arrays and no dicts (of numbers). Arrays of one element are
+        taken as numbers."""
         if not self.enabled:
             return
         now = time.time()
+        dicts = {key: value for key, value in values.items() if isinstance(value, dict)}
+        values = {key: value for key, value in values.items() if key not in dicts}
         numbers = {
             key: value if isinstance(value, int) else float(value)
             for key, value in values.items()
@@ -106,7 +103,7 @@ class Writer:
         }
         row = {key: np.asarray(value).round(4).tolist() for key, value in values.items() if key not in numbers}
         row |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._line({"step": int(step), "time": round(now, 3), **row})
+        self._line({"step": int(step), "time": round(now, 3), **row, **dicts})
         self.events.write(int(step), now, numbers)
 
     def event(self, step: int, what: dict):

@@ -1,4 +1,5 @@
-"""What a run is doing now, and a watchdog that ends it if that takes far longer than ever before.
+"""What a run is doing now and what its time went into, and a watchdog that ends it if that takes far longer than ever
+before.
 
 A device, a network or a disk that hangs leaves a process that waits for good: no error comes, and a cluster sees a
 process that lives. So each phase has a name and a history. The watchdog, a thread, first says which phase hangs and
@@ -17,37 +18,55 @@ _KNOWN = 3  # of a phase that has ended less often than this, only `first_second
 
 class Phases:
     """Of one process, entered by its main thread: `with phases("save"): ...`. Inside another one, its time is its own.
+    Between phases there is the one without a name.
 
     Args:
       now: seconds, in a test others.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
-        self._now = now
-        self._stack: list[tuple[str, float]] = []
+        self._now, self._stack, self._inner = now, [("", now())], []
         self.longest: dict[str, float] = {}
         self.times: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str):
-        if self._stack:
-            self._ended(*self._stack[-1], counted=False)
+        self._ended()
         self._stack.append((name, self._now()))
         try:
             yield
         finally:
-            self._ended(*self._stack.pop(), counted=True)
-            if self._stack:
-                self._stack[-1] = (self._stack[-1][0], self._now())
+            self._ended()
+            self._stack.pop()
+            self.times[name] = self.times.get(name, 0) + 1
+            self._stack[-1] = (self._stack[-1][0], self._now())
 
-    def _ended(self, name: str, begin: float, counted: bool) -> None:
-        self.longest[name] = max(self.longest.get(name, 0.0), self._now() - begin)
-        self.times[name] = self.times.get(name, 0) + counted
+    def _ended(self) -> None:
+        """A piece of the current phase is over."""
+        (name, begin), now = self._stack[-1], self._now()
+        self.longest[name] = max(self.longest.get(name, 0.0), now - begin)
+        self._seconds, self._inner = self.seconds(), []
+
+    def was_compiling(self, seconds: float) -> None:
+        """The last seconds went into compiling, and so did what was said before of a part of them."""
+        now = self._now()
+        begin = max(now - seconds, self._stack[-1][1])
+        self._inner = [(b, e) for b, e in self._inner if b < begin] + [(begin, now)]
+
+    def seconds(self) -> dict[str, float]:
+        """Of each phase so far; 'compile' is taken out of the others."""
+        (name, begin), now = self._stack[-1], self._now()
+        found = dict(self._seconds)
+        if compiling := sum(e - b for b, e in self._inner):
+            found["compile"] = found.get("compile", 0.0) + compiling
+        found[name] = found.get(name, 0.0) + now - begin - compiling
+        return found
 
     def current(self) -> tuple[str, float]:
         """(name, seconds in it); '' between phases."""
-        stack = self._stack[-1:]  # the main thread may leave it meanwhile
-        return (stack[0][0], self._now() - stack[0][1]) if stack else ("", 0.0)
+        name, begin = self._stack[-1]  # the main thread may leave it meanwhile
+        return name, self._now() - begin if name else 0.0
 
 
 class Watchdog:

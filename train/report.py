@@ -7,9 +7,9 @@ Reads from the workdir, each file and each key optional:
                     evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram, of labels
                     /accuracy and /majority_accuracy, or /mse and /mean_mse)
     config.json     the config as run, nested
-    summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, wall_seconds, tokens,
+    summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (goodput.py),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
-                    goodput (a fraction), mfu_convention, best {metric, value, step}, ended (why before the last step),
+                    mfu_convention, best {metric, value, step}, ended (why before the last step),
                     samples [{prompt, text: the continuation}],
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
                     shown [{prompt, reference, answer}]},
@@ -22,66 +22,16 @@ Left out: comparing runs, which is TensorBoard's.
 import json
 import math
 import time
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-from train import plots
+from train import goodput, plots
 from train.metrics import duration, read, short
 from train.mfu import MFU_CONVENTION
-
-_CSS = """
-:root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1f2328; --muted: #666d75; --line: #e3e3df;
-  --accent: #2c6aa0; --second: #c2570c; --bar: #c9ced3; }
-@media (prefers-color-scheme: dark) { :root { --page: #131518; --card: #1b1e22; --text: #e4e6e8; --muted: #9aa2aa;
-  --line: #30353b; --accent: #7db4e6; --second: #f0a05a; --bar: #4a5159; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5; font-size: 15px;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-  font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
-main { max-width: 1040px; margin: 0 auto; padding: 40px 20px 64px; }
-h1 { font-size: 26px; font-weight: 600; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { font-size: 17px; font-weight: 600; margin: 44px 0 12px; }
-h3 { font-size: 13px; font-weight: 600; margin: 0 0 6px; }
-p, small, dt, th, summary { color: var(--muted); }
-p { margin: 4px 0; } small, dt { font-size: 13px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px; min-width: 0; }
-.head, .plots { display: grid; gap: 16px; grid-template-columns: 2fr 3fr; margin-top: 24px; }
-.plots { grid-template-columns: 1fr 1fr; margin: 0; } .plots > :first-child { grid-column: 1 / -1; }
-dl { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px 20px; margin: 0; }
-dd { margin: 0; font-size: 20px; font-weight: 600; line-height: 1.25; }
-dd small { display: block; font-weight: 400; }
-.figure { font-size: 44px; font-weight: 600; line-height: 1.15; letter-spacing: -.02em; color: var(--text); }
-.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 12px; align-items: center;
-  margin: 14px 0 8px; font-size: 14px; }
-.bars i { display: block; height: 14px; border-radius: 2px; background: var(--bar); min-width: 2px; }
-.bars .own { background: var(--accent); }
-figure { margin: 0; } svg { display: block; width: 100%; height: auto; } svg text { font-family: inherit !important; }
-.key { float: right; font-weight: 400; color: var(--muted); } .key i { display: inline-block; width: 14px; height: 3px;
-  margin: 0 5px 3px 14px; background: var(--accent); } .key .dot.own { background: var(--accent); }
-.key .dot.ring { background: none; box-shadow: inset 0 0 0 1px var(--accent); } .key .thin { opacity: .4; }
-.key .dot { width: 7px; height: 7px; border-radius: 50%; margin-bottom: 1px; background: var(--second); }
-.narrow { display: none; }
-pre, code { font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; } .card + .card { margin-top: 12px; }
-.plots .card + .card, .head .card + .card { margin-top: 0; }
-mark { background: none; color: var(--accent); font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: right; font-weight: 400; font-size: 13px; } td { text-align: right; }
-th, td { padding: 5px 0 5px 20px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-.answers th, .answers td { text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
-tr:last-child td { border-bottom: 0; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-summary { cursor: pointer; } .config { columns: 2; column-gap: 40px; margin-top: 12px; }
-.config div { display: flex; justify-content: space-between; gap: 16px; break-inside: avoid; }
-.config code { text-align: right; overflow-wrap: anywhere; } .config code:first-child { flex: none; text-align: left;
-  color: var(--muted); max-width: 70%; }
-footer { margin-top: 44px; padding-top: 14px; border-top: 1px solid var(--line); font-size: 13px; }
-@media (max-width: 720px) { main { padding: 24px 14px 48px; } .head, .plots { grid-template-columns: minmax(0, 1fr); }
-  dl { grid-template-columns: 1fr 1fr; } .config { columns: 1; } .wide { display: none; } .narrow { display: block; } }
-"""
+from train.web_page import page, save
 
 
 def write_report(workdir) -> Path:
@@ -89,9 +39,12 @@ def write_report(workdir) -> Path:
     workdir = Path(workdir)
     rows = read(workdir / "metrics.jsonl")
     summary, config = _load(workdir / "summary.json"), _load(workdir / "config.json")
+    walls = [wall for wall in (summary.get("wall"), *(row.get("wall") for row in rows)) if wall]
+    summary["wall"] = max(walls, key=goodput.total, default={})
     sections = _headline(rows, summary) + _plots(rows)
     sections += (
-        _experts(rows)
+        _wall(summary["wall"])
+        + _experts(rows)
         + _answers(summary.get("grade") or {})
         + _samples(summary.get("samples") or [])
         + _corpus(summary.get("corpus") or [])
@@ -108,26 +61,6 @@ def write_report(workdir) -> Path:
         "Written from metrics.jsonl, config.json and summary.json, which lie beside this file.",
     )
     return save(workdir / "report.html", page(workdir.resolve().name, above, sections, below))
-
-
-def page(title: str, above: Iterable[str], sections: str, below: Iterable[str]) -> str:
-    """A whole page: lines of text `above` and `below` the `sections`, which are HTML."""
-    above, below = ("\n".join(f"<p>{escape(line)}</p>" for line in lines if line) for lines in (above, below))
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{_CSS}</style></head><body><main>
-<header><h1>{escape(title)}</h1>{above}</header>
-{sections}
-<footer>{below}</footer>
-</main></body></html>
-"""
-
-
-def save(path: Path, page: str) -> Path:
-    """Writes the page at once, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair may stand in a sample
-    return temporary.replace(path)
 
 
 def _load(path: Path) -> dict:
@@ -160,7 +93,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
         values = _series(rows, key)[1]
         return float(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else math.nan
 
-    model, goodput, skipped = summary.get("model") or {}, summary.get("goodput"), last("skipped")
+    model, wall, skipped = summary.get("model") or {}, summary["wall"], last("skipped")
     bodies = model.get("non_embedding_parameters")
     names = ("loss", "perplexity", "bits_per_byte", "unigram", "accuracy", "majority_accuracy", "mse", "mean_mse")
     validation = {key: last("validation/" + key) for key in names}
@@ -172,7 +105,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
         ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} left out")),
         ("Tokens per second", _show(median("tokens_per_second"), short), "median"),
         ("MFU", _show(100 * median("mfu"), "{:.1f} %"), "median, see below"),
-        ("Wall time", _show(summary.get("wall_seconds"), duration), _show(goodput, "{:.0%} in steps")),
+        ("Wall time", _show(goodput.total(wall), duration) if wall else "–", f"goodput {goodput.share(wall):.1%}"),
         ("Parameters", _show(model.get("parameters"), short), _show(bodies, lambda n: short(n) + " non-embedding")),
         ("FLOPs per token", _show(model.get("flops_per_token"), short), "forward, backward"),
         ("Tokens seen", _show(summary.get("tokens"), short), ""),
@@ -222,6 +155,18 @@ def _plots(rows: list[dict]) -> str:
     }
     cards = "".join(f'<figure class="card"><h3>{title}</h3>{svg}</figure>' for title, svg in drawn.items() if svg)
     return f'<section><h2>Curves</h2><div class="plots">{cards}</div></section>'
+
+
+def _wall(wall: dict) -> str:
+    """What the wall time went into."""
+    parts, total, bars = goodput.parts(wall), goodput.total(wall), ""
+    for name, seconds in parts.items():
+        width = f'style="width:{100 * seconds / max(parts.values()):.1f}%"{" class=own" if name == "step" else ""}'
+        figure = f"{goodput.spell(seconds)}, {seconds / total:.1%}"
+        bars += f"<span>{escape(name)}</span><i {width}></i><span>{figure}</span>"
+    note = "; ".join(filter(None, (f"{goodput.share(wall):.1%} in steps that were kept", goodput.restarts(wall))))
+    body = f'<div class="card"><div class="bars">{bars}</div><small>{note}.</small></div>'
+    return f"<section><h2>Wall time</h2>{body}</section>" if parts else ""
 
 
 def _experts(rows: list[dict]) -> str:

@@ -15,19 +15,13 @@ from train.optimizer import fetched, gradient_norm
 from train.state import TrainState
 
 
-def make_train_step(
-    objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0, spike: float = 0.0
-):
-    """The compiled step (state, batch) -> (state, metrics); it donates the state.
-
-    Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
-    `skipped` and `streak` (see TrainState), and `left_out`, the place in guard.REASONS of why this update was.
+def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
+    """(state, batch) -> (gradients by name, Loss) of a step; gradients are of the mean loss.
 
     Args:
       objective: (model, batch, key) -> Loss.
       accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
         that of one large batch whatever weight each micro-batch has.
-      spike: deviations from which on an update is left out, 0: none is (guard.judge).
     """
 
     def total(params, model, batch, key):
@@ -39,15 +33,35 @@ def make_train_step(
         loss = objective(seeded(replaced(model, params), key), batch, key)
         return loss.total / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
-    def train_step(state: TrainState, batch):
+    def gradients(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         params = trained(state.model)
         if accumulate == 1:
-            grads, loss = jax.grad(mean, has_aux=True)(params, state.model, batch, key)
-        else:
-            differentiate = functools.partial(jax.grad(total, has_aux=True), params, state.model)
-            grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
-            grads = jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads)
+            return jax.grad(mean, has_aux=True)(params, state.model, batch, key)
+        differentiate = functools.partial(jax.grad(total, has_aux=True), params, state.model)
+        grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
+        return jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads), loss
+
+    return gradients
+
+
+def make_train_step(
+    objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0, spike: float = 0.0
+):
+    """The compiled step (state, batch) -> (state, metrics); it donates the state.
+
+    Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
+    `skipped` and `streak` (see TrainState), and `left_out`, the place in guard.REASONS of why this update was.
+
+    Args:
+      objective, accumulate: as in `make_gradients`.
+      spike: deviations from which on an update is left out, 0: none is (guard.judge).
+    """
+    gradients = make_gradients(objective, accumulate=accumulate, seed=seed)
+
+    def train_step(state: TrainState, batch):
+        params = trained(state.model)
+        grads, loss = gradients(state, batch)
         norm = gradient_norm(grads)
         old_state = fetched(state.opt_state)
         updates, opt_state = tx.update(grads, old_state, params)

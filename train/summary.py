@@ -61,12 +61,9 @@ def headline(facts: dict) -> str:
 
 
 def update(workdir, values: dict) -> dict:
-    """Merge `values` into the summary. `wall_seconds` add up over the sessions of a run."""
+    """Merge `values` into the summary."""
     path = Path(workdir) / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    spent = summary.get("wall_seconds", 0.0) + values.get("wall_seconds", 0.0)
-    summary |= values
-    summary["wall_seconds"] = spent
+    summary = (json.loads(path.read_text()) if path.exists() else {}) | values
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     partial.replace(path)

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from train import sweep_plots
-from train.report import page, save
+from train.web_page import page, save
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def poisoned(tiny, monkeypatch):
 
 def rows_of(workdir):
     rows = metrics.read(workdir / "metrics.jsonl")
-    return [row["event"] | {"step": row["step"]} for row in rows if "event" in row], rows
+    events = [row["event"] | {"step": row["step"]} for row in rows if "event" in row]
+    return [event for event in events if "start" not in event], rows
 
 
 def test_each_update_that_is_left_out_is_kept_with_its_rows(tiny, poisoned, tmp_path, capsys):

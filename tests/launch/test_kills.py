@@ -4,6 +4,7 @@ Each process kills itself (SIGKILL) a random moment after it has entered a phase
 command is given again. Five kills here; more: bash tests/run.sh tests/launch/test_kills.py --kills=25
 """
 
+import json
 import random
 import re
 import signal
@@ -57,8 +58,8 @@ def start(config, workdir, phase="", count=0, delay=0.0):
 
 def logged(workdir):
     """Rows of metrics.jsonl without what depends on the clock."""
-    timed = ("time", "seconds_per_step", "tokens_per_second", "mfu")
-    rows = metrics.read(workdir / "metrics.jsonl")
+    timed = ("time", "seconds_per_step", "tokens_per_second", "mfu", "goodput", "wall")
+    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "start" not in row.get("event", {})]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
@@ -80,6 +81,10 @@ def test_killed_anywhere(tiny, tmp_path, request):
 
     assert_same_run(config, tmp_path / "alone", tmp_path / "killed")
     assert logged(tmp_path / "alone") == logged(tmp_path / "killed")
+    wall = json.loads((tmp_path / "killed" / "summary.json").read_text())["wall"]
+    trained = [phase for phase in survived if phase != "prepare"]
+    assert 1 < wall["starts"] <= kills + 1 and wall["between"] > 0
+    assert wall.get("lost", 0) > 0 or "step" not in trained
     for step in (tmp_path / "killed" / "checkpoints").iterdir():
         assert step.name.isdecimal() and manifest.problems(step) == []
     left = [path for path in tmp_path.rglob("*") if re.search(r"tmp|partial", path.relative_to(tmp_path).as_posix())]

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from configs import quickstart
 from data import tokenizer
 from data.checked import checked
-from launch import build, search, train, trials, workdirs
+from launch import build, runs, search, trials, workdirs
 from model import axes, families
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_commands_would_run(tmp_path, monkeypatch):
         workdir = Path(names.get("workdir", "none"))
         if program in ("train", "prepare"):
             config, chosen = parsed(words)
-            build.data(train.checked(config, workdir, chosen)[0], workdir)
+            build.data(runs.checked(config, workdir, chosen)[0], workdir)
         if program == "sweep":
             config, chosen = parsed(words)
             trials.Trials(config, search.read(names["search"]), workdir, chosen=chosen)

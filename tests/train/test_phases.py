@@ -21,7 +21,28 @@ def test_a_phase_inside_another_has_its_own_time():
             assert phases.current() == ("barrier", 5.0)
         now[0] += 1
         assert phases.current() == ("step", 1.0)
-    assert phases.longest == {"step": 2.0, "barrier": 5.0} and phases.times == {"step": 1, "barrier": 1}
+    now[0] += 4
+    assert phases.longest == {"": 0.0, "step": 2.0, "barrier": 5.0} and phases.times == {"step": 1, "barrier": 1}
+    assert phases.seconds() == {"": 4.0, "step": 3.0, "barrier": 5.0}
+
+
+def test_compiling_is_taken_out_of_the_phase():
+    """What jax reports ends after its parts, and counts them again."""
+    now = [0.0]
+    phases = Phases(lambda: now[0])
+    now[0] += 1
+    with phases("step"):
+        now[0] += 2
+        phases.was_compiling(1.0)
+        now[0] += 2
+        phases.was_compiling(0.5)
+        phases.was_compiling(3.5)  # of both of these
+        now[0] += 3
+        phases.was_compiling(2.0)
+    with phases("save"):
+        now[0] += 1
+        phases.was_compiling(9.0)  # it did not begin before its phase
+    assert phases.seconds() == {"": 1.0, "step": 1.5, "save": 0.0, "compile": 6.5}
 
 
 def test_the_limit_follows_the_history():

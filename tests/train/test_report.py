@@ -73,9 +73,8 @@ def run(tmp_path):
     summary = {
         "model": {"parameters": 13_900_000, "non_embedding_parameters": 10_700_000, "flops_per_token": 8.97e7},
         "device": "cpu " + evil,
-        "wall_seconds": 412,
+        "wall": {"step": 375.0, "lost": 12.0, "compile": 25.0, "data": 0.01, "between": 95.0, "starts": 3},
         "tokens": 16_400_000,
-        "goodput": 0.91,
         "validation": {"loss": 2.21, "perplexity": 9.12, "bits_per_byte": 0.886},
         "compressors": {"xz -9": 1.532, "gzip -9": 1.861, evil: 2.0},
         "samples": [{"prompt": "\ndef " + evil, "text": "x\n    </pre>" + evil}, {"prompt": "", "text": "\ud83d"}],
@@ -90,14 +89,16 @@ def run(tmp_path):
 
 def test_complete_report(run):
     html, parsed = page(run)
-    assert parsed.headings == ["Curves", "Samples", "Corpus", "Config as run"]
+    assert parsed.headings == ["Curves", "Wall time", "Samples", "Corpus", "Config as run"]
     # loss in two shapes, learning rate, gradient norm, throughput, validation bits per byte
     assert parsed.tags.count("svg") == 6 and "details" in parsed.tags and len(html) < 1_000_000
-    for text in ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "91% in steps", "1 left out"):
+    found = ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "goodput 91.0%", "1 left out")
+    for text in (*found, "6:15, 91.0%", "12.0 s, 2.9%", "3 starts, 1:35 between them"):
         assert text in parsed.text, text
     assert "optimizer.learning_rate" in parsed.text and "3.60" in parsed.text  # bytes per token
     widths = [float(width) for width in re.findall(r'style="width:([\d.]+)%', html)]
-    assert np.allclose(widths, [100 * bits / 2 for bits in (0.886, 1.532, 1.861, 2)], atol=0.1)
+    assert np.allclose(widths[:4], [100 * bits / 2 for bits in (0.886, 1.532, 1.861, 2)], atol=0.1)
+    assert np.allclose(widths[4:], [100 * seconds / 375 for seconds in (375, 25, 12)], atol=0.1)
 
 
 def test_text_from_files_is_escaped(run):

@@ -1,0 +1,106 @@
+"""Devices that compute or keep wrong numbers without a word.
+
+Two questions, both answered by hashes of what each device holds, which are compared on the host:
+
+    twice      the same step from the same state and batch, computed twice: every device must come to the same bits
+    replicas   devices that hold the same part of an array must hold the same bits
+
+Both find a difference of a single bit. Of two replicas it can't be told which one is right; of more, the few are named.
+That a device is wrong in the same way each time is found by the second alone, and only where there are replicas.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import weights
+from model.fingerprint import device_sums
+from train.optimizer import fetched
+from train.state import TrainState
+
+
+class SilentCorruption(Exception):
+    """A device's numbers can't be trusted; the message names it."""
+
+
+def differing_replicas(state: TrainState) -> dict[str, list[jax.Device]]:
+    """name of an array -> devices whose part of it is not what other devices with the same part hold."""
+    arrays = _arrays(state)
+    return _differing(arrays, _sums(arrays))
+
+
+def checked_step(
+    train_step: Callable, state: TrainState, batch, step: int, named: Callable[[jax.Device], str] = str
+) -> tuple[TrainState, dict]:
+    """What train_step(state, batch) returns, computed twice; it takes room for another state.
+
+    Args:
+      step: its number.
+      named: what a device is called in the error.
+
+    Raises:
+      SilentCorruption: the two differ, or replicas do, before the step or after it.
+    """
+    if before := differing_replicas(state):
+        raise SilentCorruption(_told(f"before step {step}", before, named))
+    first = _sums(_arrays(train_step(_copied(state), batch)[0]))
+    state, result = train_step(state, batch)
+    arrays = _arrays(state)
+    second = _sums(arrays)
+    if twice := _by_device(arrays, (first != second).any(axis=-1)):
+        raise SilentCorruption(_told(f"step {step}, computed twice, had two results", twice, named))
+    if after := _differing(arrays, second):
+        raise SilentCorruption(_told(f"after step {step}", after, named))
+    return state, result
+
+
+def _arrays(state: TrainState) -> dict[str, jax.Array]:
+    """By name; what lies with the hosts is brought to the devices."""
+    return weights.by_name(dataclasses.replace(state, opt_state=fetched(state.opt_state)))
+
+
+def _sums(arrays: dict[str, jax.Array]) -> np.ndarray:
+    return np.asarray(_device_sums(list(arrays.values())))
+
+
+_device_sums = jax.jit(device_sums)
+
+
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _differing(arrays: dict[str, jax.Array], sums_ADW: np.ndarray) -> dict[str, list[jax.Device]]:
+    devices = list(jax.sharding.get_mesh().devices.flat)
+    wrong_AD = np.zeros((len(arrays), len(devices)), bool)
+    for row, array, sums_DW in zip(wrong_AD, arrays.values(), sums_ADW, strict=True):
+        where, groups = array.sharding.devices_indices_map(array.shape), {}
+        for i, device in enumerate(devices):
+            groups.setdefault(str(where[device]), []).append(i)
+        for group in groups.values():
+            counts = Counter(sums_DW[i].tobytes() for i in group)
+            if len(counts) > 1:
+                (usual, most), (_, second) = counts.most_common(2)
+                row[group] = [most == second or sums_DW[i].tobytes() != usual for i in group]
+    return _by_device(arrays, wrong_AD)
+
+
+def _by_device(arrays: dict[str, jax.Array], wrong_AD: np.ndarray) -> dict[str, list[jax.Device]]:
+    """name -> devices, of those that are wrong."""
+    devices = list(jax.sharding.get_mesh().devices.flat)
+    return {
+        name: [devices[i] for i in np.flatnonzero(row)] for name, row in zip(arrays, wrong_AD, strict=True) if row.any()
+    }
+
+
+def _told(when: str, found: dict[str, list[jax.Device]], named: Callable[[jax.Device], str]) -> str:
+    devices = list(dict.fromkeys(device for those in found.values() for device in those))
+    arrays = ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return (
+        f"silent corruption, {when}: {', '.join(named(device) for device in devices)}; seen in {arrays}. Nothing of "
+        "this step was saved. Take the device out, and start again: the run continues from its last checkpoint"
+    )

@@ -1,0 +1,47 @@
+"""Means of a run's metrics since they were last logged."""
+
+import math
+
+import numpy as np
+
+
+class Window:
+    """Sums of the steps since the last log; of metrics that are arrays (large ones, of many experts), since the last
+    evaluation. Saved with a checkpoint, so a continued run logs the same means."""
+
+    def __init__(self, saved: dict | None):
+        saved = saved or {"numbers": {}, "arrays": {}}
+        self.numbers = dict(saved["numbers"])
+        self.arrays = {name: np.asarray(value) for name, value in saved["arrays"].items()}
+
+    def to_json(self) -> dict:
+        return {
+            "numbers": dict(self.numbers),
+            "arrays": {name: np.asarray(v).tolist() for name, v in self.arrays.items()},
+        }
+
+    def add(self, result: dict[str, np.ndarray]) -> None:
+        self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
+        if result["streak"]:
+            return  # what was skipped would make the mean NaN; `skipped` counts it
+        weight = float(result["weight"])
+        for name, value in result.items():
+            if name not in ("weight", "grad_norm", "skipped", "streak", "left_out"):
+                sums, value = (self.arrays, value) if value.ndim else (self.numbers, float(value))
+                sums[name] = sums.get(name, 0.0) + value * weight
+        for sums in (self.numbers, self.arrays):
+            sums["weight"] = sums.get("weight", 0.0) + weight
+
+    def flush(self) -> dict[str, float]:
+        """Means over the window's tokens, and the newest gradient norm and count of skipped steps."""
+        means, self.numbers = _means(self.numbers), {}
+        return {"loss": math.nan} | means | self.latest
+
+    def flush_arrays(self) -> dict[str, np.ndarray]:
+        means, self.arrays = _means(self.arrays), {}
+        return means
+
+
+def _means(sums: dict) -> dict:
+    weight = float(sums.get("weight", 0.0))
+    return {name: value / weight if weight else math.nan for name, value in sums.items() if name != "weight"}
