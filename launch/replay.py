@@ -44,6 +44,8 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(axes.use_mesh(run.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, reading=True)))
+        if (taken := checkpoints.latest_step) < step and not any(row["step"] >= step for row in recorded):
+            raise ConfigError(f"--replay={step}: the run in {workdir} has taken {taken} steps")
         begin = max((kept for kept in checkpoints.steps() if kept < step), default=0)
         print(f"step {step}, from " + (f"checkpoint {begin} of {workdir}" if begin else "the beginning of the run"))
         tx = run.optimizer()
@@ -118,12 +120,16 @@ def _figures(step: int, result: dict, place: dict, recorded: list[dict]) -> list
     for row in (row for row in recorded if row["step"] == step):
         event = row.get("event", {})
         if "left_out" in event:
-            what = f"left out: {event['left_out']}, loss {event['loss']}"
+            what = f"left out: {event['left_out']}, loss {_shown(event['loss'])}"
         elif "loss" in row:
-            event, what = row, f"loss {row['loss']:.6g} (mean since the line before)"
+            event, what = row, f"loss {_shown(row['loss'])} (mean since the line before)"
         if "grad_norm" in event:
-            lines.append(f"{'recorded':<14} {what}, gradient norm {event['grad_norm']:.6g}")
+            lines.append(f"{'recorded':<14} {what}, gradient norm {_shown(event['grad_norm'])}")
     return lines
+
+
+def _shown(figure: float | None) -> str:
+    return f"{math.nan if figure is None else figure:.6g}"
 
 
 def _table(norms: dict[str, np.ndarray]) -> list[str]:

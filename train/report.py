@@ -7,7 +7,7 @@ Reads from the workdir, each file and each key optional:
                     evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram, of labels
                     /accuracy and /majority_accuracy, or /mse and /mean_mse)
     config.json     the config as run, nested
-    summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (goodput.py),
+    summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (seconds),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
                     mfu_convention, best {metric, value, step}, ended (why before the last step),
                     samples [{prompt, text: the continuation}],

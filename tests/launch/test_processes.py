@@ -5,6 +5,7 @@ themselves and not only the losses that follow from them.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,7 +43,7 @@ from train import loop
 
 class Source:
     def __init__(self, source):
-        self.source, self.position, self.steps = source, source.position, 0
+        self.source, self.position, self.damaged, self.steps = source, source.position, source.damaged, 0
 
     def next(self):
         place, batch = self.position()["next_row"], self.source.next()
@@ -66,22 +67,68 @@ runtime.run(train.main)
 """
 
 
+# Two processes that meet, but for the second, which comes late; and before that, if there is a word, find a bit that
+# has changed in what a device of the second holds.
+MEETING = """
+import dataclasses, sys, time
+word = sys.argv.pop(1)
+from launch import distributed, runtime
+import jax, jax.numpy as jnp, numpy as np
+from model import axes
+from train.silent_corruption import checked_step
+from train.state import TrainState
+
+def flipped(array, device):
+    parts = []
+    for shard in array.addressable_shards:
+        data = np.array(shard.data)
+        data.view(np.uint32)[3] ^= shard.device == device
+        parts.append(jax.device_put(data, shard.device))
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+def main():
+    with distributed.joined(), axes.use_mesh(axes.make_mesh({"data": 4})) as mesh:
+        distributed.meet("the beginning", 60)
+        zero = jnp.zeros((), jnp.int32)
+        state = TrainState(zero, {"table": jnp.ones(8)}, (), zero, zero, jnp.ones(2))
+        step = jax.jit(lambda state, batch: (dataclasses.replace(state, step=state.step + 1), {}))
+        state, _ = checked_step(step, state, None, 1, distributed.device_name)
+        if word:
+            state.model = {"table": flipped(state.model["table"], mesh.devices.flat[3])}
+            checked_step(step, state, None, 2, distributed.device_name)
+        if jax.process_index():
+            time.sleep(6)
+        distributed.meet("the save of step 4", 2)
+
+runtime.run(main)
+"""
+
+
 def start(config, workdir, count, more=lambda process: (), records="", signals=None):
     """(exit status, stdout, stderr) of each of `count` processes. `signals`: {process: (at which batch, which one)}."""
     file = workdir.parent / f"{workdir.name}.py"
     file.write_text(
         f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
     )
+    commands = []
+    for i in range(count):
+        when, number = (signals or {}).get(i, (0, 0))
+        own = [f"--config={file}", f"--workdir={workdir}", *more(i)]
+        commands.append([PROGRAM, str(records), str(when), str(int(number)), *own])
+    return together(commands, workdir)
+
+
+def together(commands, workdir):
+    """The same of programs with their arguments."""
+    count = len(commands)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     running = []
-    for i in range(count):
-        when, number = (signals or {}).get(i, (0, 0))
-        command = [sys.executable, "-c", PROGRAM, str(records), str(when), str(int(number))]
-        command += [f"--config={file}", f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
-        command += [f"--processes={count}", f"--process={i}", f"--heartbeat_timeout={HEARTBEAT}", *more(i)]
+    for i, (program, *arguments) in enumerate(commands):
+        command = [sys.executable, "-c", program, *arguments[:3], f"--coordinator=localhost:{port}"]
+        command += [f"--processes={count}", f"--process={i}", f"--heartbeat_timeout={HEARTBEAT}", *arguments[3:]]
         files = [workdir.parent / f"{workdir.name}.{count}.{i}.{name}" for name in ("out", "err")]
         with files[0].open("w") as out, files[1].open("w") as err:
             running.append((subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err), files))
@@ -126,6 +173,7 @@ def two(tiny, place, ended={}):  # noqa: B006 (of the module)
     """A run by two, which SIGTERM to the second has stopped."""
     if "two" not in ended:
         config = configured(tiny, fsdp=2, tensor=2)
+        config.check_every = 3  # which changes nothing
         signals = {1: (5, signal.SIGTERM)}
         ended["two"] = start(config, place / "several", 2, records=place / "two", signals=signals)
         ended["step"] = Checkpoints(place / "several", reading=True).latest_step
@@ -221,6 +269,25 @@ def test_adapters_over_two_processes(tiny, alone, corpus, data_dir, tmp_path):
     assert losses(tmp_path / "one") == losses(tmp_path / "two")
     base = [Checkpoints(tmp_path / name, reading=True).loop()["base"] for name in ("one", "two")]
     assert base[0] == base[1]
+
+
+def test_a_process_that_does_not_come_is_named(tmp_path):
+    ended = together([[MEETING, ""]] * 2, tmp_path / "late")
+    assert [status for status, *_ in ended] == [1, 1], ended
+    errors = ended[0][2]
+    host = socket.gethostname()
+    assert f"error: the save of step 4: all processes meet before it, and process 1 on {host} did not come" in errors
+    assert "within 2 seconds (config.watchdog.barrier)" in errors and "Traceback" not in errors
+    assert f"process 0 of 2 on {host} failed: the save of step 4" in ended[1][2]
+
+
+def test_a_device_of_another_process_is_named(tmp_path):
+    """One bit of one of four replicas."""
+    ended = together([[MEETING, "flip"]] * 2, tmp_path / "wrong")
+    assert [status for status, *_ in ended] == [1, 1], ended
+    device = rf"cpu \d+ of process 1 on {socket.gethostname()}"
+    found = rf"silent corruption, before step 2: {device}; seen in model/table"
+    assert all(re.search(found, errors) for *_, errors in ended), ended  # one says it first, and the other repeats it
 
 
 def test_processes_that_differ_are_refused(tiny, tmp_path):
