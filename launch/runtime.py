@@ -191,6 +191,10 @@ def run(main) -> None:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
+        except KeyboardInterrupt:  # a second one, or before there was something to save
+            sys.stdout.flush()
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)  # whatever threads wait for
         except Exception as error:
             if (said := words(error)) is None:
                 raise

@@ -230,8 +230,9 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
             if verb == "write" and self._saving is not None and jax.process_index() == 0:
-                for left in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):  # a full disk needs the room
-                    shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):  # a full disk needs the room
+                    for left in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                        shutil.rmtree(left, ignore_errors=True)
             kept = self._manager.latest_step()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
             reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,5 +1,6 @@
 """Runs from config to report: resume, signals, a full disk. In one process, but for what only a process can show."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from launch.checking import ConfigError
 from launch.train import train
 from model import axes
 from model.families import Decoder
-from tests.launch.conftest import refused
+from tests.launch.conftest import refused, started
 from train import loop, metrics, saves, state
 from train.checkpoint import CheckpointError, Checkpoints
 
@@ -157,6 +159,64 @@ def test_sigterm_ends_a_process_cleanly(tiny, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
+    """Once: the step ends and is saved, and the command to continue is shown. Twice: at once."""
+    make = build.put
+
+    def interrupting(mesh):
+        put, calls = make(mesh), []
+
+        def counted(batch):
+            calls.append(1)
+            for _ in range(times * (len(calls) == 6)):
+                os.kill(os.getpid(), signal.SIGINT)
+            return put(batch)
+
+        return counted
+
+    monkeypatch.setattr(build, "put", interrupting)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--workdir=run"])
+    with pytest.raises(KeyboardInterrupt) if times == 2 else contextlib.nullcontext():
+        assert not train(tiny, tmp_path)
+    assert Checkpoints(tmp_path, reading=True).latest_step == (4 if times == 2 else 6)
+    out, err = capfd.readouterr()
+    command = "To continue:\n  python -m launch.train '--config=a b.py' --workdir=run\n"
+    assert (f"stopped after step 6, saved. {command}" in out) == (times == 1)
+    assert "SIGINT: stops after this step and saves; Ctrl-C again: at once" in err
+
+
+def test_ctrl_c_where_the_main_thread_waits(tiny, tmp_path):
+    """In a computation that does not end; Python's handlers of signals never run then."""
+    program = """
+import os, signal, threading
+import jax
+from absl import flags
+from launch import build, runtime, train
+
+def sent():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def stuck(mesh, make=build.put):
+    put, calls = make(mesh), []
+    def one(batch):
+        calls.append(1)
+        if len(calls) == 6:
+            threading.Timer(0.5, sent).start()
+            threading.Timer(1.0, sent).start()
+            jax.jit(lambda n: jax.lax.while_loop(lambda n: n > 0, lambda n: n + 1 - 1, n))(1).block_until_ready()
+        return put(batch)
+    return one
+
+build.put = stuck
+flags.mark_flags_as_required(["config", "workdir"])
+runtime.run(train.main)
+"""
+    done = started(program, tiny, tmp_path / "run")
+    assert done.returncode == 130 and "Ctrl-C again: at once" in done.stderr, done
+    assert Checkpoints(tmp_path / "run", reading=True).latest_step == 4
+
+
 def test_stops_after_bad_steps_in_a_row(tiny, tmp_path):
     tiny.optimizer.learning_rate = 1e30
     tiny.optimizer.clip_norm = 0.0
@@ -251,6 +311,45 @@ def crowded(save, steps):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def reachable():
+    """A folder whose parents everybody may enter, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_folder_that_turns_read_only(tiny, uninterrupted, reachable, monkeypatch, capsys):
+    """The save after step 4 may not write; the next one, a step later, may, and nothing is missing."""
+    tiny.checkpoint_every, workdir = 4, reachable / "run"
+    whole = uninterrupted(tiny)
+    monkeypatch.setattr(Checkpoints, "save", locked(Checkpoints.save, step=4))
+    capsys.readouterr()
+    train(tiny, workdir)
+    assert "training goes on, and tries again after step 5" in (said := capsys.readouterr().out)
+    assert "Permission denied" in said and "none is complete yet" in said
+    assert_same_run(tiny, whole, workdir)
+
+
+def locked(save, step):
+    """Checkpoints.save, but at this step its folder may not be written."""
+
+    def refusing(self, at, *rest):
+        if at != step:
+            return save(self, at, *rest)
+        root = os.geteuid() == 0  # who may write everywhere
+        self.directory.chmod(0o555)
+        os.seteuid(65534 if root else os.geteuid())
+        try:
+            save(self, at, *rest)
+            self.wait()
+        finally:
+            os.seteuid(0 if root else os.geteuid())
+            self.directory.chmod(0o755)
+
+    return refusing
 
 
 def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path, monkeypatch):
