@@ -12,7 +12,6 @@ from launch import runtime
 runtime.configure()  # what training on the target sets is there already
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def main() -> None:
-    job = pickle.load(sys.stdin.buffer)
+    job = json.load(sys.stdin)
     target = targets.parse(job["target"], job["slices"])
     try:
         result = found(ConfigDict(job["config"]), target, job["mesh"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -48,7 +47,7 @@ def plan(config: ConfigDict, target: targets.Target, mesh: dict[str, int]) -> di
         job = {"config": config.to_dict(), "target": name, "slices": target.slices, "mesh": mesh, "out": str(out)}
         done = subprocess.run(
             [sys.executable, "-m", "launch.planning"],
-            input=pickle.dumps(job),
+            input=json.dumps(job).encode(),
             env=environment(target),
             cwd=Path(__file__).resolve().parent.parent,
             capture_output=True,

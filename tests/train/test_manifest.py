@@ -69,6 +69,16 @@ def test_a_step_without_a_good_manifest(folder):
     assert manifest.problems(folder) == ["manifest.json is missing: the step was not written to its end"]
 
 
+def test_a_path_that_leaves_the_folder(folder, tmp_path_factory):
+    """A manifest that was forged can't have other files read."""
+    secret = tmp_path_factory.mktemp("outside") / "secret"
+    secret.write_bytes(b"abc")
+    content = json.loads((folder / manifest.NAME).read_text())
+    content["files"] |= {str(secret): content["files"]["training"], "../x": {"size": 0, "hashes": []}}
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    assert manifest.problems(folder) == [f"{secret} is missing", "../x is missing"]
+
+
 def test_what_orbax_stamps_afterwards_is_no_fault(folder):
     for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
         (folder / name).write_text("later")
