@@ -11,7 +11,7 @@ from train.planning.collectives import collectives
 from train.planning.targets import Target
 
 # What attention runs in, by what its custom call or its kernel is named in the program.
-ATTENTION = (("splash", "splash_"), ("flash", "flash_attention"), ("cuDNN", "__cudnn$fmha"))
+ATTENTION = (("splash", "splash_"), ("cuDNN", "__cudnn$fmha"))
 
 
 def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -> dict:
