@@ -6,7 +6,8 @@ own is one line more. Behind each: what it was planned for (launch.plan). Withou
 
 MESHES = {
     "h100_8": dict(fsdp=8),  # llama3_8b
-    "h100_32": dict(stage=4, fsdp=8),  # llama3_70b, a stage a node
+    "h100_32": dict(fsdp=32),  # llama3_70b
+    "h100_32_stages": dict(stage=4, fsdp=8),  # llama2_70b, a stage a node
     "v5e_16": dict(fsdp=16),  # llama3.2_1b
     "v5e_2x16": dict(data=2, fsdp=16),  # llama3.2_1b
     "v5e_256": dict(fsdp=256),  # llama3_8b

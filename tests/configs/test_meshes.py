@@ -12,6 +12,7 @@ from model.config import ModelConfig
 PLANNED = {
     "h100_8": "llama3_8b",
     "h100_32": "llama3_70b",
+    "h100_32_stages": "llama2_70b",
     "v5e_16": "llama3.2_1b",
     "v5e_2x16": "llama3.2_1b",
     "v5e_256": "llama3_8b",
