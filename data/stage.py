@@ -8,6 +8,7 @@ of their own and overwrite nothing. A lock lets one process work while others wa
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,10 @@ def run(
     done = manifest(folder)
     if done is not None:
         return folder, done
+    if folder.exists():
+        aside = next(path for n in itertools.count(1) if not (path := parent / f"{folder.name}.damaged.{n}").exists())
+        folder.rename(aside)
+        log(f"{folder} is damaged (its {_MANIFEST}): it was set aside as {aside.name}, and is made anew")
     partial = parent / f"{folder.name}.partial"
     if partial.exists():  # what a killed run left
         shutil.rmtree(partial)
@@ -43,11 +48,12 @@ def run(
 
 
 def manifest(folder: Path) -> dict | None:
-    """What a finished stage says about itself; None where `folder` isn't one."""
+    """What a finished stage says about itself; None where `folder` isn't one, or no longer."""
     try:
-        return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return found if isinstance(found, dict) and "inputs" in found else None
 
 
 def digest(value: Any) -> str:

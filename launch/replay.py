@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from launch import build, runs, workdirs
+from launch import build, recovery, runs, workdirs
 from launch.checking import ConfigError
 from model import axes
 from model.weights import trained
@@ -53,13 +53,15 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         position = None
         if begin:
             state, saved = checkpoints.restore(state, begin)
-            position = saved["position"]
-        source = stack.enter_context(contextlib.closing(run.source(_moved(position, recorded, begin))))
+            position = recovery.position(recorded, begin, saved)
+        source = stack.enter_context(contextlib.closing(run.source(position)))
         train_step, eval_step = build.steps(run.config, tx, run.prepared.labels)
         put = build.put(run.mesh)
         for at in range(begin + 1, step):
             print(f"step {at} again")
             state, _ = train_step(state, put(source.next()))
+            if (place := recovery.position(recorded, at, {})) is not None:  # the run was rolled back to this step
+                source = stack.enter_context(contextlib.closing(run.source(place)))
         everything = stack.enter_context(contextlib.closing(run.source(source.position(), everything=True)))
         place, origins, whole, batch = source.position(), source.origins(), everything.next(), source.next()
         mine = build.batch_rows(run.mesh, run.config.batch_size)
@@ -84,21 +86,14 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         print(f"all {len(texts)} rows: {path}")
 
 
-def _moved(position: dict | None, recorded: list[dict], begin: int) -> dict | None:
-    """Where the data went on after the checkpoint: behind what a roll-back to it has left out."""
-    for row in recorded:
-        if row["step"] == begin + 1 and "rolled_back" in row.get("event", {}):
-            position = row["event"]["position"]
-    return position
-
-
 def _only(batch, rows):
     """The batch with the weights of these rows alone."""
     return batch | {"weights": np.where(rows[:, None], batch["weights"], 0).astype(batch["weights"].dtype)}
 
 
 def _loss(loss) -> float:
-    total, weight = float(loss.total), float(loss.weight)
+    """That of the metrics, without what an objective adds to it."""
+    total, weight = float(loss.metrics["loss"]), float(loss.weight)
     return total / weight if weight else math.nan
 
 

@@ -68,6 +68,7 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     config, mesh = checked(config, workdir, chosen)
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
+    workdirs.check_data(workdir, prepared)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
     model = build.model_config(config, prepared.vocab_size, num_labels)
     words = tokenizer.load(prepared.tokenizer_path)

@@ -180,6 +180,20 @@ def words(error: BaseException) -> str | None:
     return None
 
 
+def _stuck() -> bool:
+    """Whether threads may wait for good, which Python would wait for at its end."""
+    checkpoint = sys.modules.get("train.checkpoint")
+    return checkpoint is not None and checkpoint.Checkpoints.failed
+
+
+def _leave(status: int) -> None:
+    """End the process, at once where threads wait for good."""
+    sys.stdout.flush()
+    if status == 130 or _stuck():
+        os._exit(status)
+    sys.exit(status)
+
+
 def run(main) -> None:
     """absl's app.run, but a user's mistake ends in one clear line on stderr and exit status 1."""
     from absl import app, flags, logging
@@ -192,13 +206,15 @@ def run(main) -> None:
         try:
             main()
         except KeyboardInterrupt:  # a second one, or before there was something to save
-            sys.stdout.flush()
             print("interrupted", file=sys.stderr, flush=True)
-            os._exit(130)  # whatever threads wait for
+            _leave(130)
         except Exception as error:
-            if (said := words(error)) is None:
-                raise
-            sys.exit(f"error: {said}")
+            said = words(error)
+            text = "".join(traceback.format_exception(error)) if said is None else f"error: {said}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+            _leave(1)
+        if _stuck():
+            _leave(0)
 
     def parse(argv):
         try:

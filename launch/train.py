@@ -14,6 +14,7 @@ from launch import runtime
 runtime.configure("training")
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import sys
@@ -22,15 +23,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import build, distributed, early_stopping, evaluation, grading, recovery, replay, runs, workdirs
 from model import axes, weights
-from train import goodput, loop, metrics, mfu, report, silent_corruption, summary
+from train import goodput, loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
 from train.early_stopping import value_of
 from train.phases import Phases
+from train.silent_corruption import Checker
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
@@ -41,7 +44,6 @@ _REPLAY = flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.adopt_module_key_flags(distributed)
-_ROLL_BACKS = 3  # in one process
 
 
 def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
@@ -52,12 +54,11 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
       observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
     """
     back = None
-    for _ in range(_ROLL_BACKS + 1):
+    while True:
         try:
             return _train(config, workdir, chosen, observe, back)
         except loop.RollBack as error:
-            back = error
-    raise loop.TrainingStopped(f"{back}; the run was rolled back {_ROLL_BACKS} times before: look at the data")
+            back = error.with_traceback(None)  # which would keep the state that it came from
 
 
 def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool:
@@ -68,15 +69,15 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
         with phases("start"):
             run = runs.opened(config, workdir, chosen)
             config, prepared, mesh = run.config, run.prepared, run.mesh
-            distributed.first_writes(workdir / "config.json", lambda: workdirs.claim(workdir, config, prepared))
             rate, tx = build.learning_rate(config), run.optimizer()
             train_step, eval_step = build.steps(config, tx, prepared.labels)
             grade = grading.evaluation_of(config, prepared, run.model, run.words)
+        stack.enter_context(recovery.watched(config, phases))
         with phases("restore"):
-            recovery.settle(workdir, config.verify_checkpoints)
+            aside = recovery.settle(workdir, config.verify_checkpoints)
         metric = config.early_stopping.metric
         checkpoints = Checkpoints(workdir, config.keep_last, config.keep_best, metric, verify="off")  # which is settled
-        stack.enter_context(contextlib.closing(checkpoints))
+        stack.push(functools.partial(_close, checkpoints))
         step = checkpoints.latest_step or 0
         distributed.agree("latest checkpoint", str(step))
         stopping = early_stopping.make(config, checkpoints.loop())
@@ -84,7 +85,6 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             _say_done(workdir, step, stopping)
             return True
         stack.enter_context(axes.use_mesh(mesh))
-        stack.enter_context(recovery.watched(config, phases))
         meet = functools.partial(distributed.meet, seconds=config.watchdog.barrier)
         with phases("start"):
             state, checkpoints.base = run.state(tx, resume=step > 0)
@@ -97,24 +97,36 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             print(f"continuing {workdir} after step {step}")
         with phases("start"):
             first = jax.process_index() == 0
-            earlier = recovery.earlier(workdir, saved, began) if first else {}
-            source = run.source(saved.get("position") if back is None else back.position)
+            recorded = metrics.read(workdir / "metrics.jsonl")
+            place = recovery.position(recorded, step, saved)
+            if back is not None:
+                recovery.limit_roll_backs(recorded, step, back)
+                place, state = back.position, dataclasses.replace(state, streak=jnp.zeros_like(state.streak))
+            source = run.source(place)
             stack.enter_context(contextlib.closing(source))
+            distributed.first_writes(workdir / "config.json", lambda: workdirs.claim(workdir, config, prepared))
+            if back is not None:
+                earlier = goodput.rolled_back(saved.get("wall", {}), back.wall)
+            else:
+                earlier = recovery.earlier(recorded, saved, began)
+            spent = goodput.Goodput(phases, earlier)
             writer = metrics.Writer(workdir, resume_step=step or -1, enabled=first)
             stack.enter_context(contextlib.closing(writer))
-            if first:
-                writer.event(step, {"start": earlier["starts"], "wall": earlier})
+            for event in aside:
+                writer.event(step, event)
+            if back is not None:
+                writer.event(step, {"rolled_back": str(back), "from_step": back.step, "position": back.position})
+            writer.event(step, {"start": earlier["starts"], "wall": spent.wall()})
             trains = weights.trained(state.model)
             flops = build.flops(config, run.model, trains, run.corruption)
             tokens = config.batch_size * config.data.seq_len
             peak, peak_words = mfu.peak_flops(mesh.devices.flat, run.model.dtype)
             evaluate = evaluation.evaluation(config, prepared, run.corruption, eval_step, mesh)
-            check = functools.partial(silent_corruption.checked_step, train_step, named=distributed.device_name)
             words = config.objective.name == "language"
             parts = loop.Parts(
                 train_step=train_step,
                 source=source,
-                check=check,
+                checker=Checker(train_step, distributed.device_name),
                 put=build.put(mesh),
                 evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
                 observe=observe,
@@ -122,17 +134,17 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
                 learning_rate=rate,
                 checkpoints=checkpoints,
                 phases=phases,
-                goodput=goodput.Goodput(phases, earlier),
+                goodput=spent,
                 meet=meet,
                 writer=writer,
                 progress=metrics.Progress(config.steps, tokens, flops, peak, step, perplexity=words),
                 workdir=workdir,
             )
             facts = summary.facts(state.model, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
+            if first:
+                summary.update(workdir, facts)
             print("\n".join([summary.headline(facts), *build.notes(config, run.model, trains)]))
         if back is not None:
-            why = {"rolled_back": str(back), "from_step": back.step, "position": back.position}
-            writer.event(step + 1, why)
             parts.progress.message(f"rolled back to step {step}: {back}; goes on with the data behind them")
         if not step:
             _evaluate_first(config, state, parts)
@@ -141,7 +153,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
     done = {"goodput": goodput.share(wall), "wall": wall, "tokens": step * tokens}
     done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
     if first:
-        summary.update(workdir, facts | done)
+        summary.update(workdir, done)
         if config.init_from:
             print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
         print(f"{goodput.line(wall)}\nreport: {report.write_report(workdir)}")
@@ -152,11 +164,21 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
     return stopping.ended or step >= config.steps
 
 
+def _close(checkpoints: Checkpoints, kind, *_) -> None:
+    """At once where a second Ctrl-C ends the run: a save may be under way, which is waited for otherwise."""
+    if kind is not KeyboardInterrupt:
+        checkpoints.close()
+
+
 def _say_done(workdir: Path, step: int, stopping) -> None:
     why, how = f"{step} steps", "start a new run with more config.steps"
     if stopping.ended:
         why, how = stopping.why(), "raise config.early_stopping.patience"
     print(f"{workdir} is done: {why}. To train longer, {how}.")
+    curve, page = workdir / "metrics.jsonl", workdir / "report.html"
+    behind = curve.exists() and (not page.exists() or page.stat().st_mtime < curve.stat().st_mtime)
+    if behind and jax.process_index() == 0:  # it was killed before its report was written
+        print(f"report: {report.write_report(workdir)}")
 
 
 def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data import tokenizer
+from data.batch import DataError
 from data.labels import num_scores
 from data.prepare import Prepared, load
 from launch.checking import ConfigError, checking
@@ -38,6 +39,11 @@ FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_
 
 def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
+    if _checkpoints(workdir) and not (workdir / "config.json").exists():
+        raise ConfigError(
+            f"{workdir} holds checkpoints but no config.json, so it isn't known of which run; bring that back, or use "
+            "a new --workdir"
+        )
     if not begun(workdir):
         return
     old = flat(_read_json(workdir / "config.json"))
@@ -71,8 +77,28 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
 
 def begun(workdir: Path) -> bool:
     """Whether the directory holds a run with something to lose: one with a complete checkpoint."""
-    complete = any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*"))
-    return complete and (workdir / "config.json").exists()
+    return _checkpoints(workdir) and (workdir / "config.json").exists()
+
+
+def _checkpoints(workdir: Path) -> bool:
+    return any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*"))
+
+
+def check_data(workdir: Path, prepared: Prepared) -> None:
+    """Refuse data that are not those with which the run in this directory began."""
+    if not begun(workdir) or not (workdir / "data.json").exists():
+        return
+    there = Path(_read_json(workdir / "data.json")["directory"])
+    try:
+        old = {source.spec: source.content_hash for source in load(there).sources}
+    except DataError:  # it is gone; the position in the stream tells whether these are the same
+        return
+    changed = [source.spec for source in prepared.sources if old.get(source.spec, "") != source.content_hash]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} has other content than when the run in {workdir} began ({there}); bring that back, "
+            "or use a new --workdir"
+        )
 
 
 def check_new(workdir: Path) -> None:

@@ -14,7 +14,6 @@ are written asynchronously: the loop goes on once they are copied from the devic
 
 import contextlib
 import functools
-import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,12 +24,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from model.weights import by_name, trained
-from train import manifest
+from train import manifest, orbax_noise
 from train.early_stopping import lower_is_better, value_of
 from train.state import TrainState
-
-# Orbax writes arrays in tasks of their own; of a save that fails, asyncio would print a traceback for each of them.
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 class CheckpointError(Exception):
@@ -45,6 +41,8 @@ class Checkpoints:
       reading: nothing is saved; of a run that may be going on, what it has not finished stays.
       verify: how a step's files are compared with their manifest before they are read first (manifest.LEVELS).
     """
+
+    failed = False  # a save of this process has: some of Orbax's threads may then wait for good
 
     def __init__(
         self,
@@ -144,7 +142,7 @@ class Checkpoints:
         """The step (default: the latest), whose files are as they were written."""
         step = self.latest_step if step is None else step
         if step not in self._verified:
-            if found := manifest.problems(self.directory / str(step), self.verify):
+            if found := self._guard("read", step, lambda: manifest.problems(self.directory / str(step), self.verify)):
                 more = f", and {len(found) - 3} more" if len(found) > 3 else ""
                 raise CheckpointError(
                     f"checkpoint {step} in {self.directory} is damaged: {'; '.join(found[:3])}{more}. "
@@ -159,7 +157,8 @@ class Checkpoints:
         manifest.write(folder)
 
     def _write(self, step: int, items, metrics: dict[str, float]) -> None:
-        self._guard("write", step, self._manager.wait_until_finished)
+        self.wait()  # for the save before
+        self._sweep()
         self._saving = step
         if not self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=metrics)):
             raise CheckpointError(f"{self.directory} holds step {self.latest_step}, so step {step} was not written")
@@ -213,27 +212,41 @@ class Checkpoints:
         Raises:
           CheckpointError: a save that ran in the background has failed.
         """
-        self._guard("write", None, self._manager.check_for_errors)
+        self._guard("write", self._saving, self._manager.check_for_errors)
 
     def wait(self) -> None:
         """Return when everything is on disk."""
-        self._guard("write", None, self._manager.wait_until_finished)
+        self._guard("write", self._saving, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        self._manager.close()
+        with contextlib.suppress(Exception) if Checkpoints.failed else contextlib.nullcontext():  # which was said
+            self._manager.close()
+        self._sweep()
+
+    def newest_complete(self) -> int | None:
+        """On disk; `latest_step` may still be written."""
+        complete = (step for step in self.steps() if (self.directory / str(step) / manifest.NAME).exists())
+        return max(complete, default=None)
+
+    def _sweep(self) -> None:
+        """Take away what saves that failed have written, also after they had failed; no other save is under way."""
+        if Checkpoints.failed and self._saving is not None and jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _guard(self, verb: str, step: int | None, action):
         try:
             return action()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
+            if verb == "write":
+                Checkpoints.failed = True
+                orbax_noise.quiet()
             with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
-            if verb == "write" and self._saving is not None and jax.process_index() == 0:
-                with contextlib.suppress(OSError):  # a full disk needs the room
-                    for left in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                        shutil.rmtree(left, ignore_errors=True)
-            kept = self._manager.latest_step()
+            self._sweep()  # a full disk needs the room
+            kept = self.newest_complete()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             if len(reason) > 400:  # it ends with what the system said, after paths

@@ -2,7 +2,7 @@
 
     step      training steps that were kept: the goodput is their share
     lost      steps that were done again, since a kill or a roll-back came before the next checkpoint
-    compile, start, restore, data, evaluate, save, barrier, check    as the phases of the loop (phases.py)
+    compile, start, restore, data, evaluate, save, barrier, check, log    as the phases of the loop (phases.py)
     other     between them
     between   no process was there: not counted in the wall time
 
@@ -51,7 +51,7 @@ def continued(saved: Mapping[str, float], last: Mapping[str, float], between: fl
       last: `wall()` of the last sign of life, {} without one.
       between: seconds from then to the start of the process.
     """
-    last = max(saved, last, key=total)
+    last = max(saved, last, key=age)
     found = {"starts": 0, "between": 0.0, **last}
     lost = max(last.get("step", 0.0) - saved.get("step", 0.0), 0.0)
     if lost:
@@ -59,6 +59,16 @@ def continued(saved: Mapping[str, float], last: Mapping[str, float], between: fl
     if last:
         found["between"] = round(found["between"] + max(between, 0.0), 3)
     return found | {"starts": found["starts"] + 1}
+
+
+def rolled_back(saved: Mapping[str, float], last: Mapping[str, float]) -> dict[str, float]:
+    """`continued` in the same process."""
+    return continued(saved, last, between=0.0) | {"starts": last["starts"]}
+
+
+def age(wall: Mapping[str, float]) -> tuple[float, float]:
+    """By which of two the later one is found."""
+    return total(wall), wall.get("starts", 0)
 
 
 def total(wall: Mapping[str, float]) -> float:

@@ -21,9 +21,12 @@ from train.metrics import Clock, Progress, Writer
 from train.phases import Phases
 from train.profiler import Profiler
 from train.saves import Saves
+from train.silent_corruption import Checker
 from train.state import TrainState
 from train.stop_requests import StopRequests
 from train.window import Window
+
+ON_BAD_STEPS = ("stop", "roll_back")
 
 
 class TrainingStopped(Exception):
@@ -33,8 +36,8 @@ class TrainingStopped(Exception):
 class RollBack(Exception):
     """The run is to go on from its last checkpoint, but with the data from `position` on; the message says why."""
 
-    def __init__(self, why: str, step: int, position: Any):
-        self.step, self.position = step, position
+    def __init__(self, why: str, step: int, position: Any, wall: dict[str, float]):
+        self.step, self.position, self.wall = step, position, wall
         super().__init__(why)
 
 
@@ -47,7 +50,7 @@ class Schedule:
     eval_every: int
     checkpoint_every: int
     max_bad_steps: int  # updates left out in a row, after which the run stops, or rolls back
-    on_bad_steps: str = "stop"  # 'stop' or 'roll_back'
+    on_bad_steps: str = "stop"  # of ON_BAD_STEPS
     check_every: int = 0
     profile_start: int = 0  # first step of the profiler's window
     profile_steps: int = 0
@@ -59,7 +62,7 @@ class Parts:
 
     train_step: Callable  # (state, batch) -> (state, metrics)
     source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
-    check: Callable  # (state, batch, number of the step) -> (state, metrics), after a look at the devices
+    checker: Checker
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # model -> {name: value}
     observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
@@ -107,7 +110,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             why = f"the updates of steps {at - schedule.max_bad_steps + 1} to {at} were all left out (the last: "
             why += f"{guard.REASONS[int(result['left_out'])]})"
             if schedule.on_bad_steps == "roll_back":
-                raise RollBack(why, at, behind)
+                raise RollBack(why, at, behind, parts.goodput.wall())
             raise TrainingStopped(
                 f"{why}; none of them changed the model. Lower optimizer.learning_rate, lengthen "
                 "optimizer.warmup_steps, raise config.spike, set config.on_bad_steps=roll_back, or look at the data "
@@ -116,9 +119,13 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         if at == first + 1:
             clock.skip(at)  # it was compiling
         if due(schedule.log_every, at):
-            _log(at, window.flush(), clock.lap(at), parts)
+            with parts.phases("log"):
+                _log(at, window.flush(), clock.lap(at), parts)
 
     def save(step: int) -> None:
+        if schedule.check_every:
+            with parts.phases("check"):
+                parts.checker.replicas(state, step)
         with parts.phases("barrier"):
             parts.meet(f"the save of step {step}")
         if counters.get("step") != step:  # else a save of this step is tried again
@@ -133,7 +140,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         while step < schedule.steps and not stop and not parts.stopping.ended:
             profiler.at(step)
             place = parts.source.position()
-            with parts.phases("data"):
+            with parts.phases("data", behind=lambda before=pending: before and not before[1]["weight"].is_ready()):
                 batch = parts.source.next()
             for line in parts.source.damaged():
                 parts.writer.event(step + 1, {"damaged_row": line})
@@ -143,7 +150,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                     pending = None
                     clock.lap(step)
                 with parts.phases("check"):
-                    state, result = parts.check(state, parts.put(batch), step + 1)
+                    state, result = parts.checker.twice(state, parts.put(batch), step + 1)
                 clock.skip(step + 1)
             else:
                 with parts.phases("step"):
@@ -162,7 +169,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 if evaluating:
                     with parts.phases("evaluate"):
                         evaluation = parts.evaluate(state.model)
-                    parts.writer.write(step, evaluation | window.flush_arrays())
+                    with parts.phases("log"):
+                        parts.writer.write(step, evaluation | window.flush_arrays())
                     parts.progress.message(evaluation_line(step, evaluation))
                     best = parts.stopping.update(step, evaluation)
                     parts.observe(step, evaluation)
@@ -174,13 +182,13 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
         if pending:
             read(pending)
             clock.lap(step)
-        if stop or parts.stopping.ended or due(schedule.checkpoint_every, step):
-            with parts.phases("save"):
-                saves.last(step)
         if not stop and (arrays := window.flush_arrays()):  # no evaluation has written them
             parts.writer.write(step, arrays)
         if parts.stopping.ended and schedule.log_every and not due(schedule.log_every, step):
             _log(step, window.flush(), clock.lap(step), parts)  # the last window; a run that goes on has all of it
+        if stop or parts.stopping.ended or due(schedule.checkpoint_every, step):  # last: what is saved is done
+            with parts.phases("save"):
+                saves.last(step)
         with parts.phases("save"):
             parts.checkpoints.wait()
         parts.writer.flush()

@@ -48,17 +48,23 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
 
     Args:
       level: 'full': all bytes are compared. 'sampled': names, sizes, and the bytes of some chunks. 'sizes': names and
-        sizes. 'off': nothing.
+        sizes. 'off': nothing but that there is a manifest, so that an empty folder is no step.
       share: (number, count) of processes that compare a part of the chunks each.
+
+    Raises:
+      OSError: a file is there, but can't be read (permissions, a network disk): nothing is known of it.
     """
-    if level == "off":
-        return []
     try:
-        files = json.loads((folder / NAME).read_text())["files"]
+        found = json.loads((folder / NAME).read_text())["files"]
+        files = {path: {"size": int(entry["size"]), "hashes": list(entry["hashes"])} for path, entry in found.items()}
+        if any(len(entry["hashes"]) != _chunks(entry["size"]) for entry in files.values()):
+            raise ValueError("hashes")
     except FileNotFoundError:
         return [f"{NAME} is missing: the step was not written to its end"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{NAME} is damaged ({type(error).__name__})"]
+    if level == "off":
+        return []
     sizes = _sizes(folder)
     lines = [f"{path} is missing" for path in files if path not in sizes]
     lines += [f"{path} does not belong to it" for path in sizes if path not in files]
@@ -100,15 +106,12 @@ def _chunks(size: int) -> int:
 
 
 def _hashes(folder: Path, chunks: list[_Chunk]):
-    """Of each chunk; '' where it could not be read."""
+    """Of each chunk."""
 
     def one(chunk: _Chunk) -> str:
-        try:
-            with (folder / chunk.path).open("rb") as file:
-                file.seek(chunk.number * _CHUNK)
-                return hashlib.sha256(file.read(_CHUNK)).hexdigest()
-        except OSError:
-            return ""
+        with (folder / chunk.path).open("rb") as file:
+            file.seek(chunk.number * _CHUNK)
+            return hashlib.sha256(file.read(_CHUNK)).hexdigest()
 
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         yield from pool.map(one, chunks)

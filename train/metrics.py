@@ -72,8 +72,9 @@ class Writer:
     """Appends to WORKDIR/metrics.jsonl and to event files in WORKDIR/tensorboard.
 
     `resume_step`: the step of the checkpoint that the run continues from (-1 when it starts over in a used workdir).
-    Lines and events of later steps are dropped, since the run will write them again: each step stands once. With None
-    nothing is dropped. Either way what a kill or a full disk broke in the middle of a line is removed.
+    Figures of later steps are dropped, since the run will write them again: each step stands once. What happened in
+    them, the lines with an `event`, stays. With None nothing is dropped. Either way what a kill or a full disk broke in
+    the middle of a line is removed.
     `enabled`: True on process 0 only. A writer that isn't enabled touches no file.
     """
 
@@ -83,7 +84,7 @@ class Writer:
             return
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _trim(path, resume_step)
+        self._kept = _trim(path, resume_step)
         self.lines = AppendedFile(path)  # a line is one write: a reader sees it whole
         self.events = EventFile(path.parent / "tensorboard", None if resume_step is None else resume_step + 1)
 
@@ -107,10 +108,14 @@ class Writer:
         self.events.write(int(step), now, numbers)
 
     def event(self, step: int, what: dict):
-        """One line {"step", "time", "event": what}, of what is no figure: a decision, with its reasons."""
+        """One line {"step", "time", "event": what}, of what is no figure: a decision, with its reasons. What a process
+        before this one has kept of the same step in the same words is not repeated."""
         if self.enabled:
             plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in what.items()}
-            self._line({"step": int(step), "time": round(time.time(), 3), "event": plain})
+            if (step, plain) in self._kept:
+                self._kept.remove((step, plain))
+            else:
+                self._line({"step": int(step), "time": round(time.time(), 3), "event": plain})
 
     def _line(self, row: dict):
         self.lines.write(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -125,24 +130,31 @@ class Writer:
             file.sync()
 
     def close(self):
+        """What can't be written is said: where that is an error, `flush` has raised it."""
         if self.enabled and not self.lines.closed:
             try:
                 self.flush()
-            finally:
-                self.lines.close()
-                self.events.file.close()
+            except OSError as error:
+                logging.error("%s", error)
+            self.lines.close()
+            self.events.file.close()
 
 
-def _trim(path: Path, last_step: int | None):
-    """Rewrites a metrics.jsonl, atomically, without broken lines and without those after `last_step`."""
+def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:
+    """Rewrites a metrics.jsonl, atomically, without broken lines and without figures of steps after `last_step`;
+    returns the events of these. A roll-back to one of them no longer counts, and goes too."""
     if not path.exists():
-        return
+        if last_step is not None and last_step > 0:
+            logging.warning("%s is missing: the curve begins after step %d", path, last_step)
+        return []
     old = path.read_bytes()
     rows = [(line, _parse(line)) for line in old.splitlines() if line.strip()]
     if broken := sum(row is None for _, row in rows):
-        logging.warning("%s: removed %d broken line(s), cut off when an earlier run was stopped", path, broken)
-    kept = [line for line, row in rows if row and (last_step is None or row["step"] <= last_step)]
-    new = b"".join(line + b"\n" for line in kept)
+        logging.warning("%s: removed %d broken line(s)", path, broken)
+    later = lambda row: last_step is not None and row["step"] > last_step
+    counts = lambda row: "rolled_back" not in row["event"] or row["step"] <= max(last_step, 0)
+    stays = lambda row: not later(row) or ("event" in row and counts(row))
+    new = b"".join(line + b"\n" for line, row in rows if row and stays(row))
     if new != old:
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
@@ -150,6 +162,7 @@ def _trim(path: Path, last_step: int | None):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    return [(row["step"], row["event"]) for _, row in rows if row and later(row) and "event" in row]
 
 
 class Progress:

@@ -31,22 +31,24 @@ class Phases:
         self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str, behind: Callable[[], bool] = lambda: False):
+        """Where `behind()` at its end, it was no waiting: its seconds are those of steps, which went on meanwhile."""
         self._ended()
         self._stack.append((name, self._now()))
         try:
             yield
         finally:
-            self._ended()
+            self._ended("step" if behind() else name)
             self._stack.pop()
             self.times[name] = self.times.get(name, 0) + 1
             self._stack[-1] = (self._stack[-1][0], self._now())
 
-    def _ended(self) -> None:
+    def _ended(self, counted_as: str | None = None) -> None:
         """A piece of the current phase is over."""
         (name, begin), now = self._stack[-1], self._now()
-        self.longest[name] = max(self.longest.get(name, 0.0), now - begin)
-        self._seconds, self._inner = self.seconds(), []
+        compiling = sum(e - b for b, e in self._inner)
+        self.longest[name] = max(self.longest.get(name, 0.0), now - begin - compiling)
+        self._seconds, self._inner = self._with(counted_as or name, begin), []
 
     def was_compiling(self, seconds: float) -> None:
         """The last seconds went into compiling, and so did what was said before of a part of them."""
@@ -56,8 +58,10 @@ class Phases:
 
     def seconds(self) -> dict[str, float]:
         """Of each phase so far; 'compile' is taken out of the others."""
-        (name, begin), now = self._stack[-1], self._now()
-        found = dict(self._seconds)
+        return self._with(*self._stack[-1])
+
+    def _with(self, name: str, begin: float) -> dict[str, float]:
+        found, now = dict(self._seconds), self._now()
         if compiling := sum(e - b for b, e in self._inner):
             found["compile"] = found.get("compile", 0.0) + compiling
         found[name] = found.get(name, 0.0) + now - begin - compiling
@@ -72,7 +76,7 @@ class Phases:
 class Watchdog:
     """
     Args:
-      seconds: that any phase may take; also 20 times as long as it has ever taken is allowed.
+      seconds: that any phase may take; also 20 times as long as it has ever taken, compiling aside, is allowed.
       first_seconds: that a phase may take the first times, in which programs are compiled.
       end_after: seconds from the warning to the end of the process.
       end: ends the process with these last words, whatever its threads wait for.
@@ -103,13 +107,21 @@ class Watchdog:
 
     def _watch(self) -> None:
         interval = min(1.0, self._seconds / 4)
+        awake, begin, asleep, warned_at = time.monotonic(), 0.0, 0.0, 0.0
         while not self._leaving.wait(interval):
+            now = time.monotonic()
             phase, seconds = self._phases.current()
-            if not phase or seconds < (limit := self.limit(phase)):
+            if abs(now - seconds - begin) > interval / 4:  # another one, or the same anew
+                begin, asleep = now - seconds, 0.0
+            if now - awake > 2 * interval + 0.5:  # this process was stopped meanwhile (SIGSTOP, a laptop's lid)
+                asleep += now - awake - interval
+                warned_at += now - awake - interval
+            awake, seconds = now, seconds - asleep
+            if not phase or seconds < self.limit(phase):
                 self._warned = ""
                 continue
             if self._warned != phase:
-                self._warned = phase
+                self._warned, warned_at = phase, now
                 longest = self._phases.longest.get(phase, 0.0)
                 print(
                     f"no progress: {phase!r} takes {seconds:,.0f} seconds by now (the longest before: {longest:,.1f}). "
@@ -118,7 +130,7 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            elif seconds > limit + self._after:
+            elif now - warned_at > self._after:
                 self._end(
                     f"error: {phase!r} hangs: no progress in {seconds:,.0f} seconds. The same command continues from "
                     "the last checkpoint"

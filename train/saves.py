@@ -25,7 +25,7 @@ class Saves:
 
     def __init__(self, save: Callable[[int], None], checkpoints: Checkpoints, writer: Writer, progress: Progress):
         self._save, self._checkpoints, self._writer, self._progress = save, checkpoints, writer, progress
-        self._wait, self._again, self._latest = 1, None, checkpoints.latest_step
+        self._wait, self._again, self._complete = 1, None, checkpoints.newest_complete()
 
     def due(self, step: int) -> bool:
         """Whether to try again after this step; sees what has failed in the background."""
@@ -37,8 +37,8 @@ class Saves:
 
     def now(self, step: int) -> None:
         """Begin to save; training goes on."""
-        if self._checkpoints.latest_step != self._latest:
-            self._wait, self._latest = 1, self._checkpoints.latest_step
+        if (complete := self._checkpoints.newest_complete()) != self._complete:
+            self._wait, self._complete = 1, complete
         self._again = None
         try:
             self._save(step)

@@ -33,29 +33,58 @@ def differing_replicas(state: TrainState) -> dict[str, list[jax.Device]]:
     return _differing(arrays, _sums(arrays))
 
 
-def checked_step(
-    train_step: Callable, state: TrainState, batch, step: int, named: Callable[[jax.Device], str] = str
-) -> tuple[TrainState, dict]:
-    """What train_step(state, batch) returns, computed twice; it takes room for another state.
-
-    Args:
-      step: its number.
-      named: what a device is called in the error.
-
-    Raises:
-      SilentCorruption: the two differ, or replicas do, before the step or after it.
+class Checker:
     """
-    if before := differing_replicas(state):
-        raise SilentCorruption(_told(f"before step {step}", before, named))
-    first = _sums(_arrays(train_step(_copied(state), batch)[0]))
-    state, result = train_step(state, batch)
-    arrays = _arrays(state)
-    second = _sums(arrays)
-    if twice := _by_device(arrays, (first != second).any(axis=-1)):
-        raise SilentCorruption(_told(f"step {step}, computed twice, had two results", twice, named))
-    if after := _differing(arrays, second):
-        raise SilentCorruption(_told(f"after step {step}", after, named))
-    return state, result
+    Args:
+      train_step: (state, batch) -> (state, metrics).
+      named: what a device is called in errors.
+    """
+
+    def __init__(self, train_step: Callable, named: Callable[[jax.Device], str] = str):
+        self._train_step, self._named, self._clean = train_step, named, None
+
+    def twice(self, state: TrainState, batch, step: int) -> tuple[TrainState, dict]:
+        """What train_step(state, batch) returns, computed twice; it takes room for another state.
+
+        Args:
+          step: its number.
+
+        Raises:
+          SilentCorruption: the two differ, or replicas do, before the step or after it.
+        """
+        self.replicas(state, step - 1)
+        first = _sums(_arrays(self._train_step(_copied(state), batch)[0]))
+        state, result = self._train_step(state, batch)
+        arrays = _arrays(state)
+        second = _sums(arrays)
+        if twice := _by_device(arrays, (first != second).any(axis=-1)):
+            raise self._error(f"step {step}, computed twice, had two results", twice)
+        if after := _differing(arrays, second):
+            raise self._error(f"after step {step}", after)
+        self._clean = step
+        return state, result
+
+    def replicas(self, state: TrainState, step: int) -> None:
+        """
+        Args:
+          step: after which `state` is.
+
+        Raises:
+          SilentCorruption: devices that should hold the same do not.
+        """
+        if found := differing_replicas(state):
+            raise self._error(f"after step {step}", found)
+        self._clean = step
+
+    def _error(self, when: str, found: dict[str, list[jax.Device]]) -> SilentCorruption:
+        devices = list(dict.fromkeys(device for those in found.values() for device in those))
+        arrays = ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        good = "; the first look" if self._clean is None else f"; nothing was found after step {self._clean}"
+        return SilentCorruption(
+            f"silent corruption, {when}{good}: {', '.join(self._named(device) for device in devices)}, in {arrays}. "
+            "Nothing of this was saved. Take the device out, and start again: the run continues from its last "
+            "checkpoint"
+        )
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
@@ -95,12 +124,3 @@ def _by_device(arrays: dict[str, jax.Array], wrong_AD: np.ndarray) -> dict[str, 
     return {
         name: [devices[i] for i in np.flatnonzero(row)] for name, row in zip(arrays, wrong_AD, strict=True) if row.any()
     }
-
-
-def _told(when: str, found: dict[str, list[jax.Device]], named: Callable[[jax.Device], str]) -> str:
-    devices = list(dict.fromkeys(device for those in found.values() for device in those))
-    arrays = ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return (
-        f"silent corruption, {when}: {', '.join(named(device) for device in devices)}; seen in {arrays}. Nothing of "
-        "this step was saved. Take the device out, and start again: the run continues from its last checkpoint"
-    )

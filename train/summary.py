@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from absl import logging
+
 from model import count
 from model.compress.quantize import footprint
 from model.weights import trained
@@ -63,7 +65,12 @@ def headline(facts: dict) -> str:
 def update(workdir, values: dict) -> dict:
     """Merge `values` into the summary."""
     path = Path(workdir) / "summary.json"
-    summary = (json.loads(path.read_text()) if path.exists() else {}) | values
+    try:
+        summary = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        logging.warning("%s is damaged; what earlier processes wrote into it is left out", path)
+        summary = {}
+    summary |= values
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     partial.replace(path)

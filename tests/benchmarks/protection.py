@@ -95,7 +95,7 @@ class Runner:
         self.parts = loop.Parts(
             train_step=step,
             source=Rows(config),
-            check=None,
+            checker=None,
             put=build.put(mesh),
             evaluate=None,
             observe=lambda *_: None,

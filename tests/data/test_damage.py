@@ -115,6 +115,22 @@ def test_rows_are_made_again_as_they_were(corpus, settings, tmp_path):
     assert again == first and (again.sources[0].train / ROWS_FILE).read_bytes() == content
 
 
+@pytest.mark.parametrize("left", [None, 0, 60, "{}"])
+@pytest.mark.parametrize("stage", ["corpora", "tokenizers", "rows"])
+def test_a_stage_whose_manifest_is_damaged(corpus, settings, tmp_path, stage, left):
+    """It is set aside and made anew; what else there is stays."""
+    first = prepare(settings(corpus[0]), tmp_path, LINES)
+    (path,) = (tmp_path / stage).glob("*/manifest.json")
+    if left is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text()[:left] if isinstance(left, int) else left)
+    said = []
+    assert prepare(settings(corpus[0]), tmp_path, said.append) == first
+    assert f"{path.parent} is damaged" in said[0] and f"set aside as {path.parent.name}.damaged.1" in said[0]
+    assert len(said) == 2 and path.exists() and path.parent.with_name(f"{path.parent.name}.damaged.1").exists()
+
+
 @pytest.mark.parametrize("change", ["grows", "vanishes"])
 def test_a_source_that_changes_while_it_is_read(settings, tmp_path, monkeypatch, change):
     text = tmp_path / "text.txt"

@@ -75,7 +75,7 @@ word = sys.argv.pop(1)
 from launch import distributed, runtime
 import jax, jax.numpy as jnp, numpy as np
 from model import axes
-from train.silent_corruption import checked_step
+from train.silent_corruption import Checker
 from train.state import TrainState
 
 def flipped(array, device):
@@ -92,10 +92,11 @@ def main():
         zero = jnp.zeros((), jnp.int32)
         state = TrainState(zero, {"table": jnp.ones(8)}, (), zero, zero, jnp.ones(2))
         step = jax.jit(lambda state, batch: (dataclasses.replace(state, step=state.step + 1), {}))
-        state, _ = checked_step(step, state, None, 1, distributed.device_name)
+        checker = Checker(step, distributed.device_name)
+        state, _ = checker.twice(state, None, 1)
         if word:
             state.model = {"table": flipped(state.model["table"], mesh.devices.flat[3])}
-            checked_step(step, state, None, 2, distributed.device_name)
+            checker.twice(state, None, 2)
         if jax.process_index():
             time.sleep(6)
         distributed.meet("the save of step 4", 2)
@@ -286,7 +287,7 @@ def test_a_device_of_another_process_is_named(tmp_path):
     ended = together([[MEETING, "flip"]] * 2, tmp_path / "wrong")
     assert [status for status, *_ in ended] == [1, 1], ended
     device = rf"cpu \d+ of process 1 on {socket.gethostname()}"
-    found = rf"silent corruption, before step 2: {device}; seen in model/table"
+    found = rf"silent corruption, after step 1; nothing was found after step 1: {device}, in model/table"
     assert all(re.search(found, errors) for *_, errors in ended), ended  # one says it first, and the other repeats it
 
 

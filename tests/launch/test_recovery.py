@@ -1,6 +1,9 @@
 """Damaged checkpoints: named, set aside, and nothing else is lost."""
 
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -80,12 +83,47 @@ def test_every_file_counts(run, part, fault, capsys):
     assert good and "set aside" in lines[1]
 
 
-def test_without_a_good_one_a_run_begins_anew(tiny, kept, run, capsys):
+def test_without_a_good_one_nothing_is_lost(tiny, run):
+    """A run does not begin anew by itself, nor when it is started again."""
     for step in ("4", "8"):
         (run / "checkpoints" / step / manifest.NAME).unlink()
+    curve = (run / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        refused(tiny, run, CheckpointError, "no good checkpoint is left", str(run / "damaged"), "another --workdir")
+    assert (run / "metrics.jsonl").read_bytes() == curve
+    (run / "damaged" / "8").rename(run / "checkpoints" / "8")
+    manifest.write(run / "checkpoints" / "8")
     train(tiny, run)
-    assert "no good checkpoint is left: the run begins anew" in capsys.readouterr().out
-    assert_same_run(tiny, kept(tiny), run)
+
+
+def test_what_can_not_be_read_is_not_damaged(tiny, run, monkeypatch, capsys):
+    """A network disk that fails for a moment; the same of a permission."""
+    weights, opened = largest(run / "checkpoints" / "8" / "model"), Path.open
+
+    def failing(self, *arguments, **more):
+        if self == weights:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return opened(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", failing)
+    refused(tiny, run, CheckpointError, f"{weights}: Input/output error", "nothing was set aside")
+    lines, good = recovery.listed(run, verify=True)
+    assert not good and f"can't be read: Input/output error ({weights})" in lines[-2]
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        Checkpoints(run, reading=True).loop()
+    monkeypatch.undo()
+    assert recovery.steps(run) == [8, 4] and not (run / "damaged").exists()
+
+
+@pytest.mark.parametrize("level", ["full", "off"])
+def test_what_is_no_step(tiny, run, level, capsys):
+    """An empty folder, at any level, and a file."""
+    (run / "checkpoints" / "50").mkdir()
+    (run / "checkpoints" / "60").write_text("")
+    tiny.verify_checkpoints = level
+    assert train(tiny, run)
+    said = capsys.readouterr().out
+    assert "checkpoint 50 is damaged and was set aside" in said and "is done: 8 steps" in said
 
 
 def test_an_unknown_level(tiny, tmp_path):

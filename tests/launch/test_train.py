@@ -179,6 +179,9 @@ def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
     monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--workdir=run"])
     with pytest.raises(KeyboardInterrupt) if times == 2 else contextlib.nullcontext():
         assert not train(tiny, tmp_path)
+    deadline = time.monotonic() + 30  # the save after step 4 may be under way, and is not waited for
+    while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert Checkpoints(tmp_path, reading=True).latest_step == (4 if times == 2 else 6)
     out, err = capfd.readouterr()
     command = "To continue:\n  python -m launch.train '--config=a b.py' --workdir=run\n"

@@ -57,9 +57,12 @@ def test_metrics_outlive_a_full_disk(tmp_path, room):
     assert sizes[0] == sizes[1]
 
 
-def test_metrics_that_are_lost_are_an_error(tmp_path, room):
+def test_metrics_that_are_lost_are_an_error(tmp_path, room, caplog):
     writer = metrics.Writer(tmp_path)
     room(10)
     writer.write(1, {"loss": 1.0})
     with pytest.raises(OSError, match="bytes are not written"):
-        writer.close()
+        writer.flush()
+    caplog.clear()
+    writer.close()
+    assert "bytes are not written" in caplog.text

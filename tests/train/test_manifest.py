@@ -69,12 +69,26 @@ def test_a_step_without_a_good_manifest(folder):
     assert manifest.problems(folder) == ["manifest.json is missing: the step was not written to its end"]
 
 
+def test_every_bit_of_a_manifest(tmp_path):
+    """Whichever is flipped, the step is damaged, or nothing that is read has changed."""
+    (tmp_path / "loop").write_text("{}")
+    manifest.write(tmp_path)
+    whole = (tmp_path / manifest.NAME).read_bytes()
+    good = 0
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        (tmp_path / manifest.NAME).write_bytes(content)
+        good += not manifest.problems(tmp_path)
+    assert good <= 8 * 4  # blanks between
+
+
 def test_a_path_that_leaves_the_folder(folder, tmp_path_factory):
     """A manifest that was forged can't have other files read."""
     secret = tmp_path_factory.mktemp("outside") / "secret"
     secret.write_bytes(b"abc")
     content = json.loads((folder / manifest.NAME).read_text())
-    content["files"] |= {str(secret): content["files"]["training"], "../x": {"size": 0, "hashes": []}}
+    content["files"] |= {str(secret): content["files"]["training"], "../x": {"size": 0, "hashes": ["0"]}}
     (folder / manifest.NAME).write_text(json.dumps(content))
     assert manifest.problems(folder) == [f"{secret} is missing", "../x is missing"]
 

@@ -8,7 +8,7 @@ from model import axes
 from tests.train.test_step import batch, start
 from train import silent_corruption, step
 from train.objectives.language import language
-from train.silent_corruption import SilentCorruption, checked_step, differing_replicas
+from train.silent_corruption import Checker, SilentCorruption, differing_replicas
 
 
 def flipped(array: jax.Array, device: jax.Device, bit: int = 0) -> jax.Array:
@@ -51,7 +51,7 @@ def test_a_good_step_is_the_same_step(run):
     _, state, train_step, rows = run
     twin = jax.tree.map(lambda a: a.copy(), state)
     expected, metrics = train_step(twin, rows)
-    found, result = checked_step(train_step, state, rows, 1)
+    found, result = Checker(train_step).twice(state, rows, 1)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert float(result["loss"]) == float(metrics["loss"])
     assert differing_replicas(found) == {}
@@ -65,8 +65,11 @@ def test_a_flipped_bit_of_a_replica_is_named(run, name):
     ((_, devices),) = differing_replicas(wrong).items()
     replicas = len([d for d in mesh.devices.flat if same_part(wrong, name, d, device)])
     assert device in devices and len(devices) == (1 if replicas > 2 else 2)
-    with pytest.raises(SilentCorruption, match=rf"before step 7: .*<{device.id}>.*seen in .*{name}") as caught:
-        checked_step(train_step, wrong, rows, 7, named=lambda d: f"<{d.id}>")
+    checker = Checker(train_step, named=lambda d: f"<{d.id}>")
+    with pytest.raises(
+        SilentCorruption, match=rf"after step 6; the first look: .*<{device.id}>.*, in .*{name}"
+    ) as caught:
+        checker.twice(wrong, rows, 7)
     assert "\n" not in str(caught.value)
 
 
@@ -87,8 +90,6 @@ def test_a_step_with_two_results_is_named(run, which):
         state, result = train_step(state, rows)
         return (flip(state, "attention/query", device, bit=20) if len(calls) == which + 1 else state), result
 
-    with pytest.raises(
-        SilentCorruption, match=rf"step 4, computed twice, had two results: <{device.id}>; seen in model"
-    ):
-        checked_step(faulty, state, rows, 4, named=lambda d: f"<{d.id}>")
+    with pytest.raises(SilentCorruption, match=rf"step 4, computed twice, had two results.*3: <{device.id}>, in model"):
+        Checker(faulty, named=lambda d: f"<{d.id}>").twice(state, rows, 4)
     assert len(calls) == 2

@@ -1,0 +1,37 @@
+"""What Orbax's threads and tasks print when a save fails: dozens of tracebacks, of what is reported once anyway."""
+
+import logging
+import sys
+import threading
+import warnings
+
+_LOGGED = ("exception was never retrieved", "_SignalingThread.run() raised", "Save Finalize thread")
+_quiet = []
+
+
+def quiet() -> None:
+    """From the first failure on; errors of other code are shown as ever."""
+    if _quiet:
+        return
+    _quiet.append(True)
+    for name in ("asyncio", "absl"):
+        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in _LOGGED))
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    sys.unraisablehook = _without(sys.unraisablehook)
+    threading.excepthook = _without(threading.excepthook)
+
+
+def _without(hook):
+    def shown(what):
+        if not (_of_orbax(what.exc_traceback) or "Event loop is closed" in str(what.exc_value)):
+            hook(what)
+
+    return shown
+
+
+def _of_orbax(traceback) -> bool:
+    while traceback is not None:
+        if "/orbax/" in traceback.tb_frame.f_code.co_filename:
+            return True
+        traceback = traceback.tb_next
+    return False
