@@ -183,7 +183,7 @@ def words(error: BaseException) -> str | None:
 def _stuck() -> bool:
     """Whether threads may wait for good, which Python would wait for at its end."""
     checkpoint = sys.modules.get("train.checkpoint")
-    return checkpoint is not None and checkpoint.Checkpoints.failed
+    return checkpoint is not None and checkpoint.Checkpoints.any_failed
 
 
 def _leave(status: int) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Checkpoints:
       verify: how a step's files are compared with their manifest before they are read first (manifest.LEVELS).
     """
 
-    failed = False  # a save of this process has: some of Orbax's threads may then wait for good
+    any_failed = False  # a save of this process has: some of Orbax's threads may then wait for good
 
     def __init__(
         self,
@@ -60,8 +61,10 @@ class Checkpoints:
             cleanup_tmp_directories=not reading,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
         )
+        if not reading:
+            orbax_noise.quiet()
         self.metric, self.base, self.verify = metric, base, verify
-        self._saving, self._verified = None, set()
+        self._saving, self._failed, self._verified = None, False, set()
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
 
@@ -219,9 +222,11 @@ class Checkpoints:
         self._guard("write", self._saving, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        with contextlib.suppress(Exception) if Checkpoints.failed else contextlib.nullcontext():  # which was said
+        with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():  # which was said
             self._manager.close()
-        self._sweep()
+        for _ in range(10 * self._failed):  # its threads write on for a moment
+            self._sweep()
+            time.sleep(0.1)
 
     def newest_complete(self) -> int | None:
         """On disk; `latest_step` may still be written."""
@@ -230,7 +235,7 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Take away what saves that failed have written, also after they had failed; no other save is under way."""
-        if Checkpoints.failed and self._saving is not None and jax.process_index() == 0:
+        if self._failed and self._saving is not None and jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)
@@ -241,8 +246,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             if verb == "write":
-                Checkpoints.failed = True
-                orbax_noise.quiet()
+                self._failed = Checkpoints.any_failed = True
             with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
             self._sweep()  # a full disk needs the room

@@ -5,17 +5,18 @@ import sys
 import threading
 import warnings
 
-_LOGGED = ("exception was never retrieved", "_SignalingThread.run() raised", "Save Finalize thread")
 _quiet = []
 
 
 def quiet() -> None:
-    """From the first failure on; errors of other code are shown as ever."""
+    """From now on; errors of other code are shown as ever."""
     if _quiet:
         return
     _quiet.append(True)
-    for name in ("asyncio", "absl"):
-        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in _LOGGED))
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     sys.unraisablehook = _without(sys.unraisablehook)
     threading.excepthook = _without(threading.excepthook)

@@ -26,7 +26,7 @@ from launch import distributed, workdirs
 from launch.checking import ConfigError
 from launch.train import train
 from tests.launch.conftest import shrink
-from train import metrics
+from train import manifest, metrics
 from train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +100,22 @@ def main():
         if jax.process_index():
             time.sleep(6)
         distributed.meet("the save of step 4", 2)
+
+runtime.run(main)
+"""
+
+
+# Two processes that set damaged checkpoints aside, of many workdirs one after another.
+SETTLING = """
+import sys
+from pathlib import Path
+place = Path(sys.argv.pop(1))
+from launch import distributed, recovery, runtime
+
+def main():
+    with distributed.joined():
+        for workdir in sorted(place.iterdir()):
+            recovery.settle(workdir, "full")
 
 runtime.run(main)
 """
@@ -280,6 +296,21 @@ def test_a_process_that_does_not_come_is_named(tmp_path):
     assert f"error: the save of step 4: all processes meet before it, and process 1 on {host} did not come" in errors
     assert "within 2 seconds (config.watchdog.barrier)" in errors and "Traceback" not in errors
     assert f"process 0 of 2 on {host} failed: the save of step 4" in ended[1][2]
+
+
+def test_all_set_the_same_checkpoints_aside(tmp_path):
+    """The first moves a folder while the other may look where there is room for it."""
+    for i in range(20):
+        for step in ("4", "8", "12"):
+            folder = tmp_path / "runs" / str(i) / "checkpoints" / step
+            folder.mkdir(parents=True)
+            (folder / "loop").write_text("{}")
+        manifest.write(folder.with_name("4"))
+    ended = together([[SETTLING, str(tmp_path / "runs")]] * 2, tmp_path / "settled")
+    assert [status for status, *_ in ended] == [0, 0], ended
+    for run in (tmp_path / "runs").iterdir():
+        assert {path.name for path in (run / "damaged").iterdir()} == {"8", "12"}
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["4"]
 
 
 def test_a_device_of_another_process_is_named(tmp_path):

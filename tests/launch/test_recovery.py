@@ -1,7 +1,9 @@
 """Damaged checkpoints: named, set aside, and nothing else is lost."""
 
 import errno
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from launch.train import train
 from tests.launch.conftest import refused, started
 from tests.launch.test_train import assert_same_run
 from tests.train.test_manifest import flip
-from train import manifest
+from train import manifest, metrics
 from train.checkpoint import CheckpointError, Checkpoints
 
 
@@ -129,6 +131,101 @@ def test_what_is_no_step(tiny, run, level, capsys):
 def test_an_unknown_level(tiny, tmp_path):
     tiny.verify_checkpoints = "some"
     refused(tiny, tmp_path / "run", workdirs.ConfigError, "config.verify_checkpoints is 'some'", "full, sampled, off")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("on_bad_steps", "rollback", "choose from stop, roll_back"),
+        ("max_bad_steps", 0, "at least 1"),
+        ("check_every", -1, "at least 0"),
+        ("spike", -1.0, "at least 0"),
+        ("keep_last", 0, "at least 1"),
+        ("watchdog.seconds", -5.0, "at least 0"),
+        ("watchdog.barrier", 0.0, "at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense(tiny, tmp_path, field, value, words):
+    tiny.update_from_flattened_dict({field: value})
+    refused(tiny, tmp_path / "run", workdirs.ConfigError, f"config.{field} is {value!r}", words)
+
+
+def test_a_workdir_without_its_config(tiny, run):
+    """Another run must not go on from its checkpoints."""
+    (run / "config.json").unlink()
+    refused(tiny, run, workdirs.ConfigError, "checkpoints but no config.json", "new --workdir")
+    assert not (run / "config.json").exists()
+
+
+def test_text_that_has_changed(tiny, corpus, tmp_path):
+    """Refused, and the run's own tokenizer and record stay as they are."""
+    text = tmp_path / "text.txt"
+    text.write_text(corpus.read_text())
+    tiny.data.update(sources=((f"files:{text}", 1.0),), dir=str(tmp_path / "data"))
+    tiny.data.tokenizer.update(kind="bpe", vocab_size=280)
+    tiny.steps, workdir = 4, tmp_path / "run"
+    train(tiny, workdir)
+    own = [workdir / name for name in ("tokenizer.json", "data.json", "config.json")]
+    before = [path.read_bytes() for path in own]
+    text.write_text("something else, " * 500)
+    refused(tiny, workdir, workdirs.ConfigError, f"files:{text} has other content than when the run", "new --workdir")
+    assert [path.read_bytes() for path in own] == before
+
+
+def test_killed_before_its_report(tiny, run, capsys):
+    (run / "report.html").unlink()
+    assert train(tiny, run)
+    assert (run / "report.html").exists() and f"report: {run / 'report.html'}" in capsys.readouterr().out
+    train(tiny, run)
+    assert "report:" not in capsys.readouterr().out
+
+
+def test_a_damaged_summary(tiny, run):
+    (run / "summary.json").write_text((run / "summary.json").read_text()[:50])
+    shutil.rmtree(run / "checkpoints" / "8")
+    assert train(tiny, run)
+    assert json.loads((run / "summary.json").read_text())["model"]["parameters"] > 0
+
+
+def test_what_was_set_aside_is_in_the_metrics(tiny, run):
+    flip(largest(run / "checkpoints" / "8" / "loop"), 0)
+    train(tiny, run)
+    events = [row["event"] for row in metrics.read(run / "metrics.jsonl") if "set_aside" in row.get("event", {})]
+    assert len(events) == 1 and events[0]["set_aside"] == 8 and "has other bytes" in events[0]["why"][0]
+
+
+def test_a_process_whose_saves_fail_ends(tiny, tmp_path):
+    """After step 4 no file may grow beyond 3 kB for good. Orbax's threads wait then; the process does not."""
+    program = """
+import resource
+from absl import flags
+from launch import runtime, train
+from train import loop, saves
+
+def crowded(state, step, saved, schedule, parts, run=loop.train):
+    read, calls = parts.source.next, []
+    def one():
+        calls.append(1)
+        if len(calls) == 6:
+            parts.checkpoints.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+        return read()
+    parts.source.next = one
+    return run(state, step, saved, schedule, parts)
+
+loop.train, saves._SECONDS_BETWEEN = crowded, 0.1
+flags.mark_flags_as_required(["config", "workdir"])
+runtime.run(train.main)
+"""
+    tiny.steps, tiny.eval_every = 30, 0
+    done = started(program, tiny, tmp_path / "run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: could not write checkpoint 30") and "last complete one is step 4" in last
+    said = re.findall(r"step (\d+): could not .*again after step (\d+)", done.stdout)
+    tries = [tuple(map(int, found)) for found in said]
+    assert [again - step for step, again in tries][:3] == [1, 2, 4], tries
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
 
 
 def test_a_run_that_hangs_ends(tiny, tmp_path):

@@ -33,6 +33,21 @@ def test_a_run_that_was_killed_twice():
     )
 
 
+def test_a_roll_back_is_no_start():
+    saved = {"step": 4.0, "start": 1.0, "starts": 2, "between": 7.0}
+    last = {"step": 9.0, "start": 1.0, "compile": 1.0, "starts": 2, "between": 7.0}
+    expected = {"step": 4.0, "lost": 5.0, "start": 1.0, "compile": 1.0, "starts": 2, "between": 7.0}
+    assert goodput.rolled_back(saved, last) == expected
+
+
+def test_starts_that_came_to_nothing():
+    """Twice after the same save, before a line was logged."""
+    saved = {"step": 4.0, "starts": 1, "between": 0.0}
+    first = continued(saved, {}, 5.0)
+    second = continued(saved, first, 7.0)
+    assert (second["starts"], second["between"], second["step"]) == (3, 12.0, 4.0)
+
+
 def test_a_new_run():
     assert continued({}, {}, between=3.0) == {"starts": 1, "between": 0.0}
     assert goodput.share({}) == 0 and goodput.parts({}) == {}

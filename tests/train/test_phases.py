@@ -68,6 +68,42 @@ def test_work_that_goes_on_is_left_alone(capfd):
     assert not ends and "no progress" not in capfd.readouterr().err
 
 
+def test_a_process_that_was_stopped_goes_on():
+    """SIGSTOP, as Ctrl-Z sends it: the time until SIGCONT is nobody's."""
+    code = """
+import os, signal, subprocess, time
+from train.phases import Phases, Watchdog
+phases = Phases()
+with Watchdog(phases, seconds=0.5, first_seconds=0.5, end_after=0.3, end=lambda text: os._exit(3)), phases("step"):
+    time.sleep(0.2)
+    subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "no progress" not in done.stderr, done.stderr
+
+
+def test_what_is_hidden_behind_steps_is_theirs():
+    now, busy = [0.0], [True]
+    phases = Phases(lambda: now[0])
+    for hidden in (True, False):
+        busy[0] = hidden
+        with phases("data", behind=lambda: busy[0]):
+            now[0] += 1
+    assert phases.seconds() == {"": 0.0, "step": 1.0, "data": 1.0}
+    assert phases.longest["data"] == 1.0 and phases.times == {"data": 2}
+
+
+def test_compiling_is_no_history():
+    now = [0.0]
+    phases = Phases(lambda: now[0])
+    with phases("step"):
+        now[0] += 400
+        phases.was_compiling(399.0)
+    assert phases.longest["step"] == 1.0
+
+
 def test_a_process_that_hangs_ends():
     code = """
 import threading
