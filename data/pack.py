@@ -16,6 +16,7 @@ number of rows is compared with what was written.
 """
 
 import errno
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -151,11 +152,17 @@ class Damage:
                 f"{line}, and {len(self._rows) - 1} before it; {self._limit} may be missing "
                 f"(config.data.max_bad_lines; of held-out rows none). {_again(path)}"
             )
-        logging.error("%s; it is left out: %d by now, of at most %d", line, len(self._rows), self._limit)
+        _say(f"{line}; it is left out, as up to {self._limit} may be")
 
     def lines(self) -> list[str]:
         """All so far, in the order in which they were found."""
         return [f"{path}, row {row}: {why}" for (path, row), why in list(self._rows.items())]
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once in a process, however many streams come to it."""
+    logging.error("%s", line)
 
 
 def _again(path: Path) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from model.weights import by_name, trained
@@ -222,8 +223,13 @@ class Checkpoints:
         self._guard("write", self._saving, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():  # which was said
-            self._manager.close()
+        """Wait for what is under way. A save that fails now is said; where that is an error, `wait` has raised it."""
+        said = self._failed
+        try:
+            self._guard("write", self._saving, self._manager.close)
+        except CheckpointError as error:
+            if not said:
+                logging.error("%s", error)
         for _ in range(10 * self._failed):  # its threads write on for a moment
             self._sweep()
             time.sleep(0.1)
