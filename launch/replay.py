@@ -57,8 +57,9 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         source = stack.enter_context(contextlib.closing(run.source(position)))
         train_step, eval_step = build.steps(run.config, tx, run.prepared.labels)
         put = build.put(run.mesh)
+        if step > begin + 1:
+            print(f"steps {begin + 1} to {step - 1} are done again")
         for at in range(begin + 1, step):
-            print(f"step {at} again")
             state, _ = train_step(state, put(source.next()))
             if (place := recovery.position(recorded, at, {})) is not None:  # the run was rolled back to this step
                 source = stack.enter_context(contextlib.closing(run.source(place)))
