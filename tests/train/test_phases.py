@@ -74,9 +74,9 @@ def test_a_process_that_was_stopped_goes_on():
 import os, signal, subprocess, time
 from train.phases import Phases, Watchdog
 phases = Phases()
-with Watchdog(phases, seconds=0.5, first_seconds=0.5, end_after=0.3, end=lambda text: os._exit(3)), phases("step"):
+with Watchdog(phases, seconds=3.0, first_seconds=3.0, end_after=0.3, end=lambda text: os._exit(3)), phases("step"):
     time.sleep(0.2)
-    subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+    subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.2)
 """
