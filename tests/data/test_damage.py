@@ -99,6 +99,14 @@ def test_a_file_that_is_gone(own):
         train_pipeline(own, 4, seed=0)
 
 
+def test_a_file_that_is_deleted_while_it_is_read(own):
+    """What is open stays; the next start says what is missing."""
+    reader = RowReader(own.sources[0].train, own.seq_len)
+    before = reader.read([3, 5])
+    (own.sources[0].train / ROWS_FILE).unlink()
+    np.testing.assert_array_equal(reader.read([3, 5]), before)
+
+
 def test_a_file_that_is_cut_off_while_it_is_read(own):
     reader = RowReader(own.sources[0].train, own.seq_len)
     (own.sources[0].train / ROWS_FILE).write_bytes(b"")
