@@ -81,6 +81,19 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A finished run with checkpoints 4 and 8, made by the first test of a file that asks."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+
+    def make(config):
+        if not workdir.exists():
+            train(config, workdir)
+        return workdir
+
+    return make
+
+
 STEPS = {"decoder": 60, "moe": 60, "encdec": 90, "encoder": 300}
 # Without these no family of transformers has such a model.
 FIELDS = {"moe": {"experts.mlp_dim": 48}, "encoder": {"num_kv_heads": 4}, "encdec": {"num_kv_heads": 4}}

@@ -18,29 +18,16 @@ from train import manifest, metrics
 from train.checkpoint import CheckpointError, Checkpoints
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A finished run with checkpoints 4 and 8, made by the first test that asks."""
-    workdir = tmp_path_factory.mktemp("kept") / "run"
-
-    def make(config):
-        if not workdir.exists():
-            train(config, workdir)
-        return workdir
-
-    return make
-
-
 @pytest.fixture
-def run(tiny, kept, tmp_path):
-    return shutil.copytree(kept(tiny), tmp_path / "run")
+def run(tiny, uninterrupted, tmp_path):
+    return shutil.copytree(uninterrupted(tiny), tmp_path / "run")
 
 
 def largest(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def test_a_run_goes_on_from_the_newest_good_one(tiny, kept, run, capsys):
+def test_a_run_goes_on_from_the_newest_good_one(tiny, uninterrupted, run, capsys):
     """One flipped bit, which Orbax would not see, and an empty folder, which it would take for a step."""
     weights = largest(run / "checkpoints" / "8" / "model")
     flip(weights, weights.stat().st_size // 2)
@@ -52,7 +39,7 @@ def test_a_run_goes_on_from_the_newest_good_one(tiny, kept, run, capsys):
     name = weights.relative_to(run / "checkpoints" / "8").as_posix()
     assert f"{aside('8')}{name} has other bytes" in said
     assert "continuing" in said and "after step 4" in said
-    assert_same_run(tiny, kept(tiny), run)
+    assert_same_run(tiny, uninterrupted(tiny), run)
     assert manifest.problems(run / "damaged" / "8") != [] == manifest.problems(run / "checkpoints" / "8")
     flip(largest(run / "checkpoints" / "8" / "training"), 0)
     recovery.settle(run, "full")

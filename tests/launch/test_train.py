@@ -1,15 +1,13 @@
-"""Runs from config to report: resume, signals, a full disk. In one process, but for what only a process can show."""
+"""Runs from config to report: resume, signals. In one process, but for what only a process can show."""
 
 import contextlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,8 +21,8 @@ from launch.train import train
 from model import axes
 from model.families import Decoder
 from tests.launch.conftest import refused, started
-from train import loop, metrics, saves, state
-from train.checkpoint import CheckpointError, Checkpoints
+from train import loop, metrics, state
+from train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,19 +54,6 @@ def assert_same_run(config, one, other):
     assert losses(one) == losses(other)
     steps = [row["step"] for row in metrics.read(other / "metrics.jsonl") if "loss" in row]
     assert steps == sorted(set(steps))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """A finished run, made by the first test that asks."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-
-    def make(config):
-        if not workdir.exists():
-            train(config, workdir)
-        return workdir
-
-    return make
 
 
 def test_leaves_what_it_promises(tiny, uninterrupted, capsys):
@@ -276,89 +261,3 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
     (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
     assert np.shape(loads) == (2, 4)
     assert "note: nothing keeps the load of the experts even" in capsys.readouterr().out
-
-
-def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
-    """The save after step 4 fails as where files may not grow, and so does the next one; with room again the third is
-    whole, and the run is the one that had room from the start."""
-    tiny.checkpoint_every = 4
-    whole = uninterrupted(tiny)
-    capsys.readouterr()
-    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(4, 5)))
-    train(tiny, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert said.count("training goes on, and tries again after step") == 2 and "none is complete yet" in said
-    assert "File too large" in said
-    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
-    events = [row["event"] for row in rows if "event" in row and "start" not in row["event"]]
-    assert [event["again_at"] for event in events] == [5, 7] and all(
-        "File too large" in e["save_failed"] for e in events
-    )
-    assert_same_run(tiny, whole, tmp_path / "run")
-    assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
-
-
-def crowded(save, steps):
-    """Checkpoints.save, but at these steps no file grows beyond 4 kB, as where a quota is used up."""
-
-    def limited(self, step, *rest):
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if step not in steps:
-            return save(self, step, *rest)
-        self.wait()  # an earlier save had room
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
-        try:
-            save(self, step, *rest)
-            self.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited
-
-
-@pytest.fixture
-def reachable():
-    """A folder whose parents everybody may enter, which pytest's are not."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-def test_a_folder_that_turns_read_only(tiny, uninterrupted, reachable, monkeypatch, capsys):
-    """The save after step 4 may not write; the next one, a step later, may, and nothing is missing."""
-    tiny.checkpoint_every, workdir = 4, reachable / "run"
-    whole = uninterrupted(tiny)
-    monkeypatch.setattr(Checkpoints, "save", locked(Checkpoints.save, step=4))
-    capsys.readouterr()
-    train(tiny, workdir)
-    assert "training goes on, and tries again after step 5" in (said := capsys.readouterr().out)
-    assert "Permission denied" in said and "none is complete yet" in said
-    assert_same_run(tiny, whole, workdir)
-
-
-def locked(save, step):
-    """Checkpoints.save, but at this step its folder may not be written."""
-
-    def refusing(self, at, *rest):
-        if at != step:
-            return save(self, at, *rest)
-        root = os.geteuid() == 0  # who may write everywhere
-        self.directory.chmod(0o555)
-        os.seteuid(65534 if root else os.geteuid())
-        try:
-            save(self, at, *rest)
-            self.wait()
-        finally:
-            os.seteuid(0 if root else os.geteuid())
-            self.directory.chmod(0o755)
-
-    return refusing
-
-
-def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path, monkeypatch):
-    """With the system's words, the last good step and its place; that step is still there."""
-    monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(8,)))
-    monkeypatch.setattr(saves, "_SECONDS_BETWEEN", 0.1)
-    refused(tiny, tmp_path / "run", CheckpointError, "File too large", "last complete one is step 4")
-    monkeypatch.undo()
-    assert Checkpoints(tmp_path / "run").latest_step == 4
