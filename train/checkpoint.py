@@ -212,11 +212,9 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """
-        Raises:
-          CheckpointError: a save that ran in the background has failed.
-        """
-        self._guard("write", self._saving, self._manager.check_for_errors)
+        """Raise the CheckpointError of a save that has failed in the background."""
+        if not self._manager.is_saving_in_progress():  # Orbax's check_for_errors would take the error from the thread
+            self.wait()  # that deletes old steps unless it hears of one
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -255,6 +253,8 @@ class Checkpoints:
                 self._failed = Checkpoints.any_failed = True
             with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
                 self._manager.wait_until_finished()
+            with contextlib.suppress(OSError, ValueError):
+                self._manager.reload()  # it has forgotten the step that this save was to replace
             self._sweep()  # a full disk needs the room
             kept = self.newest_complete()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"

@@ -1,10 +1,13 @@
 """Checkpoints: written on one mesh, read on another; what is kept; what a reader is told."""
 
+import contextlib
+import errno
 import shutil
 import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -12,7 +15,7 @@ from configs import pretrain_decoder
 from model import axes
 from model.families import Decoder
 from tests.model import tiny
-from train import optimizer, state
+from train import manifest, optimizer, state
 from train.checkpoint import CheckpointError, Checkpoints
 
 TX = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, tiny.LLAMA)
@@ -99,6 +102,51 @@ def test_who_only_reads_leaves_what_is_being_written(tmp_path, capfd):
     assert not unfinished.exists()
     with pytest.raises(CheckpointError, match="holds step 3, so step 3 was not written"):
         again.save_model(3, nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Calling it makes saves fail, when all is written; calling it again ends that."""
+    write, full = manifest.write, []
+
+    def fails(folder):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder)
+
+    monkeypatch.setattr(manifest, "write", fails)
+    return lambda: full.pop() if full else full.append(True)
+
+
+def test_a_save_that_fails_takes_no_good_one_with_it(tmp_path, full_disk, monkeypatch):
+    """Whoever asks for errors first: Orbax's own thread, which deletes old steps where it hears of none, comes late."""
+    late = lambda self, then=ocp.AsyncCheckpointer.wait_until_finished: (time.sleep(0.3), then(self))
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", late)
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0)
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    checkpoints.save_model(1, model)
+    for step in (2, 3):
+        full_disk()
+        checkpoints._write(step, ocp.args.Composite(model=ocp.args.StandardSave(checkpoints._held(model))), {})
+        with pytest.raises(CheckpointError, match=r"last complete one is step 1.*No space left"):
+            for _ in range(100):
+                checkpoints.check()
+                time.sleep(0.01)
+        full_disk()
+        assert checkpoints.steps() == [1] == [int(path.name) for path in checkpoints.directory.iterdir()]
+
+
+def test_old_steps_go_also_after_saves_that_failed(tmp_path, full_disk):
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    for step in range(1, 9):
+        if fails := step in (3, 5, 6):
+            full_disk()
+        with pytest.raises(CheckpointError, match="No space left") if fails else contextlib.nullcontext():
+            checkpoints.save_model(step, model)
+        if fails:
+            full_disk()
+    assert checkpoints.steps() == [7, 8] == sorted(int(path.name) for path in checkpoints.directory.iterdir())
 
 
 def test_a_damaged_checkpoint_is_named(written, tmp_path):
