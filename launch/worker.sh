@@ -57,7 +57,7 @@ process() {
 }
 
 run() {
-  local prefix child prefixer status stopped=no
+  local prefix child='' prefixer status stopped=no
   prefix="[$(process) $HOSTNAME] "
   cd "$checkout"
   [ ! -x .venv/bin/python ] || PATH=$checkout/.venv/bin:$PATH
@@ -65,10 +65,11 @@ run() {
   # must stay, as a container and a job step end with their first process, whether or not all lines are written.
   exec 3> >(trap '' TERM INT && exec sed -u "s|^|$prefix|")
   prefixer=$!
+  trap 'stopped=yes; kill -TERM $child 2>/dev/null || true' TERM INT
   PYTHONUNBUFFERED=1 "$@" >&3 2>&1 3>&- &
   child=$!
   exec 3>&-
-  trap 'stopped=yes; kill -TERM $child 2>/dev/null || true' TERM INT
+  [ "$stopped" = no ] || kill -TERM "$child" 2>/dev/null || true # the signal came before the child's number was known
   while true; do # a signal ends wait, not the child
     status=0
     wait "$child" || status=$?

@@ -28,8 +28,8 @@ RECORDER = """#!/bin/bash
 # A program that says how it was called, and saves when it is told to end.
 TRAINING = """
 import os, signal, sys, time
-print(os.getcwd().split('/')[-2:], sys.argv[1:])
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print("saved"), sys.exit()))
+print(os.getcwd().split('/')[-2:], sys.argv[1:])  # who reads this may send the signal
 time.sleep(60)
 """
 
