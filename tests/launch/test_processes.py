@@ -213,7 +213,8 @@ def test_a_lost_process_ends_the_others(tiny, tmp_path, lost):
     killed = (tmp_path / f"read.{lost}").stat().st_mtime
     assert time.time() - killed < 2 * HEARTBEAT + 6
     assert ended[lost][0] == -signal.SIGKILL
-    assert ended[1 - lost][0] == (1 if lost else -signal.SIGABRT)  # without its coordinator jax aborts
+    # Without its coordinator jax aborts, with threads that still compute: on a busy machine one may fall first.
+    assert ended[1 - lost][0] in ([1] if lost else [-signal.SIGABRT, -signal.SIGSEGV])
     time.sleep(2)  # a child process speaks then
     last = next(tmp_path.glob(f"run.2.{1 - lost}.err")).read_text()
     speaker = f"[process {1 - lost} of 2 on {socket.gethostname()}] error: "
