@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data import files
+
 _FORMAT = 2  # part of every hash: raise it when a stage writes something else for the same inputs
 _MANIFEST = "manifest.json"
 
@@ -39,10 +41,7 @@ def run(
     partial.mkdir(parents=True)
     log(f"writing {folder}")
     done = make(partial) | {"inputs": inputs}
-    with (partial / _MANIFEST).open("w", encoding="utf-8") as stream:
-        json.dump(done, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
+    files.replace(partial / _MANIFEST, json.dumps(done, indent=1))
     partial.rename(folder)
     return folder, done
 

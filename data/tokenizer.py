@@ -29,6 +29,7 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from data import files
 from data.batch import DataError
 from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
 from data.words import goes_on, stands_for
@@ -165,11 +166,12 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes `path`, and special_tokens.json beside it where there are some of a published model."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        files.replace(Path(path), self.to_json())
         beside = Path(path).with_name(FILE)
-        beside.unlink(missing_ok=True)
         if self.published:
-            beside.write_text(json.dumps(dataclasses.asdict(self.special), indent=2) + "\n", encoding="utf-8")
+            files.replace(beside, json.dumps(dataclasses.asdict(self.special), indent=2) + "\n")
+        else:
+            beside.unlink(missing_ok=True)
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data import kinds
+from data import files, kinds
 from data.batch import DataError
 from data.prepare import Prepared, PreparedSource
 from data.tokenizer import Tokenizer
@@ -178,12 +178,7 @@ def _shown(source: PreparedSource, record: Mapping[str, Any]) -> tuple[str, str]
 
 def write(path: Path, found: Iterable[Answer]) -> None:
     """A line of JSON for each answer."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        "".join(json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in found),
-        encoding="utf-8",
-    )
-    partial.replace(path)
+    files.replace(path, "".join(json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in found))
 
 
 def table(facts: Mapping[str, Any]) -> str:

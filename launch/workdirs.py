@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data import tokenizer
+from data import files, tokenizer
 from data.batch import DataError
 from data.labels import num_scores
 from data.prepare import Prepared, load
@@ -71,7 +71,7 @@ def differing(old: dict, new: dict, free: tuple[str, ...]) -> list[str]:
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     """Keep with the run its config, its tokenizer, and which prepared data it reads."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "data.json").write_text(json.dumps({"directory": str(prepared.directory)}) + "\n")
+    files.replace(workdir / "data.json", json.dumps({"directory": str(prepared.directory)}) + "\n")
     _describe(workdir, config, tokenizer.load(prepared.tokenizer_path), prepared.labels)
 
 
@@ -128,12 +128,11 @@ def create(
 def _describe(workdir: Path, config: ConfigDict, words: tokenizer.Tokenizer, labels: dict | None) -> None:
     """The config last and at once: where it is, the rest is there."""
     words.save(workdir / "tokenizer.json")
-    (workdir / LABELS).unlink(missing_ok=True)
     if labels is not None:
-        (workdir / LABELS).write_text(json.dumps(labels, ensure_ascii=False) + "\n")
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+        files.replace(workdir / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
+    else:
+        (workdir / LABELS).unlink(missing_ok=True)
+    files.replace(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=2) + "\n")
 
 
 def recorded_config(workdir: Path) -> ConfigDict:

@@ -17,7 +17,7 @@ class AppendedFile:
     """
 
     def __init__(self, path: Path):
-        self.path, self._waiting, self._refused = path, bytearray(), 0
+        self.path, self._waiting, self._refused = path, bytearray(), False
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
@@ -28,11 +28,11 @@ class AppendedFile:
         except OSError as error:
             if not self._refused:
                 logging.error("%s: %s; what belongs there waits in memory, the run goes on", self.path, error.strerror)
-            self._refused += 1
+            self._refused = True
             return
         if self._refused:
             logging.error("%s can be written again: nothing is missing", self.path)
-            self._refused = 0
+            self._refused = False
 
     def _drain(self) -> None:
         while self._waiting:

@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from data import files
+
 NAME = "manifest.json"
 LEVELS = ("full", "sampled", "off")
 # Written by Orbax in the moment of renaming; nothing that is restored depends on them.
@@ -32,15 +34,10 @@ def write(folder: Path) -> None:
     """Hash all files below `folder`, and keep that in it: at once or not at all, and on disk when this returns."""
     sizes = _sizes(folder)
     chunks = [_Chunk(path, number) for path, size in sizes.items() for number in range(_chunks(size))]
-    files = {path: {"size": size, "hashes": []} for path, size in sizes.items()}
+    entries = {path: {"size": size, "hashes": []} for path, size in sizes.items()}
     for chunk, found in zip(chunks, _hashes(folder, chunks), strict=True):
-        files[chunk.path]["hashes"].append(found)
-    partial = folder / f"{NAME}.partial"
-    with partial.open("w") as file:
-        json.dump({"files": files}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / NAME)
+        entries[chunk.path]["hashes"].append(found)
+    files.replace(folder / NAME, json.dumps({"files": entries}))
 
 
 def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1)) -> list[str]:
@@ -56,8 +53,8 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
     """
     try:
         found = json.loads((folder / NAME).read_text())["files"]
-        files = {path: {"size": int(entry["size"]), "hashes": list(entry["hashes"])} for path, entry in found.items()}
-        if any(len(entry["hashes"]) != _chunks(entry["size"]) for entry in files.values()):
+        entries = {path: {"size": int(entry["size"]), "hashes": list(entry["hashes"])} for path, entry in found.items()}
+        if any(len(entry["hashes"]) != _chunks(entry["size"]) for entry in entries.values()):
             raise ValueError("hashes")
     except FileNotFoundError:
         return [f"{NAME} is missing: the step was not written to its end"]
@@ -66,12 +63,12 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
     if level == "off":
         return []
     sizes = _sizes(folder)
-    lines = [f"{path} is missing" for path in files if path not in sizes]
-    lines += [f"{path} does not belong to it" for path in sizes if path not in files]
-    whole = {path: entry for path, entry in files.items() if sizes.get(path) == entry["size"]}
+    lines = [f"{path} is missing" for path in entries if path not in sizes]
+    lines += [f"{path} does not belong to it" for path in sizes if path not in entries]
+    whole = {path: entry for path, entry in entries.items() if sizes.get(path) == entry["size"]}
     lines += [
         f"{path} has {sizes[path]:,} bytes instead of {entry['size']:,}"
-        for path, entry in files.items()
+        for path, entry in entries.items()
         if path in sizes and path not in whole
     ]
     chunks = [

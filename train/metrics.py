@@ -10,7 +10,6 @@ Left out: which metrics there are and when (loop.py), event files (events.py), w
 
 import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from data import files
 from train.appending import AppendedFile
 from train.events import EventFile
 from train.mfu import model_flops_utilization
@@ -156,12 +156,7 @@ def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:
     stays = lambda row: not later(row) or ("event" in row and counts(row))
     new = b"".join(line + b"\n" for line, row in rows if row and stays(row))
     if new != old:
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.replace(path, new.decode())
     return [(row["step"], row["event"]) for _, row in rows if row and later(row) and "event" in row]
 
 

@@ -28,10 +28,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from data import files
 from train import goodput, plots
 from train.metrics import duration, read, short
 from train.mfu import MFU_CONVENTION
-from train.web_page import page, save
+from train.web_page import page
 
 
 def write_report(workdir) -> Path:
@@ -60,7 +61,9 @@ def write_report(workdir) -> Path:
         str(summary.get("mfu_convention") or MFU_CONVENTION),
         "Written from metrics.jsonl, config.json and summary.json, which lie beside this file.",
     )
-    return save(workdir / "report.html", page(workdir.resolve().name, above, sections, below))
+    path = workdir / "report.html"
+    files.replace(path, page(workdir.resolve().name, above, sections, below))
+    return path
 
 
 def _load(path: Path) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from absl import logging
 
+from data import files
 from model import count
 from model.compress.quantize import footprint
 from model.weights import trained
@@ -71,7 +72,5 @@ def update(workdir, values: dict) -> dict:
         logging.warning("%s is damaged; what earlier processes wrote into it is left out", path)
         summary = {}
     summary |= values
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    files.replace(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary

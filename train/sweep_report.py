@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from data import files
 from train import sweep_plots
-from train.web_page import page, save
+from train.web_page import page
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def write(
     above = f"{len(rows)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     sections = _head(rows, metric, lower, command) + _plots(rows, metric, lower, kinds) + _table(rows, metric, lower)
     written = "Written from sweep.db, which lies beside this file."
-    return save(workdir / "sweep.html", page(f"Sweep {workdir.name}", [above], sections, [written]))
+    path = workdir / "sweep.html"
+    files.replace(path, page(f"Sweep {workdir.name}", [above], sections, [written]))
+    return path
 
 
 def _head(rows: Sequence[Trial], metric: str, lower: bool, command: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 
 _CSS = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1f2328; --muted: #666d75; --line: #e3e3df;
@@ -66,10 +65,3 @@ def page(title: str, above: Iterable[str], sections: str, below: Iterable[str]) 
 <footer>{below}</footer>
 </main></body></html>
 """
-
-
-def save(path: Path, page: str) -> Path:
-    """Writes the page at once, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair may stand in a sample
-    return temporary.replace(path)

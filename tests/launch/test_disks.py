@@ -2,15 +2,18 @@
 
 import os
 import resource
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from data import tokenizer
+from launch import workdirs
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import assert_same_run
-from train import metrics, saves
+from train import metrics, report, saves, summary
 from train.checkpoint import CheckpointError, Checkpoints
 
 
@@ -98,3 +101,25 @@ def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path,
     refused(tiny, tmp_path / "run", CheckpointError, "File too large", "last complete one is step 4")
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "run").latest_step == 4
+
+
+def test_a_full_disk_leaves_what_describes_a_run(tiny, uninterrupted, tmp_path):
+    """A continued run says anew what it is; where no file may grow beyond 20 bytes, what stood there before stays."""
+    workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
+    prepared = workdirs.adopted(workdir)
+    files = lambda: {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    before, (soft, hard) = files(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        for write in (
+            lambda: workdirs.claim(workdir, tiny, prepared),
+            lambda: tokenizer.load(prepared.tokenizer_path).save(workdir / "tokenizer.json"),
+            lambda: summary.update(workdir, {"tokens": 1}),
+            lambda: report.write_report(workdir),
+            lambda: metrics.Writer(workdir, resume_step=2),
+        ):
+            with pytest.raises(OSError, match="File too large"):
+                write()
+            assert files() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

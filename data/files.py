@@ -1,0 +1,25 @@
+"""Files that are whole at any moment."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file anew: who reads it, and what a kill or a full disk leaves, is the old one or all of the new one,
+    which is on disk when this returns. Half a surrogate pair, as of a text cut by its bytes, becomes '?'.
+
+    Raises:
+      OSError: it can't be written; the old one is there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
