@@ -50,12 +50,6 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def steps(workdir: Path) -> list[int]:
-    """Of all folders that would be checkpoints, the newest first."""
-    folders = (workdir / "checkpoints").glob("*")
-    return sorted((int(path.name) for path in folders if path.name.isdecimal() and path.is_dir()), reverse=True)
-
-
 def settle(workdir: Path, level: str) -> list[dict]:
     """Compare the newest checkpoint with its manifest, all processes a share of it; set it aside if it is damaged, and
     go on to the one before. Returns what was set aside, and why.
@@ -65,7 +59,7 @@ def settle(workdir: Path, level: str) -> list[dict]:
     """
     aside: list[dict] = []
     share = (jax.process_index(), jax.process_count())
-    as_seen_by_first = distributed.gathered("checkpoints", json.dumps(steps(workdir)))[0]
+    as_seen_by_first = distributed.gathered("checkpoints", json.dumps(workdirs.steps(workdir)))[0]
     for step in json.loads(as_seen_by_first):
         folder, place = workdir / "checkpoints" / str(step), str(_free(workdir / "damaged" / str(step)))
         try:
@@ -99,7 +93,7 @@ def listed(workdir: Path, verify: bool) -> tuple[list[str], bool]:
     lines, good, start, read = [f"{'step':>8}  {'size':>10}  {'written':<16}  health"], True, time.perf_counter(), 0
     for folder in sorted(workdir.glob("damaged/*")):
         lines.append(_line(folder, folder.name, "set aside"))
-    for step in reversed(steps(workdir)):
+    for step in reversed(workdirs.steps(workdir)):
         folder = workdir / "checkpoints" / str(step)
         try:
             found = manifest.problems(folder, "full" if verify else "sizes")

@@ -39,7 +39,7 @@ FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_
 
 def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
-    if _checkpoints(workdir) and not (workdir / "config.json").exists():
+    if steps(workdir) and not (workdir / "config.json").exists():
         raise ConfigError(
             f"{workdir} holds checkpoints but no config.json, so it isn't known of which run; bring that back, or use "
             "a new --workdir"
@@ -77,11 +77,13 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
 
 def begun(workdir: Path) -> bool:
     """Whether the directory holds a run with something to lose: one with a complete checkpoint."""
-    return _checkpoints(workdir) and (workdir / "config.json").exists()
+    return bool(steps(workdir)) and (workdir / "config.json").exists()
 
 
-def _checkpoints(workdir: Path) -> bool:
-    return any(folder.name.isdecimal() for folder in (workdir / "checkpoints").glob("*"))
+def steps(workdir: Path) -> list[int]:
+    """Of all folders that would be checkpoints, the newest first."""
+    folders = (workdir / "checkpoints").glob("*")
+    return sorted((int(path.name) for path in folders if path.name.isdecimal() and path.is_dir()), reverse=True)
 
 
 def check_data(workdir: Path, prepared: Prepared) -> None:

@@ -66,7 +66,7 @@ def test_every_file_counts(run, part, fault, capsys):
     lines, good = recovery.listed(run, verify=True)
     assert not good and name in lines[-2] and "every byte as written" in lines[-3] and lines[-1].startswith("read ")
     recovery.settle(run, "full")
-    assert recovery.steps(run) == [4]
+    assert workdirs.steps(run) == [4]
     assert name in capsys.readouterr().out
     lines, good = recovery.listed(run, verify=True)
     assert good and "set aside" in lines[1]
@@ -101,7 +101,7 @@ def test_what_can_not_be_read_is_not_damaged(tiny, run, monkeypatch, capsys):
     with pytest.raises(CheckpointError, match="Input/output error"):
         Checkpoints(run, reading=True).loop()
     monkeypatch.undo()
-    assert recovery.steps(run) == [8, 4] and not (run / "damaged").exists()
+    assert workdirs.steps(run) == [8, 4] and not (run / "damaged").exists()
 
 
 @pytest.mark.parametrize("level", ["full", "off"])
@@ -241,4 +241,4 @@ runtime.run(train.main)
     assert done.returncode == 1
     assert "no progress: 'data' takes" in done.stderr and "in waits" in done.stderr
     assert "error: 'data' hangs" in done.stderr.splitlines()[-1]
-    assert recovery.steps(tmp_path / "run") == [4]
+    assert workdirs.steps(tmp_path / "run") == [4]
