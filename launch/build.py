@@ -173,6 +173,12 @@ def learning_rate(config: ConfigDict):
         return schedule(o.schedule, o.learning_rate, config.steps, o.warmup_steps, o.final)
 
 
+def learning_rates(config: ConfigDict) -> np.ndarray:
+    """Of each step, on the host, float32 [config.steps]: the schedule is computed on the device, and asked while a step
+    runs would wait for its end."""
+    return np.asarray(jax.vmap(learning_rate(config))(np.arange(config.steps)))
+
+
 def optimizer(config: ConfigDict, model: ModelConfig):
     with checking("config.optimizer"):
         return make_optimizer(config.optimizer, learning_rate(config), model)

@@ -69,7 +69,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
         with phases("start"):
             run = runs.opened(config, workdir, chosen)
             config, prepared, mesh = run.config, run.prepared, run.mesh
-            rate, tx = build.learning_rate(config), run.optimizer()
+            tx, rates = run.optimizer(), build.learning_rates(config)
             train_step, eval_step = build.steps(config, tx, prepared.labels)
             grade = grading.evaluation_of(config, prepared, run.model, run.words)
         stack.enter_context(recovery.watched(config, phases))
@@ -131,7 +131,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
                 evaluate=lambda model: evaluate(model, config.eval_rows or None) | grade(model),
                 observe=observe,
                 stopping=stopping,
-                learning_rate=rate,
+                learning_rates=rates,
                 checkpoints=checkpoints,
                 phases=phases,
                 goodput=spent,

@@ -67,7 +67,7 @@ class Parts:
     evaluate: Callable  # model -> {name: value}
     observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
     stopping: EarlyStopping
-    learning_rate: Callable  # step -> float
+    learning_rates: np.ndarray  # of each step
     checkpoints: Checkpoints
     phases: Phases
     goodput: Goodput
@@ -196,7 +196,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
 
 
 def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
-    rate, progress = float(parts.learning_rate(step - 1)), parts.progress
+    rate, progress = float(parts.learning_rates[step - 1]), parts.progress
     values = {"loss": means.pop("loss"), "learning_rate": rate, **means}
     if progress.perplexity:
         values["perplexity"] = math.exp(min(values["loss"], 700.0))

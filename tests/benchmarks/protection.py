@@ -100,7 +100,7 @@ class Runner:
             evaluate=None,
             observe=lambda *_: None,
             stopping=EarlyStopping("validation/loss", 0, 0.0, checkpoints.loop()),
-            learning_rate=build.learning_rate(config),
+            learning_rates=build.learning_rates(config),
             checkpoints=checkpoints,
             phases=self.phases,
             goodput=Goodput(self.phases, {}),

@@ -216,6 +216,18 @@ def test_stops_after_bad_steps_in_a_row(tiny, tmp_path):
     assert max(row["skipped"] for row in rows if "skipped" in row) >= 1
 
 
+def test_a_log_waits_for_no_device(tiny, tmp_path, monkeypatch):
+    """The step behind the one that is logged runs by then: what asked the device for anything would come after it."""
+    log = jax.transfer_guard_host_to_device("disallow")(loop._log)
+    monkeypatch.setattr(loop, "_log", log)
+    train(tiny, tmp_path / "run")
+    rate = build.learning_rate(tiny)
+    rows = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if "learning_rate" in row]
+    expected = [float(rate(row["step"] - 1)) for row in rows]
+    assert len(rows) == tiny.steps // tiny.log_every
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-6)
+
+
 def test_keeps_last_and_best(tiny, tmp_path):
     """Best by validation loss: with a rate that ruins the model after a while, an early step stays."""
     tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 12, 2, 2, 1
