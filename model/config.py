@@ -160,7 +160,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
             )
-        if self.position == "rotary" and self.head_dim % 2:
+        if self.position == "rotary" and self.head_dim % 2 and not self.latent:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of features")
         if self.latent and (self.num_kv_heads, self.position) != (self.num_heads, "rotary"):
             raise ValueError("model.latent has a key for each head, and rotary positions: leave num_kv_heads at 0")

@@ -109,7 +109,8 @@ class Experts:
         if self.per_token > self.groups_per_token * size:
             raise ValueError(
                 f"model.experts.per_token {self.per_token} is more than the {self.groups_per_token * size} experts "
-                "that a token can choose from (groups_per_token * count / groups)"
+                "that a token can choose from (model.experts.groups_per_token * model.experts.count / "
+                "model.experts.groups)"
             )
         if self.per_token == 1 and self.normalize:
             raise ValueError(

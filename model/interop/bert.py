@@ -1,22 +1,14 @@
 """BERT, RoBERTa and ALBERT: post-norm encoders with a head for masked tokens, sequences, tokens, or none."""
 
 import re
+from typing import Any
 
 from model.config import ModelConfig
 from model.interop import family
-from model.interop.family import (
-    Family,
-    activation,
-    known,
-    layer_entries,
-    linear_entries,
-    norm,
-    norm_entries,
-    table_entry,
-)
+from model.interop.family import Family, activation, layer_entries, linear_entries, norm, norm_entries, table_entry
+from model.interop.fields import Given, Known, names
 from model.interop.layout import Entry
 from model.interop.table import Table
-from model.interop.tensorfile import CheckpointFolderError
 
 _HEADS = {
     "ForMaskedLM": "masked",
@@ -46,13 +38,22 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
     Args:
       body: their name of the encoder.  masked: of the masked head's dense layer, its norm, its bias, its table.
     """
-    prefix = "" if config.head == "none" else f"{body}."
+    # A model without a head stands alone in its file; but files of either kind are read with and without the prefix.
+    whole = config.head == "none"
+    prefix = "" if whole else f"{body}."
+    rename = (rf"^{body}\.", "") if whole else (r"^(?=(embeddings|encoder|pooler)\.)", prefix)
+    words = f"{prefix}embeddings.word_embeddings.weight"
     dense, norm_name, bias, decoder = masked
     heads = [*linear_entries("unembedding/project", dense), *norm_entries("unembedding/norm", norm_name)]
-    heads += [Entry("unembedding/bias", bias, "vocab", "vocab")]
-    ignored = (r".*position_ids", re.escape(decoder) + r"\..*", r"cls\.seq_relationship\..*", r"sop_classifier\..*")
+    heads += [Entry("unembedding/bias", bias if config.tied else f"{decoder}.bias", "vocab", "vocab")]
+    heads += [table_entry("unembedding/table", f"{decoder}.weight")]
+    ignored = [r".*position_ids", r"cls\.seq_relationship\..*", r"sop_classifier\..*"]
     if config.head in ("masked", "token"):
-        ignored += (rf"{body}\.pooler\..*",)
+        ignored += [rf"{body}\.pooler\..*"]
+    if config.head != "masked":  # of a model that was trained with it
+        ignored += [rf"{re.escape(part)}\..*" for part in (dense, norm_name, decoder)] + [re.escape(bias)]
+    elif not config.tied:
+        ignored += [re.escape(bias)]  # transformers adds the decoder's own bias
     return Table(
         (
             *(
@@ -66,8 +67,10 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
             *linear_entries("pooler", pooler.format(prefix)),
             *linear_entries("classifier", classifier),
         ),
-        ignored=ignored,
-        renames=_RENAMES,
+        ignored=tuple(ignored),
+        renames=(*_RENAMES, rename),
+        others={words: (f"{decoder}.weight",)} if config.tied else {},
+        overrides={bias: f"{decoder}.bias"} if config.tied else {},
     )
 
 
@@ -103,10 +106,7 @@ def _albert_table(config: ModelConfig) -> Table:
     return _table(config, "albert", layers, masked, "{}pooler", "classifier")
 
 
-def _fields(c: dict) -> dict:
-    name = (c.get("architectures") or [""])[0]
-    head = next((suffix for suffix in _HEADS if re.fullmatch(f"(Bert|Roberta|Albert){suffix}", name)), name)
-    family.only(c, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+def _fields(c: Given) -> dict[str, Any]:
     return dict(
         architecture="encoder",
         vocab_size=c["vocab_size"],
@@ -122,27 +122,23 @@ def _fields(c: dict) -> dict:
         embedding_norm=True,
         position="learned",
         token_types=c["type_vocab_size"],
-        activation=activation(c["hidden_act"]),
+        activation=activation(c, "hidden_act"),
         gated=False,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied=True,
+        tied=c["tie_word_embeddings"],
         output_bias=True,
-        head=known("architectures", head, _HEADS),
-        num_labels=family.num_labels(c),
-        init_std=c.get("initializer_range", 0.02),
+        init_std=c["initializer_range"],
     )
 
 
-def _roberta_fields(c: dict) -> dict:
-    offset = c.get("pad_token_id", 1) + 1
+def _roberta_fields(c: Given) -> dict[str, Any]:
+    offset = c["pad_token_id"] + 1
     return _fields(c) | dict(position_offset=offset, max_length=c["max_position_embeddings"] - offset)
 
 
-def _albert_fields(c: dict) -> dict:
-    if c["num_hidden_groups"] < 1:
-        raise CheckpointFolderError("config.json: num_hidden_groups is 0; layers share the parameters of at least 1")
+def _albert_fields(c: Given) -> dict[str, Any]:
     return _fields(c) | dict(
         table_dim=c["embedding_size"],
         share_groups=c["num_hidden_groups"],
@@ -150,39 +146,84 @@ def _albert_fields(c: dict) -> dict:
     )
 
 
-def _describe(name: str):
-    def describe(config: ModelConfig) -> dict:
-        suffix = {head: suffix for suffix, head in reversed(_HEADS.items())}[config.head]
-        return {
-            "architectures": [name + suffix],
-            "vocab_size": config.vocab_size,
-            "num_hidden_layers": config.num_layers,
-            "hidden_size": config.embed_dim,
-            "num_attention_heads": config.num_heads,
-            "intermediate_size": config.mlp_dim,
-            "max_position_embeddings": config.max_length + config.position_offset,
-            "layer_norm_eps": config.norm_epsilon,
-            "type_vocab_size": config.token_types,
-            "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation),
-            **family.labels(config),
-            "initializer_range": config.init_std,
-        }
-
-    return describe
+def _describe(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": config.max_length + config.position_offset,
+        "layer_norm_eps": config.norm_epsilon,
+        "type_vocab_size": config.token_types,
+        "hidden_act": family.activation_name(config, gelu_tanh="gelu_new"),
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.init_std,
+    }
 
 
-def _describe_roberta(config: ModelConfig) -> dict:
-    return _describe("Roberta")(config) | {"pad_token_id": config.position_offset - 1}
+def _describe_roberta(config: ModelConfig) -> dict[str, Any]:
+    return _describe(config) | {"pad_token_id": config.position_offset - 1}
 
 
-def _describe_albert(config: ModelConfig) -> dict:
-    return _describe("Albert")(config) | {
+def _describe_albert(config: ModelConfig) -> dict[str, Any]:
+    return _describe(config) | {
         "embedding_size": config.table_dim,
         "num_hidden_groups": config.share_groups,
         "inner_group_num": config.share_inner,
     }
 
 
-BERT = Family("BertForMaskedLM", _fields, _describe("Bert"), _bert_table)
-ROBERTA = Family("RobertaForMaskedLM", _roberta_fields, _describe_roberta, _roberta_table)
-ALBERT = Family("AlbertForMaskedLM", _albert_fields, _describe_albert, _albert_table)
+def _known(**read) -> Known:
+    return Known(
+        _READ | read,
+        only={
+            "add_cross_attention": (False,),
+            "is_causal": (False,),
+            "is_decoder": (False,),
+            "is_encoder_decoder": (False,),
+            "pooler_type": ("first_token_transform",),
+            "position_embedding_type": ("absolute",),
+        },
+        neutral=names(
+            "attention_probs_dropout_prob classifier_dropout classifier_dropout_prob directionality down_scale_factor "
+            "gap_size hidden_dropout_prob net_structure_type num_memory_blocks pooler_fc_size "
+            "pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head"
+        ),
+    )
+
+
+_READ: dict[str, Any] = dict(
+    vocab_size=30522,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    max_position_embeddings=512,
+    type_vocab_size=2,
+    initializer_range=0.02,
+    layer_norm_eps=1e-12,
+    tie_word_embeddings=True,
+)
+_ALBERT: dict[str, Any] = dict(
+    vocab_size=30000,
+    embedding_size=128,
+    hidden_size=4096,
+    num_hidden_groups=1,
+    num_attention_heads=64,
+    intermediate_size=16384,
+    inner_group_num=1,
+    hidden_act="gelu_new",
+)
+
+
+def _classes(name: str) -> dict[str, str]:
+    return {name + suffix: head for suffix, head in _HEADS.items()}
+
+
+BERT = Family(_classes("Bert"), _known(), _fields, _describe, _bert_table)
+ROBERTA = Family(
+    _classes("Roberta"), _known(vocab_size=50265, pad_token_id=1), _roberta_fields, _describe_roberta, _roberta_table
+)
+ALBERT = Family(_classes("Albert"), _known(**_ALBERT), _albert_fields, _describe_albert, _albert_table)

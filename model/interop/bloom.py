@@ -1,8 +1,11 @@
 """BLOOM: ALiBi, a norm over the embedding; queries, keys and values of a head lie side by side."""
 
+from typing import Any
+
 from model.config import ModelConfig
-from model.interop import family
+from model.interop import family, llama
 from model.interop.family import Family, layer_entries, norm, norm_entries, table_entry
+from model.interop.fields import Given, Known, names
 from model.interop.table import Table
 
 _QKV = (("query", "kv group", "kv group head"), ("key", "kv", "kv head"), ("value", "kv", "kv head"))
@@ -31,20 +34,19 @@ def _table(config: ModelConfig) -> Table:
         *norm_entries("norm", "transformer.ln_f"),
         table_entry("unembedding/table", "lm_head.weight"),
     )
-    ignored = (r"lm_head\.weight",) if config.tied else ()
-    return Table(entries, ignored=ignored, renames=((r"^(?=(word_embeddings|h|ln_f)[._])", "transformer."),))
+    tied = family.tied_names("transformer.word_embeddings.weight") if config.tied else {}
+    return Table(entries, renames=((r"^(?=(word_embeddings|h|ln_f)[._])", "transformer."),), others=tied)
 
 
-def _fields(c: dict) -> dict:
-    family.only(c, apply_residual_connection_post_layernorm=False)
-    width = c.get("hidden_size") or c["n_embed"]
+def _fields(c: Given) -> dict[str, Any]:
+    width = c["hidden_size"]
     return dict(
         vocab_size=c["vocab_size"],
         num_layers=c["n_layer"],
         embed_dim=width,
-        num_heads=c.get("n_head") or c["num_attention_heads"],
+        num_heads=c["n_head"],
         mlp_dim=4 * width,
-        max_length=c.get("seq_length", 2048),  # no table limits it
+        max_length=c["seq_length"] or 2048,  # no table limits it
         norm="layernorm",
         norm_epsilon=c["layer_norm_epsilon"],
         embedding_norm=True,
@@ -54,12 +56,12 @@ def _fields(c: dict) -> dict:
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied=c.get("tie_word_embeddings", True),
-        init_std=c.get("initializer_range", 0.02),
+        tied=c["tie_word_embeddings"],
+        init_std=c["initializer_range"],
     )
 
 
-def _describe(config: ModelConfig) -> dict:
+def _describe(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,
@@ -72,4 +74,39 @@ def _describe(config: ModelConfig) -> dict:
     }
 
 
-BLOOM = Family("BloomForCausalLM", _fields, _describe, _table)
+_KNOWN = Known(
+    dict(
+        vocab_size=250880,
+        hidden_size=64,
+        n_layer=2,
+        n_head=8,
+        layer_norm_epsilon=1e-5,
+        initializer_range=0.02,
+        tie_word_embeddings=True,
+    ),
+    only={
+        "add_cross_attention": (False,),
+        "apply_residual_connection_post_layernorm": (False,),
+        "is_causal": (True,),
+        "is_encoder_decoder": (False,),
+        "n_inner": (None,),
+        "offset_alibi": (100,),
+        "skip_bias_add": (True,),
+        "skip_bias_add_qkv": (False,),
+        "slow_but_exact": (False,),  # leaves out biases in transformers
+    },
+    neutral=frozenset(
+        [
+            "attention_dropout",
+            "attention_softmax_in_fp32",
+            "bias_dropout_fusion",
+            "hidden_dropout",
+            "is_decoder",
+            "masked_softmax_fusion",
+            "pretraining_tp",
+        ]
+    ),
+    older=names("seq_length"),
+    aliases={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+)
+BLOOM = Family(llama.classes("Bloom"), _KNOWN, _fields, _describe, _table)

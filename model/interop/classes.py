@@ -4,11 +4,8 @@ A linear layer on the hidden state after the last norm: of a text's last token w
 """
 
 from model.config import ModelConfig
-from model.interop import family
 from model.interop.family import Family, linear_entries
-from model.interop.tensorfile import CheckpointFolderError
-
-_HEADS = {"ForSequenceClassification": "sequence", "ForTokenClassification": "token"}
+from model.interop.table import Table
 
 
 def with_classes(base: Family, name: str, token: str | None = "score") -> Family:
@@ -19,23 +16,16 @@ def with_classes(base: Family, name: str, token: str | None = "score") -> Family
       token: its name of the linear layer on tokens (on a text it is 'score'); None: it has no such class.
     """
     layers = {"sequence": "score"} | ({"token": token} if token else {})
-    suffixes = {head: suffix for suffix, head in _HEADS.items() if head in layers}
+    suffixes = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}
 
-    def fields(c: dict) -> dict:
-        given = (c.get("architectures") or [""])[0]
-        head = next((head for head, suffix in suffixes.items() if given == name + suffix), None)
-        return base.fields(c) | (dict(head=head, num_labels=family.num_labels(c)) if head else {})
-
-    def describe(config: ModelConfig) -> dict:
-        if config.head == "language_model":
-            return base.describe(config)
-        if config.head not in suffixes:
-            raise CheckpointFolderError(f"transformers has no {name} with the head {config.head!r}")
-        return base.describe(config) | family.labels(config) | {"architectures": [name + suffixes[config.head]]}
-
-    def table(config: ModelConfig):
+    def table(config: ModelConfig) -> Table:
         found = base.table(config)
-        entries = linear_entries("classifier", layers[config.head]) if config.head in layers else ()
-        return found._replace(entries=(*found.entries, *entries))
+        if config.head not in layers:
+            return found
+        # Nothing is unembedded: a file of a language model that this one was made of may still hold that layer.
+        ignored = (*found.ignored, r"lm_head\.weight")
+        return found._replace(
+            entries=(*found.entries, *linear_entries("classifier", layers[config.head])), ignored=ignored, others={}
+        )
 
-    return Family(base.architecture, fields, describe, table)
+    return base._replace(classes=base.classes | {name + suffixes[head]: head for head in layers}, table=table)

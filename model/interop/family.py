@@ -1,26 +1,27 @@
-"""What a family's table file is made of: a Family, rows of entries for its layers, and readings of config.json.
+"""What a family's table file is made of: a Family, rows of entries for its layers, and readings of config.json."""
 
-config.json comes in two forms: transformers 5 writes `rope_parameters`, 4 wrote `rope_theta` and `rope_scaling`.
-"""
-
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
+from model.interop.fields import Given, Known
 from model.interop.layout import Entry
 from model.interop.table import Table
-from model.interop.tensorfile import CheckpointFolderError
-from model.positions import yarn_factor
 
 
 class Family(NamedTuple):
     """A kind of checkpoint: what `model_type` in config.json says."""
 
-    architecture: str  # transformers' class, for `architectures`
-    # config.json -> fields of ModelConfig. Beside its keys, `tensors` has the folder's, for what it does not say.
-    fields: Callable[[dict], dict[str, Any]]
+    # transformers' classes -> our head; the first with a head is what an export of such a model names.
+    classes: Mapping[str, str]
+    known: Known  # which fields of config.json are read, neutral or refused
+    fields: Callable[[Given], dict[str, Any]]  # config.json -> fields of ModelConfig, but for the head's
     describe: Callable[[ModelConfig], dict[str, Any]]  # and back
     table: Callable[[ModelConfig], Table]
+    # The table for a folder with this config.json, where its weights mean something else than those we write.
+    table_to_read: Callable[[Given, Table], Table] = lambda given, table: table
+    # Whether an output layer that the file lacks is the embedding table, even where config.json says it is not.
+    ties_absent_head: bool = False
 
 
 # A row is (path inside our Block, their name inside a layer, theirs, ours[, slot]); see layout.Entry.
@@ -86,6 +87,11 @@ def norm_entries(path: str, name: str) -> list[Entry]:
     return [Entry(f"{path}/{ours}", f"{name}.{theirs}", "embed", "embed") for ours, theirs in _NORM]
 
 
+def tied_names(table: str) -> dict[str, tuple[str, ...]]:
+    """Table.others of a model whose output layer is the embedding table: a file may hold it under both names."""
+    return {table: ("lm_head.weight",)}
+
+
 def table_entry(path: str, name: str) -> Entry:
     return Entry(path, name, "row embed", "row embed")
 
@@ -97,8 +103,14 @@ def linear_entries(path: str, name: str) -> list[Entry]:
     ]
 
 
-def num_labels(c: dict) -> int:
-    return len(c.get("id2label") or (0, 1))
+def num_labels(c: Given) -> int:
+    """Classes of a head: as many as `id2label` names, else `num_labels`, else transformers' 2."""
+    names = c["id2label"]
+    if names is None:
+        return c["num_labels"] or 2
+    if not isinstance(names, Mapping) or not all(str(key).isdecimal() for key in names):
+        raise ValueError(f"id2label is {names!r}; it must be an object whose keys are the numbers of the classes")
+    return len(names)
 
 
 def labels(config: ModelConfig) -> dict[str, Any]:
@@ -111,46 +123,61 @@ def labels(config: ModelConfig) -> dict[str, Any]:
 
 _NORM = (("scale", "weight"), ("bias", "bias"))
 
-_ACTIVATIONS = {
+# transformers' names of our activations; the first is what an export says where a family has no habit of its own.
+ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
     "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
 }
 
 
-def activation(name: str) -> str:
-    return known("activation", name, _ACTIVATIONS)
+def activation(c: Given, field: str) -> str:
+    return known(field, c[field], ACTIVATIONS)
 
 
-def known(field: str, value, choices):
+def activation_name(config: ModelConfig, **names: str) -> str:
+    """What transformers calls the config's activation; `names`: a family's own names, by ours."""
+    own = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | names
+    return own[config.activation]
+
+
+def known(field: str, value, choices: Mapping):
     """`choices[value]`, or a message that says what this code can't read."""
-    if value not in choices:
-        raise CheckpointFolderError(f"config.json: {field} is {value!r}; known are {', '.join(map(str, choices))}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{field} is {value!r}; known are {', '.join(map(str, choices))}")
     return choices[value]
 
 
-def only(config: dict, **values) -> None:
-    """Refuse what the model has no part for: fields that must have this value where they are given."""
-    for field, value in values.items():
-        if config.get(field, value) not in (value, None):
-            raise CheckpointFolderError(f"config.json: {field} is {config[field]!r}; only {value!r} can be read")
+def attention_kinds(c: Given, local: Callable[[int], bool], window: int | None) -> dict[str, Any]:
+    """Fields of the config about windows: from `layer_types`, or from which layers a family makes local.
 
-
-def layer_pattern(config: dict, default: Iterable[bool]) -> tuple[str, ...]:
-    """The kinds of attention that the layers cycle through, as few as there are (two models that cycle alike have the
-    same ModelConfig): from `layer_types`, or from which layers a family makes local."""
-    types = {"full_attention": "global", "sliding_attention": "local"}
-    if config.get("layer_types"):
-        return cycle(known("layer_types", kind, types) for kind in config["layer_types"])
-    return cycle("local" if local else "global" for local in default)
+    Args:
+      local: whether the family gives this layer a window, where config.json has no layer_types.
+      window: positions that a token of a local layer sees; None: layers have no window.
+    """
+    count, types = c["num_hidden_layers"], c["layer_types"]
+    kinds = ["local" if local(layer) else "global" for layer in range(count)]
+    if types is not None:
+        if not isinstance(types, list | tuple) or len(types) != count:
+            raise ValueError(f"layer_types is {types!r}; it must name the kind of each of the {count} layers")
+        names = {"full_attention": "global", "sliding_attention": "local"}
+        kinds = [known("layer_types", kind, names) for kind in types]
+    if "local" not in kinds:
+        return {}
+    if not window:
+        raise ValueError(f"sliding_window is {c['sliding_window']!r}, but layer_types has layers with a window")
+    return dict(window=window, attention_pattern=cycle(kinds))
 
 
 def cycle(kinds: Iterable[str]) -> tuple[str, ...]:
-    """The shortest pattern which, repeated and cut off, gives these kinds."""
+    """The shortest pattern which, repeated and cut off, gives these kinds. Two models whose layers cycle alike have the
+    same ModelConfig."""
     kinds = tuple(kinds)
     fits = (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n])
     return kinds[: next(fits, len(kinds))]
@@ -160,62 +187,3 @@ def layer_types(config: ModelConfig) -> list[str]:
     names = {"global": "full_attention", "local": "sliding_attention"}
     pattern = config.attention_pattern
     return [names[pattern[layer % len(pattern)]] for layer in range(config.num_layers)]
-
-
-_SCALINGS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
-
-
-def rope(config: dict, kind: str = "") -> dict[str, Any]:
-    """Fields of model.parts.Rope.
-
-    Args:
-      kind: which of `rope_parameters`, where there is one for each kind of layer.
-    """
-    given = config.get("rope_parameters") or {}
-    given = given.get(kind, given) or {}
-    given = {"rope_theta": config.get("rope_theta", 10_000.0), **(config.get("rope_scaling") or {}), **given}
-    scaling = known("rope type", given.get("rope_type", given.get("type", "default")), _SCALINGS)
-    fields = dict(theta=float(given["rope_theta"]), scaling=scaling)
-    if scaling != "none":
-        fields["factor"] = float(given["factor"])
-    if scaling in ("llama3", "yarn"):
-        fields["original_length"] = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    if scaling == "llama3":
-        fields |= dict(low_factor=float(given["low_freq_factor"]), high_factor=float(given["high_freq_factor"]))
-    if scaling == "yarn":
-        only(given, truncate=True)
-        fields |= {name: float(given.get(name) or value) for name, value in (("beta_fast", 32), ("beta_slow", 1))}
-        fields["attention_factor"] = _attention_factor(given, fields["factor"])
-    return fields
-
-
-def _attention_factor(given: dict, factor: float) -> float:
-    if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        return yarn_factor(factor, given["mscale"]) / yarn_factor(factor, given["mscale_all_dim"])
-    return yarn_factor(factor)
-
-
-def rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 has them."""
-    r = config.rope
-    found = {"rope_type": "default" if r.scaling == "none" else r.scaling, "rope_theta": r.theta}
-    if r.scaling != "none":
-        found["factor"] = r.factor
-    if r.scaling in ("llama3", "yarn"):
-        found["original_max_position_embeddings"] = r.original_length
-    if r.scaling == "llama3":
-        found |= {"low_freq_factor": r.low_factor, "high_freq_factor": r.high_factor}
-    if r.scaling == "yarn":
-        found |= {"beta_fast": r.beta_fast, "beta_slow": r.beta_slow, "attention_factor": r.attention_factor}
-    return found
-
-
-def rope_of_transformers_4(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What transformers 4 reads in place of `rope_parameters`."""
-    whole, local = parameters.get("full_attention", parameters), parameters.get("sliding_attention")
-    scaling = {key: value for key, value in whole.items() if key != "rope_theta"}
-    found = {"rope_theta": whole["rope_theta"]}
-    found["rope_scaling"] = None if whole["rope_type"] == "default" else scaling
-    return found | ({"rope_local_base_freq": local["rope_theta"]} if local else {})

@@ -1,8 +1,12 @@
 """GPT-2. Its Conv1D weights are [in, out]; queries, keys and values lie side by side in one tensor."""
 
+import dataclasses
+from typing import Any
+
 from model.config import ModelConfig
 from model.interop import family
 from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
+from model.interop.fields import Given, Known, names
 from model.interop.table import Table
 
 _QKV = (("query", "kv group head"), ("key", "kv head"), ("value", "kv head"))
@@ -36,35 +40,48 @@ def _table(config: ModelConfig) -> Table:
     )
     return Table(
         entries,
-        ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)", *((r"lm_head\.weight",) if config.tied else ())),
+        ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
         renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),  # the hub's first files
+        others=family.tied_names("transformer.wte.weight") if config.tied else {},
     )
 
 
-def _fields(c: dict) -> dict:
-    family.only(c, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+def _table_to_read(c: Given, table: Table) -> Table:
+    """With `scale_attn_by_inverse_layer_idx` (Mistral, the GPT-2s of Stanford's CRFM), layer i divides its scores by
+    i + 1. Our layers have one scale, so their queries are divided, which gives the same scores."""
+    if not c["scale_attn_by_inverse_layer_idx"]:
+        return table
+    queries = ("attention/query", "attention/query_bias")
+    return table._replace(
+        entries=tuple(
+            dataclasses.replace(entry, divisor=lambda layer: layer + 1) if entry.path.endswith(queries) else entry
+            for entry in table.entries
+        )
+    )
+
+
+def _fields(c: Given) -> dict[str, Any]:
     return dict(
         vocab_size=c["vocab_size"],
         num_layers=c["n_layer"],
         embed_dim=c["n_embd"],
         num_heads=c["n_head"],
-        mlp_dim=c.get("n_inner") or 4 * c["n_embd"],
+        mlp_dim=c["n_inner"] or 4 * c["n_embd"],
         max_length=c["n_positions"],
         norm="layernorm",
         norm_epsilon=c["layer_norm_epsilon"],
         position="learned",
-        activation=activation(c["activation_function"]),
+        activation=activation(c, "activation_function"),
         gated=False,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied=c.get("tie_word_embeddings", True),
-        init_std=c.get("initializer_range", 0.02),
-    )
+        tied=c["tie_word_embeddings"],
+        init_std=c["initializer_range"],
+    ) | ({} if c["scale_attn_weights"] else dict(attention_scale=1.0))
 
 
-def _describe(config: ModelConfig) -> dict:
-    names = {"gelu_tanh": "gelu_new"}
+def _describe(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,
@@ -73,10 +90,39 @@ def _describe(config: ModelConfig) -> dict:
         "n_inner": config.mlp_dim,
         "n_positions": config.max_length,
         "layer_norm_epsilon": config.norm_epsilon,
-        "activation_function": names.get(config.activation, config.activation),
+        "activation_function": family.activation_name(config, gelu_tanh="gelu_new"),
+        "scale_attn_weights": config.attention_scale != 1,
         "tie_word_embeddings": config.tied,
         "initializer_range": config.init_std,
     }
 
 
-GPT2 = Family("GPT2LMHeadModel", _fields, _describe, _table)
+_KNOWN = Known(
+    dict(
+        vocab_size=50257,
+        n_positions=1024,
+        n_embd=768,
+        n_layer=12,
+        n_head=12,
+        n_inner=None,
+        activation_function="gelu_new",
+        layer_norm_epsilon=1e-5,
+        initializer_range=0.02,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        tie_word_embeddings=True,
+    ),
+    only={"add_cross_attention": (False,), "is_causal": (True,), "is_encoder_decoder": (False,)},
+    neutral=names(
+        "attn_pdrop classifier_dropout embd_pdrop hidden_dropout is_decoder n_ctx reorder_and_upcast_attn resid_pdrop "
+        "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj"
+    ),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+)
+_CLASSES = dict.fromkeys(("GPT2LMHeadModel", "GPT2Model"), "language_model")
+GPT2 = Family(_CLASSES, _KNOWN, _fields, _describe, _table, _table_to_read)

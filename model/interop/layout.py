@@ -15,7 +15,8 @@ which tensor. `(a b)` is a dim in which a and b are flattened, a outermost. A nu
 does not have: the entry is its `slot`. `a+b` is a dim in which a and b lie one after the other; ours has one of them,
 and the size of the other is known from its own entry. Sizes come from our parameters, so an entry holds for all sizes.
 
-Both directions only copy: a tensor that is read and written again is the same bit for bit.
+Both directions only copy, unless an entry has a divisor: a tensor that is read and written again is the same bit for
+bit.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class Entry:
     slot: int | None = None
     layers: range | None = None  # the numbers their names give to our layers, in order; None: 0, 1, 2, ...
     absent: float | None = None  # what fills the parameter where the file has no such tensor; None: the file must
+    divisor: Callable[[int], float] | None = None  # of a tensor that is read, by the number of its layer
 
     def __post_init__(self):
         named = [name for group in self.groups for factor in group for name in factor.split("+")]

@@ -1,8 +1,19 @@
 """LLaMA and those built like it: Mistral, Qwen2, Qwen3."""
 
+from typing import Any
+
 from model.config import ModelConfig
-from model.interop import family
-from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
+from model.interop import family, rope
+from model.interop.family import (
+    Family,
+    activation,
+    attention_kinds,
+    layer_entries,
+    norm,
+    norm_entries,
+    table_entry,
+)
+from model.interop.fields import Given, Known, names
 from model.interop.table import Table
 
 NORMS = (
@@ -26,33 +37,84 @@ def table(config: ModelConfig, rows=ROWS) -> Table:
         *norm_entries("norm", "model.norm"),
         table_entry("unembedding/table", "lm_head.weight"),
     )
-    return Table(entries, ignored=(*IGNORED, r"lm_head\.weight") if config.tied else IGNORED)
+    others = family.tied_names("model.embed_tokens.weight") if config.tied else {}
+    return Table(entries, IGNORED, ((r"^(?=(embed_tokens|layers|norm)\.)", "model."),), others)
 
 
-def common(c: dict) -> dict:
-    """What all of them say in the same way."""
+def classes(name: str) -> dict[str, str]:
+    """transformers' classes of a causal language model."""
+    return dict.fromkeys((f"{name}ForCausalLM", f"{name}Model"), "language_model")
+
+
+def known(older: str = "", neutral: str = "", only: dict | None = None, aliases=(), **read) -> Known:
+    """The table of a family: what all of them have, and its own. Field names are parted by spaces."""
+    read = _READ | read
+    return Known(
+        {field: default for field, default in read.items() if default is not ...},
+        only={"is_causal": (True,), "is_encoder_decoder": (False,), "add_cross_attention": (False,)} | (only or {}),
+        neutral=names(f"attention_dropout hidden_dropout is_decoder pretraining_tp {neutral}"),
+        older=rope.OLDER | names(older),
+        aliases=dict(aliases),
+    )
+
+
+_READ: dict[str, Any] = dict(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=None,
+    hidden_act="silu",
+    max_position_embeddings=2048,
+    initializer_range=0.02,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    rope_parameters=None,
+)
+MISTRAL_READ: dict[str, Any] = dict(
+    intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32, head_dim=None
+)
+QWEN_READ: dict[str, Any] = dict(
+    vocab_size=151936,
+    intermediate_size=22016,
+    num_key_value_heads=32,
+    max_position_embeddings=32768,
+    use_sliding_window=False,
+    sliding_window=4096,
+)
+EXPERTS = "output_router_logits router_aux_loss_coef router_jitter_noise"  # neutral: of training, or no scores
+
+
+def common(c: Given, turned: dict[str, Any] | None = None, act: str = "hidden_act") -> dict[str, Any]:
+    """What all of them say in the same way.
+
+    Args:
+      turned: fields of the rotary positions, where a family says them in its own way.
+      act: the field that names the activation.
+    """
     heads = c["num_attention_heads"]
     return dict(
         vocab_size=c["vocab_size"],
         num_layers=c["num_hidden_layers"],
         embed_dim=c["hidden_size"],
         num_heads=heads,
-        num_kv_heads=c.get("num_key_value_heads") or heads,
-        head_dim=c.get("head_dim") or c["hidden_size"] // heads,
+        num_kv_heads=c["num_key_value_heads"] or heads,
+        head_dim=c["head_dim"] or c["hidden_size"] // heads,
         mlp_dim=c["intermediate_size"],
         max_length=c["max_position_embeddings"],
         norm="rmsnorm",
         norm_epsilon=c["rms_norm_eps"],
         position="rotary",
-        rope=family.rope(c),
-        activation=activation(c.get("hidden_act", "silu")),
+        rope=rope.read(c) if turned is None else turned,
+        activation=activation(c, act),
         gated=True,
-        tied=c.get("tie_word_embeddings", False),
-        init_std=c.get("initializer_range", 0.02),
+        tied=c["tie_word_embeddings"],
+        init_std=c["initializer_range"],
     )
 
 
-def describe(config: ModelConfig) -> dict:
+def describe(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
@@ -63,41 +125,36 @@ def describe(config: ModelConfig) -> dict:
         "intermediate_size": config.mlp_dim,
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": config.norm_epsilon,
-        "rope_parameters": family.rope_parameters(config),
-        "hidden_act": "silu",
+        "rope_parameters": rope.describe(config),
+        "hidden_act": family.activation_name(config),
         "tie_word_embeddings": config.tied,
         "initializer_range": config.init_std,
     }
 
 
-def _llama(c: dict) -> dict:
-    bias = c.get("attention_bias", False)
-    return common(c) | dict(qkv_bias=bias, out_bias=bias, mlp_bias=c.get("mlp_bias", False))
+def biases(c: Given) -> dict[str, bool]:
+    return dict(qkv_bias=c["attention_bias"], out_bias=c["attention_bias"])
 
 
-def mistral(c: dict) -> dict:
-    window = c.get("sliding_window")
-    return common(c) | (dict(window=window, attention_pattern=("local",)) if window else {})
+def everywhere(c: Given) -> dict[str, Any]:
+    """A window in all layers, or in none."""
+    window = c["sliding_window"]
+    if window == 0:
+        raise ValueError("sliding_window is 0; it must be at least 1, or null for no window")
+    return dict(window=window, attention_pattern=("local",)) if window else {}
 
 
-def qwen(c: dict) -> dict:
-    """Layers from `max_window_layers` on see a window, where it is used at all."""
-    fields = common(c)
-    if c.get("use_sliding_window") and c.get("sliding_window"):
-        late = (layer >= c["max_window_layers"] for layer in range(c["num_hidden_layers"]))
-        fields |= dict(window=c["sliding_window"], attention_pattern=family.layer_pattern(c, late))
-    return fields
+def late(c: Given) -> dict[str, Any]:
+    """A window in the layers from `max_window_layers` on, where windows are used at all."""
+    window = c["sliding_window"] if c["use_sliding_window"] else None
+    first = c["max_window_layers"]
+    return attention_kinds(c, lambda layer: window is not None and layer >= first, window)
 
 
-def qwen3(c: dict) -> dict:
-    bias = c.get("attention_bias", False)
-    return qwen(c) | dict(qk_norm=True, qkv_bias=bias, out_bias=bias)
-
-
-def describe_qwen(config: ModelConfig) -> dict:
+def describe_windows(config: ModelConfig) -> dict[str, Any]:
     windowed = "local" in config.attention_pattern
     first = family.layer_types(config).index("sliding_attention") if windowed else config.num_layers
-    return describe(config) | {
+    return {
         "use_sliding_window": windowed,
         "sliding_window": config.window or None,
         "max_window_layers": first,
@@ -106,15 +163,30 @@ def describe_qwen(config: ModelConfig) -> dict:
 
 
 LLAMA = Family(
-    "LlamaForCausalLM",
-    _llama,
+    classes("Llama"),
+    known(attention_bias=False, mlp_bias=False, head_dim=None),
+    lambda c: common(c) | biases(c) | dict(mlp_bias=c["mlp_bias"]),
     lambda config: describe(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias},
     table,
 )
 MISTRAL = Family(
-    "MistralForCausalLM", mistral, lambda config: describe(config) | {"sliding_window": config.window or None}, table
+    classes("Mistral"),
+    known(**MISTRAL_READ, sliding_window=4096),
+    lambda c: common(c) | everywhere(c),
+    lambda config: describe(config) | {"sliding_window": config.window or None},
+    table,
 )
-QWEN2 = Family("Qwen2ForCausalLM", lambda c: qwen(c) | dict(qkv_bias=True), describe_qwen, table)
+QWEN2 = Family(
+    classes("Qwen2"),
+    known("head_dim", **QWEN_READ, max_window_layers=28, layer_types=None),
+    lambda c: common(c) | late(c) | dict(qkv_bias=True),
+    lambda config: describe(config) | describe_windows(config),
+    table,
+)
 QWEN3 = Family(
-    "Qwen3ForCausalLM", qwen3, lambda config: describe_qwen(config) | {"attention_bias": config.qkv_bias}, table
+    classes("Qwen3"),
+    known(**QWEN_READ, max_window_layers=28, layer_types=None, head_dim=128, attention_bias=False),
+    lambda c: common(c) | late(c) | biases(c) | dict(qk_norm=True),
+    lambda config: describe(config) | describe_windows(config) | {"attention_bias": config.qkv_bias},
+    table,
 )

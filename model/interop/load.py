@@ -122,6 +122,9 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
         hull = [(min(start for start, _ in dim), max(stop for _, stop in dim)) for dim in zip(*rest, strict=True)]
         wanted = dict(zip(entry.dims, hull, strict=True))
         array = entry.take(functools.partial(folder.read, name), sizes, wanted)
+        if entry.divisor is not None:
+            number = index[0] if entry.layers is None else entry.layers[index[0]]
+            array = array.astype(np.float32) / np.float32(entry.divisor(number))
         for device, box in here.items():
             cut = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[stacked:], hull, strict=True))
             piece = jax.device_put(array[cut], device)

@@ -1,8 +1,11 @@
 """OPT: learned positions from 2 on; the 350m is post-norm, with a narrow embedding table projected on both sides."""
 
+from typing import Any
+
 from model.config import ModelConfig
-from model.interop import family
+from model.interop import family, llama
 from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
+from model.interop.fields import Given, Known, names
 from model.interop.layout import Entry
 from model.interop.table import Table
 
@@ -26,13 +29,12 @@ def _table(config: ModelConfig) -> Table:
         Entry("unembedding/project/weight", "model.decoder.project_out.weight", "narrow embed", "embed narrow"),
         table_entry("unembedding/table", "lm_head.weight"),
     )
-    ignored = (r"lm_head\.weight",) if config.tied else ()
-    return Table(entries, ignored=ignored, renames=((r"^decoder\.", "model.decoder."),))
+    tied = family.tied_names("model.decoder.embed_tokens.weight") if config.tied else {}
+    return Table(entries, renames=((r"^decoder\.", "model.decoder."),), others=tied)
 
 
-def _fields(c: dict) -> dict:
-    family.only(c, enable_bias=True, layer_norm_elementwise_affine=True)
-    before = c.get("do_layer_norm_before", True)
+def _fields(c: Given) -> dict[str, Any]:
+    before = c["do_layer_norm_before"]
     return dict(
         vocab_size=c["vocab_size"],
         num_layers=c["num_hidden_layers"],
@@ -40,24 +42,24 @@ def _fields(c: dict) -> dict:
         num_heads=c["num_attention_heads"],
         mlp_dim=c["ffn_dim"],
         max_length=c["max_position_embeddings"],
-        table_dim=c.get("word_embed_proj_dim") or c["hidden_size"],
+        table_dim=c["word_embed_proj_dim"] or c["hidden_size"],
         norm="layernorm",
         norm_epsilon=_EPSILON,
         norm_position="pre" if before else "post",
-        final_norm=before and not c.get("_remove_final_layer_norm", False),
+        final_norm=before and not c["_remove_final_layer_norm"],
         position="learned",
         position_offset=_OFFSET,
-        activation=activation(c.get("activation_function", "relu")),
+        activation=activation(c, "activation_function"),
         gated=False,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        tied=c.get("tie_word_embeddings", True),
-        init_std=c.get("init_std", 0.02),
+        tied=c["tie_word_embeddings"],
+        init_std=c["init_std"],
     )
 
 
-def _describe(config: ModelConfig) -> dict:
+def _describe(config: ModelConfig) -> dict[str, Any]:
     before = config.norm_position == "pre"
     return {
         "vocab_size": config.vocab_size,
@@ -69,10 +71,34 @@ def _describe(config: ModelConfig) -> dict:
         "word_embed_proj_dim": config.table_dim,
         "do_layer_norm_before": before,
         "_remove_final_layer_norm": before and not config.final_norm,
-        "activation_function": config.activation,
+        "activation_function": family.activation_name(config, gelu_tanh="gelu_new"),
         "tie_word_embeddings": config.tied,
         "init_std": config.init_std,
     }
 
 
-OPT = Family("OPTForCausalLM", _fields, _describe, _table)
+_KNOWN = Known(
+    dict(
+        vocab_size=50272,
+        hidden_size=768,
+        num_hidden_layers=12,
+        ffn_dim=3072,
+        max_position_embeddings=2048,
+        do_layer_norm_before=True,
+        _remove_final_layer_norm=False,
+        word_embed_proj_dim=None,
+        num_attention_heads=12,
+        activation_function="relu",
+        init_std=0.02,
+        tie_word_embeddings=True,
+    ),
+    only={
+        "add_cross_attention": (False,),
+        "enable_bias": (True,),
+        "is_causal": (True,),
+        "is_encoder_decoder": (False,),
+        "layer_norm_elementwise_affine": (True,),
+    },
+    neutral=names("activation_dropout attention_dropout dropout is_decoder layerdrop"),
+)
+OPT = Family(llama.classes("OPT"), _KNOWN, _fields, _describe, _table)

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
+from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, rope, t5, table
 from model.interop.classes import with_classes
-from model.interop.family import Family, rope_of_transformers_4
+from model.interop.family import Family, labels, num_labels
+from model.interop.fields import Given
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 from model.interop.writer import json_text
@@ -54,26 +57,126 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
     """(model_type, our config) of a folder.
 
     Raises:
-      CheckpointFolderError: a family that is not known, or a value of config.json that can't be read.
+      CheckpointFolderError: a family that is not known, or a field of config.json that can't be read.
     """
-    given = folder.config()
-    name = given.get("model_type")
+    values = folder.config()
+    name = values.get("model_type")
     if name not in FAMILIES:
         raise CheckpointFolderError(
             f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
         )
     try:
-        fields = FAMILIES[name].fields(given | {"tensors": folder.tensors})
-        return name, ModelConfig(**fields, param_dtype=_param_dtype(given))
-    except KeyError as error:
-        raise CheckpointFolderError(f"{folder.path}: config.json has no {error}, which {name} needs") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
+        fields = model_fields(name, values, folder.tensors)
+        config = ModelConfig(**fields, param_dtype=_param_dtype(values))
+    except ValueError as error:
+        message = given_of(name, values).in_their_words(str(error)) if "model." in str(error) else error
+        raise CheckpointFolderError(f"{folder.path}: config.json: {message}") from error
+    return name, _with_own_head(folder, FAMILIES[name], config)
+
+
+def given_of(name: str, values: Mapping[str, Any]) -> Given:
+    return Given(values, FAMILIES[name].known)
+
+
+def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, Any]:
+    """Fields of ModelConfig for a family and the content of its config.json.
+
+    Args:
+      tensors: names in the folder, which tell the head where config.json has no `architectures`.
+
+    Raises:
+      ValueError: a field that can't be read; names it.
+    """
+    family, given = FAMILIES[name], given_of(name, values)
+    fields = family.fields(given)
+    head = _head(family, given, tensors, encoder=fields.get("architecture") == "encoder")
+    if head == "sequence" and given["problem_type"] == "multi_label_classification":
+        raise ValueError(
+            "problem_type is 'multi_label_classification'; only heads that give a text one class, or a number, are read"
+        )
+    if head != "language_model":  # ModelConfig's default
+        fields["head"] = head
+    if _has_classes(head, fields.get("architecture")):
+        fields["num_labels"] = num_labels(given)
+    return fields
+
+
+def _head(family: Family, given: Given, tensors, encoder: bool) -> str:
+    names = given["architectures"]
+    if names:
+        known = {name.lower(): head for name, head in family.classes.items()}
+        if not isinstance(names, list) or len(names) > 1 or str(names[0]).lower() not in known:
+            raise ValueError(f"architectures is {names!r}; known is one of {', '.join(family.classes)}")
+        return known[str(names[0]).lower()]
+    parts = {part for name in tensors for part in name.split(".")[:2]}
+    if not encoder:
+        if parts & {"score", "classifier"}:
+            raise ValueError("there is no architectures, which says what the tensors of a classifier score")
+        return "language_model"
+    if parts & {"predictions", "lm_head"}:
+        return "masked"
+    if "classifier" not in parts:
+        return "none"
+    # RoBERTa's classifier has a layer of its own; the others' reads the pooler.
+    return "sequence" if parts & {"pooler", "dense"} else "token"
+
+
+def _has_classes(head: str, architecture: str | None) -> bool:
+    """Whether a config.json names classes: those of encoders do whatever the head."""
+    return head in ("sequence", "token") or architecture == "encoder"
+
+
+def _with_own_head(folder: Folder, family: Family, config: ModelConfig) -> ModelConfig:
+    """As in transformers, an output layer that the file holds beside another embedding table is the model's own, though
+    config.json says that it is tied; and T5's is tied where the file holds none."""
+    if config.head not in ("language_model", "masked"):
+        return config
+    untied = dataclasses.replace(config, tied=False)
+    found = family.table(untied)
+    theirs = {entry.path: entry.name for entry in found.entries}
+    held = table.names(found, folder)
+    head, words = held.get(theirs["unembedding/table"]), held.get(theirs["inputs/tokens/table"])
+    if config.tied and head and words and not table.same(folder, words, head):
+        return untied
+    if not config.tied and not head and family.ties_absent_head:
+        return dataclasses.replace(config, tied=True)
+    return config
 
 
 def _param_dtype(given: dict) -> str:
     """That of the file, so that bfloat16 takes no more room than there; float16 has no place here."""
     return "bfloat16" if given.get("dtype", given.get("torch_dtype")) == "bfloat16" else "float32"
+
+
+def describe(name: str, config: ModelConfig) -> dict[str, Any]:
+    """config.json of a model as a checkpoint of the family `name`.
+
+    Raises:
+      CheckpointFolderError: config.json has no place for some of the config.
+    """
+    if lost := _lost(name, config):
+        raise CheckpointFolderError(
+            f"a checkpoint of {name} has no place for this model's {', '.join('model.' + field for field in lost)}"
+        )
+    return _described(name, config)
+
+
+def _described(name: str, config: ModelConfig) -> dict[str, Any]:
+    family = FAMILIES[name]
+    architectures = [known for known, head in family.classes.items() if head == config.head]
+    described = {"architectures": architectures[:1], "model_type": name} | family.describe(config)
+    return described | (labels(config) if _has_classes(config.head, config.architecture) else {})
+
+
+def _lost(name: str, config: ModelConfig) -> list[str]:
+    """Fields of a config that are others after config.json was written and read; the cause, where it can't be.
+
+    Raises:
+      ValueError, KeyError, AttributeError: of experts and the like, which a family has and this config has not.
+    """
+    fields = {**model_fields(name, _described(name, config)), **{field: getattr(config, field) for field in RUNNING}}
+    found = dataclasses.asdict(ModelConfig(**fields))
+    return [field for field, value in dataclasses.asdict(config).items() if found[field] != value]
 
 
 def family_of(config: ModelConfig) -> str:
@@ -83,12 +186,9 @@ def family_of(config: ModelConfig) -> str:
       CheckpointFolderError: none can.
     """
     differing = {}
-    for name, family in FAMILIES.items():
-        # AttributeError: of experts and the like, which a family has and this config has not.
+    for name in FAMILIES:
         with contextlib.suppress(CheckpointFolderError, ValueError, KeyError, AttributeError):
-            fields = {**family.fields(family.describe(config)), **{field: getattr(config, field) for field in RUNNING}}
-            found = dataclasses.asdict(ModelConfig(**fields))
-            differing[name] = [field for field, value in dataclasses.asdict(config).items() if found[field] != value]
+            differing[name] = _lost(name, config)
             if not differing[name]:
                 return name
     nearest = min(differing, key=lambda name: len(differing[name]), default=None)
@@ -100,16 +200,21 @@ def family_of(config: ModelConfig) -> str:
 
 def read(folder: Folder, name: str, abstract_model):
     """The model of a folder; `abstract_model` is of its config, with shardings where there is a mesh."""
-    return load.load(abstract_model, FAMILIES[name].table(abstract_model.config), folder)
+    family = FAMILIES[name]
+    table_to_read = family.table_to_read(given_of(name, folder.config()), family.table(abstract_model.config))
+    return load.load(abstract_model, table_to_read, folder)
 
 
 def write(model, name: str, path, files: dict[str, str] | None = None, **extra) -> None:
     """The model as a checkpoint folder of the family `name`; `files` are further files by name, `extra` goes into
-    config.json."""
-    family = FAMILIES[name]
-    described = {"architectures": [family.architecture], "model_type": name} | family.describe(model.config) | extra
+    config.json.
+
+    Raises:
+      CheckpointFolderError: the family has no place for this model; raised before anything is written.
+    """
+    described = describe(name, model.config) | extra
     described["dtype"] = described["torch_dtype"] = model.config.param_dtype
     if "rope_parameters" in described:
-        described |= rope_of_transformers_4(described["rope_parameters"])
+        described |= rope.of_transformers_4(described["rope_parameters"])
     files = {"config.json": json_text(described)} | (files or {})
-    load.save(model, family.table(model.config), path, files)
+    load.save(model, FAMILIES[name].table(model.config), path, files)

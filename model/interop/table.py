@@ -10,6 +10,7 @@ from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
 
 _LISTED = 5  # names in a message
+_COMPARED = 2**22  # values of two tensors that are compared at a time
 _SCALES = re.compile(r"\.weight_scale(_inv)?$")
 
 
@@ -22,6 +23,9 @@ class Table(NamedTuple):
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that hold nothing we need, such as mask buffers
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) for re.sub: from names of old files to theirs
+    # Name -> other names under which a file may hold the same tensor, in its place or beside it.
+    others: Mapping[str, tuple[str, ...]] = {}
+    overrides: Mapping[str, str] = {}  # name -> the name of a tensor that takes its place where a file has both
 
 
 class Piece(NamedTuple):
@@ -86,18 +90,26 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
             f"{folder.path} holds quantized (FP8) weights: {len(scales)} tensors such as {scales[0]}; dequantize "
             "them to bfloat16 first (DeepSeek's inference/fp8_cast_bf16.py makes such a folder)"
         )
-    found: dict[str, str] = {}
-    unexpected, misshapen = [], []
-    for file_name in folder.tensors:
-        name = file_name
-        for pattern, replacement in table.renames:
-            name = re.sub(pattern, replacement, name)
-        if name in found:
-            raise CheckpointFolderError(f"{folder.path} holds {name} twice: as {found[name]} and as {file_name}")
-        if name in wanted:
-            found[name] = file_name
-        elif not any(re.fullmatch(pattern, name) for pattern in table.ignored):
-            unexpected.append(file_name)
+    held_as = names(table, folder)
+    found = {name: file_name for name, file_name in held_as.items() if name in wanted}
+    spare = set()
+    for name, others in table.others.items():
+        there = [other for other in others if other in held_as]
+        spare |= set(there)
+        if name in wanted and there:
+            first = found.setdefault(name, held_as[there[0]])
+            for other in there:
+                if not same(folder, first, held_as[other]):
+                    raise CheckpointFolderError(
+                        f"{folder.path}: {first} and {held_as[other]} must be equal, for {held} has one tensor for both"
+                    )
+    for name, other in table.overrides.items():
+        if name in wanted and other in held_as:
+            found[name] = held_as[other]
+            spare |= {name, other}
+    needless = lambda name: name in spare or any(re.fullmatch(pattern, name) for pattern in table.ignored)
+    unexpected = [file for name, file in held_as.items() if name not in found and not needless(name)]
+    misshapen = []
     for name, file_name in found.items():
         shape = folder.tensors[file_name].shape
         if shape != wanted[name].shape:
@@ -115,6 +127,40 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
     if problems:
         raise CheckpointFolderError(f"{folder.path} does not hold {held}: " + "; ".join(problems))
     return found
+
+
+def names(table: Table, folder: Folder) -> dict[str, str]:
+    """Their name -> the name in this folder, of all of its tensors.
+
+    Raises:
+      CheckpointFolderError: one tensor is there under two names.
+    """
+    found: dict[str, str] = {}
+    for file_name in folder.tensors:
+        name = file_name
+        for pattern, replacement in table.renames:
+            name = re.sub(pattern, replacement, name)
+        if name in found:
+            raise CheckpointFolderError(f"{folder.path} holds {name} twice: as {found[name]} and as {file_name}")
+        found[name] = file_name
+    return found
+
+
+def same(folder: Folder, one: str, other: str) -> bool:
+    """Whether two tensors are equal, value by value. Reads them in parts, to hold little of what may be large."""
+    if one == other:
+        return True
+    shape = folder.tensors[one].shape
+    if folder.tensors[other].shape != shape:
+        return False
+    if not shape:
+        return bool(folder.read(one) == folder.read(other))
+    rows = max(1, _COMPARED // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        part = (slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:]))
+        if not (folder.read(one, part) == folder.read(other, part)).all():
+            return False
+    return True
 
 
 def some(names: Iterable) -> str:

@@ -17,6 +17,7 @@ from configs.sizes import DECODERS, ENCODER_DECODERS, ENCODERS, SIZES, tiny
 from model.config import ModelConfig
 from model.count import flops_per_token, num_params
 from model.families import make
+from model.interop import registry
 from model.interop.registry import FAMILIES, family_of
 from model.interop.table import expected
 from model.weights import by_name
@@ -119,15 +120,15 @@ def test_every_size_has_its_release():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_size_is_what_its_config_json_says(name):
-    fields = FAMILIES[CONFIGS[name]["model_type"]].fields(CONFIGS[name])
+    fields = registry.model_fields(CONFIGS[name]["model_type"], CONFIGS[name])
     assert config(name) == ModelConfig(**fields)
     assert set(fields) <= set(SIZES[name]), "a field that a flag could not override"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_size_describes_itself(name):
-    ours, family = config(name), FAMILIES[CONFIGS[name]["model_type"]]
-    assert ModelConfig(**family.fields(family.describe(ours))) == ours
+    ours, family = config(name), CONFIGS[name]["model_type"]
+    assert ModelConfig(**registry.model_fields(family, registry.describe(family, ours))) == ours
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -143,7 +144,9 @@ def test_parameters_are_those_of_transformers(name):
     values = dict(CONFIGS[name])
     kind = values.pop("model_type")
     with torch.device("meta"):
-        theirs = getattr(transformers, FAMILIES[kind].architecture)(transformers.AutoConfig.for_model(kind, **values))
+        theirs = getattr(transformers, next(iter(FAMILIES[kind].classes)))(
+            transformers.AutoConfig.for_model(kind, **values)
+        )
     count = theirs.num_parameters()
     # DeepSeek-V3's biases of experts are trained, though not by gradients, and no parameters to torch.
     count += sum(buffer.numel() for path, buffer in theirs.named_buffers() if path.endswith("correction_bias"))
@@ -169,8 +172,8 @@ def test_parameters_are_as_published(name):
 def test_defaults_of_transformers_are_this_size(name):
     """Where a configuration class has a released model's values as defaults: a second source of config.json."""
     kind = CONFIGS[name]["model_type"]
-    values = transformers.AutoConfig.for_model(kind).to_dict() | {"architectures": [FAMILIES[kind].architecture]}
-    assert ModelConfig(**FAMILIES[kind].fields(values)) == config(name)
+    values = transformers.AutoConfig.for_model(kind).to_dict() | {"architectures": list(FAMILIES[kind].classes)[:1]}
+    assert ModelConfig(**registry.model_fields(kind, values)) == config(name)
 
 
 def test_flops_are_near_published_training_compute():

@@ -81,5 +81,9 @@ def test_names_are_those_of_transformers():
     for kind, values in hub.CHECKPOINTS.values():
         for head, names in known.items():
             given = {"model_type": kind.model_type, "architectures": [names.get(kind.model_type) or "NoSuchClass"]}
-            fields = registry.FAMILIES[kind.model_type].fields(kind(**values).to_dict() | given)
-            assert fields.get("head") == (head if kind.model_type in names else None)
+            fields = kind(**values).to_dict() | given
+            if kind.model_type in names:
+                assert registry.model_fields(kind.model_type, fields)["head"] == head
+            else:
+                with pytest.raises(ValueError, match=r"architectures is .'NoSuchClass'.; known is one of"):
+                    registry.model_fields(kind.model_type, fields)
