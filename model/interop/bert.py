@@ -1,5 +1,6 @@
 """BERT, RoBERTa and ALBERT: post-norm encoders with a head for masked tokens, sequences, tokens, or none."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -29,6 +30,7 @@ _ALBERT_ROWS = (
     *family.feed_forward("ffn", "ffn_output"),
     *norm("feed_forward_norm", "full_layer_layer_norm"),
 )
+_BIAS = "unembedding/bias"  # of the masked head's output layer
 # Files of TensorFlow's days name a norm's scale and bias so.
 _RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
@@ -45,7 +47,7 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
     words = f"{prefix}embeddings.word_embeddings.weight"
     dense, norm_name, bias, decoder = masked
     heads = [*linear_entries("unembedding/project", dense), *norm_entries("unembedding/norm", norm_name)]
-    heads += [Entry("unembedding/bias", bias if config.tied else f"{decoder}.bias", "vocab", "vocab")]
+    heads += [Entry(_BIAS, bias if config.tied else f"{decoder}.bias", "vocab", "vocab")]
     heads += [table_entry("unembedding/table", f"{decoder}.weight")]
     ignored = [r".*position_ids", r"cls\.seq_relationship\..*", r"sop_classifier\..*"]
     if config.head in ("masked", "token"):
@@ -70,8 +72,18 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
         ignored=tuple(ignored),
         renames=(*_RENAMES, rename),
         others={words: (f"{decoder}.weight",)} if config.tied else {},
-        overrides={bias: f"{decoder}.bias"} if config.tied else {},
+        overrides={bias: f"{decoder}.bias"},
     )
+
+
+def _table_to_read(c: Given, table: Table) -> Table:
+    """A file may hold an output layer of its own beside a config.json that says it is tied (registry.py): transformers
+    still ties the biases, of which that file has one."""
+    if not c["tie_word_embeddings"]:
+        return table
+    ((bias, _),) = table.overrides.items()
+    named = lambda entry: dataclasses.replace(entry, name=bias) if entry.path == _BIAS else entry
+    return table._replace(entries=tuple(map(named, table.entries)))
 
 
 def _bert_table(config: ModelConfig) -> Table:
@@ -222,8 +234,13 @@ def _classes(name: str) -> dict[str, str]:
     return {name + suffix: head for suffix, head in _HEADS.items()}
 
 
-BERT = Family(_classes("Bert"), _known(), _fields, _describe, _bert_table)
+BERT = Family(_classes("Bert"), _known(), _fields, _describe, _bert_table, _table_to_read)
 ROBERTA = Family(
-    _classes("Roberta"), _known(vocab_size=50265, pad_token_id=1), _roberta_fields, _describe_roberta, _roberta_table
+    _classes("Roberta"),
+    _known(vocab_size=50265, pad_token_id=1),
+    _roberta_fields,
+    _describe_roberta,
+    _roberta_table,
+    _table_to_read,
 )
-ALBERT = Family(_classes("Albert"), _known(**_ALBERT), _albert_fields, _describe_albert, _albert_table)
+ALBERT = Family(_classes("Albert"), _known(**_ALBERT), _albert_fields, _describe_albert, _albert_table, _table_to_read)
