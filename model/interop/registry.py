@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from model.config import ModelConfig
 from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, rope, t5, table
 from model.interop.classes import with_classes
@@ -198,11 +200,36 @@ def family_of(config: ModelConfig) -> str:
     )
 
 
-def read(folder: Folder, name: str, abstract_model):
-    """The model of a folder; `abstract_model` is of its config, with shardings where there is a mesh."""
-    family = FAMILIES[name]
-    table_to_read = family.table_to_read(given_of(name, folder.config()), family.table(abstract_model.config))
-    return load.load(abstract_model, table_to_read, folder)
+def read(folder: Folder, name: str, abstract_model, draw_pooler: bool = False):
+    """The model of a folder.
+
+    Args:
+      abstract_model: a model of its config, with shardings where there is a mesh.
+      draw_pooler: an encoder without a head whose file has no pooler gets a random one, as in transformers.
+
+    Raises:
+      CheckpointFolderError: the folder does not hold this model, or a file is damaged.
+    """
+    family, config = FAMILIES[name], abstract_model.config
+    found = family.table_to_read(given_of(name, folder.config()), family.table(config))
+    pooler = [entry for entry in found.entries if entry.path.startswith("pooler/")] if config.head == "none" else []
+    held = table.names(found, folder) if pooler or draw_pooler else {}
+    lacking = bool(pooler) and not any(entry.name in held for entry in pooler)
+    if lacking != draw_pooler:
+        raise CheckpointFolderError(
+            f"{folder.path} has no pooler, which makes one vector of a text's first token; draw_pooler gives it a "
+            "random one, as transformers does"
+            if lacking
+            else f"{folder.path}: draw_pooler is for an encoder without a head and without a pooler; leave it out"
+        )
+    if not lacking:
+        return load.load(abstract_model, found, folder)
+    zeros = [dataclasses.replace(entry, absent=0.0) if entry in pooler else entry for entry in found.entries]
+    model = load.load(abstract_model, found._replace(entries=tuple(zeros)), folder)
+    weight = model.pooler.weight
+    drawn = config.init_std * jax.random.normal(jax.random.key(0), weight.shape, weight.dtype)
+    weight[...] = jax.device_put(drawn, weight[...].sharding)
+    return model
 
 
 def write(model, name: str, path, files: dict[str, str] | None = None, **extra) -> None:

@@ -213,3 +213,22 @@ def test_scores_divided_by_the_number_of_the_layer(tmp_path):
     """scale_attn_by_inverse_layer_idx, and scores that are not scaled by the width of a head."""
     for change in ({"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}):
         same_logits(changed(tmp_path, hub.reference("gpt2")[1], lambda t: t, change), CAUSAL)
+
+
+def test_a_bare_bert_without_a_pooler(tmp_path):
+    """transformers draws one; here someone has to ask for it. What comes before it is the file's."""
+    folder = test_encoders.reference("bert", "none")[1]
+    changed(tmp_path, folder, lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
+    name, config = registry.read_config(Folder(tmp_path))
+    config = type(config)(**config.__dict__ | {"dtype": "float32"})
+    abstract = jax.eval_shape(lambda: families.make(config, nnx.Rngs(0)))
+    with pytest.raises(CheckpointFolderError, match=f"^{tmp_path} has no pooler.*draw_pooler gives it a random one"):
+        registry.read(Folder(tmp_path), name, abstract)
+    model = registry.read(Folder(tmp_path), name, abstract, draw_pooler=True)
+    assert np.std(model.pooler.weight[...]) == pytest.approx(0.02, rel=0.1) and not np.any(model.pooler.bias[...])
+    rows, theirs = TOKENS.astype(np.int32), BARE.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(TOKENS)).last_hidden_state.numpy()
+    np.testing.assert_allclose(model(rows).x_BTD, wanted, **TOLERANCE)
+    with pytest.raises(CheckpointFolderError, match="leave it out"):
+        registry.read(Folder(folder), name, abstract, draw_pooler=True)
