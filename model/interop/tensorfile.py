@@ -20,6 +20,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from model.interop import recognize
+
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -71,7 +73,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointFolderError(f"{path} is truncated or no safetensors file ({size} bytes); fetch it again")
+            what = recognize.file(path) or f"is truncated or no safetensors file ({size} bytes); fetch it again"
+            raise CheckpointFolderError(f"{path} {what}")
         text = stream.read(length)
     start, tensors, end = 8 + length, {}, 0
     try:

@@ -264,3 +264,23 @@ def test_a_damaged_record_of_special_tokens(tmp_path):
     (tmp_path / special_tokens.FILE).write_text('{"begin": 1, "end": [77]}')
     with pytest.raises(DataError, match="outside of the vocabulary of 5 tokens: begin 1, end 77"):
         load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "chat_template.jinja"]
+)
+def test_a_pointer_in_place_of_a_file(name, tmp_path):
+    tokenizer_json(tmp_path, LLAMA, lead="<s>")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 2200119\n")
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS pointer, .*not downloaded; run: git lfs pull"):
+        read(tmp_path)
+
+
+def test_every_mistake_names_the_folder(tmp_path):
+    words = tokenizer_json(tmp_path, ["<x>"])
+    with pytest.raises(DataError, match=rf"{tmp_path}.*no token that ends a document"):
+        read(words)
+    (tmp_path / "bert").mkdir()
+    bert = word_piece(tmp_path / "bert", tokenizer_config__json={"cls_token": "[NONE]"})
+    with pytest.raises(DataError, match=rf"{bert.name}.*no token '\[NONE\]', which is the cls_token"):
+        read(bert)
