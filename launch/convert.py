@@ -59,7 +59,8 @@ def import_folder(path: Path, workdir: Path) -> None:
     labels = _labels(config, folder.config()) if config.head in ("sequence", "token") else None
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
     workdirs.create(workdir, record, model, words, labels)
-    print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
+    held = registry.described_precision(folder, name, config)
+    print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 
 
 def _labels(config: ModelConfig, given: dict) -> dict:

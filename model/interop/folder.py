@@ -45,9 +45,20 @@ class Folder:
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
 
-        Takes memory for the result, and 16 MiB (or one row) more where the part is not a run of whole rows.
+        Takes memory for the result, and some 16 MiB (or one row) more.
+
+        Raises:
+          CheckpointFolderError: the file can't be read, or a number in the part is NaN or infinite: no trained weight
+            is, and a model computes nothing but NaN from it.
         """
-        return tensorfile.read(self.tensors[name], index)
+        tensor = self.tensors[name]
+        array = tensorfile.read(tensor, index)
+        if bad := tensorfile.count_not_finite(array):
+            raise CheckpointFolderError(
+                f"{tensor.path}: tensor {name} has {bad} values of {array.size} that are NaN or infinite; download the "
+                "file again, or if it was published so, use another checkpoint of the model"
+            )
+        return array
 
     def config(self, name: str = "config.json") -> dict:
         """The content of config.json, or of another JSON file beside it."""

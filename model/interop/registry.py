@@ -4,7 +4,21 @@ import contextlib
 import dataclasses
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, t5
+from model.interop import (
+    architectures,
+    bert,
+    bloom,
+    deepseek,
+    gemma,
+    gpt2,
+    llama,
+    load,
+    mixture,
+    opt,
+    precision,
+    quantized,
+    t5,
+)
 from model.interop.classes import with_classes
 from model.interop.family import Family, rope_of_transformers_4
 from model.interop.folder import Folder
@@ -62,18 +76,25 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
         raise CheckpointFolderError(
             f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
         )
+    quantized.refuse_config(folder, given)
+    family = FAMILIES[name]
     try:
-        fields = FAMILIES[name].fields(given | {"tensors": folder.tensors})
-        return name, ModelConfig(**fields, param_dtype=_param_dtype(given))
+        fields = family.fields(given | {"tensors": folder.tensors})
+        architectures.check(name, family, given, fields)
+        config = ModelConfig(**fields)
+        dtype = precision.param_dtype(folder.tensors, family.table(config))
+        return name, dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+    except CheckpointFolderError as error:
+        raise CheckpointFolderError(f"{folder.path}: {error}") from error
     except KeyError as error:
         raise CheckpointFolderError(f"{folder.path}: config.json has no {error}, which {name} needs") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
 
 
-def _param_dtype(given: dict) -> str:
-    """That of the file, so that bfloat16 takes no more room than there; float16 has no place here."""
-    return "bfloat16" if given.get("dtype", given.get("torch_dtype")) == "bfloat16" else "float32"
+def described_precision(folder: Folder, name: str, config: ModelConfig) -> str:
+    """What becomes of the precision of a folder, in words."""
+    return precision.described(folder.tensors, FAMILIES[name].table(config))
 
 
 def family_of(config: ModelConfig) -> str:

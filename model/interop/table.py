@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from model.interop import quantized
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
 
 _LISTED = 5  # names in a message
-_SCALES = re.compile(r"\.weight_scale(_inv)?$")
 
 
 class Table(NamedTuple):
@@ -22,6 +22,12 @@ class Table(NamedTuple):
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that hold nothing we need, such as mask buffers
     renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) for re.sub: from names of old files to theirs
+
+    def renamed(self, name: str) -> str:
+        """Their name of a tensor that a folder has under an old one."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 class Piece(NamedTuple):
@@ -81,23 +87,17 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
       CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them. Or
         quantized ones.
     """
-    if scales := [name for name in folder.tensors if _SCALES.search(name)]:
-        raise CheckpointFolderError(
-            f"{folder.path} holds quantized (FP8) weights: {len(scales)} tensors such as {scales[0]}; dequantize "
-            "them to bfloat16 first (DeepSeek's inference/fp8_cast_bf16.py makes such a folder)"
-        )
     found: dict[str, str] = {}
     unexpected, misshapen = [], []
     for file_name in folder.tensors:
-        name = file_name
-        for pattern, replacement in table.renames:
-            name = re.sub(pattern, replacement, name)
+        name = table.renamed(file_name)
         if name in found:
             raise CheckpointFolderError(f"{folder.path} holds {name} twice: as {found[name]} and as {file_name}")
         if name in wanted:
             found[name] = file_name
         elif not any(re.fullmatch(pattern, name) for pattern in table.ignored):
             unexpected.append(file_name)
+    quantized.refuse_tensors(folder, found.values(), unexpected)
     for name, file_name in found.items():
         shape = folder.tensors[file_name].shape
         if shape != wanted[name].shape:

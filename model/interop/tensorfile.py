@@ -127,6 +127,22 @@ def _rows(tensor: Tensor, start: int, stop: int) -> np.ndarray:
     return data.view(tensor.dtype).reshape(stop - start, *tensor.shape[1:])
 
 
+def count_not_finite(array: np.ndarray) -> int:
+    """How many numbers are NaN or infinite; of integers none is."""
+    if array.dtype.kind in "iub" or array.dtype.name.startswith("float8"):
+        return 0
+    # By their bits, for numpy has no fast isfinite for bfloat16: without the sign, these have the largest ones.
+    unsigned = np.dtype(f"uint{8 * array.itemsize}")
+    infinity = np.array(np.inf, array.dtype).view(unsigned)
+    sign = unsigned.type(1 << (8 * array.itemsize - 1))
+    bits, step, count = array.reshape(-1).view(unsigned), max(1, _BLOCK // array.itemsize), 0
+    for start in range(0, bits.size, step):
+        values = bits[start : start + step] & ~sign
+        if values.max() >= infinity:
+            count += int((values >= infinity).sum())
+    return count
+
+
 def start_file(path: Path, tensors: Mapping) -> dict[str, Tensor]:
     """A file with a header and room for its tensors. Returns where each goes."""
     names = {dtype: name for name, dtype in _DTYPES.items()}

@@ -98,13 +98,13 @@ def test_what_is_no_checkpoint_is_called_what_it_is(name, tmp_path):
 def test_a_model_or_a_file_where_something_else_is_wanted(tmp_path):
     path = folder(tmp_path / "given", CONFIG | {"llama.gguf": b"GGUF\x03"})
     save_file({"a": np.ones(3)}, path / SINGLE)
-    with pytest.raises(CheckpointFolderError, match="holds a whole model and no adapter .*--from_hf"):
+    with pytest.raises(CheckpointFolderError, match=r"holds a whole model and no adapter .*--from_hf"):
         Folder(path, "adapter_")
-    with pytest.raises(CheckpointFolderError, match="model.safetensors is a file; what is read here is a folder"):
+    with pytest.raises(CheckpointFolderError, match=r"model.safetensors is a file; what is read here is a folder"):
         Folder(path / SINGLE)
     with pytest.raises(CheckpointFolderError, match=r"llama.gguf is a GGUF file.*what is read here is a folder"):
         Folder(path / "llama.gguf")
-    with pytest.raises(CheckpointFolderError, match="there is no folder org/name .*has to be downloaded first"):
+    with pytest.raises(CheckpointFolderError, match=r"there is no folder org/name .*has to be downloaded first"):
         Folder("org/name")
 
 
