@@ -30,7 +30,7 @@ from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop import registry, writer
+from model.interop import classes, registry, writer
 from model.interop.folder import Folder
 from train import state
 
@@ -48,7 +48,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where
 def import_folder(path: Path, workdir: Path) -> None:
     folder = Folder(path)
     name, config = registry.read_config(folder)
-    words = hub_tokenizer.read(path, folder.config())
+    words, labels = hub_tokenizer.read(path, folder.config()), _labels(config, folder.config())
     if words.vocab_size > config.vocab_size:
         raise ConfigError(
             f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
@@ -56,21 +56,21 @@ def import_folder(path: Path, workdir: Path) -> None:
     workdirs.check_new(workdir)
     with axes.use_mesh(restore.spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
-    labels = _labels(config, folder.config()) if config.head in ("sequence", "token") else None
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
     workdirs.create(workdir, record, model, words, labels)
     held = registry.described_precision(folder, name, config)
     print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 
 
-def _labels(config: ModelConfig, given: dict) -> dict:
-    """What labels.json says of a classifier whose config.json is `given` (data/labels.py)."""
+def _labels(config: ModelConfig, given: dict) -> dict | None:
+    """What labels.json says of a classifier whose config.json is `given` (data/labels.py); None of other models."""
+    if config.head not in ("sequence", "token"):
+        return None
     read = "first" if config.architecture == "encoder" else "last"
     if config.head == "sequence" and config.num_labels == 1:
         return {"kind": "number", "read": read}
-    names = {int(i): str(name) for i, name in (given.get("id2label") or {}).items()}
-    found = [names.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
-    return {"kind": "class" if config.head == "sequence" else "token", "names": found, "read": read}
+    names = classes.names(given) or [f"LABEL_{i}" for i in range(config.num_labels)]
+    return {"kind": "class" if config.head == "sequence" else "token", "names": names, "read": read}
 
 
 def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> None:

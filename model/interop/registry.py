@@ -8,6 +8,7 @@ from model.interop import (
     architectures,
     bert,
     bloom,
+    classes,
     deepseek,
     gemma,
     gpt2,
@@ -79,8 +80,12 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
     quantized.refuse_config(folder, given)
     family = FAMILIES[name]
     try:
+        if not isinstance(given.get("id2label"), dict | list | None):
+            classes.names(given)  # refuses it, for families count what is in it
         fields = family.fields(given | {"tensors": folder.tensors})
         architectures.check(name, family, given, fields)
+        if fields.get("head") in ("sequence", "token"):
+            classes.names(given)
         config = ModelConfig(**fields)
         dtype = precision.param_dtype(folder.tensors, family.table(config))
         return name, dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
