@@ -24,8 +24,9 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from data import hub_tokenizer
-from launch import adapters, early_stopping, restore, workdirs
+from data import chat_export, hub_tokenizer, kinds
+from data.tokenizer import Tokenizer
+from launch import adapters, early_stopping, prompts, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
@@ -85,23 +86,35 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> No
             f"a whole model: {way}"
         )
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
-    if config.architecture == "decoder" and config.head == "sequence":
-        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
-    ids = words.special.config
-    if config.architecture == "encoder_decoder":
-        ids = ids | {"decoder_start_token_id": words.start_id}
-    if "names" in (labels := workdirs.labels(workdir) or {}):
-        names = labels["names"]
-        ids = ids | {"id2label": {str(i): name for i, name in enumerate(names)}}
-        ids = ids | {"label2id": {name: i for i, name in enumerate(names)}}
+    fields, files, words = _described(workdir, config, words)
     mesh = restore.spread(config)
     model = adapters.merged(workdir, mesh, step) if merge else restore.restore_for_inference(workdir, mesh, step)[1]
     with axes.use_mesh(mesh):
-        registry.write(model, name, path, hub_tokenizer.files(words), **ids)
+        registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
         if name == "qwen2" and not words.published:
             print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+
+
+def _described(workdir: Path, config: ModelConfig, words: Tokenizer) -> tuple[dict, dict[str, str], Tokenizer]:
+    """(fields of config.json beside those of the architecture, files beside it, the tokenizer as it is written) of what
+    is exported. With these transformers ends an answer where launch.generate does."""
+    record, encoder = workdirs.recorded_config(workdir), config.architecture == "encoder_decoder"
+    if prompts.trained_on(record) == "chat":
+        words = chat_export.hand_on(words, kinds.checked(record.data)["chat"], encoder)
+    if config.architecture == "decoder" and config.head == "sequence":
+        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
+    fields, files = words.special.config, hub_tokenizer.files(words)
+    if encoder:
+        fields = fields | {"decoder_start_token_id": words.start_id}
+    if config.head == "language_model":
+        files["generation_config.json"] = writer.json_text({k: i for k, i in fields.items() if i is not None})
+    if "names" in (labels := workdirs.labels(workdir) or {}):
+        names = labels["names"]
+        fields = fields | {"id2label": {str(i): name for i, name in enumerate(names)}}
+        fields = fields | {"label2id": {name: i for i, name in enumerate(names)}}
+    return fields, files, words
 
 
 def main() -> None:
