@@ -1,7 +1,7 @@
 """Hugging Face checkpoints in and out.
 
     python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
-    python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer
+    python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer, chat template
 
 and low-rank adapters, as peft keeps them, or merged into the model:
 

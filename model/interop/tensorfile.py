@@ -89,7 +89,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise ValueError(name)
             tensors[name] = Tensor(shape, dtype, path, start + begin)
             end = stop
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointFolderError(f"{path} is damaged, its header is wrong ({error}); fetch it again") from error
     if start + end != size:
         raise CheckpointFolderError(

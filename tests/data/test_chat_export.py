@@ -5,12 +5,13 @@ import json
 
 import pytest
 import transformers
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data import chat_export, hub_tokenizer
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.chat import Chat
+from data.special_tokens import SpecialTokens
 from data.templates import TEMPLATES
 from tests.data.test_chat import CONVERSATIONS, MARKERS, PUBLISHED, bringing, without_marks
 
@@ -123,6 +124,22 @@ def test_markers_that_are_only_in_the_vocabulary(words, tmp_path):
     own = tokenizers.Tokenizer(Tokenizer.from_str(json.dumps(content)))
     theirs = assert_same(own, {"template": "chatml", "system": ""}, tmp_path / "out")
     assert theirs.convert_tokens_to_ids("<|im_end|>") == Chat(own, {"template": "chatml", "system": ""}).ends[0]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_the_spaces_of_sentencepiece(scheme, texts, tmp_path):
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    said = [f" {message['content']} [INST] <<SYS>>\n[/INST] " for turns in CONVERSATIONS for message in turns] * 9
+    names = ["<unk>", "<s>", "</s>"]
+    backend.train_from_iterator(
+        [*texts, *said], trainers.BpeTrainer(vocab_size=400, special_tokens=names, show_progress=False)
+    )
+    tokens = dict(zip(("unk_token", "bos_token", "eos_token"), names, strict=True))
+    words = tokenizers.Tokenizer(backend, SpecialTokens(1, (2,), None, {"eos_token_id": 2}, tokens))
+    for name in ("llama2", "alpaca"):
+        assert_same(words, {"template": name, "system": ""}, tmp_path / name)
 
 
 def test_an_encoder_reads_the_end_of_its_text(words, tmp_path):
