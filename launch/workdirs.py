@@ -145,8 +145,8 @@ def recorded_config(workdir: Path) -> ConfigDict:
     given = _read_json(path)
     if "model" not in given and "model_type" in given:
         raise ConfigError(
-            f"{workdir} is a checkpoint folder of Hugging Face and no workdir; make one of it: python -m launch.convert "
-            f"--from_hf={workdir} --workdir=..."
+            f"{workdir} is a checkpoint folder of Hugging Face and no workdir; make one of it: python -m "
+            f"launch.convert --from_hf={workdir} --workdir=..."
         )
     return ConfigDict(given)
 
