@@ -28,7 +28,7 @@ from data.tokenizer import Tokenizer, load_backend
 
 _HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _BPE_FILES = ("vocab.json", "merges.txt")
-_TEMPLATE = "chat_template.jinja"
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # What else of tokenizer_config.json an export hands on.
 _HANDED_ON = ("chat_template", "model_max_length", "padding_side", "clean_up_tokenization_spaces")
@@ -73,9 +73,11 @@ def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         backend = _build(folder, family, settings, names)
     special = _special_tokens(backend, names, config, generation, settings.get("add_bos_token", False))
     handed_on = {name: settings[name] for name in _HANDED_ON if settings.get(name) is not None}
-    template = folder / _TEMPLATE
-    if template.exists():
-        handed_on["chat_template"] = template.read_text(encoding="utf-8")
+    files_of = {path.stem: path for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    files_of |= {"default": folder / _TEMPLATE} if (folder / _TEMPLATE).exists() else {}
+    templates = [{"name": name, "template": path.read_text(encoding="utf-8")} for name, path in files_of.items()]
+    if templates:
+        handed_on["chat_template"] = templates[0]["template"] if [*files_of] == ["default"] else templates
     return Tokenizer(backend, dataclasses.replace(special, tokenizer_config=special.tokenizer_config | handed_on))
 
 

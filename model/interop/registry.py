@@ -73,7 +73,7 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
     """
     given = folder.config()
     name = given.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointFolderError(
             f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
         )

@@ -9,6 +9,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data import hub_tokenizer, special_tokens
 from data.batch import DataError
+from data.chat import own_template
 from data.tokenizer import load
 
 CORPUS = [
@@ -233,6 +234,16 @@ def test_chat_templates_are_handed_on(tmp_path):
     read(folder).save(tmp_path / "kept.json")
     for words in (read(folder), load(tmp_path / "kept.json")):
         assert json.loads(hub_tokenizer.files(words)["tokenizer_config.json"])["chat_template"].startswith("{{")
+
+
+def test_several_chat_templates_of_transformers_5_are_handed_on(tmp_path):
+    folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", tokenizer_config__json={"eos_token": "</s>"})
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    theirs.save_pretrained(folder)
+    assert (folder / "additional_chat_templates").is_dir()
+    assert own_template(read(folder)) == "{{ 1 }}"
+    assert written(read(folder), tmp_path).chat_template == theirs.chat_template
 
 
 def test_mistakes(tmp_path):
