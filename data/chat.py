@@ -35,7 +35,8 @@ class Chat:
     one, else alpaca. `system`: the system text of conversations that have none.
 
     `ends`: ids that end an answer. `lead`: what the template writes before an answer to the last question, as part of
-    it (Qwen3 an empty thought).
+    it (Qwen3 an empty thought). `template`: a name of TEMPLATES, or 'tokenizer'. `markers`: names of the special tokens
+    that it writes. `text_ends`: of a text that is no conversation.
 
     Raises:
       DataError: the tokenizer lacks what the template needs.
@@ -46,7 +47,9 @@ class Chat:
         self._system = settings["system"]
         self._start_id, self._eot_id = tokenizer.start_id, tokenizer.eot_id
         begin = tokenizer.special.begin
-        ends = Ends(None if begin is None else self._encoder.name(begin), self._encoder.name(tokenizer.eot_id))
+        self.text_ends = ends = Ends(
+            None if begin is None else self._encoder.name(begin), self._encoder.name(tokenizer.eot_id)
+        )
         own, name = own_template(tokenizer), settings["template"]
         if name == "auto":
             name = "tokenizer" if own else "alpaca"
@@ -78,6 +81,8 @@ class Chat:
                 raise ValueError("the chat template writes no answer")
         except ValueError as error:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
+        self.template = name
+        self.markers = tuple(dict.fromkeys(piece.text for piece in pieces if piece.special))
         self.identity = [name, own if name == "tokenizer" else "", self._system, ids.tolist()]
         # Where a template ends its turns with text, only the end of a document stops an answer.
         marked = [piece.special for piece in pieces if piece.answer][-1]

@@ -1,8 +1,10 @@
-"""Files that are whole at any moment."""
+"""Files that are written whole or not at all, and files that stand for others."""
 
 import contextlib
 import os
 from pathlib import Path
+
+from data.batch import DataError
 
 
 def replace(path: Path, text: str) -> None:
@@ -23,3 +25,10 @@ def replace(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def refuse_pointer(path: Path) -> None:
+    """DataError where a file is a Git LFS pointer: the text that stands for a file which was not downloaded."""
+    with path.open("rb") as stream:
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            raise DataError(f"{path} is a Git LFS pointer, and the file was not downloaded; run: git lfs pull.")

@@ -22,11 +22,13 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
+from data.files import refuse_pointer
 from data.special_tokens import EOT, SpecialTokens, usual_special_tokens
 from data.tokenizer import Tokenizer, load_backend
 
 _HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _BPE_FILES = ("vocab.json", "merges.txt")
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # What else of tokenizer_config.json an export hands on.
 _HANDED_ON = ("chat_template", "model_max_length", "padding_side", "clean_up_tokenization_spaces")
@@ -47,21 +49,35 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a folder whose config.json says `config`.
 
     Raises:
-      DataError: there is none that can be read, or a file is damaged.
+      DataError: there is none that can be read, or a file is damaged; the message names the folder.
     """
+    try:
+        return _read(folder, config)
+    except DataError as error:
+        if str(folder) in str(error):
+            raise
+        raise DataError(f"{folder}: {error}") from error
+
+
+def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     family = config.get("model_type")
     settings, generation = (_json(folder / f"{name}_config.json") for name in ("tokenizer", "generation"))
     named = _NAMES.get(family, {}) | _json(folder / "special_tokens_map.json") | settings
     names = {role: _content(named[role]) for role in _ROLES if role in named}
+    for name in (*_BPE_FILES, "vocab.txt", _TEMPLATE):
+        if (folder / name).exists():
+            refuse_pointer(folder / name)
     if (folder / "tokenizer.json").exists():
         backend = load_backend(folder / "tokenizer.json")
     else:
         backend = _build(folder, family, settings, names)
     special = _special_tokens(backend, names, config, generation, settings.get("add_bos_token", False))
     handed_on = {name: settings[name] for name in _HANDED_ON if settings.get(name) is not None}
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        handed_on["chat_template"] = template.read_text(encoding="utf-8")
+    files_of = {path.stem: path for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    files_of |= {"default": folder / _TEMPLATE} if (folder / _TEMPLATE).exists() else {}
+    templates = [{"name": name, "template": path.read_text(encoding="utf-8")} for name, path in files_of.items()]
+    if templates:
+        handed_on["chat_template"] = templates[0]["template"] if [*files_of] == ["default"] else templates
     return Tokenizer(backend, dataclasses.replace(special, tokenizer_config=special.tokenizer_config | handed_on))
 
 
@@ -205,7 +221,10 @@ def _begin_with(token: str, i: int):
 
 
 def _content(token) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+    name = token.get("content") if isinstance(token, dict) else token
+    if name is not None and not isinstance(name, str):
+        raise DataError(f"tokenizer_config.json or special_tokens_map.json has {token!r} where a token must be.")
+    return name
 
 
 def _first(values: list[int]) -> int | None:
@@ -214,7 +233,9 @@ def _first(values: list[int]) -> int | None:
 
 def _json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_pointer(path)
+        value = json.loads(text)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

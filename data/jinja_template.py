@@ -22,7 +22,17 @@ from data.batch import DataError
 from data.templates import Message, Piece
 
 _BEGIN, _END, _EDGE, _APART = "\ue0f0", "\ue0f1", "\ue0f2", "\ue0f3"
-_DATE = datetime.datetime(2024, 7, 26)
+DATE = datetime.datetime(2024, 7, 26)
+
+
+def environment() -> sandbox.ImmutableSandboxedEnvironment:
+    """What templates run in."""
+    found = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+    )
+    found.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    found.globals |= {"raise_exception": _raise, "strftime_now": DATE.strftime}
+    return found
 
 
 class _Generation(ext.Extension):
@@ -46,13 +56,8 @@ class JinjaTemplate:
     """
 
     def __init__(self, text: str, specials: Sequence[str], variables: Mapping[str, str]):
-        environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _DATE.strftime}
         try:
-            self._template = environment.from_string(text)
+            self._template = environment().from_string(text)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
                 f"The tokenizer's chat template is broken: line {error.lineno}: {error.message}."
@@ -142,6 +147,11 @@ def _edged(messages: Sequence[Message], role: str) -> list[Message]:
     """The messages with marks at the edges of what this role says."""
     edged = lambda text: re.sub(r"\S(.*\S)?", lambda found: f"{_EDGE}{found[0]}{_EDGE}", text, flags=re.DOTALL)
     return [m | {"content": edged(m["content"])} if m["role"] == role else m for m in messages]
+
+
+def without_marks(text: str) -> str:
+    """What a template of `environment` has rendered, as other libraries render it."""
+    return re.sub(f"[{_BEGIN}{_END}]", "", text)
 
 
 def _every_other(parts: Sequence[str]) -> list[bool]:

@@ -32,11 +32,11 @@ Message = Mapping[str, str]
 
 _MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
-_QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-_ALPACA_SYSTEM = (
+QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+ALPACA_SYSTEM = (
     "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
 )
-_ALPACA_INPUT = ", paired with an input that provides further context"
+ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class Piece(NamedTuple):
@@ -79,7 +79,7 @@ def _chatml(messages, prompt: bool, ends: Ends) -> list[Piece]:
 
 
 def _qwen(messages, prompt: bool, ends: Ends) -> list[Piece]:
-    system, turns = _split(messages, _QWEN_SYSTEM)
+    system, turns = _split(messages, QWEN_SYSTEM)
     return _chatml([{"role": "system", "content": system}, *turns], prompt, ends)
 
 
@@ -120,7 +120,7 @@ def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
 
 def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
     asked = next(message for message in messages if message["role"] == "user")
-    system, turns = _split(messages, _ALPACA_SYSTEM.format(_ALPACA_INPUT if asked.get("input") else ""))
+    system, turns = _split(messages, ALPACA_SYSTEM.format(ALPACA_INPUT if asked.get("input") else ""))
     pieces = [] if ends.begin is None else [_marker(ends.begin)]
     pieces += [Piece(f"{system}\n\n")] if system else []
     for message in turns:

@@ -276,6 +276,7 @@ def load_backend(path: Path) -> Backend:
         raise DataError(f"There is no tokenizer at {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The tokenizer {path} can't be read: {error}.") from error
+    files.refuse_pointer(path)
     try:
         return Backend.from_str(content)
     except Exception as error:  # the library raises a plain Exception for every kind of broken file

@@ -76,10 +76,13 @@ def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = ""):
         return restore.pretrained(workdir, config, labels=workdirs.labels(workdir), step=step)[0]
 
 
-def several(base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = None, step: str = ""):
+def several(
+    base: Path, runs: Sequence[Path], mesh: jax.sharding.Mesh | None = None, step: str = "", dtype: str | None = None
+):
     """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row; of each
-    the checkpoint `step`."""
+    the checkpoint `step`; in another precision than the base's, where `dtype` says one."""
     config, words = workdirs.contents(base)
+    config = restore.in_precision(config, dtype, base)
     config, tunings = dataclasses.replace(config, cuts=()), [_lora(run) for run in runs]
     # Parted wherever an adapter parts its layers.
     cuts = {cut for tuning in tunings for cut in tuning.cuts(config, count.names(config))}

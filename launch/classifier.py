@@ -20,13 +20,13 @@ _ROUND = 32  # rows are as long as their longest text, rounded up to a multiple 
 class Classifier:
     """A trained model with what its labels mean."""
 
-    def __init__(self, workdir: Path, step: str = ""):
+    def __init__(self, workdir: Path, step: str = "", dtype: str | None = None):
         self.labels, config = workdirs.labels(workdir), workdirs.recorded_config(workdir)
         if self.labels is None:
             raise ConfigError(f"{workdir} gives no labels; train with --config=configs/classify.py")
         self.settings = FIELDS | config.get("data", ConfigDict()).get("labels", ConfigDict()).to_dict()
         self.settings["kind"] = self.labels["kind"]
-        self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir, step=step)
+        self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir, step=step, dtype=dtype)
         self._prefix = workdirs.prefix(config)
         self.length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
         self._reader = Reader(tokenizer, self.labels["read"], self.length - len(self._prefix))

@@ -26,12 +26,14 @@ from data.sources import BadLines
 from launch import early_stopping
 from launch.checking import ConfigError
 from launch.classifier import Classifier
+from model.config import CHOICES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what launch.convert imported.")
 _TEXT = flags.DEFINE_multi_string("text", [], "What to label; may stand several times. Words are split at spaces.")
 _PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, where a run has two.")
 _FILE = flags.DEFINE_string("file", None, "A file of texts to label.")
 _STEP = early_stopping.define_step()
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
 
 
 class _Refused(BadLines):
@@ -85,7 +87,7 @@ def _best(row: np.ndarray, names: list[str] | None) -> str:
 
 
 def main() -> None:
-    classifier = Classifier(Path(_WORKDIR.value).absolute(), _STEP.value)
+    classifier = Classifier(Path(_WORKDIR.value).absolute(), _STEP.value, _DTYPE.value)
     texts = list(given(classifier.settings))
     if not texts:
         raise DataError(f"{_FILE.value} holds no texts.")

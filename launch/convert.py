@@ -1,7 +1,7 @@
 """Hugging Face checkpoints in and out.
 
     python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
-    python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer
+    python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer, chat template
 
 and low-rank adapters, as peft keeps them, or merged into the model:
 
@@ -24,13 +24,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from data import hub_tokenizer
-from launch import adapters, early_stopping, restore, workdirs
+from data import chat_export, hub_tokenizer, kinds
+from data.tokenizer import Tokenizer
+from launch import adapters, early_stopping, prompts, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop import registry, writer
+from model.interop import classes, registry, writer
 from model.interop.folder import Folder
 from train import state
 
@@ -48,7 +49,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where
 def import_folder(path: Path, workdir: Path) -> None:
     folder = Folder(path)
     name, config = registry.read_config(folder)
-    words = hub_tokenizer.read(path, folder.config())
+    words, labels = hub_tokenizer.read(path, folder.config()), _labels(config, folder.config())
     if words.vocab_size > config.vocab_size:
         raise ConfigError(
             f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
@@ -56,20 +57,21 @@ def import_folder(path: Path, workdir: Path) -> None:
     workdirs.check_new(workdir)
     with axes.use_mesh(restore.spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
-    labels = _labels(config, folder.config()) if config.head in ("sequence", "token") else None
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
     workdirs.create(workdir, record, model, words, labels)
-    print(f"{path}: {name}, {count.num_params(config):,} parameters -> {workdir}")
+    held = registry.described_precision(folder, name, config)
+    print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 
 
-def _labels(config: ModelConfig, given: dict) -> dict:
-    """What labels.json says of a classifier whose config.json is `given` (data/labels.py)."""
+def _labels(config: ModelConfig, given: dict) -> dict | None:
+    """What labels.json says of a classifier whose config.json is `given` (data/labels.py); None of other models."""
+    if config.head not in ("sequence", "token"):
+        return None
     read = "first" if config.architecture == "encoder" else "last"
     if config.head == "sequence" and config.num_labels == 1:
         return {"kind": "number", "read": read}
-    names = {int(i): str(name) for i, name in (given.get("id2label") or {}).items()}
-    found = [names.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
-    return {"kind": "class" if config.head == "sequence" else "token", "names": found, "read": read}
+    names = classes.names(given) or [f"LABEL_{i}" for i in range(config.num_labels)]
+    return {"kind": "class" if config.head == "sequence" else "token", "names": names, "read": read}
 
 
 def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> None:
@@ -84,23 +86,35 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> No
             f"a whole model: {way}"
         )
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
-    if config.architecture == "decoder" and config.head == "sequence":
-        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
-    ids = words.special.config
-    if config.architecture == "encoder_decoder":
-        ids = ids | {"decoder_start_token_id": words.start_id}
-    if "names" in (labels := workdirs.labels(workdir) or {}):
-        names = labels["names"]
-        ids = ids | {"id2label": {str(i): name for i, name in enumerate(names)}}
-        ids = ids | {"label2id": {name: i for i, name in enumerate(names)}}
+    fields, files, words = _described(workdir, config, words)
     mesh = restore.spread(config)
     model = adapters.merged(workdir, mesh, step) if merge else restore.restore_for_inference(workdir, mesh, step)[1]
     with axes.use_mesh(mesh):
-        registry.write(model, name, path, hub_tokenizer.files(words), **ids)
+        registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
         if name == "qwen2" and not words.published:
             print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+
+
+def _described(workdir: Path, config: ModelConfig, words: Tokenizer) -> tuple[dict, dict[str, str], Tokenizer]:
+    """(fields of config.json beside those of the architecture, files beside it, the tokenizer as it is written) of what
+    is exported. With these transformers ends an answer where launch.generate does."""
+    record, encoder = workdirs.recorded_config(workdir), config.architecture == "encoder_decoder"
+    if prompts.trained_on(record) == "chat":
+        words = chat_export.hand_on(words, kinds.checked(record.data)["chat"], encoder)
+    if config.architecture == "decoder" and config.head == "sequence":
+        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
+    fields, files = words.special.config, hub_tokenizer.files(words)
+    if encoder:
+        fields = fields | {"decoder_start_token_id": words.start_id}
+    if config.head == "language_model":
+        files["generation_config.json"] = writer.json_text({k: i for k, i in fields.items() if i is not None})
+    if "names" in (labels := workdirs.labels(workdir) or {}):
+        names = labels["names"]
+        fields = fields | {"id2label": {str(i): name for i, name in enumerate(names)}}
+        fields = fields | {"label2id": {name: i for i, name in enumerate(names)}}
+    return fields, files, words
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from absl import flags
 from launch import build, early_stopping, evaluation, grading, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
+from model.config import CHOICES
 from model.decode.generate import check, generate
 from model.decode.sampling import settings
 from train import report, summary
@@ -29,6 +30,7 @@ from train.evals.compressors import compressed_bits_per_byte
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _STEP = early_stopping.define_step()
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to continue; may stand several times.")
 _TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Length of a sample (else 100), at most of an answer (else config.grade.max_new_tokens)."
@@ -52,7 +54,7 @@ def main() -> None:
     workdir = Path(_WORKDIR.value).absolute()
     config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
     grader, new = _grader(config, prepared, workdir), 100 if _TOKENS.value is None else _TOKENS.value
-    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config), _STEP.value)
+    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
         given = None
         if _PROMPTS.value:

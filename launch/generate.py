@@ -23,11 +23,13 @@ from absl import flags
 from launch import adapters, early_stopping, prompts, restore, workdirs
 from launch.checking import checking
 from model import axes
+from model.config import CHOICES
 from model.decode import sampling
 from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _STEP = early_stopping.define_step()
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
 _ADAPTER = flags.DEFINE_multi_string(
     "adapter", [], "A workdir of a low-rank adapter over the model of --workdir; given several times, each one answers."
 )
@@ -47,9 +49,11 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     runs = [Path(run).absolute() for run in _ADAPTER.value or [_WORKDIR.value]]
     if _ADAPTER.value:
-        mesh, model, tokenizer = adapters.several(Path(_WORKDIR.value).absolute(), runs, step=_STEP.value)
+        mesh, model, tokenizer = adapters.several(
+            Path(_WORKDIR.value).absolute(), runs, step=_STEP.value, dtype=_DTYPE.value
+        )
     else:
-        mesh, model, tokenizer = restore.restore_for_inference(runs[0], step=_STEP.value)
+        mesh, model, tokenizer = restore.restore_for_inference(runs[0], step=_STEP.value, dtype=_DTYPE.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
     reads = model.config.architecture == "encoder_decoder"
     records = [workdirs.recorded_config(run) for run in runs]

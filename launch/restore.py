@@ -22,13 +22,24 @@ from model.weights import by_name, trained, variables
 from train import state as states
 
 
-def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: str = ""):
-    """(mesh, model, tokenizer) of a checkpoint in `workdir` (Checkpoints.find), on a mesh or on one device."""
+def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: str = "", dtype: str | None = None):
+    """(mesh, model, tokenizer) of a checkpoint in `workdir` (Checkpoints.find), on a mesh or on one device; in another
+    precision than the run's, where `dtype` says one."""
     workdir = Path(workdir).absolute()
     config, words = workdirs.contents(workdir)
+    config = in_precision(config, dtype, workdir)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
         return mesh, restore_model(workdir, config, step), words
+
+
+def in_precision(config: ModelConfig, dtype: str | None, workdir: Path) -> ModelConfig:
+    """The config with parameters and computation in `dtype`; None: as they are. A base that is quantized keeps its
+    parameters, for they belong to what was trained over it, and computes in `dtype`."""
+    if dtype is None:
+        return config
+    quantized = workdirs.tuning(workdirs.recorded_config(workdir)).quantization is not None
+    return dataclasses.replace(config, dtype=dtype, **({} if quantized else {"param_dtype": dtype}))
 
 
 def spread(config: ModelConfig) -> jax.sharding.Mesh:

@@ -142,7 +142,13 @@ def recorded_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(f"{workdir} holds no run (no config.json); train one: python -m launch.train --workdir=...")
-    return ConfigDict(_read_json(path))
+    given = _read_json(path)
+    if "model" not in given and "model_type" in given:
+        raise ConfigError(
+            f"{workdir} is a checkpoint folder of Hugging Face and no workdir; make one of it: python -m "
+            f"launch.convert --from_hf={workdir} --workdir=..."
+        )
+    return ConfigDict(given)
 
 
 def base_of(workdir: Path) -> Path:

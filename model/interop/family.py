@@ -103,16 +103,6 @@ def linear_entries(path: str, name: str) -> list[Entry]:
     ]
 
 
-def num_labels(c: Given) -> int:
-    """Classes of a head: as many as `id2label` names, else `num_labels`, else transformers' 2."""
-    names = c["id2label"]
-    if names is None:
-        return c["num_labels"] or 2
-    if not isinstance(names, Mapping) or not all(str(key).isdecimal() for key in names):
-        raise ValueError(f"id2label is {names!r}; it must be an object whose keys are the numbers of the classes")
-    return len(names)
-
-
 def labels(config: ModelConfig) -> dict[str, Any]:
     """Fields of config.json about classes, whose names it makes up where the writer is given none."""
     return {

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.interop import tensorfile
+from model.interop import recognize, tensorfile
+from model.interop.recognize import INDEX, SINGLE
 from model.interop.tensorfile import CheckpointFolderError, Tensor
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Folder:
@@ -33,7 +31,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike, prefix: str = ""):
         self.path = Path(path)
-        self._single, self._index = prefix + SINGLE, prefix + INDEX
+        self._prefix, self._single, self._index = prefix, prefix + SINGLE, prefix + INDEX
         self.tensors: dict[str, Tensor] = {}
         for file in self._files():
             for name, tensor in tensorfile.read_header(file).items():
@@ -47,9 +45,20 @@ class Folder:
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
 
-        Takes memory for the result, and 16 MiB (or one row) more where the part is not a run of whole rows.
+        Takes memory for the result, and some 16 MiB (or one row) more.
+
+        Raises:
+          CheckpointFolderError: the file can't be read, or a number in the part is NaN or infinite: no trained weight
+            is, and a model computes nothing but NaN from it.
         """
-        return tensorfile.read(self.tensors[name], index)
+        tensor = self.tensors[name]
+        array = tensorfile.read(tensor, index)
+        if bad := tensorfile.count_not_finite(array):
+            raise CheckpointFolderError(
+                f"{tensor.path}: tensor {name} has {bad} values of {array.size} that are NaN or infinite; download the "
+                "file again, or if it was published so, use another checkpoint of the model"
+            )
+        return array
 
     def config(self, name: str = "config.json") -> dict:
         """The content of config.json, or of another JSON file beside it."""
@@ -57,22 +66,20 @@ class Folder:
 
     def _files(self) -> list[Path]:
         if not self.path.is_dir():
-            raise CheckpointFolderError(f"there is no folder {self.path}")
+            raise CheckpointFolderError(recognize.folder(self.path, self._prefix))
         shards = sorted(set(self._weight_map().values()))
         for shard in shards:
             if Path(shard).name != shard:
                 raise CheckpointFolderError(f"{self.path / self._index} names {shard!r}, which is not a file beside it")
-            if not (self.path / shard).is_file():
-                raise CheckpointFolderError(f"{self.path / self._index} names {shard}, which is missing")
+        if missing := [shard for shard in shards if not (self.path / shard).is_file()]:
+            are = "is" if len(missing) == 1 else "are"
+            raise CheckpointFolderError(
+                f"{self.path / self._index} names {recognize.some(missing)}, which {are} missing ({len(missing)} of "
+                f"{len(shards)} files); download what is missing"
+            )
         if shards or (self.path / self._single).is_file():
             return [self.path / name for name in shards or [self._single]]
-        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
-        if pickles:
-            raise CheckpointFolderError(
-                f"{self.path} holds only pickle files ({', '.join(pickles[:3])}): unpickling runs whatever code is in "
-                "them; convert them to safetensors first (transformers: load, then save_pretrained)"
-            )
-        raise CheckpointFolderError(f"{self.path} holds no checkpoint: neither {self._single} nor {self._index}")
+        raise CheckpointFolderError(recognize.folder(self.path, self._prefix))
 
     def _weight_map(self) -> dict[str, str]:
         """Tensor -> file, from the index; empty where one file holds everything (it comes first if both are there)."""
@@ -90,8 +97,11 @@ def _json(path: Path, absent: str) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointFolderError(absent) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointFolderError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise CheckpointFolderError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        what = recognize.file(path) or f"can't be read: {error}"
+        raise CheckpointFolderError(f"{path} {what}") from error
     if not isinstance(value, dict):
         raise CheckpointFolderError(f"{path} is damaged: it is no JSON object")
     return value

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from model.interop import table as tables
+from model.interop import tensorfile
 from model.interop.folder import Folder
 from model.interop.table import Piece, Table
 from model.interop.tensorfile import CheckpointFolderError
@@ -121,7 +122,7 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
         rest = [box[stacked:] for box in here.values()]
         hull = [(min(start for start, _ in dim), max(stop for _, stop in dim)) for dim in zip(*rest, strict=True)]
         wanted = dict(zip(entry.dims, hull, strict=True))
-        array = entry.take(functools.partial(folder.read, name), sizes, wanted)
+        array = entry.take(functools.partial(_values, folder, name), sizes, wanted)
         if entry.divisor is not None:
             number = index[0] if entry.layers is None else entry.layers[index[0]]
             array = array.astype(np.float32) / np.float32(entry.divisor(number))
@@ -138,6 +139,21 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
             parts[device] = _insert(parts[device], piece, own)
         jax.block_until_ready(list(parts.values()))  # or tensors would queue up
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [parts[device] for device in boxes])
+
+
+def _values(folder: Folder, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a tensor; of float64, which has no place here, as float32."""
+    array = folder.read(name, index)
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    if tensorfile.count_not_finite(narrow):
+        raise CheckpointFolderError(
+            f"{folder.tensors[name].path}: tensor {name} has values up to {np.abs(array).max():.3g} in float64, which "
+            "float32 can't hold"
+        )
+    return narrow
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -8,9 +8,26 @@ from typing import Any
 import jax
 
 from model.config import ModelConfig
-from model.interop import bert, bloom, deepseek, gemma, gpt2, llama, load, mixture, opt, rope, t5, table
+from model.interop import (
+    architectures,
+    bert,
+    bloom,
+    classes,
+    deepseek,
+    gemma,
+    gpt2,
+    llama,
+    load,
+    mixture,
+    opt,
+    precision,
+    quantized,
+    rope,
+    t5,
+    table,
+)
 from model.interop.classes import with_classes
-from model.interop.family import Family, labels, num_labels
+from model.interop.family import Family, labels
 from model.interop.fields import Given
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
@@ -63,17 +80,19 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
     """
     values = folder.config()
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointFolderError(
             f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
         )
+    quantized.refuse_config(folder, values)
     try:
-        fields = model_fields(name, values, folder.tensors)
-        config = ModelConfig(**fields, param_dtype=_param_dtype(values))
+        config = ModelConfig(**model_fields(name, values, folder.tensors))
     except ValueError as error:
         message = given_of(name, values).in_their_words(str(error)) if "model." in str(error) else error
         raise CheckpointFolderError(f"{folder.path}: config.json: {message}") from error
-    return name, _with_own_head(folder, FAMILIES[name], config)
+    config = _with_own_head(folder, FAMILIES[name], config)
+    dtype = precision.param_dtype(folder.tensors, FAMILIES[name].table(config))
+    return name, dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
 
 
 def given_of(name: str, values: Mapping[str, Any]) -> Given:
@@ -89,9 +108,9 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
     Raises:
       ValueError: a field that can't be read; names it.
     """
-    family, given = FAMILIES[name], given_of(name, values)
-    fields = family.fields(given)
-    head = _head(family, given, tensors, encoder=fields.get("architecture") == "encoder")
+    head = architectures.head(name, FAMILIES[name].classes, values, tensors)
+    given = given_of(name, values)
+    fields = FAMILIES[name].fields(given)
     if head == "sequence" and given["problem_type"] == "multi_label_classification":
         raise ValueError(
             "problem_type is 'multi_label_classification'; only heads that give a text one class, or a number, are read"
@@ -99,28 +118,8 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
     if head != "language_model":  # ModelConfig's default
         fields["head"] = head
     if _has_classes(head, fields.get("architecture")):
-        fields["num_labels"] = num_labels(given)
+        fields["num_labels"] = len(classes.names(given) or ()) or given["num_labels"] or 2
     return fields
-
-
-def _head(family: Family, given: Given, tensors, encoder: bool) -> str:
-    names = given["architectures"]
-    if names:
-        known = {name.lower(): head for name, head in family.classes.items()}
-        if not isinstance(names, list) or len(names) > 1 or str(names[0]).lower() not in known:
-            raise ValueError(f"architectures is {names!r}; known is one of {', '.join(family.classes)}")
-        return known[str(names[0]).lower()]
-    parts = {part for name in tensors for part in name.split(".")[:2]}
-    if not encoder:
-        if parts & {"score", "classifier"}:
-            raise ValueError("there is no architectures, which says what the tensors of a classifier score")
-        return "language_model"
-    if parts & {"predictions", "lm_head"}:
-        return "masked"
-    if "classifier" not in parts:
-        return "none"
-    # RoBERTa's classifier has a layer of its own; the others' reads the pooler.
-    return "sequence" if parts & {"pooler", "dense"} else "token"
 
 
 def _has_classes(head: str, architecture: str | None) -> bool:
@@ -145,9 +144,9 @@ def _with_own_head(folder: Folder, family: Family, config: ModelConfig) -> Model
     return config
 
 
-def _param_dtype(given: dict) -> str:
-    """That of the file, so that bfloat16 takes no more room than there; float16 has no place here."""
-    return "bfloat16" if given.get("dtype", given.get("torch_dtype")) == "bfloat16" else "float32"
+def described_precision(folder: Folder, name: str, config: ModelConfig) -> str:
+    """What becomes of the precision of a folder, in words."""
+    return precision.described(folder.tensors, FAMILIES[name].table(config))
 
 
 def describe(name: str, config: ModelConfig) -> dict[str, Any]:
@@ -165,8 +164,8 @@ def describe(name: str, config: ModelConfig) -> dict[str, Any]:
 
 def _described(name: str, config: ModelConfig) -> dict[str, Any]:
     family = FAMILIES[name]
-    architectures = [known for known, head in family.classes.items() if head == config.head]
-    described = {"architectures": architectures[:1], "model_type": name} | family.describe(config)
+    known = [known for known, head in family.classes.items() if head == config.head]
+    described = {"architectures": known[:1], "model_type": name} | family.describe(config)
     return described | (labels(config) if _has_classes(config.head, config.architecture) else {})
 
 

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from model.interop import quantized
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
 
 _LISTED = 5  # names in a message
 _COMPARED = 2**22  # values of two tensors that are compared at a time
-_SCALES = re.compile(r"\.weight_scale(_inv)?$")
 
 
 class Table(NamedTuple):
@@ -26,6 +26,12 @@ class Table(NamedTuple):
     # Name -> other names under which a file may hold the same tensor, in its place or beside it.
     others: Mapping[str, tuple[str, ...]] = {}
     overrides: Mapping[str, str] = {}  # name -> the name of a tensor that takes its place where a file has both
+
+    def renamed(self, name: str) -> str:
+        """Their name of a tensor that a folder has under an old one."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 class Piece(NamedTuple):
@@ -85,11 +91,6 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
       CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them. Or
         quantized ones.
     """
-    if scales := [name for name in folder.tensors if _SCALES.search(name)]:
-        raise CheckpointFolderError(
-            f"{folder.path} holds quantized (FP8) weights: {len(scales)} tensors such as {scales[0]}; dequantize "
-            "them to bfloat16 first (DeepSeek's inference/fp8_cast_bf16.py makes such a folder)"
-        )
     held_as = names(table, folder)
     found = {name: file_name for name, file_name in held_as.items() if name in wanted}
     spare = set()
@@ -110,6 +111,7 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
     needless = lambda name: name in spare or any(re.fullmatch(pattern, name) for pattern in table.ignored)
     unexpected = [file for name, file in held_as.items() if name not in found and not needless(name)]
     misshapen = []
+    quantized.refuse_tensors(folder, found.values(), unexpected)
     for name, file_name in found.items():
         shape = folder.tensors[file_name].shape
         if shape != wanted[name].shape:
@@ -137,9 +139,7 @@ def names(table: Table, folder: Folder) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for file_name in folder.tensors:
-        name = file_name
-        for pattern, replacement in table.renames:
-            name = re.sub(pattern, replacement, name)
+        name = table.renamed(file_name)
         if name in found:
             raise CheckpointFolderError(f"{folder.path} holds {name} twice: as {found[name]} and as {file_name}")
         found[name] = file_name

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from model.interop import recognize
+
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -71,7 +73,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointFolderError(f"{path} is truncated or no safetensors file ({size} bytes); fetch it again")
+            what = recognize.file(path) or f"is truncated or no safetensors file ({size} bytes); fetch it again"
+            raise CheckpointFolderError(f"{path} {what}")
         text = stream.read(length)
     start, tensors, end = 8 + length, {}, 0
     try:
@@ -86,7 +89,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise ValueError(name)
             tensors[name] = Tensor(shape, dtype, path, start + begin)
             end = stop
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointFolderError(f"{path} is damaged, its header is wrong ({error}); fetch it again") from error
     if start + end != size:
         raise CheckpointFolderError(
@@ -122,6 +125,22 @@ def _rows(tensor: Tensor, start: int, stop: int) -> np.ndarray:
     if data.size != (stop - start) * row:
         raise CheckpointFolderError(f"{tensor.path} was cut off while it was read; fetch it again")
     return data.view(tensor.dtype).reshape(stop - start, *tensor.shape[1:])
+
+
+def count_not_finite(array: np.ndarray) -> int:
+    """How many numbers are NaN or infinite; of integers none is."""
+    if array.dtype.kind in "iub" or array.dtype.name.startswith("float8"):
+        return 0
+    # By their bits, for numpy has no fast isfinite for bfloat16: without the sign, these have the largest ones.
+    unsigned = np.dtype(f"uint{8 * array.itemsize}")
+    infinity = np.array(np.inf, array.dtype).view(unsigned)
+    sign = unsigned.type(1 << (8 * array.itemsize - 1))
+    bits, step, count = array.reshape(-1).view(unsigned), max(1, _BLOCK // array.itemsize), 0
+    for start in range(0, bits.size, step):
+        values = bits[start : start + step] & ~sign
+        if values.max() >= infinity:
+            count += int((values >= infinity).sum())
+    return count
 
 
 def start_file(path: Path, tensors: Mapping) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data import hub_tokenizer, special_tokens
 from data.batch import DataError
+from data.chat import own_template
 from data.tokenizer import load
 
 CORPUS = [
@@ -235,6 +236,16 @@ def test_chat_templates_are_handed_on(tmp_path):
         assert json.loads(hub_tokenizer.files(words)["tokenizer_config.json"])["chat_template"].startswith("{{")
 
 
+def test_several_chat_templates_of_transformers_5_are_handed_on(tmp_path):
+    folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", tokenizer_config__json={"eos_token": "</s>"})
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    theirs.save_pretrained(folder)
+    assert (folder / "additional_chat_templates").is_dir()
+    assert own_template(read(folder)) == "{{ 1 }}"
+    assert written(read(folder), tmp_path).chat_template == theirs.chat_template
+
+
 def test_mistakes(tmp_path):
     def refused(words, **files):
         for path in tmp_path.iterdir():
@@ -264,3 +275,23 @@ def test_a_damaged_record_of_special_tokens(tmp_path):
     (tmp_path / special_tokens.FILE).write_text('{"begin": 1, "end": [77]}')
     with pytest.raises(DataError, match="outside of the vocabulary of 5 tokens: begin 1, end 77"):
         load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "chat_template.jinja"]
+)
+def test_a_pointer_in_place_of_a_file(name, tmp_path):
+    tokenizer_json(tmp_path, LLAMA, lead="<s>")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 2200119\n")
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS pointer, .*not downloaded; run: git lfs pull"):
+        read(tmp_path)
+
+
+def test_every_mistake_names_the_folder(tmp_path):
+    words = tokenizer_json(tmp_path, ["<x>"])
+    with pytest.raises(DataError, match=rf"{tmp_path}.*no token that ends a document"):
+        read(words)
+    (tmp_path / "bert").mkdir()
+    bert = word_piece(tmp_path / "bert", tokenizer_config__json={"cls_token": "[NONE]"})
+    with pytest.raises(DataError, match=rf"{bert.name}.*no token '\[NONE\]', which is the cls_token"):
+        read(bert)

@@ -142,6 +142,28 @@ def test_several_in_one_batch(made, early):
     np.testing.assert_array_equal(found, wanted)
 
 
+def test_in_another_precision(made, tmp_path):
+    """--dtype: alone, several in one batch, and over a quantized base, which keeps its parameters."""
+    root, _ = made
+    shutil.copytree(root / "wide", tmp_path / "quantized")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["adapt"]["base"] = "int8"
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
+    tables = {}
+    for name, given in {
+        "alone": restore.restore_for_inference(root / "wide", dtype="bfloat16"),
+        "several": adapters.several(root / "base", [root / "narrow", root / "wide"], dtype="bfloat16"),
+        "quantized": restore.restore_for_inference(tmp_path / "quantized", dtype="bfloat16"),
+    }.items():
+        mesh, model, _ = given
+        assert model.config.dtype == "bfloat16"
+        tables[name] = model.inputs.tokens.table[...].dtype.name
+        with axes.use_mesh(mesh):
+            rows = {"adapters": [1]} if name == "several" else {}
+            assert generate(model, [PROMPT], jax.random.key(0), max_new_tokens=2, **rows).lengths == [2]
+    assert tables == {"alone": "bfloat16", "several": "bfloat16", "quantized": "float32"}
+
+
 def test_an_adapter_of_one_layer(early, tmp_path):
     adapters.to_peft(early, tmp_path / "out")
     module = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -197,3 +197,28 @@ def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
     with pytest.raises(ConfigError, match=re.escape(words)):
         convert(tmp_path / "run", from_hf=source)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_where_a_workdir_is_wanted(folder):
+    with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*no workdir; .*--from_hf={folder}"):
+        restore.restore_for_inference(folder)
+
+
+def test_names_of_classes_in_the_order_of_their_numbers(folder, tmp_path):
+    """Also where config.json has them in another one, and where the names are numbers themselves."""
+    names = [str(2 * number) for number in range(12)]
+    config = transformers.LlamaConfig.from_pretrained(folder, num_labels=12, pad_token_id=5)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "hf")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "hf")
+    given = json.loads((tmp_path / "hf" / "config.json").read_text())
+    given["id2label"] = {str(number): names[number] for number in (10, 2, 11, 0, 1, 3, 9, 8, 7, 6, 5, 4)}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(given))
+    convert(tmp_path / "run", from_hf=tmp_path / "hf")
+    assert workdirs.labels(tmp_path / "run")["names"] == names
+    convert(tmp_path / "run", to_hf=tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(written["id2label"].items()) == [(str(number), name) for number, name in enumerate(names)]
+    assert list(written["label2id"].items()) == [(name, number) for number, name in enumerate(names)]
+    read = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert list(read.id2label.items()) == list(enumerate(names)) and read.label2id == written["label2id"]
+    assert not (tmp_path / "out" / "generation_config.json").exists()

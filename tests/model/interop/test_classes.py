@@ -1,6 +1,8 @@
 """Decoders with heads for classes against transformers: both ways."""
 
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +13,9 @@ from flax import nnx
 
 from model import families
 from model.interop import registry
+from model.interop.classes import names as names_of
 from model.interop.folder import Folder
+from model.interop.tensorfile import CheckpointFolderError
 from tests.model.interop import hub
 from tests.model.interop.test_families import PAD, TOLERANCE, batch, padded
 
@@ -85,5 +89,50 @@ def test_names_are_those_of_transformers():
             if kind.model_type in names:
                 assert registry.model_fields(kind.model_type, fields)["head"] == head
             else:
-                with pytest.raises(ValueError, match=r"architectures is .'NoSuchClass'.; known is one of"):
+                with pytest.raises(ValueError, match=r"architectures is 'NoSuchClass', a class that"):
                     registry.model_fields(kind.model_type, fields)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"0": "no", "1": "yes", "2": "10"},
+        {"2": 10, "0": "no", "1": "yes"},
+        ["no", "yes", "10"],
+        {0: "no", 1: "yes", 2: "10"},
+    ],
+)
+def test_names_of_classes_in_the_order_of_their_numbers(given):
+    assert names_of({"id2label": given}) == ["no", "yes", "10"]
+
+
+@pytest.mark.parametrize("given", [None, {}, []])
+def test_no_names_of_classes(given):
+    assert names_of({"id2label": given}) is None and names_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"no": 0, "yes": 1},
+            "id2label has the key 'no'; keys are numbers of classes, from 0 on, and values their names",
+        ),
+        ({"LABEL_0": "no"}, "has the key 'LABEL_0'"),
+        ({"0": "no", "-1": "yes"}, "has the key '-1'"),
+        ({"0": "no", "1.0": "yes"}, "has the key '1.0'"),
+        ({"1": "no", "2": "yes"}, "has the numbers 1, 2; those of 2 classes are 0 to 1"),
+        ({"0": "no", "00": "yes"}, "has the numbers 0; those of 2 classes are 0 to 1"),
+        ({"0": "no", "1": None}, "calls class 1 None; a name must be a string"),
+        (["no", ["yes"]], r"calls class 1 \['yes'\]"),
+        ("no", "id2label is 'no'; it must map numbers to names of classes"),
+        (3, "id2label is 3; it must map"),
+    ],
+)
+def test_names_of_classes_that_are_refused(given, words, tmp_path):
+    shutil.copytree(reference("llama", "sequence")[1], tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text()) | {"id2label": given}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointFolderError, match=words) as error:
+        registry.read_config(Folder(tmp_path / "copy"))
+    assert str(error.value).startswith(f"{tmp_path / 'copy'}: config.json: ") and "\n" not in str(error.value)

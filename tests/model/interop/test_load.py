@@ -208,7 +208,7 @@ def small(request):
     place = lambda name: NamedSharding(mesh, PartitionSpec(*SPECS[name]))
     shaped = {name: jax.ShapeDtypeStruct(SHAPES[name], request.param, sharding=place(name)) for name in SHAPES}
     values = {name: rng.standard_normal(shape).astype(request.param) for name, shape in SHAPES.items()}
-    values["experts"][0, 0, 0, :2] = -0.0, np.nan
+    values["experts"][0, 0, 0, 0] = -0.0
     values["bias"][:] = 0
     return Small(**shaped), values
 
@@ -239,6 +239,7 @@ def test_gathering_over_devices_of_other_processes(small):
     """The program that `save` runs where a process has not all of a parameter, here with devices of one."""
     abstract, values = small
     like = by_name(abstract)["experts"]
+    values["experts"][0, 0, 0, 1] = np.nan  # no folder with it is read, but training may make one
     experts = jax.device_put(values["experts"], like.sharding)
     with jax.set_mesh(like.sharding.mesh):
         for layer, expert in ((0, 0), (3, 5)):

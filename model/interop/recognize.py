@@ -1,0 +1,137 @@
+"""Says what a file or a folder is that holds no weights we can read, and what to do about it.
+
+People point at a wrong folder, or at one that was downloaded in part. A message such as "no model.safetensors" is then
+true and no help. What is here looks at names and at the first bytes of files; it reads no weights.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# What files begin with that are often found under a wrong name.
+_BEGINNINGS = (
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, which stands for a file that was not downloaded; run: git lfs pull",
+    ),
+    (b"GGUF", "is a GGUF file, which llama.cpp reads; use the safetensors files that it was made of"),
+    (
+        b"PK\x03\x04",
+        "is a PyTorch pickle under another name; convert it to safetensors with transformers (save_pretrained)",
+    ),
+    (b"\x80\x02", "is a pickle under another name; convert it to safetensors with transformers (save_pretrained)"),
+    (b"\x89HDF", "is an HDF5 file (TensorFlow); convert it to safetensors with transformers 4 (from_tf=True)"),
+    (b"<!doctype html", "is a web page, not the file; download it again"),
+    (b"<html", "is a web page, not the file; download it again"),
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "pytorch_model.bin.index.json")
+# Weights of other libraries, and how they become safetensors.
+_OTHERS = (
+    (
+        ("*.h5", "saved_model.pb", "*.ckpt.index", "*.ckpt.data-*"),
+        "TensorFlow",
+        "transformers 4: from_tf=True, then save_pretrained",
+    ),
+    (("*.msgpack",), "Flax", "transformers 4: from_flax=True, then save_pretrained"),
+    (("*.onnx",), "ONNX", "it holds a program; use the folder that it was exported from"),
+    (("*.ot",), "rust-bert", "use the folder that it was made of"),
+)
+
+
+def file(path: Path) -> str | None:
+    """What a file is by its first bytes ('is a Git LFS pointer, ...'); None where these say nothing.
+
+    Raises:
+      OSError: it can't be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    found = (what for beginning, what in _BEGINNINGS if start.lstrip().lower().startswith(beginning.lower()))
+    return next(found, None)
+
+
+def folder(path: Path, prefix: str = "") -> str:
+    """What a folder is that has neither PREFIXmodel.safetensors nor its index.
+
+    Args:
+      prefix: what the names of the files with tensors begin with ('adapter_': of an adapter).
+    """
+    if not path.exists():
+        return f"there is no folder {path} (a model of the hub has to be downloaded first)"
+    if not path.is_dir():
+        what = file(path) or "is a file"
+        return f"{path} {what}; what is read here is a folder with {prefix}{SINGLE} and its configuration"
+    names = functools.partial(_named, path)
+    if prefix and names(SINGLE, INDEX):
+        return f"{path} holds a whole model and no adapter (no {prefix}{SINGLE}); read it with --from_hf"
+    if not prefix and names("adapter_config.json", "adapter_model.*"):
+        return (
+            f"{path} holds an adapter of peft and no model; read the model that it stands on (base_model_name_or_path "
+            "in adapter_config.json) with --from_hf, and then this folder with --from_peft and --base"
+        )
+    return _weights(path, names, prefix) or _places(path, names) or _nothing(path, names, prefix)
+
+
+def _weights(path: Path, names: Callable[..., str], prefix: str) -> str | None:
+    """Of a folder with weights in another form."""
+    if found := names("consolidated*.safetensors"):
+        return (
+            f"{path} holds weights in Mistral's own format ({found}), whose tensors have other names; use the files of "
+            f"the same model for transformers ({SINGLE} or {INDEX}, with config.json)"
+        )
+    if found := names("consolidated*.pth"):
+        return (
+            f"{path} holds weights in Meta's own format ({found}), which are pickles: unpickling runs whatever code is "
+            "in them; use the files of the same model for transformers"
+        )
+    if found := names(f"{prefix}model-*-of-*.safetensors"):
+        return f"{path} holds {found}, but not {prefix}{INDEX}, which says what is in which file; download that too"
+    if found := names("*.safetensors"):
+        return f"{path} holds {found}, and no {prefix}{SINGLE}; if that is all of the model, rename it so"
+    if found := names("*.gguf"):
+        return (
+            f"{path} holds GGUF ({found}), which llama.cpp reads; use the folder with safetensors that it was made of"
+        )
+    if found := names(*_PICKLES):
+        return (
+            f"{path} holds only pickle files ({found}): unpickling runs whatever code is in "
+            "them; convert them to safetensors first (transformers: load, then save_pretrained)"
+        )
+    for patterns, library, way in _OTHERS:
+        if found := names(*patterns):
+            return f"{path} holds only weights of {library} ({found}); convert them to safetensors first ({way})"
+    return None
+
+
+def _places(path: Path, names: Callable[..., str]) -> str | None:
+    """Of a folder that has the model somewhere inside."""
+    if (path / "checkpoints").is_dir():
+        return f"{path} is a workdir of this code and no checkpoint folder; give it as --workdir or config.init_from"
+    if found := sorted({file.parent for name in (SINGLE, INDEX) for file in path.glob(f"*/{name}")}):
+        return f"{path} holds no checkpoint itself, but {found[0]} does; give that folder"
+    if found := names("snapshots"):
+        inside = sorted((path / "snapshots").iterdir())
+        return f"{path} is an entry of the hub's cache; give the folder {inside[0] if inside else found}"
+    return None
+
+
+def _nothing(path: Path, names: Callable[..., str], prefix: str) -> str:
+    others = names("*.json", "*.model", "*.txt", "*.jinja")
+    if others:
+        found = f", only {others}: the weights were not downloaded"
+    else:
+        found = "" if any(path.iterdir()) else "; the folder is empty"
+    return f"{path} holds no checkpoint: neither {prefix}{SINGLE} nor {prefix}{INDEX}{found}"
+
+
+def _named(path: Path, *patterns: str) -> str:
+    """Names in a folder that fit one of the patterns, as words for a message; '' where none does."""
+    return some({found.name for pattern in patterns for found in path.glob(pattern)})
+
+
+def some(names: Iterable[str]) -> str:
+    """A few of these names, in their order; '' for none."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

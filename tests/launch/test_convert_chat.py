@@ -1,0 +1,121 @@
+"""An exported model that was tuned on conversations: transformers reads the same prompt and stops at the same token."""
+
+import json
+from itertools import pairwise
+
+import jax
+import pytest
+import torch
+import transformers
+
+from configs import sft
+from data import tokenizer
+from data.batch import DataError
+from data.templates import TEMPLATES
+from launch import convert, prompts, restore, workdirs
+from model import axes
+from model.decode.generate import generate
+
+MESSAGES = [{"role": "user", "content": "What is it?"}]
+# What a model says, token by token; behind the end it would go on with "z".
+SAYS = {"chatml": ["\n", "O", "k", "<|im_end|>"], "llama3": ["\n\n", "O", "k", "<|eot_id|>"]}
+SAYS |= {"alpaca": [":", "O", "k", tokenizer.EOT], "gemma": ["\n", "O", "k", "<end_of_turn>"]}
+
+
+def chain(tokens, size):
+    """A LLaMA whose next token depends on the last one alone: each token of the list leads to the next one."""
+    settings = dict(vocab_size=size, hidden_size=512, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, max_position_embeddings=256))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(size, 512))
+        for weight in (model.model.layers[0].self_attn.o_proj.weight, model.model.layers[0].mlp.down_proj.weight):
+            weight.zero_()
+        model.lm_head.weight.zero_()
+        for before, after in pairwise(tokens):
+            model.lm_head.weight[after, before] = 1
+    return model
+
+
+def tuned(template, folder, system="", **data):
+    """In a folder, the workdir that configs/sft.py would leave, with such a model; `data` are further fields."""
+    names = sorted({name for found in TEMPLATES.values() for name in found.markers})
+    words = tokenizer.train(["\n\nOk" * 9], "byte", specials=names)
+    backend = tokenizer.Backend.from_str(words.to_json())
+    ids = [backend.encode(text).ids[-1] for text in [*SAYS[template], "z", "z"]]
+    folder.mkdir()
+    chain(ids, words.vocab_size).save_pretrained(folder / "hf")
+    words.save(folder / "hf" / "tokenizer.json")
+    convert.import_folder(folder / "hf", folder / "run")
+    record = workdirs.recorded_config(folder / "run")
+    words.save(folder / "run" / "tokenizer.json")  # no published one
+    fields = sft.get_config().data.to_dict() | {"path": "c.json", "format": "chat", "sources": ()}
+    fields["chat"] = {"template": template, "system": system}
+    record = record.to_dict() | {"data": fields | data}
+    (folder / "run" / "config.json").write_text(json.dumps(record))
+    return folder / "run"
+
+
+def answered(workdir):
+    """(prompt, greedy answer, tokens that end one), as launch.generate has them."""
+    mesh, model, words = restore.restore_for_inference(workdir)
+    given = prompts.inputs(workdirs.recorded_config(workdir), words, [MESSAGES[0]["content"]], encoder=False)
+    with axes.use_mesh(mesh):
+        out = generate(
+            model, given.prompts, jax.random.key(0), max_new_tokens=8, eos_id=given.ends, vocab_size=words.vocab_size
+        )
+    return given.prompts[0], out.tokens[0, : out.lengths[0]].tolist(), given.ends
+
+
+@pytest.mark.parametrize(("template", "system"), [(name, "") for name in SAYS] + [("chatml", "Be brief.")])
+def test_transformers_stops_where_launch_generate_does(template, system, tmp_path):
+    workdir = tuned(template, tmp_path / "a", system)
+    prompt, answer, ends = answered(workdir)
+    assert len(answer) == 3 and answer[-1] == ends[0]  # it ends by its own token, not by the limit
+    convert.export(workdir, tmp_path / "out")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    asked = words.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")
+    assert asked["input_ids"][0].tolist() == prompt
+    found = model.generate(**asked, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert found == prompt + answer
+    for config in (model.config, model.generation_config):
+        given = config.eos_token_id
+        assert (given if isinstance(given, list) else [given]) == list(ends)
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((tmp_path / "out" / name).read_text())
+        assert written["eos_token_id"] == (list(ends) if len(ends) > 1 else ends[0])
+        assert written["pad_token_id"] == words.pad_token_id and written["bos_token_id"] == words.bos_token_id
+    assert None not in (words.pad_token_id, words.bos_token_id, words.eos_token_id)
+
+
+def test_the_way_back(tmp_path):
+    """What was exported is read with its template, and all its ends."""
+    workdir = tuned("chatml", tmp_path / "a")
+    convert.export(workdir, tmp_path / "out")
+    convert.import_folder(tmp_path / "out", tmp_path / "back")
+    words = workdirs.contents(tmp_path / "back")[1]
+    assert set(words.special.end) == set(answered(workdir)[2])
+    convert.export(tmp_path / "back", tmp_path / "again")
+    read = lambda out, name: json.loads((tmp_path / out / name).read_text())
+    templates = [read(out, "tokenizer_config.json")["chat_template"] for out in ("out", "again")]
+    ends = [sorted(read(out, "generation_config.json")["eos_token_id"]) for out in ("out", "again")]
+    assert templates[0] == templates[1] and ends[0] == ends[1]
+
+
+def test_a_model_of_text_alone_gets_no_template(tmp_path):
+    workdir = tuned("chatml", tmp_path / "a", path="", sources=(("stdlib", 1.0),))
+    convert.export(workdir, tmp_path / "out")
+    assert "chat_template" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == workdirs.contents(workdir)[1].eot_id
+
+
+def test_what_can_not_be_handed_on_is_refused_before_anything_is_written(tmp_path):
+    workdir = tuned("chatml", tmp_path / "a")
+    content = json.loads((workdir / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["lstrip"] |= token["content"] == "<|im_end|>"
+    (workdir / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="can't be handed on with this tokenizer"):
+        convert.export(workdir, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
