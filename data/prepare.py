@@ -31,7 +31,7 @@ Log = Callable[[str], None]
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_EXAMPLES = 3  # part of what names rows of examples: raise it when other rows come of the same records
+_EXAMPLES = 4  # part of what names rows of examples: raise it when other rows come of the same records
 
 
 @dataclass(frozen=True)

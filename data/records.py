@@ -62,7 +62,8 @@ class RecordSource:
                 try:
                     parsed = self._parse(record)
                     split = parsed.pop("split", None)
-                    text = json.dumps(parsed, ensure_ascii=False, sort_keys=True)
+                    # Inside its fields the order stays: chat templates write out what tools are given as.
+                    text = json.dumps(dict(sorted(parsed.items())), ensure_ascii=False)
                     text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
                 except ValueError as error:
                     if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines

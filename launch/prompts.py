@@ -83,16 +83,18 @@ def of_examples(
 ) -> Inputs:
     """What stood in training before the last answer of each record of 'chat' or 'pairs', whole and without a prefix."""
     questions = [record["source"] if kind == "pairs" else record["messages"][:-1] for record in records]
-    return _asked(config, tokenizer, kind, questions, encoder)
+    return _asked(config, tokenizer, kind, questions, encoder, [record.get("tools") for record in records])
 
 
-def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool) -> Inputs:
+def _asked(
+    config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool, tools: Sequence | None = None
+) -> Inputs:
     settings = kinds.checked(config.data)[kind]
     if kind == "pairs":
         given = pairs.inputs(tokenizer, settings, questions, encoder)
         return Inputs(**given, ends=tokenizer.special.end, answers=True, keeps_start=True)
     chat = Chat(tokenizer, settings)
-    return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True, lead=chat.lead)
+    return Inputs(**chat.inputs(questions, encoder, tools), ends=chat.ends, answers=True, lead=chat.lead)
 
 
 def trained_on(config: ConfigDict) -> str:
