@@ -150,7 +150,14 @@ def _table(stream, file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[
 
 
 def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
-    """The field `name` of a record; MissingField where it has none. `setting` is what names it in the config."""
+    """The field `name` of a record. `setting` is what names it in the config.
+
+    Raises:
+      MissingField: the record has no such field.
+      ValueError: it is null.
+    """
     if name not in record:
         raise MissingField(name, record, setting)
+    if record[name] is None:
+        raise ValueError(f"field {name!r} is null; fill it in or take the record out")
     return record[name]
