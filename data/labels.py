@@ -245,8 +245,8 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise DataError(
             f"The labels to train on have {len(names)} different values ({_some(names)}), and classes are 2 to "
-            f"{_MOST_CLASSES}. Is config.data.labels.label the right field? For numbers set config.data.labels.kind to "
-            "'number'."
+            f"{_MOST_CLASSES}. Is config.data.labels.label the right field?"
+            + (" For numbers set config.data.labels.kind to 'number'." if kind == "class" else "")
         )
     return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
 

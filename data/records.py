@@ -33,7 +33,7 @@ class MissingField(ValueError):
 
     def __init__(self, name: str, record: Mapping[str, Any], setting: str):
         self.what = f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}"
-        super().__init__(f"{self.what}; set config.{setting} to one of them")
+        super().__init__(f"{self.what}; set config.{setting} to one of them" if record else self.what)
 
 
 class RecordSource:

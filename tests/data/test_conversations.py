@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import tokenizer as tokenizers
-from data.batch import TRAINED, marked
+from data.batch import TRAINED, DataError, marked
 from data.conversations import conversation_of, messages_of
 from data.pack import RowReader
 from data.prepare import prepare
@@ -146,6 +146,23 @@ def test_so_it_may_by_fields_of_the_opposite_sense(name):
 def test_a_weight_that_can_not_be_obeyed_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         messages_of({"messages": [USER, SAID | fields, USER, SAID]})
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "message"),
+    [
+        (1, 0.5, r"too few records: none falls into .*, of 1 in all\. Add more records\.$"),
+        (4, 1e-9, r"none falls into validation with .*, of 4 in all\. Raise config\.data\.validation\.$"),
+        (4, 1 - 1e-9, r"none falls into train with .*, of 4 in all\. Lower config\.data\.validation\.$"),
+    ],
+)
+def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, validation, message):
+    """Records are never parted, so data.split = 'tail' is no advice for them."""
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(FORMS["instruction"])] * count))
+    for split in ("document", "tail"):
+        config = settings(f"chat:{tmp_path / 'a.jsonl'}", validation=validation, split=split)
+        with pytest.raises(DataError, match=message):
+            prepare(config, tmp_path / "out", lambda line: None)
 
 
 def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):

@@ -336,8 +336,10 @@ def test_a_number_beyond_any_float_is_a_broken_record():
 
 def test_mistakes_about_labels(table, config, tmp_path):
     one = write(tmp_path, "one.csv", "text,label\n" + "\n".join(f"t{i},a" for i in range(40)))
+    words = write(tmp_path, "one.jsonl", "\n".join([json.dumps({"tokens": ["t"], "labels": ["a"]})] * 40))
     for path, block, message in (
         (one, {}, r"have 1 different values \(a\).*config\.data\.labels\.kind to 'number'"),
+        (words, {"kind": "token"}, r"have 1 different values \(a\).*Is config\.data\.labels\.label the right field\?$"),
         (table, {"kind": "classes"}, "data.labels.kind must be one of class, token, number"),
         (table, {"kind": "token", "pair": "b"}, "data.labels.pair is for texts"),
         (table, {"txt": "b"}, "data.labels.txt: did you mean text"),
