@@ -182,9 +182,8 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
         if spans > sentinels:
             raise DataError(
                 f"data.corruption takes up to {spans} spans out of a document in rows of {seq_len} tokens, but the "
-                f"tokenizer has {sentinels} sentinels (<extra_id_0>, ...): if it is trained here, set "
-                f"data.tokenizer.sentinels to {spans} or more, else take a tokenizer.json that has them; or make "
-                "data.corruption.rate or data.seq_len smaller, or data.corruption.mean_length larger."
+                f"tokenizer has {sentinels} sentinels (<extra_id_0>, ...): if it is trained here, set data.tokenizer."
+                f"sentinels to {spans} or more, else take one that has them; or a smaller rate or a larger mean_length."
             )
     return settings
 
