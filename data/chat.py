@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from data.batch import DataError
-from data.conversations import conversation_of
+from data.conversations import conversation_of, last_answer
 from data.examples import Context, Encoding, Example, Kind
 from data.jinja_template import JinjaTemplate
-from data.templates import TEMPLATES, Ends, Message, Piece, PieceEncoder, Template
+from data.templates import TEMPLATES, Ends, Message, NamedTemplate, Piece, PieceEncoder
 from data.tokenizer import Tokenizer
 
 FIELDS = {"template": "auto", "system": ""}
@@ -44,7 +44,7 @@ class Chat:
         self._start_id, self._eot_id = tokenizer.start_id, tokenizer.eot_id
         begin = tokenizer.special.begin
         ends = Ends(None if begin is None else self._encoder.name(begin), self._encoder.name(tokenizer.eot_id))
-        own, name = own_template(tokenizer), settings["template"]
+        own, name = own_templates(tokenizer), settings["template"]
         if name == "auto":
             name = "tokenizer" if own else "alpaca"
         if name == "tokenizer":
@@ -56,8 +56,12 @@ class Chat:
             tokens = {
                 role: token for role, token in tokenizer.special.tokenizer_config.items() if role.endswith("_token")
             }
-            template = JinjaTemplate(own, self._encoder.specials(), {"bos_token": "", "eos_token": ""} | tokens)
-            self._reads, self._render = template.names, template.render
+            made = functools.partial(
+                JinjaTemplate, specials=self._encoder.specials(), variables={"bos_token": "", "eos_token": ""} | tokens
+            )
+            self._template = self._with_tools = made(own["default"])
+            if "tool_use" in own:
+                self._with_tools = made(own["tool_use"])
         else:
             missing = [marker for marker in TEMPLATES[name].markers if not self._encoder.has(marker)]
             if missing:
@@ -65,16 +69,16 @@ class Chat:
                     f"data.chat.template is {name!r}, but the tokenizer has no token {missing[0]!r}; these templates "
                     f"would work: {', '.join(self._working())}."
                 )
-            self._reads, self._render = frozenset(), functools.partial(_named, TEMPLATES[name], ends)
+            self._template = self._with_tools = NamedTemplate(TEMPLATES[name], ends)
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SAID}]
         try:
-            pieces = self._render(self._with_system(probe), False, None)
+            pieces = self._template.render(self._with_system(probe), False)
             ids, trained, _ = self._encoder.encode(pieces)
             if not trained.any():
                 raise ValueError("the chat template writes no answer")
         except ValueError as error:
             raise DataError(f"A question and its answer can't be written out: {error}.") from error
-        self.identity = [name, own if name == "tokenizer" else "", self._system, ids.tolist()]
+        self.identity = [name, own if name == "tokenizer" else {}, self._system, ids.tolist()]
         # Where a template ends its turns with text, only the end of a document stops an answer.
         marked = [piece.special for piece in pieces if piece.answer][-1]
         said = tokenizer.decode(ids[trained])
@@ -87,13 +91,11 @@ class Chat:
         Raises:
           ValueError: the template refuses the conversation, or doesn't read a part of it.
         """
-        self._check(messages, tools)
-        return self._encoder.encode(self._render(self._with_system(messages), False, tools))
+        return self._encoder.encode(self._pieces(messages, False, tools))
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids up to where the next answer begins: those that stand before this answer in training."""
-        self._check(messages, tools)
-        return self._encoder.encode(self._render(self._with_system(messages), True, tools))[0].tolist()
+        return self._encoder.encode(self._pieces(messages, True, tools))[0].tolist()
 
     def inputs(
         self, conversations: Sequence[Sequence[Message]], encoder: bool, tools: Sequence[Tools] | None = None
@@ -104,19 +106,21 @@ class Chat:
             return {"prompts": asked, "sources": None}
         return {"prompts": [[self._start_id]] * len(asked), "sources": [[*ids, self._eot_id] for ids in asked]}
 
-    def _check(self, messages: Sequence[Message], tools: Tools) -> None:
-        """Refuse what the template doesn't read: it would be lost."""
+    def _pieces(self, messages: Sequence[Message], prompt: bool, tools: Tools) -> list[Piece]:
+        """By the template; ValueError where it doesn't read a part of the conversation, which would be lost."""
+        template = self._with_tools if tools else self._template
         found = [("tools", '"tools"')] if tools else []
         for number, message in enumerate(messages, 1):
             if message["role"] == "tool":
                 found.append(("tool", f"the role 'tool' of message {number}"))
             fields = [name for name, value in message.items() if value not in ("", [], {}) and name not in _KNOWN]
             found += [(name, f'"{name}" of message {number}') for name in fields]
-        if lost := next((what for name, what in found if name not in self._reads), None):
+        if lost := next((what for name, what in found if name not in template.names), None):
             raise ValueError(
                 f"{lost} is not read by the chat template; take it out of the data, or have config.data.chat.template "
                 "name a template that reads it ('tokenizer', if the tokenizer brings one along that does)"
             )
+        return template.render(self._with_system(messages), prompt, tools)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system and messages[0]["role"] != "system":
@@ -127,17 +131,14 @@ class Chat:
         return [name for name, template in TEMPLATES.items() if all(map(self._encoder.has, template.markers))]
 
 
-def _named(template: Template, ends: Ends, messages: Sequence[Message], prompt: bool, tools: None) -> list[Piece]:
-    """Of TEMPLATES none writes tools, which are refused before."""
-    return template.render(messages, prompt, ends)
-
-
-def own_template(tokenizer: Tokenizer) -> str:
-    """The Jinja template that a tokenizer brings along, '' for none. Of several, the one named default."""
-    given = tokenizer.special.tokenizer_config.get("chat_template") or ""
+def own_templates(tokenizer: Tokenizer) -> dict[str, str]:
+    """The Jinja templates that a tokenizer brings along, by name: 'default', and maybe 'tool_use' for conversations
+    with tools. Empty where there is no default."""
+    given = tokenizer.special.tokenizer_config.get("chat_template") or {}
     if isinstance(given, list):
         given = {item["name"]: item["template"] for item in given}
-    return given.get("default", "") if isinstance(given, dict) else given
+    given = {"default": given} if isinstance(given, str) else given
+    return {name: given[name] for name in ("default", "tool_use") if name in given} if given.get("default") else {}
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -169,9 +170,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         ids, trained, content = chat.encode(messages, tools)
         if not context.encoder:
             return Example.of_ids(ids, trained, content)
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        last = max(i for i in answers if messages[i].get("train", True))
-        begin = len(chat.prompt(messages[:last], tools))
+        begin = len(chat.prompt(messages[: last_answer(messages)], tools))
         end = int(np.flatnonzero(trained)[-1]) + 1
         answer, source = [tokenizer.start_id, *ids[begin:end]], [*ids[:begin], tokenizer.eot_id]
         said = [False] + [True] * (end - begin)

@@ -13,7 +13,7 @@ data/chat.py refuses those that the chat template doesn't read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,13 +30,13 @@ _MISPLACED = ("reasoning_content", "reasoning", "thinking", "tool_calls")
 _UNKNOWN = ("functions", "function_call", "chat_template_kwargs")
 
 
-def conversation_of(record: Mapping[str, Any]) -> dict[str, Any]:
+def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """{"messages": [...]}, and "tools" where the record has some; ValueError says what is wrong with the record.
 
     A message has role and content. It may have `train` (False: this answer is not trained on), `input` (what of the
     content is no instruction, its end), and the other fields that the record gives it.
     """
-    record = _present(record)
+    record = _present(given)
     _check_fields(record)
     if "messages" in record or "conversations" in record:
         name = "messages" if "messages" in record else "conversations"
@@ -49,7 +49,7 @@ def conversation_of(record: Mapping[str, Any]) -> dict[str, Any]:
             messages.insert(0, {"content": system, "role": "system"})
         elif system and messages[0]["content"] != system:
             raise ValueError('"system" and the first message are two different system texts; keep one of them')
-    elif "instruction" in record:
+    elif "instruction" in record or ("instruction" in given and "input" in record):
         messages = _alpaca(record)
     else:
         raise ValueError(
@@ -65,6 +65,11 @@ def conversation_of(record: Mapping[str, Any]) -> dict[str, Any]:
 def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages of a record; ValueError says what is wrong with it."""
     return conversation_of(record)["messages"]
+
+
+def last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the last answer that is trained on."""
+    return max(i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True))
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,19 @@ TEMPLATES = {
 }
 
 
+class NamedTemplate:
+    """One of TEMPLATES with a tokenizer's ends, to use as a JinjaTemplate. It looks at nothing by name, and so none of
+    them is ever given tools."""
+
+    names: frozenset[str] = frozenset()
+
+    def __init__(self, template: Template, ends: Ends):
+        self._template, self._ends = template, ends
+
+    def render(self, messages: Sequence[Message], prompt: bool, tools: None = None) -> list[Piece]:
+        return self._template.render(messages, prompt, self._ends)
+
+
 class PieceEncoder:
     """Pieces to token ids, which of them are trained on, and which are content.
 

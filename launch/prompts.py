@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data import kinds, pairs
 from data.chat import Chat
+from data.conversations import last_answer
 from data.examples import cut_end, cut_prompt
 from data.tokenizer import Tokenizer
 from launch import workdirs
@@ -82,8 +83,24 @@ def of_examples(
     config: ConfigDict, tokenizer: Tokenizer, kind: str, records: Sequence[Mapping[str, Any]], encoder: bool
 ) -> Inputs:
     """What stood in training before the last answer of each record of 'chat' or 'pairs', whole and without a prefix."""
-    questions = [record["source"] if kind == "pairs" else record["messages"][:-1] for record in records]
+    asked = lambda messages: messages[: last_answer(messages)]
+    questions = [record["source"] if kind == "pairs" else asked(record["messages"]) for record in records]
     return _asked(config, tokenizer, kind, questions, encoder, [record.get("tools") for record in records])
+
+
+def reference(config: ConfigDict, tokenizer: Tokenizer, record: Mapping[str, Any]) -> str:
+    """The last answer of a conversation's record that is trained on: its text; where thoughts or calls of tools stand
+    beside that, all that a model would say."""
+    messages, tools = record["messages"], record.get("tools")
+    last = last_answer(messages)
+    answer = messages[last]
+    if not answer.get("reasoning_content") and not answer.get("tool_calls"):
+        return answer["content"]
+    chat = Chat(tokenizer, kinds.checked(config.data)["chat"])
+    ids, trained, _ = chat.encode(messages[: last + 1], tools)
+    begin = len(chat.prompt(messages[:last], tools))
+    given = Inputs([], None, chat.ends, answers=True, lead=chat.lead)
+    return given.continuation(tokenizer, ids[begin:][trained[begin:]].tolist())
 
 
 def _asked(

@@ -93,6 +93,12 @@ def test_a_field_that_is_null_counts_as_absent(form):
     assert conversation_of(filled) == conversation_of(record)
 
 
+def test_an_input_may_stand_without_an_instruction():
+    for nothing in (None, ""):
+        record = {"instruction": nothing, "input": "i", "output": "a"}
+        assert [message["content"] for message in messages_of(record)] == ["i", "a"]
+
+
 @pytest.mark.parametrize("value", [0, 5, 1.5, False, True, [], ["x"], {}, {"a": 1}])
 @pytest.mark.parametrize("name", ["instruction", "input", "output", "system"])
 def test_a_text_that_is_no_string_is_refused_and_not_lost(name, value):

@@ -218,6 +218,17 @@ def test_an_answer_that_is_not_to_be_trained_on_is_read_alone(backend, template)
         assert less.any()
 
 
+def test_the_template_of_several_that_is_for_tools(backend):
+    several = [{"name": "default", "template": plain(QWEN3)}, {"name": "tool_use", "template": plain(THINKING)}]
+    chat, alone = (
+        Chat(bringing(backend, template), {"template": "auto", "system": ""}) for template in (several, plain(THINKING))
+    )
+    messages = THOUGHTS["called"]
+    assert chat.encode(messages, TOOLS)[0].tolist() == alone.encode(messages, TOOLS)[0].tolist()
+    with pytest.raises(ValueError, match='"tool_calls" of message 2 is not read'):
+        chat.encode(messages)
+
+
 def test_a_prompt_that_the_conversation_does_not_go_on_with_is_refused_if_its_answer_is_trained_on(backend):
     """As QwQ's: an answer is asked for behind <think>, but one before the last question is written without it."""
     words = bringing(backend, plain(QWEN3)[: -len("{%- endif %}")] + "{{- '<think>\\n' }}{%- endif %}")
