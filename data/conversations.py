@@ -36,10 +36,13 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     A message has role and content. It may have `train` (False: this answer is not trained on), `input` (what of the
     content is no instruction, its end), and the other fields that the record gives it.
     """
-    record = _present(given)
+    # Tables have an empty text where a record has no such field.
+    record = {n: value for n, value in _present(given).items() if value != "" or n in ("instruction", "output")}
     _check_fields(record)
     if "messages" in record or "conversations" in record:
-        name = "messages" if "messages" in record else "conversations"
+        name, *more = [name for name in ("messages", "conversations") if name in record]
+        if more:
+            raise ValueError('both "messages" and "conversations" are there; keep one of them')
         turns = record[name]
         if not isinstance(turns, list) or not turns:
             raise ValueError(f'"{name}" has no messages; take the record out')
@@ -56,9 +59,9 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
             f"no conversation, only {', '.join(map(str, record)) or '(no fields)'}; a record has instruction and "
             "output, or messages, or conversations"
         )
-    tools = record.get("tools") or []
-    if not (isinstance(record.get("tools", []), list) and all(isinstance(tool, dict) for tool in tools)):
-        raise ValueError(f'"tools" is not a list of objects but {type(record["tools"]).__name__}')
+    tools = record.get("tools", [])
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f'"tools" is not a list of objects but {type(tools).__name__}')
     return {"messages": _checked(messages)} | ({"tools": tools} if tools else {})
 
 
@@ -159,7 +162,7 @@ def _alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ValueError(f'"instruction" without "output", only {", ".join(map(str, record))}')
     system, given = _field(record, "system"), _field(record, "input")
     messages = [{"content": system, "role": "system"}] if system else []
-    history = [] if record.get("history", "") == "" else record["history"]
+    history = record.get("history", [])
     if not (isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)):
         raise ValueError('"history" is not a list of pairs [asked, said]')
     question = "\n\n".join(filter(None, [_field(record, "instruction"), given]))

@@ -27,6 +27,7 @@ from data.templates import Message, Piece
 _EDGE, _APART, _STOP = "\ue0f2", "\ue0f3", "\ue0f4"
 _KEPT = re.compile(f"[{BEGIN}-{_STOP}]")
 _BLOCK = re.compile(f"[{BEGIN}{END}]")
+_FEW = 16  # names that are tried one by one: of a thought none is copied, so halves would be tried for nothing
 _OWN = ("input", "train")  # fields of messages that no template is given
 _UNCLEAR = (
     "the tokenizer's chat template writes an answer otherwise than its prompt and the rest of the conversation lead to "
@@ -168,8 +169,9 @@ class JinjaTemplate:
                 pass
             if len(group) == 1:
                 return frozenset()
-            half = frozenset(sorted(group)[: len(group) // 2])
-            return copied(half) | copied(group - half)
+            order, size = sorted(group), 1 if len(group) <= _FEW else len(group) // 2
+            parts = (frozenset(order[i : i + size]) for i in range(0, len(order), size))
+            return frozenset().union(*map(copied, parts))
 
         left = all_of_them - copied(all_of_them)
         if shown(left) != whole:

@@ -59,6 +59,7 @@ def test_records_of_every_form_become_messages(record, expected):
         ({"messages": [USER, SAID | {"tool_calls": "f()"}]}, 'message 2: "tool_calls" is not a list of'),
         ({"messages": [USER, SAID | {"tool_calls": [{"function": "f"}]}]}, 'message 2: "tool_calls" is not a list of'),
         ({"messages": [USER, SAID | {"reasoning_content": 1}]}, '"reasoning_content" is not a string but int'),
+        ({"messages": [USER, SAID], "conversations": [USER, SAID]}, 'both "messages" and "conversations" are there'),
         ({"messages": [USER, SAID], "tools": "[]"}, '"tools" is not a list of objects but str'),
         ({"messages": [USER, SAID], "tools": ["f"]}, '"tools" is not a list of objects'),
         ({"messages": [USER, SAID], "functions": [CALL]}, '"functions" is not read'),
@@ -91,6 +92,7 @@ def test_a_field_that_is_null_counts_as_absent(form):
         both = {"role": None, "from": None, "content": None, "value": None}
         filled[name] = [both | nothing | turn for turn in record[name]]
     assert conversation_of(filled) == conversation_of(record)
+    assert conversation_of(dict.fromkeys(names, "") | record) == conversation_of(record)
 
 
 def test_an_input_may_stand_without_an_instruction():
