@@ -241,16 +241,17 @@ def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def _without_prefix(part: Any) -> Any:
-    """A normalizer or pre-tokenizer of a tokenizer.json that puts no space before a text."""
-    if isinstance(part, list):
-        return [found for found in map(_without_prefix, part) if found is not None]
-    if not isinstance(part, dict):
-        return part
-    if part.get("type") == "Prepend":
+def _without_prefix(part: dict | None) -> dict | None:
+    """A normalizer or pre-tokenizer of a tokenizer.json, so that it puts no space before a text as a whole."""
+    if part is None or part["type"] == "Prepend":
         return None
+    if part["type"] == "Sequence" and "normalizers" in part:
+        return part | {"normalizers": [own for own in map(_without_prefix, part["normalizers"]) if own is not None]}
+    if part["type"] == "Sequence":  # what stands behind the first one sees words, and may put a space before each
+        own = part["pretokenizers"]
+        return part | {"pretokenizers": [*map(_without_prefix, own[:1]), *own[1:]]}
     never = {"prepend_scheme": "never", "add_prefix_space": False}
-    return {name: never.get(name, _without_prefix(value)) for name, value in part.items()}
+    return {name: never.get(name, value) for name, value in part.items()}
 
 
 def _backend(content: str) -> Backend:

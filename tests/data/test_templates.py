@@ -152,6 +152,22 @@ def test_a_template_that_can_not_be_written_is_refused_before_the_corpus_is_read
         prepare(config, tmp_path / "out", log=lambda line: None)
 
 
+def test_words_keep_their_spaces_where_a_tokenizer_parts_them_first(texts):
+    """T5's puts a space before each word, and not before the text as a whole."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    seen = [*texts, *[message["content"] for message in ANSWERED] * 9]
+    backend.train_from_iterator(
+        seen, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], show_progress=False)
+    )
+    words = tokenizers.Tokenizer(backend, SpecialTokens(None, (1,)))
+    ids, trained, _ = Chat(words, {"template": "alpaca", "system": ""}).encode(ANSWERED)
+    assert ids[trained].tolist() == [*words.encode("It is 4."), 1]
+
+
 # What an answer may begin with that a tokenizer would join with the last character of a prompt.
 FIRST = ["\n", "\n\n", "'s", ":", " ", "  ", "\t", "7", "\u0301", "東", "🙂", "\u200d", ".", "]", "\r\n", "ﬁ", "Yes"]
 JINJA = {
