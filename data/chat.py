@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from data.batch import DataError
-from data.conversations import conversation_of, last_answer
-from data.examples import Context, Encoding, Example, Kind
+from data.conversations import conversation_of, trained_answers
+from data.examples import Context, Encoding, Example, Kind, LeftOut
 from data.jinja_template import JinjaTemplate
 from data.templates import TEMPLATES, Ends, Message, NamedTemplate, Piece, PieceEncoder
 from data.tokenizer import Tokenizer
@@ -167,10 +167,13 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
 
     def encode(record: dict) -> Example:
         messages, tools = record["messages"], record.get("tools")
+        answers = trained_answers(messages)
+        if not answers:
+            raise LeftOut("conversations say that none of their answers is to be trained on")
         ids, trained, content = chat.encode(messages, tools)
         if not context.encoder:
             return Example.of_ids(ids, trained, content)
-        begin = len(chat.prompt(messages[: last_answer(messages)], tools))
+        begin = len(chat.prompt(messages[: answers[-1]], tools))
         end = int(np.flatnonzero(trained)[-1]) + 1
         answer, source = [tokenizer.start_id, *ids[begin:end]], [*ids[:begin], tokenizer.eot_id]
         said = [False] + [True] * (end - begin)

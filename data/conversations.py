@@ -38,7 +38,7 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     # Tables have an empty text where a record has no such field.
     record = {n: value for n, value in _present(given).items() if value != "" or n in ("instruction", "output")}
-    _check_fields(record)
+    train = _whether_to_train(record)
     if "messages" in record or "conversations" in record:
         name, *more = [name for name in ("messages", "conversations") if name in record]
         if more:
@@ -62,7 +62,10 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     tools = record.get("tools", [])
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f'"tools" is not a list of objects but {type(tools).__name__}')
-    return {"messages": _checked(messages)} | ({"tools": tools} if tools else {})
+    messages = _checked(messages)
+    if not train:
+        messages = [m | {"train": False} if m["role"] == "assistant" else m for m in messages]
+    return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
 def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -70,20 +73,18 @@ def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return conversation_of(record)["messages"]
 
 
-def last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
-    """The place of the last answer that is trained on."""
-    return max(i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True))
+def trained_answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The places of answers that are trained on."""
+    return [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _check_fields(record: Mapping[str, Any]) -> None:
-    """Refuse what stands beside the messages and would be lost."""
-    for name in (name for name in (*_TRAIN, *_SKIP) if name in record):
-        if not _trained(record, name):
-            raise ValueError(f'"{name}" is {record[name]!r}, so it is not to be trained on; take the record out')
+def _whether_to_train(record: Mapping[str, Any]) -> bool:
+    """What a record says of all its answers; ValueError where something stands beside the messages and would be
+    lost."""
     for name in (name for name in _MISPLACED if record.get(name)):
         raise ValueError(f'"{name}" stands beside the messages; put it into the message that it is for, or take it out')
     for name in (name for name in _UNKNOWN if record.get(name)):
@@ -91,6 +92,15 @@ def _check_fields(record: Mapping[str, Any]) -> None:
             f'"{name}" is not read; write "tools" and, in messages, "tool_calls" for functions, and take other options '
             "of templates out"
         )
+    return _agreed(record)
+
+
+def _agreed(fields: Mapping[str, Any]) -> bool:
+    """What the fields _TRAIN and _SKIP say together; True where there is none of them."""
+    said = {name: _trained(fields, name) for name in (*_TRAIN, *_SKIP) if name in fields}
+    if len({*said.values()}) > 1:
+        raise ValueError(f"{' and '.join(said)} contradict each other about whether it is trained on")
+    return all(said.values())
 
 
 def _trained(fields: Mapping[str, Any], name: str) -> bool:
@@ -130,16 +140,12 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
 
 def _wanted(fields: dict[str, Any], role: str) -> bool:
     """Whether a message, if it is an answer, is to be trained on; what says so is taken out of its fields."""
-    said = {name: _trained(fields, name) for name in (*_TRAIN, *_SKIP) if name in fields}
-    for name in said:
-        del fields[name]
-    if len({*said.values()}) > 1:
-        raise ValueError(f"{' and '.join(said)} contradict each other about whether it is trained on")
-    if role != "assistant" and any(said.values()):
-        raise ValueError(f'"{next(iter(said))}" says that it is to be trained on, but only answers can be')
+    wanted, names = _agreed(fields), [name for name in (*_TRAIN, *_SKIP) if fields.pop(name, None) is not None]
+    if role != "assistant" and wanted and names:
+        raise ValueError(f'"{names[0]}" says that it is to be trained on, but only answers can be')
     if doubtful := next((name for name in fields if _LIKE_THESE.search(name)), None):
         raise ValueError(f'"{doubtful}" is not read; to leave an answer out of the training, write "train": false')
-    return role != "assistant" or all(said.values())
+    return role != "assistant" or wanted
 
 
 def _check_answer(fields: Mapping[str, Any], role: str) -> None:
@@ -205,6 +211,4 @@ def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not turn["content"].strip() and turn["role"] != "tool" and not turn.get("tool_calls"):
             what = "an answer" if turn["role"] == "assistant" else "a question"
             raise ValueError(f"{what} is empty; mend the record or take it out")
-    if not any(turn.get("train", True) for turn in turns if turn["role"] == "assistant"):
-        raise ValueError("each answer is marked as not to be trained on; take the record out")
     return messages

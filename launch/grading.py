@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from data import files, kinds
 from data.batch import DataError
-from data.conversations import last_answer
+from data.conversations import trained_answers
 from data.prepare import Prepared, PreparedSource
 from data.tokenizer import Tokenizer
 from launch import evaluation, prompts, workdirs
@@ -97,7 +97,7 @@ class Grader:
                 f"config.model.max_length {model.max_length}; make it less"
             )
         self._records = {
-            name: list(islice(prepared.validation_records(source), wanted.rows or None))
+            name: list(islice(filter(_has_answer, prepared.validation_records(source)), wanted.rows or None))
             for name, source in self._sources.items()
         }
 
@@ -125,7 +125,7 @@ class Grader:
         """The prompt and the reference of a record, as a person reads them."""
         if source.kind == "pairs":
             return record["source"], record["target"]
-        asked = record["messages"][: last_answer(record["messages"])]
+        asked = record["messages"][: trained_answers(record["messages"])[-1]]
         shown = "\n".join(f"{message['role']}: {message['content']}" for message in asked)
         reference = prompts.reference(self._config, self._tokenizer, record)
         return (asked[0]["content"] if len(asked) == 1 else shown), reference
@@ -170,6 +170,11 @@ def evaluation_of(
         return {f"validation/{name}": value for name, value in grader.figures(list(grader.answers(model))).items()}
 
     return run
+
+
+def _has_answer(record: Mapping[str, Any]) -> bool:
+    """Not so a conversation that says that none of its answers is to be trained on."""
+    return "messages" not in record or bool(trained_answers(record["messages"]))
 
 
 def _read(given: prompts.Inputs) -> list[list[int]]:

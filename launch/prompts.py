@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data import kinds, pairs
 from data.chat import Chat
-from data.conversations import last_answer
+from data.conversations import trained_answers
 from data.examples import cut_end, cut_prompt
 from data.tokenizer import Tokenizer
 from launch import workdirs
@@ -83,7 +83,7 @@ def of_examples(
     config: ConfigDict, tokenizer: Tokenizer, kind: str, records: Sequence[Mapping[str, Any]], encoder: bool
 ) -> Inputs:
     """What stood in training before the last answer of each record of 'chat' or 'pairs', whole and without a prefix."""
-    asked = lambda messages: messages[: last_answer(messages)]
+    asked = lambda messages: messages[: trained_answers(messages)[-1]]
     questions = [record["source"] if kind == "pairs" else asked(record["messages"]) for record in records]
     return _asked(config, tokenizer, kind, questions, encoder, [record.get("tools") for record in records])
 
@@ -92,7 +92,7 @@ def reference(config: ConfigDict, tokenizer: Tokenizer, record: Mapping[str, Any
     """The last answer of a conversation's record that is trained on: its text; where thoughts or calls of tools stand
     beside that, all that a model would say."""
     messages, tools = record["messages"], record.get("tools")
-    last = last_answer(messages)
+    last = trained_answers(messages)[-1]
     answer = messages[last]
     if not answer.get("reasoning_content") and not answer.get("tool_calls"):
         return answer["content"]

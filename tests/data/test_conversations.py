@@ -1,6 +1,7 @@
 """Records of conversations in the forms that people publish, and what is wrong with others."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -123,13 +124,21 @@ def test_an_answer_may_be_left_out_of_the_training(field):
     (name, _), *_ = field.items()
     turns = [USER | {name: 0}, SAID | field, USER, SAID | {name: 1}]
     assert [m.get("train", True) for m in messages_of({"messages": turns})] == [True, False, True, True]
-    with pytest.raises(ValueError, match="each answer is marked as not to be trained on"):
-        messages_of({"messages": turns[:2]})
     with pytest.raises(ValueError, match=f'message 1: "{name}" says that it is to be trained on, but only answers'):
         messages_of({"messages": [USER | {name: True}, *turns[1:]]})
-    with pytest.raises(ValueError, match=f'"{name}" is .*so it is not to be trained on; take the record out'):
-        messages_of({"messages": [USER, SAID]} | field)
+    assert [m.get("train", True) for m in messages_of({"messages": [USER, SAID]} | field)] == [True, False]
     assert conversation_of({"messages": [USER, SAID], name: 1}) == conversation_of({"messages": [USER, SAID]})
+
+
+def test_conversations_of_which_no_answer_is_trained_on_are_left_out_and_counted(settings, tmp_path):
+    """They are no broken records, of which too many would end the preparation."""
+    records = [{"messages": [USER, SAID | {"weight": 0}]}] * 20 + [{"instruction": "q", "output": "a", "train": False}]
+    records += [{"messages": [USER | {"content": f"q{i}"}, SAID]} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    said = []
+    prepare(settings(f"chat:{tmp_path / 'a.jsonl'}", max_bad_lines=0, seq_len=256), tmp_path / "out", said.append)
+    note = r": (\d+) conversations say that none of their answers is to be trained on, and are left out\.$"
+    assert sum(int(count) for line in said for count in re.findall(note, line)) == 21
 
 
 @pytest.mark.parametrize("name", ["masked", "ignore", "ignore_loss"])
