@@ -126,7 +126,8 @@ def check(given: Mapping[str, Any], mask: bool) -> dict[str, float]:
     if rates["mask"] and not mask:
         raise DataError(
             "data.augment.mask hides words, but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): set "
-            "data.tokenizer.mask to True, take a tokenizer.json that has one, or set data.augment.mask to 0."
+            "data.augment.mask to 0; or, if the tokenizer is trained here, set data.tokenizer.mask to True, else take "
+            "a tokenizer.json that has one."
         )
     return rates
 

@@ -1,8 +1,10 @@
 """A tokenizer that brings along the chat template that a model was tuned on, for other libraries to use.
 
 They render a Jinja text and encode it as a whole, where special tokens are found by their names. That this makes the
-tokens of data/chat.py is checked here on a few conversations. One difference stays: a name of a special token that
-someone writes in a message is text here, and a token there (unless they are told to sanitize it).
+tokens of data/chat.py is checked here on a few conversations. Two differences stay. A name of a special token that
+someone writes in a message is text here, and a token there (unless they are told to sanitize it). And where an earlier
+answer begins with a line break, some tokenizers join it with the prompt's last one; here it stays apart, as the model
+generated it.
 """
 
 import dataclasses
@@ -13,13 +15,13 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
-from data.chat import Chat, own_template
+from data.chat import Chat, own_templates
 from data.hub_tokenizer import padded
-from data.jinja_template import DATE, environment, without_marks
+from data.jinja_environment import DATE, Program, without_marks
 from data.template_texts import literal, text
 from data.tokenizer import Tokenizer
 
-_ASKED, _SAID = {"role": "user", "content": " What?\n\nb "}, {"role": "assistant", "content": "\n- It is 4. \n"}
+_ASKED, _SAID = {"role": "user", "content": " What?\n\nb "}, {"role": "assistant", "content": "It\n- is 4. \n"}
 _SYSTEM = {"role": "system", "content": "Be brief.\n"}
 _CONVERSATIONS = ([_ASKED], [_SYSTEM, _ASKED], [_ASKED, _SAID, _ASKED], [_SYSTEM, _ASKED, _SAID, _ASKED, _SAID, _ASKED])
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
@@ -66,7 +68,7 @@ def hand_on(tokenizer: Tokenizer, settings: Mapping[str, Any], encoder: bool) ->
 def _template(chat: Chat, tokenizer: Tokenizer, system: str, encoder: bool) -> str:
     if chat.template == "tokenizer":
         # Training saw one date, on whichever day it was.
-        found = _TODAY.sub(lambda call: literal(DATE.strftime(call[2])), own_template(tokenizer))
+        found = _TODAY.sub(lambda call: literal(DATE.strftime(call[2])), own_templates(tokenizer)["default"])
         if re.search(r"strftime_now\s*\(", found):
             raise DataError(
                 "The tokenizer's chat template makes a date with strftime_now in a way that can't be written as the "
@@ -99,15 +101,15 @@ def _check(chat: Chat, template: str, backend: Backend, tokens: Mapping[str, str
       tokens: what the template may use, by role ('bos_token').
       after: ids that an encoder reads behind a conversation.
     """
-    compiled = environment().from_string(template)
+    program = Program(template, tokens)
     for messages in _CONVERSATIONS:
         try:
             wanted = chat.prompt(messages) + after
         except ValueError:  # the template refuses it, there as here
             continue
         try:
-            rendered = without_marks(compiled.render(messages=messages, add_generation_prompt=True, **tokens))
-        except Exception as error:  # a template is a program and may fail in any way
+            rendered = without_marks(program(messages=messages, add_generation_prompt=True))
+        except ValueError as error:
             raise DataError(f"The chat template {chat.template!r} can't be handed on: {error}.") from error
         found = backend.encode(rendered, add_special_tokens=False).ids
         if found != wanted:

@@ -51,7 +51,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
 
     def make(folder: Path) -> dict:
         source.fetch()
-        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], **settings)
+        records = kind != kinds.TEXT
+        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], records=records, **settings)
         if changed := _changed(before, source):
             raise DataError(
                 f"The data source {spec} has changed while it was read: {changed}. Run again when nobody writes to it."

@@ -170,7 +170,7 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
         if not mask:
             raise DataError(
                 "data.corruption.kind is 'masked', but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): "
-                "set data.tokenizer.mask to True, or take a tokenizer.json that has one."
+                "if it is trained here, set data.tokenizer.mask to True; else take a tokenizer.json that has one."
             )
     if kind == "spans":
         length, start = settings["mean_length"], settings["start_id"]
@@ -182,8 +182,8 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
         if spans > sentinels:
             raise DataError(
                 f"data.corruption takes up to {spans} spans out of a document in rows of {seq_len} tokens, but the "
-                f"tokenizer has {sentinels} sentinels (<extra_id_0>, ...): set data.tokenizer.sentinels to {spans} or "
-                "more, take a tokenizer.json that has them, or make rate or seq_len smaller or mean_length larger."
+                f"tokenizer has {sentinels} sentinels (<extra_id_0>, ...): if it is trained here, set data.tokenizer."
+                f"sentinels to {spans} or more, else take one that has them; or a smaller rate or a larger mean_length."
             )
     return settings
 

@@ -82,6 +82,7 @@ class Encoding(NamedTuple):
     encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it, LeftOut why it is skipped
     numbers: bool = False  # targets are float32 bits
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
+    warnings: tuple[str, ...] = ()  # what is odd about the records to train on, all together; printed
     cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
 
 

@@ -2,21 +2,24 @@
 
     class    {"text": ..., "label": ...}, of any kind of file; `pair` names the field of a second text
     number   the same, with a number as the label
-    token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null: no label
+    token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null, NaN, -100 (as torch
+             ignores it) or an empty text: no label
 
 A model reads [begin, text] and is asked at the last token, as transformers' own decoders that classify; a model that
 sees both ways reads the end token too and is asked at the first one ([CLS]). Of words it is asked at the first token of
 each. Two texts are read one behind the other, with what the tokenizer puts between them, or else its end; from the
 second on they have token type 1 (BERT).
 
-The classes are those of the records to train on, sorted by name. A text that is longer than a row loses its end, of two
-the longer one first. A word that has no token of its own (BERT's tokenizers leave nothing of a zero-width space) has no
-label, and a record without a labelled word is left out; both are counted.
+The classes are those of the records to train on, sorted by name, or by value where all are integers. A text that is
+longer than a row loses its end, of two the longer one first. A word that has no token of its own (BERT's tokenizers
+leave nothing of a zero-width space) has no label, and a record without a labelled word is left out; both are counted.
 """
 
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +41,7 @@ FIELDS = {
 }
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _LARGEST = float(np.finfo(np.float32).max)
+_IGNORED = "-100"  # what torch's losses, and so published data, take for no label
 _MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
 
 
@@ -86,9 +90,18 @@ def _string(text: Any, name: str) -> str:
 
 
 def _class(label: Any, name: str) -> str:
-    if not isinstance(label, str | int) or label == "":  # True and False are integers
+    if _is_none(label):
+        raise ValueError(f"field {name!r} is {label!r}, which is no label; fill it in or take the record out")
+    if not isinstance(label, str | int):  # True and False are integers
         raise ValueError(f"field {name!r} is {label!r}; a class is a string, an integer, true or false")
     return str(label)
+
+
+def _is_none(label: Any) -> bool:
+    """Whether a label says that there is none."""
+    if isinstance(label, str):
+        return label.strip() in ("", _IGNORED)
+    return label is None or label != label or label == int(_IGNORED)  # NaN differs from itself
 
 
 def _number(label: Any, name: str) -> float:
@@ -104,9 +117,9 @@ def _number(label: Any, name: str) -> float:
 def _classes(labels: Any, name: str, count: int) -> list[str | None]:
     if len(_array(labels, name)) != count:
         raise ValueError(f"{count} words, but {len(labels)} {name}")
-    if all(label is None for label in labels):
+    if all(map(_is_none, labels)):
         raise ValueError(f"field {name!r} has no label; mend the record or take it out")
-    return [label if label is None else _class(label, name) for label in labels]
+    return [None if _is_none(label) else _class(label, name) for label in labels]
 
 
 def _array(values: Any, name: str) -> list:
@@ -215,7 +228,8 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         notes += () if found.whole else (CUT.format(seq_len),)
         return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
-    return Encoding(encode, numbers=kind == "number", facts=facts)
+    counts = dict(zip(facts.get("names", ()), facts.get("counts", ()), strict=True))
+    return Encoding(encode, numbers=kind == "number", facts=facts, warnings=tuple(_alike(counts)))
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:
@@ -226,14 +240,27 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
     counts = Counter(
         label for record in records for label in record.get("labels", [record.get("label")]) if label is not None
     )
-    names = sorted(counts)
+    integers = all(re.fullmatch(r"-?(0|[1-9]\d*)", name) for name in counts)
+    names = sorted(counts, key=int if integers else str)
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise DataError(
             f"The labels to train on have {len(names)} different values ({_some(names)}), and classes are 2 to "
-            f"{_MOST_CLASSES}. Is config.data.labels.label the right field? For numbers set config.data.labels.kind to "
-            "'number'."
+            f"{_MOST_CLASSES}. Is config.data.labels.label the right field?"
+            + (" For numbers set config.data.labels.kind to 'number'." if kind == "class" else "")
         )
     return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
+
+
+def _alike(counts: Mapping[str, int]) -> Iterator[str]:
+    """What to say of classes whose names differ by case, spaces or forms of characters alone."""
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(plain, []).append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            listed = ", ".join(f"{name!r} ({counts[name]:,} times)" for name in names)
+            yield f"these labels count as different classes; write them alike if they are meant to be one: {listed}"
 
 
 def num_scores(facts: Mapping[str, Any]) -> int:

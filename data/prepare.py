@@ -31,7 +31,7 @@ Log = Callable[[str], None]
 # A tokenizer learns little more from a longer text; each source gives its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_EXAMPLES = 3  # part of what names rows of examples: raise it when other rows come of the same records
+_EXAMPLES = 4  # part of what names rows of examples: raise it when other rows come of the same records
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _rows(
 
     def make(folder: Path) -> dict:
         tokenizer.save(folder / "tokenizer.json")
-        sources = []
+        sources, warned = [], set()
         for i, (source, weight, identity) in enumerate(zip(built, weights, identities, strict=True)):
             facts = {
                 "name": source.name,
@@ -237,6 +237,9 @@ def _rows(
             if identity is not None:
                 encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
                 pack = functools.partial(_pack_examples, encoding=encoding)
+                for warning in dict.fromkeys(encoding.warnings).keys() - warned:  # all sources of a kind have the same
+                    warned.add(warning)
+                    log(f"warning: {source.spec}: {warning}.")
                 facts |= {"kind": source.kind, "channels": row_channels(encoder), "numbers": encoding.numbers}
                 facts |= {"encoding": stage.digest(identity)[:16], "facts": dict(encoding.facts)}
             for split in corpora.SPLITS:

@@ -33,7 +33,7 @@ class MissingField(ValueError):
 
     def __init__(self, name: str, record: Mapping[str, Any], setting: str):
         self.what = f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}"
-        super().__init__(f"{self.what}; set config.{setting} to one of them")
+        super().__init__(f"{self.what}; set config.{setting} to one of them" if record else self.what)
 
 
 class RecordSource:
@@ -62,7 +62,8 @@ class RecordSource:
                 try:
                     parsed = self._parse(record)
                     split = parsed.pop("split", None)
-                    text = json.dumps(parsed, ensure_ascii=False, sort_keys=True)
+                    # Inside its fields the order stays: chat templates write out what tools are given as.
+                    text = json.dumps(dict(sorted(parsed.items())), ensure_ascii=False)
                     text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
                 except ValueError as error:
                     if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines
@@ -149,7 +150,14 @@ def _table(stream, file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[
 
 
 def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
-    """The field `name` of a record; MissingField where it has none. `setting` is what names it in the config."""
+    """The field `name` of a record. `setting` is what names it in the config.
+
+    Raises:
+      MissingField: the record has no such field.
+      ValueError: it is null.
+    """
     if name not in record:
         raise MissingField(name, record, setting)
+    if record[name] is None:
+        raise ValueError(f"field {name!r} is null; fill it in or take the record out")
     return record[name]

@@ -53,8 +53,8 @@ class BadLines:
             self.first.append(f"{where}: {why}")
         if self.count > self.limit:
             raise DataError(
-                f"More than max_bad_lines = {self.limit} lines or files can't be read. Mend or remove them, or raise "
-                "max_bad_lines. The first are:\n  " + "\n  ".join(self.first)
+                f"More than config.data.max_bad_lines = {self.limit} lines or files can't be read. Mend or remove "
+                "them, or raise config.data.max_bad_lines. The first are:\n  " + "\n  ".join(self.first)
             )
 
 

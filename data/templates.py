@@ -11,15 +11,14 @@
 
 What stands in a message is text, never a special token, nor an added token that is written <...> or [...]: not all
 markers of published tokenizers are called special (<think>, <tool_call>). Every answer is trained on with the token
-that ends it; nothing else is. A tokenizer's own template is in data/jinja_template.py. Left out: tools, images,
-reasoning kept apart.
+that ends it; nothing else is. A tokenizer's own template is in data/jinja_template.py, and may write tools and
+reasoning, which none of these does. Left out: images.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -27,8 +26,7 @@ from tokenizers import Tokenizer as Backend
 from data.tokenizer import Tokenizer
 from data.words import stands_for
 
-# role: system (the first alone), user, assistant; content; maybe input: what of the content is no instruction, its end
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # see data/conversations.py
 
 _MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
@@ -44,6 +42,7 @@ class Piece(NamedTuple):
     special: bool = False  # the name of one token
     answer: bool = False  # trained on
     content: bool = False  # what a user says
+    begins: bool = False  # a model that is asked for an answer generates from here on
 
 
 class Ends(NamedTuple):
@@ -65,16 +64,20 @@ def _marker(text: str, answer: bool = False) -> Piece:
     return Piece(text, special=True, answer=answer)
 
 
+def _trained(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("train", True)
+
+
 def _said(message: Message, text: str) -> Piece:
-    return Piece(text, answer=message["role"] == "assistant", content=message["role"] == "user")
+    role = message["role"]
+    return Piece(text, answer=_trained(message), content=role == "user", begins=role == "assistant")
 
 
 def _chatml(messages, prompt: bool, ends: Ends) -> list[Piece]:
     pieces = []
     for message in messages:
-        answer, said = message["role"] == "assistant", _said(message, message["content"])
-        pieces += [_marker("<|im_start|>"), Piece(f"{message['role']}\n"), said]
-        pieces += [_marker("<|im_end|>", answer), Piece("\n")]
+        pieces += [_marker("<|im_start|>"), Piece(f"{message['role']}\n"), _said(message, message["content"])]
+        pieces += [_marker("<|im_end|>", _trained(message)), Piece("\n")]
     return pieces + [_marker("<|im_start|>"), Piece("assistant\n")] * prompt
 
 
@@ -89,7 +92,7 @@ def _llama2(messages, prompt: bool, ends: Ends) -> list[Piece]:
     for i, message in enumerate(turns):
         text = message["content"]
         if message["role"] == "assistant":
-            pieces += [Piece(f" {text.strip()} ", answer=True), _marker("</s>", answer=True)]
+            pieces += [_said(message, f" {text.strip()} "), _marker("</s>", _trained(message))]
         else:
             head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system and not i else ""
             said = _said(message, text.rstrip() if head else text.strip())
@@ -101,9 +104,8 @@ def _llama3(messages, prompt: bool, ends: Ends) -> list[Piece]:
     header = lambda role: [_marker("<|start_header_id|>"), Piece(role), _marker("<|end_header_id|>"), Piece("\n\n")]
     pieces = [_marker("<|begin_of_text|>")]
     for message in messages:
-        answer = message["role"] == "assistant"
         pieces += header(message["role"]) + [_said(message, message["content"].strip())]
-        pieces.append(_marker("<|eot_id|>", answer))
+        pieces.append(_marker("<|eot_id|>", _trained(message)))
     return pieces + header("assistant") * prompt
 
 
@@ -111,10 +113,10 @@ def _gemma(messages, prompt: bool, ends: Ends) -> list[Piece]:
     system, turns = _split(messages)
     pieces = [_marker("<bos>")]
     for i, message in enumerate(turns):
-        answer = message["role"] == "assistant"
-        head = f"{'model' if answer else 'user'}\n" + (f"{system}\n\n" if system and not i else "")
+        name = "model" if message["role"] == "assistant" else "user"
+        head = f"{name}\n" + (f"{system}\n\n" if system and not i else "")
         pieces += [_marker("<start_of_turn>"), Piece(head), _said(message, message["content"].strip())]
-        pieces += [_marker("<end_of_turn>", answer), Piece("\n")]
+        pieces += [_marker("<end_of_turn>", _trained(message)), Piece("\n")]
     return pieces + [_marker("<start_of_turn>"), Piece("model\n")] * prompt
 
 
@@ -126,7 +128,7 @@ def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
     for message in turns:
         text, given = message["content"], message.get("input")
         if message["role"] == "assistant":
-            pieces += [Piece(text, answer=True), _marker(ends.end, answer=True), Piece("\n\n")]
+            pieces += [_said(message, text), _marker(ends.end, _trained(message)), Piece("\n\n")]
             continue
         pieces.append(Piece("### Instruction:\n"))
         if given:
@@ -154,11 +156,26 @@ TEMPLATES = {
 }
 
 
+class NamedTemplate:
+    """One of TEMPLATES with a tokenizer's ends, to use as a JinjaTemplate. It looks at nothing by name, and so none of
+    them is ever given tools."""
+
+    names: frozenset[str] = frozenset()
+
+    def __init__(self, template: Template, ends: Ends):
+        self._template, self._ends = template, ends
+
+    def render(self, messages: Sequence[Message], prompt: bool, tools: None = None) -> list[Piece]:
+        return self._template.render(messages, prompt, self._ends)
+
+
 class PieceEncoder:
     """Pieces to token ids, which of them are trained on, and which are content.
 
     Neighbouring texts are encoded as one, as if the conversation had been written out and then cut at its special
-    tokens; a token that reaches into an answer belongs to it.
+    tokens. But where an answer begins, a text ends: there a model is asked to go on, after tokens that can't know what
+    follows, so no token reaches over that place, in training either. A token that reaches over an answer's end belongs
+    to the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -166,42 +183,75 @@ class PieceEncoder:
         for token in content["added_tokens"]:
             token["special"] |= _MARKER.fullmatch(token["content"]) is not None
         text = json.dumps(content)
-        self._backend = self._behind = _backend(text)
+        self._first = self._behind = _backend(text)
         # Of sentencepiece: a space stands before the text that begins the conversation, and before no other.
         behind = text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
         if behind != text:
             self._behind = _backend(behind)
+        # Nothing is put before a text that goes on with the one before it.
+        further = json.dumps(
+            content | {part: _without_prefix(content[part]) for part in ("normalizer", "pre_tokenizer")}
+        )
+        self._further = self._behind if further == behind else _backend(further)
 
     def has(self, marker: str) -> bool:
-        return self._backend.token_to_id(marker) is not None
+        return self._first.token_to_id(marker) is not None
 
     def name(self, i: int) -> str:
-        return self._backend.id_to_token(i)
+        return self._first.id_to_token(i)
 
     def specials(self) -> list[str]:
         """Names of all special tokens and markers."""
-        return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        return [token.content for token in self._first.get_added_tokens_decoder().values() if token.special]
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int32 [n], bool [n], bool [n]; ValueError where a text has no UTF-8 form."""
         ids, trained, content = [], [], []
-        for special, group in groupby(pieces, key=lambda piece: piece.special):
-            group = list(group)
-            if special:
-                ids += [self._backend.token_to_id(piece.text) for piece in group]
+        backend = self._first
+        for group in _groups(pieces):
+            if group[0].special:
+                ids += [self._first.token_to_id(piece.text) for piece in group]
                 trained += [piece.answer for piece in group]
                 content += [False] * len(group)
+                backend = self._behind
                 continue
             text = "".join(piece.text for piece in group)
             text.encode()
             answer, said = np.repeat(
                 [(piece.answer, piece.content) for piece in group], [len(piece.text) for piece in group], axis=0
             ).T
-            encoding = (self._behind if ids else self._backend).encode(text, add_special_tokens=False)
+            encoding = backend.encode(text, add_special_tokens=False)
             ids += encoding.ids
             trained += [bool(answer[start : max(end, start + 1)].any()) for start, end in encoding.offsets]
             content += stands_for(text, encoding.offsets, said)
+            backend = self._further
         return np.array(ids, np.int32), np.array(trained, bool), np.array(content, bool)
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Neighbours of one kind, special or text, up to where an answer begins."""
+    group: list[Piece] = []
+    for piece in pieces:
+        if group and (piece.begins or piece.special != group[-1].special):
+            yield group
+            group = []
+        if piece.text:
+            group.append(piece)
+    if group:
+        yield group
+
+
+def _without_prefix(part: dict | None) -> dict | None:
+    """A normalizer or pre-tokenizer of a tokenizer.json, so that it puts no space before a text as a whole."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Sequence" and "normalizers" in part:
+        return part | {"normalizers": [own for own in map(_without_prefix, part["normalizers"]) if own is not None]}
+    if part["type"] == "Sequence":  # what stands behind the first one sees words, and may put a space before each
+        own = part["pretokenizers"]
+        return part | {"pretokenizers": [*map(_without_prefix, own[:1]), *own[1:]]}
+    never = {"prepend_scheme": "never", "add_prefix_space": False}
+    return {name: never.get(name, value) for name, value in part.items()}
 
 
 def _backend(content: str) -> Backend:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,16 +17,20 @@ from model import axes, count, families
 from model.adapt.bank import bank
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop import peft, registry
+from model.interop import peft, peft_config, registry
+from model.interop.folder import Folder
 from model.interop.table import Table
 from model.patterns import restacked
 from model.weights import by_name, replaced, trained, variables
 from train import state
 
+INTO = ("original", "quantized")
+
 
 def from_peft(folder: Path, base: Path, workdir: Path, step: str = "") -> None:
     """The adapter of a folder as a workdir over the one in `base`, a checkpoint of it."""
     workdirs.check_new(workdir)
+    _warn_of_another_base(folder, base)
     config, words = workdirs.contents(base)
     config, record = dataclasses.replace(config, cuts=()), workdirs.recorded_config(base)
     with axes.use_mesh(restore.spread(config)):
@@ -38,6 +44,28 @@ def from_peft(folder: Path, base: Path, workdir: Path, step: str = "") -> None:
         workdirs.create(workdir, fields, model, words, workdirs.labels(base), content)
     size = sum(w.size for w in trained(model).values())
     print(f"{folder}: {size:,} parameters over {base} -> {workdir}")
+
+
+def _warn_of_another_base(folder: Path, base: Path) -> None:
+    """An adapter has the shapes of many models and fits one; what tells them apart is a name."""
+    wanted, there = (
+        peft_config.base_name(Folder(folder, peft.FILES)),
+        workdirs.recorded_config(base).get("imported_from"),
+    )
+    if wanted and there and _model_name(wanted) != _model_name(there):
+        print(
+            f"warning: {folder / peft_config.NAME} says that the adapter was trained over {wanted}, but {base} was "
+            f"imported from {there}; over other weights than its own an adapter says nothing sensible. Go on if these "
+            "are two names of one model, else name the right --base",
+            file=sys.stderr,
+        )
+
+
+def _model_name(path: str) -> str:
+    """The last part of 'organisation/name', of a folder, or of what stands for it in the cache of Hugging Face."""
+    parts = [part for part in re.split(r"[\\/]+", path) if part]
+    cached = next((part for part in parts if part.startswith("models--")), None)
+    return (cached.split("--")[-1] if cached else parts[-1] if parts else path).lower()
 
 
 def to_peft(workdir: Path, folder: Path, step: str = "") -> None:
@@ -54,11 +82,11 @@ def to_peft(workdir: Path, folder: Path, step: str = "") -> None:
     print(f"{workdir} -> {folder}: an adapter for peft, over {stands}")
 
 
-def merge(workdir: Path, out: Path, step: str = "") -> None:
+def merge(workdir: Path, out: Path, step: str = "", into: str = "original") -> None:
     """A workdir with the adapter of another in its parameters: a model like any."""
     workdirs.check_new(out)
     record, (config, words) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
-    model = merged(workdir, restore.spread(config), step)
+    model = merged(workdir, restore.spread(config), step, into)
     own = ("adapt", "train_only", "init_from", "init_step")  # what made it no whole model
     fields = {name: value for name, value in record.to_dict().items() if name not in own}
     fields["model"] = dataclasses.asdict(model.config)
@@ -68,12 +96,23 @@ def merge(workdir: Path, out: Path, step: str = "") -> None:
     print(f"{workdir}, merged into {record.init_from}: {count.num_params(model.config):,} parameters -> {out}")
 
 
-def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = ""):
-    """The model of a workdir, the adapter in the parameters of its base as they were before any quantization."""
+def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = "", into: str = "original"):
+    """The model of a workdir, the adapter in the parameters of its base.
+
+    Args:
+      into: one of INTO: the base's weights as they were before they were quantized, or as the adapter was trained over
+        them, written out in the dtype of the original ones.
+    """
+    note = restore.quantization_note(workdir)
+    if into == "quantized" and _lora(workdir).quantization is None:
+        raise ConfigError(f"--merge_into=quantized: the adapter in {workdir} was trained over weights that are not")
     _lora(workdir)
+    if note and into == "original":
+        print(f"warning: {note}; --merge_into=quantized merges it into those that it was trained over", file=sys.stderr)
     config = dataclasses.replace(workdirs.contents(workdir)[0], cuts=(), param_dtype=restore.stored_dtype(workdir))
     with axes.use_mesh(mesh):
-        return restore.pretrained(workdir, config, labels=workdirs.labels(workdir), step=step)[0]
+        labels, quantized = workdirs.labels(workdir), into == "quantized"
+        return restore.pretrained(workdir, config, labels=labels, step=step, into_quantized=quantized)[0]
 
 
 def several(

@@ -9,6 +9,7 @@ and low-rank adapters, as peft keeps them, or merged into the model:
     python -m launch.convert --workdir=DIR --to_peft=FOLDER                 # adapter_config.json, safetensors
     python -m launch.convert --workdir=DIR --merge --to_hf=FOLDER           # a whole model
     python -m launch.convert --workdir=DIR --merge --to_workdir=NEW         # the same, as a workdir
+    python -m launch.convert --workdir=DIR --merge --merge_into=quantized --to_hf=FOLDER   # of an adapter over nf4
 
 A folder of a model needs config.json, safetensors and a tokenizer (data/hub_tokenizer.py). Tensors pass one at a time,
 onto as many devices as the model can be split over.
@@ -42,6 +43,13 @@ _BASE = flags.DEFINE_string("base", None, "The workdir of the model that the ada
 _TO_PEFT = flags.DEFINE_string("to_peft", None, "A folder to write the adapter to; it must not exist or be empty.")
 _TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "A new workdir to write the merged model to.")
 _MERGE = flags.DEFINE_bool("merge", False, "Put the adapter into the parameters of its base.")
+_MERGE_INTO = flags.DEFINE_enum(
+    "merge_into",
+    "original",
+    adapters.INTO,
+    "Where --merge puts an adapter that was trained over quantized weights: into the original ones, or into those, "
+    "written out in the dtype of the original ones.",
+)
 _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where to put what is read.")
 
@@ -74,7 +82,7 @@ def _labels(config: ModelConfig, given: dict) -> dict | None:
     return {"kind": "class" if config.head == "sequence" else "token", "names": names, "read": read}
 
 
-def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> None:
+def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into: str = "original") -> None:
     config, words = workdirs.contents(workdir)
     method = workdirs.tuning(workdirs.recorded_config(workdir)).method
     if not merge and method is not None:
@@ -88,7 +96,10 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False) -> No
     name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
     fields, files, words = _described(workdir, config, words)
     mesh = restore.spread(config)
-    model = adapters.merged(workdir, mesh, step) if merge else restore.restore_for_inference(workdir, mesh, step)[1]
+    if merge:
+        model = adapters.merged(workdir, mesh, step, into)
+    else:
+        model = restore.restore_for_inference(workdir, mesh, step)[1]
     with axes.use_mesh(mesh):
         registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
@@ -129,19 +140,21 @@ def main() -> None:
         raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
+    if _MERGE_INTO.value != "original" and not _MERGE.value:
+        raise ConfigError("--merge_into says where --merge puts an adapter; it needs --merge")
     workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
     if given[0] in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     if given == ["from_hf"]:
         import_folder(other, workdir)
     elif given == ["to_hf"]:
-        export(workdir, other, _STEP.value, _MERGE.value)
+        export(workdir, other, _STEP.value, _MERGE.value, _MERGE_INTO.value)
     elif given == ["from_peft"]:
         adapters.from_peft(other, Path(_BASE.value).absolute(), workdir, _STEP.value)
     elif given == ["to_peft"]:
         adapters.to_peft(workdir, other, _STEP.value)
     else:
-        adapters.merge(workdir, other.absolute(), _STEP.value)
+        adapters.merge(workdir, other.absolute(), _STEP.value, _MERGE_INTO.value)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data import files, kinds
 from data.batch import DataError
+from data.conversations import trained_answers
 from data.prepare import Prepared, PreparedSource
 from data.tokenizer import Tokenizer
 from launch import evaluation, prompts, workdirs
@@ -96,7 +97,7 @@ class Grader:
                 f"config.model.max_length {model.max_length}; make it less"
             )
         self._records = {
-            name: list(islice(prepared.validation_records(source), wanted.rows or None))
+            name: list(islice(filter(_has_answer, prepared.validation_records(source)), wanted.rows or None))
             for name, source in self._sources.items()
         }
 
@@ -118,7 +119,16 @@ class Grader:
                 vocab_size=self._tokenizer.vocab_size,
             )
             for record, ids, less in zip(records, found, cut, strict=True):
-                yield Answer(name, *_shown(source, record), given.continuation(self._tokenizer, ids), less)
+                yield Answer(name, *self._shown(source, record), given.continuation(self._tokenizer, ids), less)
+
+    def _shown(self, source: PreparedSource, record: Mapping[str, Any]) -> tuple[str, str]:
+        """The prompt and the reference of a record, as a person reads them."""
+        if source.kind == "pairs":
+            return record["source"], record["target"]
+        asked = record["messages"][: trained_answers(record["messages"])[-1]]
+        shown = "\n".join(f"{message['role']}: {message['content']}" for message in asked)
+        reference = prompts.reference(self._config, self._tokenizer, record)
+        return (asked[0]["content"] if len(asked) == 1 else shown), reference
 
     def figures(self, found: Sequence[Answer]) -> dict[str, float]:
         """Of all answers to sources that train (if none does, to all); of several sources also of each."""
@@ -162,18 +172,13 @@ def evaluation_of(
     return run
 
 
+def _has_answer(record: Mapping[str, Any]) -> bool:
+    """Not so a conversation that says that none of its answers is to be trained on."""
+    return "messages" not in record or bool(trained_answers(record["messages"]))
+
+
 def _read(given: prompts.Inputs) -> list[list[int]]:
     return given.prompts if given.sources is None else given.sources
-
-
-def _shown(source: PreparedSource, record: Mapping[str, Any]) -> tuple[str, str]:
-    """The prompt and the reference of a record, as a person reads them."""
-    if source.kind == "pairs":
-        return record["source"], record["target"]
-    *asked, answer = record["messages"]
-    if len(asked) == 1:
-        return asked[0]["content"], answer["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in asked), answer["content"]
 
 
 def write(path: Path, found: Iterable[Answer]) -> None:

@@ -7,6 +7,7 @@ other run does not, once it has its first checkpoint.
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,6 +101,10 @@ def _source(config: ConfigDict) -> Path:
 def _taken_from(source: Path, config: ConfigDict) -> dict:
     """Fields that say what a new run begins with."""
     restore.check_mergeable(source)
+    if note := restore.quantization_note(source):
+        print(
+            f"warning: {note}; launch.convert --merge --merge_into=quantized makes a workdir of that", file=sys.stderr
+        )
     with contextlib.closing(workdirs.finished_checkpoints(source)) as checkpoints:
         step = find_step(checkpoints, config.get("init_step", ""))
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data import kinds, pairs
 from data.chat import Chat
+from data.conversations import trained_answers
 from data.examples import cut_end, cut_prompt
 from data.tokenizer import Tokenizer
 from launch import workdirs
@@ -82,17 +83,35 @@ def of_examples(
     config: ConfigDict, tokenizer: Tokenizer, kind: str, records: Sequence[Mapping[str, Any]], encoder: bool
 ) -> Inputs:
     """What stood in training before the last answer of each record of 'chat' or 'pairs', whole and without a prefix."""
-    questions = [record["source"] if kind == "pairs" else record["messages"][:-1] for record in records]
-    return _asked(config, tokenizer, kind, questions, encoder)
+    asked = lambda messages: messages[: trained_answers(messages)[-1]]
+    questions = [record["source"] if kind == "pairs" else asked(record["messages"]) for record in records]
+    return _asked(config, tokenizer, kind, questions, encoder, [record.get("tools") for record in records])
 
 
-def _asked(config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool) -> Inputs:
+def reference(config: ConfigDict, tokenizer: Tokenizer, record: Mapping[str, Any]) -> str:
+    """The last answer of a conversation's record that is trained on: its text; where thoughts or calls of tools stand
+    beside that, all that a model would say."""
+    messages, tools = record["messages"], record.get("tools")
+    last = trained_answers(messages)[-1]
+    answer = messages[last]
+    if not answer.get("reasoning_content") and not answer.get("tool_calls"):
+        return answer["content"]
+    chat = Chat(tokenizer, kinds.checked(config.data)["chat"])
+    ids, trained, _ = chat.encode(messages[: last + 1], tools)
+    begin = len(chat.prompt(messages[:last], tools))
+    given = Inputs([], None, chat.ends, answers=True, lead=chat.lead)
+    return given.continuation(tokenizer, ids[begin:][trained[begin:]].tolist())
+
+
+def _asked(
+    config, tokenizer: Tokenizer, kind: str, questions: Sequence, encoder: bool, tools: Sequence | None = None
+) -> Inputs:
     settings = kinds.checked(config.data)[kind]
     if kind == "pairs":
         given = pairs.inputs(tokenizer, settings, questions, encoder)
         return Inputs(**given, ends=tokenizer.special.end, answers=True, keeps_start=True)
     chat = Chat(tokenizer, settings)
-    return Inputs(**chat.inputs(questions, encoder), ends=chat.ends, answers=True, lead=chat.lead)
+    return Inputs(**chat.inputs(questions, encoder, tools), ends=chat.ends, answers=True, lead=chat.lead)
 
 
 def trained_on(config: ConfigDict) -> str:

@@ -85,14 +85,17 @@ def pretrained(
     labels: dict | None = None,
     quantization: quantize.Settings | None = None,
     step: str = "",
+    *,
+    into_quantized: bool = False,
 ):
     """(model of `config` with the parameters of a checkpoint in `workdir`, content hash of these, names of those that
     it lacks and that are drawn), on the mesh that is set.
 
     `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
     the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
-    there are merged into what they stand on. With `quantization` no more than one array at a time is there unquantized
-    (all of them, where `cuts` differ).
+    there are merged into the weights that they stand on, as these were before any quantization, or as they were after
+    it (`into_quantized`). With `quantization` no more than one array at a time is there unquantized (all of them, where
+    `cuts` differ).
     """
     there, _ = workdirs.contents(workdir)
     same = _meaning(labels) == _meaning(workdirs.labels(workdir))
@@ -106,7 +109,7 @@ def pretrained(
     if workdirs.tuning(workdirs.recorded_config(workdir)).method is None:
         arrays, content = _stored(workdir, like, step), None
     else:
-        arrays, content = _merged(workdir, there, step)
+        arrays, content = _merged(workdir, there, step, into_quantized)
     whole, leaves, sums = {}, {}, {}
     for name, array in arrays:
         sums[name] = "" if content else array_sum(array)
@@ -131,20 +134,35 @@ def _stored(workdir: Path, like: dict, step: str) -> Iterator[tuple[str, jax.Arr
         yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
 
 
-def _merged(workdir: Path, config: ModelConfig, step: str) -> tuple[Iterable[tuple[str, jax.Array]], str]:
+def _merged(
+    workdir: Path, config: ModelConfig, step: str, into_quantized: bool
+) -> tuple[Iterable[tuple[str, jax.Array]], str]:
     """(arrays with the adapter in them, content hash of the workdir).
 
     What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler.
     """
     check_mergeable(workdir)
     record = workdirs.recorded_config(workdir)
-    tuning = dataclasses.replace(workdirs.tuning(record), quantization=None)
-    config = dataclasses.replace(config, param_dtype=stored_dtype(workdir))
+    tuning = workdirs.tuning(record)
+    if not into_quantized:
+        tuning = dataclasses.replace(tuning, quantization=None)
+        config = dataclasses.replace(config, param_dtype=stored_dtype(workdir))
     with checking(f"config.init_from {workdir}"):
         model, base = _over_base(workdir, record, config, tuning, step)
         sums = {name: array_sum(v[...]) for name, v in trained(model).items()}
         content = fingerprint(sums | {"base": base, "scale": repr(tuning.method.scale)})
-        return by_name(merged(model)).items(), content
+        return by_name(merged(quantize.dequantized(model))).items(), content
+
+
+def quantization_note(workdir: Path) -> str:
+    """What merging the adapter of a workdir into the original weights changes; '' where it changes nothing."""
+    settings = workdirs.tuning(workdirs.recorded_config(workdir)).quantization
+    if settings is None:
+        return ""
+    return (
+        f"the adapter in {workdir} was trained over weights in {settings.kind}; merged into the original ones, which "
+        "it has never seen, the model answers a little otherwise than it did there"
+    )
 
 
 def check_mergeable(workdir: Path) -> None:

@@ -54,8 +54,11 @@ class Text(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, source: Source, validation: float, rule: str, max_bad_lines: int, data_dir: Path):
+    def __init__(
+        self, *, source: Source, validation: float, rule: str, max_bad_lines: int, records: bool, data_dir: Path
+    ):
         self._source = source
+        self._records = records
         self._validation = validation
         self._rule = rule
         self._max_bad_lines = max_bad_lines
@@ -96,15 +99,23 @@ class Text(tfds.core.GeneratorBasedBuilder):
         if not self.found:
             skipped = "\n  ".join(["; what was skipped:", *self.bad.first]) if self.bad.count else ""
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
+        if self._named and not self._records:
+            return f"The data source {name} has a split {split} of its own, and there is no text in it."
         if self._named:
             return (
                 f"The data source {name} says itself which split each record is for, and of none it says {split}: "
                 f"there are {', '.join(f'{count} {named}' for named, count in self.found.items())}. Name some of them "
                 f"{split}, or leave config.data.labels.split empty, so that config.data.validation divides them."
             )
+        what = "records" if self._records else "documents"
+        advice = f"{'Raise' if split == 'validation' else 'Lower'} config.data.validation"
+        if self.found.total() < 2:
+            advice = f"Add more {what}"
+        if not self._records and self._rule != "tail":
+            advice += ", or set config.data.split = 'tail', which holds out the end of each text"
         return (
-            f"The data source {name} has too few documents: none falls into {split} with validation = "
-            f"{self._validation}. Change the fraction, or set split = 'tail', which holds out the end of each text."
+            f"The data source {name} has too few {what}: none falls into {split} with config.data.validation = "
+            f"{self._validation}, of {self.found.total()} in all. {advice}."
         )
 
 
@@ -115,10 +126,21 @@ def _names_splits(source: Source, max_bad_lines: int) -> bool:
     return first is not None and first.split is not None
 
 
-def build(source: Source, directory: Path, *, validation: float, rule: str, max_bad_lines: int) -> dict:
-    """Writes the dataset into `directory` and returns what is known about it (JSON)."""
+def build(
+    source: Source, directory: Path, *, validation: float, rule: str, max_bad_lines: int, records: bool = False
+) -> dict:
+    """Writes the dataset into `directory` and returns what is known about it (JSON).
+
+    Args:
+      records: the documents are records of examples, which are never parted.
+    """
     builder = Text(
-        source=source, validation=validation, rule=rule, max_bad_lines=max_bad_lines, data_dir=directory / "tfds"
+        source=source,
+        validation=validation,
+        rule=rule,
+        max_bad_lines=max_bad_lines,
+        records=records,
+        data_dir=directory / "tfds",
     )
     # TFDS prints about downloading, and there is none here.
     tfds.disable_progress_bar()

@@ -42,7 +42,7 @@ class Bottleneck:
             raise ValueError(f"placement is {self.placement!r}; choose from houlsby, pfeiffer")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}")
-        if not isinstance(self.reduction, int) or self.reduction < 1:
+        if type(self.reduction) is not int or self.reduction < 1:
             raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
 
     def insert(self, model, key: jax.Array):

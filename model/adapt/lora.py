@@ -44,10 +44,14 @@ class Lora:
     targets: tuple[tuple[str, bool], ...] = (("attention|cross|feed_forward", True), (".*", False))
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
+        if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}; it must be a whole number of at least 1")
-        if not 0 <= self.dropout < 1:
+        if not _is_number(self.alpha) or not 0 < self.alpha < math.inf:  # at 0 nothing would train, and all would run
+            raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number above 0")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}; it must lie in [0, 1)")
+        if not isinstance(self.rank_stabilized, bool):
+            raise ValueError(f"rank_stabilized is {self.rank_stabilized!r}; it must be True or False")
 
     @property
     def scale(self) -> float:
@@ -79,6 +83,10 @@ class Lora:
                 f"adapt.targets: each that a pattern finds trains as a whole, as {targets[0]} by train_only"
             )
         return jax.tree.map_with_path(adapted, model, is_leaf=_is_weight)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class LowRank(Weight):

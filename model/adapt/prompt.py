@@ -29,7 +29,7 @@ class Prompt:
     init_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if not isinstance(self.length, int) or self.length < 1:
+        if type(self.length) is not int or self.length < 1:
             raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1")
 
     def ids(self, vocab_size: int) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from model import axes
 from model.compress.int8 import Int8
 from model.compress.nf4 import NF4
 from model.compress.quantized import QuantizedWeight
-from model.weights import is_variable, whole_name
+from model.weights import Frozen, is_variable, whole_name
 
 KINDS = {"nf4": NF4, "int8": Int8}
 
@@ -34,6 +36,8 @@ class Settings:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"a weight can't be quantized to {self.kind!r}; choose from {', '.join(KINDS)}")
+        if not isinstance(self.double, bool):
+            raise ValueError(f"double quantization is {self.double!r}; it must be True or False")
 
     def narrowed(self, name: str, variable: nnx.Variable) -> "nnx.Variable | QuantizedWeight":
         """The variable, given away, in few bits if it is chosen.
@@ -64,6 +68,18 @@ def quantize(model, settings: Settings = Settings()):
     if not _quantized_weights(model):
         raise ValueError(f"no weight of a linear layer is chosen to be quantized by {settings.weights}")
     return model
+
+
+def dequantized(model):
+    """The model with each quantized weight as the float32 array that it stands for, which never trains."""
+
+    @jax.jit
+    def written_out(weight: QuantizedWeight) -> Frozen:
+        array = axes.place(weight.gathered(jnp.float32), *weight.names)
+        return Frozen(array, out_sharding=weight.names, eager_sharding=False, inputs=weight.inputs)
+
+    is_quantized = lambda leaf: isinstance(leaf, QuantizedWeight)
+    return jax.tree.map(lambda leaf: written_out(leaf) if is_quantized(leaf) else leaf, model, is_leaf=is_quantized)
 
 
 def quantized_weight(variable: nnx.Variable, settings: Settings) -> QuantizedWeight:

@@ -38,7 +38,7 @@ from model.interop.tensorfile import CheckpointFolderError
 from model.interop.writer import Writer, json_text
 from model.weights import replaced, trained, variables
 
-_FILES = "adapter_"  # what their names begin with
+FILES = "adapter_"  # what their names begin with
 _MODEL = "base_model.model."  # what names of tensors begin with
 _FACTORS = (".lora_A.weight", ".lora_B.weight")  # what they end with
 # Ends of names that peft (0.21, with transformers 5) takes for experts in models that have any, wherever they stand.
@@ -72,7 +72,7 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
       CheckpointFolderError: no adapter, one of another kind or for another model; tensors missing, unexpected or of
         another shape, found before any is read.
     """
-    folder = Folder(path, _FILES)
+    folder = Folder(path, FILES)
     given, leaves = peft_config.read(folder, base.config), _parameters(base.config)
     linears = {module: own for module, own in _linears(family_table, leaves).items() if given.targets(module)}
     if not linears:
@@ -161,7 +161,7 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
     )
     files = {peft_config.NAME: json_text(described)}
     announced = {tensor: (array.shape, array.dtype) for tensor, array in tensors.items()}
-    with Writer(path, announced, files, math.inf, _FILES) as writer:  # peft reads one file
+    with Writer(path, announced, files, math.inf, FILES) as writer:  # peft reads one file
         for tensor, array in tensors.items():
             writer.write(tensor, array)
 

@@ -109,10 +109,10 @@ def read(folder: Folder, model: ModelConfig) -> Given:
             alpha_pattern=given.get("alpha_pattern") or {},
         )
         ranks, alphas = [found.r, *found.rank_pattern.values()], [found.lora_alpha, *found.alpha_pattern.values()]
-        if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        if not all(type(rank) is int and rank > 0 for rank in ranks):
             raise ValueError(f"ranks are {ranks}; they must be whole numbers of at least 1")
-        if not all(isinstance(alpha, int | float) for alpha in alphas):
-            raise ValueError(f"alphas are {alphas}; they must be numbers")
+        if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
+            raise ValueError(f"alphas are {alphas}; they must be finite numbers")
         found.targets("")  # a wrong pattern
         found.settings([""], ())
         return found
@@ -120,6 +120,12 @@ def read(folder: Folder, model: ModelConfig) -> Given:
         raise CheckpointFolderError(f"{file} has no {error}") from error
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise CheckpointFolderError(f"{file}: {error}") from error
+
+
+def base_name(folder: Folder) -> str | None:
+    """What the model is called that the adapter was trained over; None where the file doesn't say it."""
+    name = folder.config(NAME).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
 
 
 def describe(

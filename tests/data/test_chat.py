@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as tokenizers
 from data.batch import TRAINED, DataError, marked
-from data.chat import Chat, messages_of
+from data.chat import Chat
 from data.pack import RowReader
 from data.prepare import prepare
 from data.templates import TEMPLATES
@@ -66,7 +66,7 @@ CONVERSATIONS = [
         ("user", " who?\n"),
         ("assistant", "東京 🙂 straße"),
         ("user", "a\nb"),
-        ("assistant", "\n- c\n"),
+        ("assistant", "- c\n"),
     ],
 ]
 CONVERSATIONS = [[{"role": role, "content": content} for role, content in turns] for turns in CONVERSATIONS]
@@ -199,53 +199,6 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
 def test_templates_that_fail_say_why(words, template, message):
     with pytest.raises(DataError, match=message):
         Chat(bringing(words, template, "", ""), {"template": "auto", "system": ""})
-
-
-USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-
-
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ({"instruction": "q", "input": "", "output": "a"}, "user q assistant a"),
-        ({"instruction": "q", "input": "i", "output": "a", "system": "s"}, "system s user q\n\ni assistant a"),
-        ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, "user x assistant y user q assistant a"),
-        ({"messages": [{"role": "developer", "content": "s"}, USER, SAID]}, "system s user q assistant a"),
-        ({"messages": [USER, SAID | {"content": [{"type": "text", "text": "b"}]}, USER]}, "user q assistant b"),
-        (
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
-            "system s user q assistant a",
-        ),
-    ],
-)
-def test_records_of_every_form_become_messages(record, expected):
-    assert " ".join(f"{message['role']} {message['content']}" for message in messages_of(record)) == expected
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"text": "q"}, "no conversation, only text; a record has instruction and output"),
-        ({"instruction": "q"}, '"instruction" without "output"'),
-        ({"instruction": "q", "output": " "}, "an answer is empty"),
-        ({"instruction": "", "output": "a"}, "a question is empty"),
-        ({"instruction": 3, "output": "a"}, '"instruction" is not a string but int'),
-        ({"instruction": "q", "output": "a", "history": [["x"]]}, '"history" is not a list of pairs'),
-        ({"messages": []}, '"messages" has no messages'),
-        ({"messages": [USER]}, "no message is an answer"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}]}, "message 2 has the unknown role 'tool'"),
-        ({"messages": [USER | {"role": ["user"]}, SAID]}, r"message 1 has the unknown role \['user'\]"),
-        ({"messages": [SAID, USER, SAID]}, "the first message is an answer"),
-        ({"messages": [USER, USER, SAID]}, "don't take turns"),
-        ({"messages": [USER, {"role": "system", "content": "s"}, SAID]}, "it must be the first"),
-        ({"messages": [USER, {"role": "assistant"}]}, "message 2 is not a string but NoneType"),
-        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "parts that are no text"),
-        ({"conversations": ["q"]}, "message 1 is not an object but str"),
-    ],
-)
-def test_what_is_no_conversation_says_why(record, message):
-    with pytest.raises(ValueError, match=message):
-        messages_of(record)
 
 
 @pytest.mark.parametrize("encoder", [False, True])

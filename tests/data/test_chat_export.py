@@ -129,7 +129,7 @@ def test_markers_that_are_only_in_the_vocabulary(words, tmp_path):
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 def test_the_spaces_of_sentencepiece(scheme, texts, tmp_path):
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
     said = [f" {message['content']} [INST] <<SYS>>\n[/INST] " for turns in CONVERSATIONS for message in turns] * 9
     names = ["<unk>", "<s>", "</s>"]

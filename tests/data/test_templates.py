@@ -1,16 +1,20 @@
 """Templates over tokenizers of other kinds, their markers, and the prompts of Alpaca."""
 
+import functools
 import json
+import unicodedata
 
+import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as tokenizers
 from data.batch import DataError
-from data.chat import Chat, messages_of
+from data.chat import Chat
+from data.conversations import messages_of
 from data.prepare import prepare
-from data.special_tokens import SpecialTokens
+from data.special_tokens import EOT, SpecialTokens
 from data.templates import TEMPLATES
 from launch.prompts import Inputs
 
@@ -146,3 +150,101 @@ def test_a_template_that_can_not_be_written_is_refused_before_the_corpus_is_read
     config = settings("chat:missing.jsonl", tokenizer={"kind": "byte"} | tokenizer, chat={"template": template})
     with pytest.raises(DataError, match=message):
         prepare(config, tmp_path / "out", log=lambda line: None)
+
+
+def test_words_keep_their_spaces_where_a_tokenizer_parts_them_first(texts):
+    """T5's puts a space before each word, and not before the text as a whole."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    seen = [*texts, *[message["content"] for message in ANSWERED] * 9]
+    backend.train_from_iterator(
+        seen, trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], show_progress=False)
+    )
+    words = tokenizers.Tokenizer(backend, SpecialTokens(None, (1,)))
+    ids, trained, _ = Chat(words, {"template": "alpaca", "system": ""}).encode(ANSWERED)
+    assert ids[trained].tolist() == [*words.encode("It is 4."), 1]
+
+
+# What an answer may begin with that a tokenizer would join with the last character of a prompt.
+FIRST = ["\n", "\n\n", "'s", ":", " ", "  ", "\t", "7", "\u0301", "東", "🙂", "\u200d", ".", "]", "\r\n", "ﬁ", "Yes"]
+JINJA = {
+    "alpaca": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + "
+    "'\n\n### Response:' }}{% else %}{{ m.content + eos_token + '\n\n' }}{% endif %}{% endfor %}",
+    "text": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    "marked": "{% for m in messages %}{{ m.role + ':' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content + eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}",
+}
+NAMES = [EOT, *sorted({marker for template in TEMPLATES.values() for marker in template.markers})]
+
+
+def hub(texts, kind: str) -> Tokenizer:
+    """A tokenizer as published ones are: without the words of our own, or as LLaMA's in both of its forms."""
+    if kind == "gpt2":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder, backend.normalizer = decoders.ByteLevel(), normalizers.NFC()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        alphabet = [chr(i) for i in range(32, 127)]
+        if kind == "llama":
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    names = [*NAMES, "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=names, initial_alphabet=alphabet, min_frequency=1, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+@pytest.fixture(scope="module")
+def joining(texts):
+    """Gives a tokenizer by its kind, which has learnt to join what prompts end with and answers begin with."""
+    seen = [f"e{end}{first}" * 40 for end in (":", "\n", ": ", "]", "e") for first in FIRST]
+    kinds = {"bpe": 900, "byte": 0}
+
+    def make(kind: str) -> Tokenizer:
+        if kind in kinds:
+            return Tokenizer.from_str(tokenizers.train([*texts, *seen], kind, kinds[kind], NAMES[1:]).to_json())
+        return hub([*texts, *seen], kind)
+
+    return functools.cache(make)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2", "llama", "first", "always"])
+@pytest.mark.parametrize("template", [*TEMPLATES, *(f"{name} of Jinja" for name in JINJA)])
+def test_what_is_trained_on_begins_where_a_model_is_asked(joining, template, kind):
+    backend, name = joining(kind), template.removesuffix(" of Jinja")
+    begin = backend.token_to_id(EOT)
+    tokens = {"chat_template": JINJA.get(name, ""), "bos_token": EOT, "eos_token": EOT}
+    words = tokenizers.Tokenizer(backend, SpecialTokens(begin, (begin,), tokenizer_config=tokens))
+    own = template not in TEMPLATES
+    chat = Chat(words, {"template": "auto" if own else name, "system": ""})
+    for first, later in zip(FIRST, FIRST[::-1], strict=True):
+        said = [f"{first} and more", f"{later}"]
+        messages = [*QUESTION, {"role": "assistant", "content": said[0]}, *QUESTION]
+        messages.append({"role": "assistant", "content": said[1] + "."})
+        ids, trained, _ = chat.encode(messages)
+        begins = [len(chat.prompt(messages[:i])) for i in (1, 3)]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], trained, [0]])))
+        assert edges[::2].tolist() == begins  # nothing of a prompt is trained on, and of an answer all
+        for i, at in zip((1, 3), begins, strict=True):
+            assert chat.prompt(messages[:i]) == ids[:at].tolist()
+        # A model that has learnt it says the answer, and no space before it that is not its own.
+        for text, start, end in zip(said, edges[::2], edges[1::2], strict=True):
+            given = Inputs([], None, chat.ends, answers=True).continuation(words, ids[start:end].tolist())
+            normal = unicodedata.normalize("NFC", text).strip()
+            assert given.strip().removesuffix(".").startswith(normal.removesuffix("."))
+            if template not in ("llama2", "llama3", "gemma"):  # which write spaces of their own, or take some away
+                text = unicodedata.normalize("NFC", text)
+                assert words.decode(ids[:start])[-1] + text in words.decode(ids)

@@ -112,6 +112,66 @@ def test_merged(made, tmp_path):
         np.testing.assert_array_equal(found[tensor], again[tensor])
 
 
+def logits(workdir):
+    mesh, model, _ = restore.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        return np.asarray(jax.jit(lambda model: model.logits(np.array([PROMPT])))(model))
+
+
+def test_merged_into_the_weights_that_it_was_trained_over(made, tmp_path, capsys):
+    """The model then says what it said with the adapter; merged into the original weights, something else."""
+    root, _ = made
+    run = tmp_path / "run"
+    shutil.copytree(root / "wide", run)
+    record = json.loads((run / "config.json").read_text())
+    record["model"]["param_dtype"], record["adapt"]["base"] = "bfloat16", "nf4"
+    (run / "config.json").write_text(json.dumps(record))
+    adapters.merge(run, tmp_path / "quantized", into="quantized")
+    assert "warning" not in capsys.readouterr().err
+    adapters.merge(run, tmp_path / "original")
+    said = capsys.readouterr().err
+    assert f"warning: the adapter in {run} was trained over weights in nf4; merged into the original ones" in said
+    assert "--merge_into=quantized" in said
+    assert workdirs.contents(tmp_path / "quantized")[0].param_dtype == "float32"
+    trained_over, merged, other = (logits(path) for path in (run, tmp_path / "quantized", tmp_path / "original"))
+    difference = np.abs(trained_over - other).max()
+    assert np.abs(trained_over - merged).max() < 0.01 * difference
+    adapters.merge(root / "wide", tmp_path / "plain")
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError, match=r"--merge_into=quantized: the adapter in .*wide was trained over weights that"
+    ):
+        adapters.merge(root / "wide", tmp_path / "none", into="quantized")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B", True),
+        ("meta-llama/Llama-3.2-1B", "/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20", True),
+        ("/old/place/Base/", "/new/place/base", True),
+        ("C:\\models\\base", "/new/place/base", True),
+        ("meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B-Instruct", False),
+        ("meta-llama/Llama-3.2-1B", "/hub/models--meta-llama--Llama-3.2-3B/snapshots/4e20", False),
+    ],
+)
+def test_names_of_one_model(one, other, same):
+    assert (adapters._model_name(one) == adapters._model_name(other)) == same
+
+
+def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
+    root, _ = made
+    shutil.copytree(root / "peft narrow", tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    given = json.loads(path.read_text())
+    for name, warned in (("org/other", True), (None, False), (str(root / "hf"), False)):
+        path.write_text(json.dumps(given | {"base_model_name_or_path": name}))
+        adapters.from_peft(tmp_path / "peft", root / "base", tmp_path / str(name).replace("/", "_"))
+        said = capsys.readouterr().err
+        assert ("warning" in said) == warned
+        assert not warned or f"was trained over {name}, but {root / 'base'} was imported from {root / 'hf'}" in said
+
+
 @pytest.fixture
 def early(made):
     """A workdir whose adapter is on the first layer alone, so that its stack is parted."""

@@ -162,6 +162,26 @@ def test_the_model_reads_what_it_read_before_the_last_answer_in_training(kind, e
     assert said == {"chat": "2, too", "pairs": "eins"}[kind]
 
 
+def test_the_reference_is_the_last_answer_that_is_trained_on_with_all_that_is_said_in_it():
+    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
+    messages = RECORDS["chat"]["messages"]
+    record = {"messages": [*messages[:3], messages[3] | {"train": False}]}
+    given = prompts.of_examples(config, words, "chat", [record], False)
+    assert given.prompts == prompts.of_examples(config, words, "chat", [{"messages": messages[:2]}], False).prompts
+    assert prompts.reference(config, words, record) == "1"
+    words.special.tokenizer_config["chat_template"] = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ tools | tojson }}{{ m.content }}|{% else %}"
+        "({{ m.reasoning_content }}){{ m.content }}{{ (m.tool_calls or []) | tojson }}<|endoftext|>{% endif %}"
+        "{% endfor %}"
+    )
+    call, tools = {"name": "f", "arguments": {"b": 1, "a": 2}}, [{"name": "f", "about": ""}]
+    answer = messages[1] | {"reasoning_content": "hm", "tool_calls": [call]}
+    record = {"messages": [messages[0], answer], "tools": tools}
+    given = prompts.of_examples(config, words, "chat", [record], False)
+    assert words.decode(given.prompts[0]) == f"{json.dumps(tools)}one?|"
+    assert prompts.reference(config, words, record) == f"(hm)1{json.dumps([call])}"
+
+
 def test_refuses(run, tiny, tmp_path):
     config = workdirs.recorded_config(run)
     for given, words in (

@@ -84,6 +84,9 @@ def test_errors(tmp_path):
     (tmp_path / "one.txt").write_text("one document")
     with pytest.raises(DataError, match=r"one_txt has too few documents: none falls into .*split = 'tail'"):
         built(tmp_path / "one.txt", tmp_path / "out")
+    (tmp_path / "short.txt").write_text("x")
+    with pytest.raises(DataError, match=r"of 1 in all\. Add more documents\.$"):  # not split = 'tail' again
+        built(tmp_path / "short.txt", tmp_path / "out 4", rule="tail")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="empty_txt is empty"):
         built(tmp_path / "empty.txt", tmp_path / "out 2")

@@ -1,5 +1,7 @@
 """Low-rank adapters: nothing at the start, the paper's formula after it, merged without a difference."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +107,19 @@ def test_only_adapters_train():
 def test_refuses():
     for fields, words in (
         (dict(rank=0), "rank is 0"),
+        (dict(rank=True), "rank is True"),
+        (dict(rank=8.0), "rank is 8.0"),
         (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(dropout=math.nan), "dropout is nan"),
+        (dict(dropout=False), "dropout is False"),
+        (dict(dropout="0.1"), "dropout is '0.1'"),
+        (dict(alpha=0), "alpha is 0; it must be a finite number above 0"),
+        (dict(alpha=-1.0), "alpha is -1.0"),
+        (dict(alpha=math.nan), "alpha is nan"),
+        (dict(alpha=math.inf), "alpha is inf"),
+        (dict(alpha="16"), "alpha is '16'"),
+        (dict(alpha=True), "alpha is True"),
+        (dict(rank_stabilized="no"), "rank_stabilized is 'no'"),
     ):
         with pytest.raises(ValueError, match=words):
             Lora(**fields)

@@ -205,7 +205,12 @@ def test_refuses():
         (dict(method="loar"), "method is 'loar'; choose from"),
         (dict(method="lora", ranks=3), "ranks is no field of method lora; it has rank"),
         (dict(method="adapter", placement="both"), "choose from houlsby, pfeiffer"),
+        (dict(method="adapter", reduction=True), "reduction is True"),
+        (dict(method="adapter", reduction=2.5), "reduction is 2.5"),
         (dict(method="prompt", length=0), "length is 0"),
+        (dict(method="prompt", length=True), "length is True"),
+        (dict(method="lora", base="nf4", double_quantization="no"), "double quantization is 'no'"),
+        (dict(method="lora", base="int4"), "can't be quantized to 'int4'"),
     ):
         with pytest.raises(ValueError, match=words):
             tuning.make(fields)

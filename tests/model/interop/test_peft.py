@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,11 @@ def test_experts_as_transformers_4_had_them(tmp_path):
         (dict(init_lora_weights="pissa"), r"adapter_config.json: init_lora_weights is 'pissa'; only .* True or False"),
         (dict(task_type="SEQ_CLS"), r"adapter_config.json: task_type SEQ_CLS is for a model with the head sequence"),
         (dict(r="8"), r"adapter_config.json: ranks are \['8'\]"),
+        (dict(r=True), r"adapter_config.json: ranks are \[True\]"),
+        (dict(lora_alpha=0), r"adapter_config.json: alpha is 0.0; it must be a finite number above 0"),
+        (dict(lora_alpha=math.nan), r"adapter_config.json: alphas are \[nan.*finite"),
+        (dict(alpha_pattern={"q_proj": math.inf}), r"adapter_config.json: alphas are .*inf"),
+        (dict(lora_dropout=math.nan), r"adapter_config.json: dropout is nan"),
         (dict(target_modules="("), r"adapter_config.json: .*unterminated"),
         (dict(target_modules=["qkv"]), r"target_modules name no linear layer"),
         (dict(r=...), r"adapter_config.json has no 'r'"),
