@@ -24,6 +24,12 @@ SUFFIXES = (".gz", ".zst")
 _LARGEST_WINDOW = 1 << 31  # bytes; libzstd takes no larger one
 
 
+def plain_suffix(file: Path) -> str:
+    """What kind of file it is once it is unpacked: '.jsonl' of 'A.JSONL.GZ'."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return suffixes[-2] if suffixes[-1] in SUFFIXES else suffixes[-1]
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[BinaryIO]:
     """Opens `file` for reading bytes; what goes wrong while it is read becomes a DataError that names it."""

@@ -45,6 +45,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
     """Brings the source `spec` of a checked block `data` to `root`, or finds it there."""
     kind = kinds.kind_of(spec)
     source = open_source(spec) if kind == kinds.TEXT else kinds.open_source(spec, config[kind])
+    for note in source.notes:
+        log(f"{spec}: {note}")
     settings = {"validation": config["validation"], "rule": config["split"] if kind == kinds.TEXT else "document"}
     before = source.fingerprint()
     inputs = {"spec": spec, "fingerprint": stage.digest(before)} | settings
@@ -61,6 +63,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
             log(
                 f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
             )
+        if facts["empty"]:
+            log(f"{spec}: {facts['empty']:,} documents have no text and are left out.")
         if facts["test"]:
             log(f"{spec}: {facts['test']:,} records of the split test are left out.")
         return facts
@@ -82,7 +86,7 @@ def _changed(before: list, source) -> str:
     """Which part of a fingerprint is another by now; ''."""
     try:
         now = source.fingerprint()
-    except FileNotFoundError as error:
-        return f"{error.filename} has vanished"
+    except DataError as error:
+        return str(error).removesuffix(".")
     different = [one[0] if isinstance(one, list) else one for one in now if one not in before]
     return ", ".join(map(str, different[:3]))

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import compressed
+from data import compressed, fingerprints
 from data.batch import DataError
-from data.sources import BadLines, Document, document_name, file_stats, find_files, parsed_line
+from data.listing import document_name, find_files
+from data.sources import BadLines, Document, parsed_line
 
 _TABLES = {".csv": ",", ".tsv": "\t"}  # and what stands between the fields
 SUFFIXES = tuple(kind + packed for kind in (*_TABLES, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
@@ -46,11 +47,13 @@ class RecordSource:
     """
 
     def __init__(self, pattern: str, parse: Callable[[Mapping[str, Any]], dict], settings: Any):
-        self.name, self._root, self._files = find_files(pattern, SUFFIXES)
+        listing = find_files(pattern, SUFFIXES, "Plain text (.txt, .md, .py) is for files: in config.data.sources.")
+        self.name, self.notes = listing.name, listing.notes()
+        self._root, self._files = listing.root, listing.files
         self._parse, self._settings = parse, settings
 
     def fingerprint(self) -> list:
-        return [self._settings, *file_stats(self._files)]
+        return [self._settings, *fingerprints.of_files(self._files)]
 
     def fetch(self) -> None:
         """Local files are here."""
@@ -65,7 +68,8 @@ class RecordSource:
                     text = json.dumps(parsed, ensure_ascii=False, sort_keys=True)
                     text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
                 except ValueError as error:
-                    if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines
+                    if isinstance(error, MissingField) and compressed.plain_suffix(file) in _TABLES:
+                        # All lines of a table lack it.
                         raise DataError(f"{file}, line 1: {error}.") from error
                     bad.add(f"{file}, {where}", str(error))
                     continue
@@ -74,7 +78,7 @@ class RecordSource:
 
 def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ('line 3', record) of one file; 'item 3' of a JSON array. What is no record goes to `bad`."""
-    kind = _kind(file)
+    kind = compressed.plain_suffix(file)
     with compressed.opened(file) as stream:
         if kind == ".jsonl":
             yield from _lines(stream, file, bad)
@@ -82,10 +86,6 @@ def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]
             yield from _array(stream, file, bad)
         else:
             yield from _table(stream, file, _TABLES[kind], bad)
-
-
-def _kind(file: Path) -> str:
-    return next(suffix for suffix in reversed(file.suffixes) if suffix not in compressed.SUFFIXES)
 
 
 def _lines(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:

@@ -136,6 +136,7 @@ def build(source: Source, directory: Path, *, validation: float, rule: str, max_
         "splits": {split: asdict(facts) for split, facts in builder.facts.items()},
         "bad_lines": {"count": builder.bad.count, "first": builder.bad.first},
         "test": builder.found["test"],  # that were left out
+        "empty": builder.bad.empty,  # documents without text, left out too
     }
 
 

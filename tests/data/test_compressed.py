@@ -41,7 +41,9 @@ def test_what_the_formats_allow_behind_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("damage", ["empty", "zeros", "cut", "cut in the second", "garbage", "one byte more", "flipped"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "zeros", "cut", "cut in the second", "garbage", "one byte more", "flipped"]
+)
 def test_damaged_files_are_errors_that_name_them(tmp_path, suffix, damage):
     whole = PACK[suffix](b"some text " * 50)
     if suffix == ".zst":

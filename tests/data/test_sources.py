@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -165,6 +167,18 @@ def test_a_tfds_dataset_keeps_its_splits(reviews):
     assert sorted(d.text for d in found if d.split == "validation") == sorted(f"test review {i} é" for i in range(5))
     assert len({d.name for d in found}) == 35
     assert source.name == "reviews"
+
+
+def test_a_tfds_folder_that_is_written_anew_is_noticed(reviews, tmp_path):
+    folder = shutil.copytree(reviews, tmp_path / "reviews" / "2.0.0")
+    before = open_source(f"tfds[review]:{folder}").fingerprint()
+    assert open_source(f"tfds[review]:{folder}").fingerprint() == before
+    path = next(folder.glob("*train*array_record*"))
+    content, time = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    content[100] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    assert open_source(f"tfds[review]:{folder}").fingerprint() != before
 
 
 def test_a_tfds_dataset_needs_a_text_field(reviews):
