@@ -62,7 +62,7 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
         )
     for spec, weight in sources:
         if weight < 0:
-            raise DataError(f"The weight of {spec} must not be negative, but it is {weight:g}.")
+            raise DataError(f"The weight of {spec} must not be negative, but it is {weight}.")
     weights = [weight for _, weight in sources if weight]
     if not weights:
         raise DataError("All data.sources have weight 0: they are only evaluated, and there is nothing to train on.")

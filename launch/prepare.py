@@ -40,7 +40,7 @@ def summary(prepared: Prepared) -> str:
         cells = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         table.append("  ".join(cells).rstrip())
-    weights = ", ".join(f"{source.spec} {source.weight:g}" for source in prepared.sources)
+    weights = ", ".join(f"{source.spec} {source.weight:.15g}" for source in prepared.sources)
     return "\n".join(
         [
             *table,

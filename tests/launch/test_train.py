@@ -264,6 +264,15 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
     assert not any("validation/bits_per_byte" in row for row in rows)
 
 
+def test_a_weight_that_is_too_small_for_this_run_is_noted(tiny):
+    (first,) = tiny.data.sources
+    tiny.data.sources, tiny.steps, tiny.batch_size = (first, ("stdlib", 1e-4)), 100, 8
+    (note,) = build.notes(tiny, build.model_config(tiny, 64), [])
+    assert note.startswith("note: stdlib has 0.0001 of") and "less than a row in the 800 rows" in note
+    tiny.steps = 100_000
+    assert not build.notes(tiny, build.model_config(tiny, 64), [])
+
+
 def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):
     """They are written once, at the end, and nothing else is; and what is missing to keep them even is said."""
     tiny.model.update(mlp_pattern=("sparse",), experts=dict(count=4, per_token=2, mlp_dim=16))
