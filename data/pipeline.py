@@ -28,7 +28,7 @@ from data.batch import Batch, DataError
 from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
 from data.pack import Damage
-from data.prepare import Prepared, PreparedSource
+from data.prepared import Prepared, PreparedSource
 from data.rows import Block, Rows, to_batch
 from data.tokenizer import load as load_tokenizer
 

@@ -10,10 +10,8 @@ others wait and find everything done; on disks of their own each makes the same 
 """
 
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from data.checked import checked, specials
 from data.corpus import Corpus
 from data.examples import Context, Encoding, pack_records, row_channels
 from data.pack import pack_texts, write_rows
+from data.prepared import Prepared, load
 
 Log = Callable[[str], None]
 
@@ -32,82 +31,6 @@ Log = Callable[[str], None]
 _TOKENIZER_CHARACTERS = 256 << 20
 
 _EXAMPLES = 3  # part of what names rows of examples: raise it when other rows come of the same records
-
-
-@dataclass(frozen=True)
-class PreparedSource:
-    name: str
-    spec: str
-    weight: float  # share of the training rows; 0: only evaluated
-    content_hash: str  # over names and texts of both splits
-    bad_lines: int  # documents that were skipped because they could not be read
-    corpus: Path  # a TFDS dataset
-    train: Path  # folders of packed rows
-    validation: Path
-    train_documents: int
-    train_bytes: int  # UTF-8
-    train_tokens: int  # targets of text: the end of each document is one; of examples all that a model reads
-    train_rows: int
-    validation_documents: int
-    validation_bytes: int
-    validation_tokens: int
-    validation_rows: int
-    kind: str = kinds.TEXT
-    channels: int = 3  # arrays a row
-    numbers: bool = False  # targets are float32 bits
-    encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps with its rows
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What training reads. `load(directory)` opens it again."""
-
-    directory: Path
-    tokenizer_path: Path
-    vocab_size: int
-    seq_len: int
-    content_hash: str
-    sources: tuple[PreparedSource, ...]
-
-    @property
-    def channels(self) -> int:
-        """Arrays a row where rows of all sources are put into one batch."""
-        return max(source.channels for source in self.sources)
-
-    @property
-    def numbers(self) -> bool:
-        """Targets of examples are float32 bits."""
-        return any(source.numbers for source in self.sources)
-
-    @property
-    def token_types(self) -> bool:
-        """Examples are of two texts."""
-        return bool(self.labels and self.labels.get("pair"))
-
-    @property
-    def labels(self) -> Mapping[str, Any] | None:
-        """What is known of the labels of examples (data/labels.py), None where there are none."""
-        return next((source.facts for source in self.sources if source.kind == "labels"), None)
-
-    @property
-    def validation_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
-        return sum(source.validation_bytes for source in self._texts())
-
-    def validation_texts(self) -> Iterator[str]:
-        """Yields the held-out documents as they were before the tokenizer."""
-        for source in self._texts():
-            if source.validation_documents:
-                yield from corpora.read(source.corpus, "validation")
-
-    def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
-        """Yields the held-out records of a source of examples, as its kind's `parse` made them (data/kinds.py)."""
-        return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
-
-    def _texts(self) -> list[PreparedSource]:
-        """Sources of text that train."""
-        return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
 
 
 def prepare(
@@ -146,27 +69,6 @@ def prepare(
             f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
             "again; finished stages are kept."
         ) from error
-
-
-def load(directory: str | os.PathLike) -> Prepared:
-    """Opens a prepared folder (`Prepared.directory`) again."""
-    directory = Path(directory).absolute()
-    manifest = stage.manifest(directory)
-    if manifest is None:
-        raise DataError(f"{directory} holds no prepared data. Prepare it: python -m launch.prepare.")
-    sources = []
-    for facts in manifest["sources"]:
-        paths = {key: Path(os.path.normpath(directory / facts[key])) for key in ("corpus", "train", "validation")}
-        sources.append(PreparedSource(**(facts | paths)))
-    hashes = [source.content_hash for source in sources]
-    return Prepared(
-        directory=directory,
-        tokenizer_path=directory / "tokenizer.json",
-        vocab_size=manifest["vocab_size"],
-        seq_len=manifest["seq_len"],
-        content_hash=hashes[0] if len(hashes) == 1 else stage.digest(hashes),
-        sources=tuple(sources),
-    )
 
 
 # Stages

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data import corrupt, pipeline
 from data.batch import DataError
 from data.kinds import TEXT
-from data.prepare import Prepared, PreparedSource
+from data.prepared import Prepared, PreparedSource
 from launch import build
 from train.evals import labels
 from train.evals.perplexity import added, figures, total
