@@ -22,6 +22,7 @@ from data.builders import text as corpora
 from data.checked import checked, specials
 from data.corpus import Corpus
 from data.examples import Context, Encoding, pack_records, row_channels
+from data.long_words import LONGEST, LongWords
 from data.pack import pack_texts, write_rows
 from data.prepared import Prepared, load
 
@@ -91,8 +92,15 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
                     break
 
     def make(folder: Path) -> dict:
-        tokenizer = tokenizers.train(texts(), kind, vocab_size, special)
+        long = LongWords()
+        read = long.watched(texts()) if kind == "bpe" else texts()
+        tokenizer = tokenizers.train(read, kind, vocab_size, special)
         tokenizer.save(folder / "tokenizer.json")
+        if long.count:
+            log(
+                f"{long.count:,} words are longer than {LONGEST} characters (the longest has {long.longest:,}): the "
+                "tokenizer learnt from pieces of them, and none of its tokens is longer than a piece."
+            )
         if kind == "bpe" and tokenizer.vocab_size < vocab_size:
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}

@@ -29,7 +29,7 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from data import files
+from data import files, long_words
 from data.batch import DataError
 from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
 from data.words import goes_on, stands_for
@@ -223,12 +223,9 @@ def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequen
         backend.add_special_tokens(special)
     else:
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, long_words.cut(), level])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -237,6 +234,7 @@ def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequen
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, level])
     backend.decoder = decoders.ByteLevel()
     return Tokenizer(backend)
 
