@@ -153,11 +153,11 @@ def _rows(
                 counts = source.splits.get(split, {"documents": 0, "bytes": 0})
                 path = f"{i}-{source.name}/{split}"
                 if split == "train" and not weight:
-                    rows, tokens = write_rows(folder / path, ()), 0
+                    facts |= {"train_rows": write_rows(folder / path, ()), "train_tokens": 0}
                 else:
-                    rows, tokens = pack(source, split, context, folder / path, log)
-                facts |= {split: path, f"{split}_rows": rows, f"{split}_tokens": tokens}
-                facts |= {f"{split}_documents": counts["documents"], f"{split}_bytes": counts["bytes"]}
+                    facts |= pack(source, split, context, folder / path, log)
+                facts |= {split: path, f"{split}_documents": counts["documents"]}
+                facts |= {f"{split}_bytes": counts["bytes"]}
             sources.append(facts)
         return {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "sources": sources}
 
@@ -179,17 +179,24 @@ def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder:
     return [*identity, list(prefix)] if prefix else identity
 
 
-def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> tuple[int, int]:
-    """Writes the rows of a split; returns how many rows and tokens there are."""
-    rows, tokens, unknown = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder)
-    if unknown:
-        log(f"{source.spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer.")
-    return rows, tokens
+def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> dict[str, int]:
+    """Writes the rows of a split; returns what is known of them, as fields of PreparedSource."""
+    held_out = split == "validation"
+    counts = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder, compare=held_out)
+    _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
+    if counts.altered:
+        log(
+            f"warning: {source.spec}: {counts.altered:,} of {source.splits[split]['documents']:,} held-out documents "
+            "are not what their tokens decode to, so no bits per byte are given. A tokenizer of kind bpe or byte loses "
+            "nothing."
+        )
+    facts = {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
+    return facts | ({"validation_altered": counts.altered} if held_out else {})
 
 
 def _pack_examples(
     source: Corpus, split: str, context: Context, folder: Path, log: Log, encoding: Encoding
-) -> tuple[int, int]:
+) -> dict[str, int]:
     """As `_pack_text`."""
     counts = pack_records(source.records(split), encoding, context, source.spec, folder)
     if counts.rows:
@@ -198,6 +205,13 @@ def _pack_examples(
             f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
             f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
+    _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
     for note, count in counts.notes.items():
         log(f"{source.spec}: {split}: {count:,} {note}.")
-    return counts.rows, counts.tokens
+    return {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
+
+
+def _warn_of_unknown(spec: str, split: str, unknown: int, tokens: int, log: Log) -> None:
+    if unknown:
+        share = f"{100 * unknown / tokens:.2g} %"
+        log(f"warning: {spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer ({share}).")

@@ -1,5 +1,6 @@
 """What was prepared: all that training and evaluation know of their data. It is made by data/prepare.py."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data import kinds, stage
+from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
 
@@ -30,6 +32,7 @@ class PreparedSource:
     validation_bytes: int
     validation_tokens: int
     validation_rows: int
+    validation_altered: int | None = None  # documents that the tokenizer loses something of; None: not counted then
     kind: str = kinds.TEXT
     channels: int = 3  # arrays a row
     numbers: bool = False  # targets are float32 bits
@@ -79,6 +82,13 @@ class Prepared:
             if source.validation_documents:
                 yield from corpora.read(source.corpus, "validation")
 
+    def altered(self, source: PreparedSource) -> int:
+        """How many held-out documents of a source of text the tokenizer does not give back as they were, so that what
+        a model says of its tokens says less of the text."""
+        if source.validation_altered is not None or not source.validation_documents:
+            return source.validation_altered or 0
+        return _altered(self.tokenizer_path, source.corpus)  # it was prepared before this was counted
+
     def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
         """Yields the held-out records of a source of examples, as its kind's `parse` made them (data/kinds.py)."""
         return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
@@ -86,6 +96,12 @@ class Prepared:
     def _texts(self) -> list[PreparedSource]:
         """Sources of text that train."""
         return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
+
+
+@functools.cache
+def _altered(tokenizer_path: Path, corpus: Path) -> int:
+    tokenizer = tokenizers.load(tokenizer_path)
+    return sum(tokenizer.altered([text], [tokenizer.encode(text)]) for text in corpora.read(corpus, "validation"))
 
 
 def load(directory: str | os.PathLike) -> Prepared:

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer as Backend
 
 from data import files, long_words
 from data.batch import DataError
-from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
+from data.special_tokens import EOT, FILE, SpecialTokens, load_special, unknown_token, usual_special_tokens
 from data.words import goes_on, stands_for
 
 UNKNOWN = "<|unknown|>"
@@ -79,7 +79,7 @@ class Tokenizer:
             )
         self.eot_id: int = self.special.end[0]
         self.start_id: int = self.eot_id if self.special.start is None else self.special.start
-        self.unknown_id: int | None = vocab.get(UNKNOWN)
+        self.unknown_id: int | None = unknown_token(backend)
         self.mask_id: int | None = next((vocab[name] for name in _MASK_NAMES if name in vocab), None)
         # In the order of their names, whatever their ids: T5's run downwards.
         names = takewhile(vocab.__contains__, map(SENTINEL.format, count()))
@@ -144,6 +144,15 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def altered(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> int:
+        """How many texts are not what their `ids` decode to, so that the ids say less than the text: of an unknown
+        character, or after a normalizer. A space before a text does not count: some tokenizers put one there."""
+        decoded = self._backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
+        return sum(
+            self.unknown_id in row or text.removeprefix(" ") != found.removeprefix(" ")
+            for text, found, row in zip(texts, decoded, ids, strict=True)
+        )
 
     def decode_spans(self, ids: Iterable[int]) -> str:
         """As `decode`, with the sentinels shown: what an encoder-decoder fills in, gap by gap."""
