@@ -9,6 +9,7 @@ from typing import Any
 from data import kinds, stage
 from data.batch import DataError
 from data.builders import text as corpora
+from data.copies import HeldOut
 from data.sources import open_source
 
 
@@ -23,6 +24,7 @@ class Corpus:
     dataset: Path
     splits: dict[str, dict]
     bad_lines: int
+    without: HeldOut | None = None  # documents to train on are those of which none of these is a copy
 
     def texts(self, split: str) -> Iterator[str]:
         return (text for _, text in self.documents(split))
@@ -32,7 +34,10 @@ class Corpus:
         return ((name, json.loads(text)) for name, text in self.documents(split))
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        return corpora.documents(self.dataset, split) if split in self.splits else iter(())
+        found = corpora.documents(self.dataset, split) if split in self.splits else iter(())
+        if split == "train" and self.without is not None:
+            return ((name, text) for name, text in found if not self.without.has(text))
+        return found
 
     def plain_texts(self, split: str) -> Iterator[str]:
         """What a tokenizer learns from."""

@@ -9,6 +9,7 @@ changed text go to folders of their own. On a pod every process calls `prepare`:
 others wait and find everything done; on disks of their own each makes the same files.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
 from data.checked import checked, specials
+from data.copies import HeldOut
 from data.corpus import Corpus
 from data.examples import Context, Encoding, pack_records, row_channels
 from data.long_words import LONGEST, LongWords
@@ -43,12 +45,13 @@ def prepare(
 ) -> Prepared:
     """Brings the data that `data_config` describes into `directory`, or finds it there.
 
-    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one more
-    source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are never
-    split), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it
-    gets a mask token; `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets},
-    `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long
-    work), and a block for each kind of examples (data/kinds.py).
+    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one
+    more source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are
+    never split), `copies` ('keep' or 'drop': training documents that are copies of held-out ones), `seq_len`,
+    `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a mask token;
+    `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets}, `max_bad_lines`, `corruption`
+    (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long work), and a block for each
+    kind of examples (data/kinds.py).
     `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer. `prefix`: ids that
     every example begins with (those of prompt tuning follow the vocabulary).
     """
@@ -60,8 +63,11 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with stage.lock(root, log):
             built = [corpus.read(spec, config, root, log) for spec, _ in config["sources"]]
+            held_out = HeldOut(functools.partial(_held_out, built))
+            if config["copies"] == "drop":
+                built = [dataclasses.replace(source, without=held_out) for source in built]
             tokenizer = _tokenizer(built, config, root, log)
-            return load(_rows(built, tokenizer, config, root, log, encoder, prefix))
+            return load(_rows(built, held_out, tokenizer, config, root, log, encoder, prefix))
     except (OSError, RuntimeError) as error:
         problem = stage.storage_problem(error)
         if problem is None:
@@ -109,12 +115,15 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
     if special:  # else the folder keeps its name
         inputs["specials"] = special
+    if config["copies"] == "drop":
+        inputs["copies"] = "drop"
     folder, _ = stage.run(root / "tokenizers", kind, inputs, make, log)
     return tokenizers.load(folder / "tokenizer.json")
 
 
 def _rows(
     built: list[Corpus],
+    held_out: HeldOut,
     tokenizer: tokenizers.Tokenizer,
     config: dict,
     root: Path,
@@ -129,6 +138,9 @@ def _rows(
     for source, weight, identity in zip(built, weights, identities, strict=True):
         inputs["sources"].append([source.spec, source.content, weight] + [identity] * (identity is not None))
 
+    if config["copies"] == "drop":
+        inputs["copies"] = "drop"
+
     def make(folder: Path) -> dict:
         tokenizer.save(folder / "tokenizer.json")
         sources = []
@@ -141,6 +153,7 @@ def _rows(
                 "bad_lines": source.bad_lines,
                 "corpus": os.path.relpath(source.dataset, folder),
             }
+            without = _copies(source, held_out, log) if weight else {}
             pack = _pack_text
             trained = functools.partial(_trained, source.kind, built, weights)
             context = Context(tokenizer, seq_len, encoder, trained, prefix)
@@ -158,10 +171,40 @@ def _rows(
                     facts |= pack(source, split, context, folder / path, log)
                 facts |= {split: path, f"{split}_documents": counts["documents"]}
                 facts |= {f"{split}_bytes": counts["bytes"]}
+            facts |= without
             sources.append(facts)
         return {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "sources": sources}
 
     return stage.run(root / "rows", f"t{seq_len}", inputs, make, log)[0]
+
+
+def _held_out(built: list[Corpus]) -> Iterator[str]:
+    for source in built:
+        yield from source.texts("validation")
+
+
+def _copies(source: Corpus, held_out: HeldOut, log: Log) -> dict[str, int]:
+    """Counts and says how many documents to train on are copies of held-out ones. Returns that, and where they are left
+    out what remains, as fields of PreparedSource."""
+    train = source.splits.get("train", {"documents": 0, "bytes": 0})
+    count = held_out.count(dataclasses.replace(source, without=None).texts("train"))
+    some = (
+        f"{source.spec}: {count.documents:,} of {train['documents']:,} training documents are copies of held-out ones"
+    )
+    if count.documents and source.without is None:
+        log(
+            f"warning: {some}, which makes held-out figures too good. config.data.copies=drop leaves them out of "
+            "training."
+        )
+    if source.without is None:
+        return {"train_copies": count.documents}
+    left = train["documents"] - count.documents
+    if count.documents and not left:
+        raise DataError(f"{some}, and nothing else is left to train on. Set config.data.copies to keep.")
+    if count.documents:
+        log(f"{some}, and are left out of training.")
+    sizes = {"train_documents": left, "train_bytes": train["bytes"] - count.bytes}
+    return {"train_copies": count.documents} | sizes
 
 
 def _trained(kind: str, built: list[Corpus], weights: list[float]) -> Iterator[dict]:

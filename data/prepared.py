@@ -32,6 +32,7 @@ class PreparedSource:
     validation_bytes: int
     validation_tokens: int
     validation_rows: int
+    train_copies: int | None = None  # copies of held-out documents, kept or left out; None: they were not counted then
     validation_altered: int | None = None  # documents that the tokenizer loses something of; None: not counted then
     kind: str = kinds.TEXT
     channels: int = 3  # arrays a row

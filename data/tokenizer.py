@@ -150,7 +150,8 @@ class Tokenizer:
         character, or after a normalizer. A space before a text does not count: some tokenizers put one there."""
         decoded = self._backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
         return sum(
-            self.unknown_id in row or text.removeprefix(" ") != found.removeprefix(" ")
+            (self.unknown_id is not None and self.unknown_id in row)
+            or text.removeprefix(" ") != found.removeprefix(" ")
             for text, found, row in zip(texts, decoded, ids, strict=True)
         )
 
