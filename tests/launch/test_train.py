@@ -246,6 +246,17 @@ def test_profiler_window(tiny, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_run_that_is_older_than_a_field_goes_on(tiny, uninterrupted, tmp_path):
+    workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["data"].pop("copies") == "keep"
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    workdirs.check(workdir, tiny)
+    tiny.data.copies = "drop"
+    with pytest.raises(ConfigError, match=r"data\.copies: 'keep' there, 'drop' now"):
+        workdirs.check(workdir, tiny)
+
+
 def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     workdir = uninterrupted(tiny)
     tiny.optimizer.learning_rate = 0.5
