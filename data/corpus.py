@@ -58,7 +58,9 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
 
     def make(folder: Path) -> dict:
         source.fetch()
-        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], **settings)
+        facts = corpora.build(
+            source, folder, max_bad_lines=config["max_bad_lines"], records=kind != kinds.TEXT, **settings
+        )
         if changed := _changed(before, source):
             raise DataError(
                 f"The data source {spec} has changed while it was read: {changed}. Run again when nobody writes to it."

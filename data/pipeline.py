@@ -223,7 +223,7 @@ def validation_batches(
     """
     sources = [source for source in prepared.sources if source.validation_rows]
     if not sources:
-        raise DataError(f"No text is held out in {prepared.directory}: set data.validation above 0.")
+        raise DataError(f"No text is held out in {prepared.directory}: set config.data.validation above 0.")
     ends = np.cumsum([source.validation_rows for source in sources])
     places = np.arange(ends[-1])
     if only is not None:

@@ -29,8 +29,8 @@ class MissingField(ValueError):
     whose field `setting` gives the name."""
 
     def __init__(self, name: str, record: Mapping[str, Any], setting: str):
-        self.what = f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}"
-        super().__init__(f"{self.what}; set config.{setting} to one of them")
+        self.what = f"no field {name!r}, only {', '.join(map(str, record)) or 'an empty record'}"
+        super().__init__(self.what + (f"; set config.{setting} to one of them" if record else ""))
 
 
 class RecordSource:

@@ -54,8 +54,8 @@ class BadLines:
             self.first.append(f"{where}: {why}")
         if self.count > self.limit:
             raise DataError(
-                f"More than max_bad_lines = {self.limit} lines or files can't be read. Mend or remove them, or raise "
-                "max_bad_lines. The first are:\n  " + "\n  ".join(self.first)
+                f"More than config.data.max_bad_lines = {self.limit} lines or files can't be read. Mend or remove "
+                "them, or raise it. The first are:\n  " + "\n  ".join(self.first)
             )
 
 
@@ -161,7 +161,9 @@ class FileSource:
     def _parse(self, line: bytes) -> str:
         record = parsed_line(line)
         if self._field not in record:
-            raise ValueError(f'no field "{self._field}", only {", ".join(sorted(record)) or "an empty object"}')
+            found = ", ".join(sorted(record))
+            hint = f"{found}; files[{min(record)}]:PATH reads that one" if record else "an empty object"
+            raise ValueError(f'no field "{self._field}", only {hint}')
         text = record[self._field]
         if not isinstance(text, str):
             raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
@@ -205,7 +207,10 @@ class TfdsSource:
         builder = self._builder()
         held_out = next((name for name in ("validation", "valid", "test") if name in builder.info.splits), None)
         if "train" not in builder.info.splits:
-            raise DataError(f"TFDS dataset {self._dataset} has no train split, only {', '.join(builder.info.splits)}.")
+            raise DataError(
+                f"TFDS dataset {self._dataset} has no split of the name train, only {', '.join(builder.info.splits)}. "
+                "Prepare it anew with one, or write its text into files, for files:GLOB."
+            )
         key = self._text_field(builder)
         for name, split in (("train", "train" if held_out else None), (held_out, "validation")):
             if name is None:
@@ -249,9 +254,13 @@ class TfdsSource:
 
         texts = sorted(name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text))
         wanted = self._field or ("text" if "text" in texts else None) or (texts[0] if len(texts) == 1 else None)
+        if not texts:
+            raise DataError(
+                f"TFDS dataset {self._dataset!r} has no text feature, only {', '.join(builder.info.features)}."
+            )
         if wanted not in texts:
             raise DataError(
                 f"TFDS dataset {self._dataset!r}: which field is the text? Write tfds[FIELD]:{self._dataset}, with one "
-                f"of these fields: {', '.join(texts) or '(there is no text field)'}."
+                f"of these fields: {', '.join(texts)}."
             )
         return wanted

@@ -28,6 +28,12 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     are only watched.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
+    nothing = (
+        f"Nothing is held out in {prepared.directory}: set config.data.validation above 0, or config.eval_every to 0, "
+        "which evaluates nothing."
+    )
+    if not sources and config.eval_every:
+        raise DataError(nothing)
     put, mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
 
     def batches(source: PreparedSource, limit, size: int, mine=None):
@@ -52,7 +58,7 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
 
     def run(model, rows) -> dict[str, float]:
         if not sources:
-            raise DataError(f"Nothing is held out in {prepared.directory}: set data.validation above 0.")
+            raise DataError(nothing)
         losses, missing = [], []
         for number, source in enumerate(sources):
             loss = total(eval_step, model, batches(source, rows, config.batch_size, mine), put)

@@ -54,8 +54,11 @@ class Text(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, source: Source, validation: float, rule: str, max_bad_lines: int, data_dir: Path):
+    def __init__(
+        self, *, source: Source, validation: float, rule: str, max_bad_lines: int, records: bool, data_dir: Path
+    ):
         self._source = source
+        self._records = records
         self._validation = validation
         self._rule = rule
         self._max_bad_lines = max_bad_lines
@@ -97,15 +100,32 @@ class Text(tfds.core.GeneratorBasedBuilder):
             skipped = "\n  ".join(["; what was skipped:", *self.bad.first]) if self.bad.count else ""
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
         if self._named:
+            counts = ", ".join(f"{count:,} {named}" for named, count in self.found.items())
+            advice = (
+                f"Name some of them {split}, or leave config.data.labels.split empty, so that config.data.validation "
+                "divides them."
+                if self._records
+                else "Mend the dataset, or take its documents as files, which config.data.validation divides."
+            )
             return (
-                f"The data source {name} says itself which split each record is for, and of none it says {split}: "
-                f"there are {', '.join(f'{count} {named}' for named, count in self.found.items())}. Name some of them "
-                f"{split}, or leave config.data.labels.split empty, so that config.data.validation divides them."
+                f"The data source {name} says itself which split each document is for, and of none it says {split}: "
+                f"there are {counts}. {advice}"
             )
         return (
-            f"The data source {name} has too few documents: none falls into {split} with validation = "
-            f"{self._validation}. Change the fraction, or set split = 'tail', which holds out the end of each text."
+            f"The data source {name} has too few documents: none falls into {split} with config.data.validation = "
+            f"{self._validation}. {self._more(split)}"
         )
+
+    def _more(self, split: str) -> str:
+        """What gives a split its first document."""
+        change = "Raise" if split == "validation" else "Lower"
+        if self._rule == "tail":
+            return "All of its texts are too short to be cut in two: add longer ones, or hold out less of them."
+        if not self._records:
+            return f"{change} that fraction, or set config.data.split = 'tail', which holds out the end of each text."
+        if sum(self.found.values()) == 1:
+            return "Add records, or set it to 0, which holds nothing out, and config.eval_every to 0."
+        return f"{change} that fraction, or add records."
 
 
 def _names_splits(source: Source, max_bad_lines: int) -> bool:
@@ -115,10 +135,18 @@ def _names_splits(source: Source, max_bad_lines: int) -> bool:
     return first is not None and first.split is not None
 
 
-def build(source: Source, directory: Path, *, validation: float, rule: str, max_bad_lines: int) -> dict:
-    """Writes the dataset into `directory` and returns what is known about it (JSON)."""
+def build(
+    source: Source, directory: Path, *, validation: float, rule: str, max_bad_lines: int, records: bool = False
+) -> dict:
+    """Writes the dataset into `directory` and returns what is known about it (JSON). `records`: its documents are not
+    text, which errors advise on in another way."""
     builder = Text(
-        source=source, validation=validation, rule=rule, max_bad_lines=max_bad_lines, data_dir=directory / "tfds"
+        source=source,
+        validation=validation,
+        rule=rule,
+        max_bad_lines=max_bad_lines,
+        records=records,
+        data_dir=directory / "tfds",
     )
     # TFDS prints about downloading, and there is none here.
     tfds.disable_progress_bar()

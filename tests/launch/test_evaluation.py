@@ -7,6 +7,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
+from data.batch import DataError
 from launch import build, evaluation
 from model import axes
 from train.losses import Loss
@@ -93,3 +94,13 @@ def test_corrupted_text(config, tmp_path):
     config.data.corruption.kind = "masked"
     figures, why, _ = evaluated(config, tmp_path)
     assert "validation/bits_per_byte" not in figures and "corrupted" in why
+
+
+def test_nothing_is_held_out(config, tmp_path):
+    """It is said before the first step, and what is advised works."""
+    config.data.validation = 0.0
+    with pytest.raises(DataError, match=r"config\.data\.validation above 0, or config\.eval_every to 0"):
+        evaluated(config, tmp_path)
+    config.eval_every = 0
+    prepared = build.data(config, tmp_path / "run")
+    assert evaluation.evaluation(config, prepared, None, eval_step, build.mesh(config))
