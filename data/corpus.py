@@ -71,7 +71,7 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
                 f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
             )
         if facts["empty"]:
-            log(f"{spec}: {facts['empty']:,} documents have no text and are left out.")
+            log(f"{spec}: {facts['empty']:,} files or documents are empty and are left out.")
         if facts["test"]:
             log(f"{spec}: {facts['test']:,} records of the split test are left out.")
         return facts

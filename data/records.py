@@ -56,8 +56,9 @@ class RecordSource:
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
-            name = document_name(file, self._root)
+            name, found, before = document_name(file, self._root), False, bad.count
             for where, record in read_file(file, bad):
+                found = True
                 try:
                     parsed = self._parse(record)
                     split = parsed.pop("split", None)
@@ -70,6 +71,7 @@ class RecordSource:
                     bad.add(f"{file}, {where}", str(error))
                     continue
                 yield Document(f"{name}, {where}", text, split)
+            bad.empty += not found and bad.count == before
 
 
 def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -45,7 +45,7 @@ class BadLines:
 
     limit: int
     count: int = 0
-    empty: int = 0  # documents without text, which are left out and do not count against the limit
+    empty: int = 0  # documents without text and files without documents, which do not count against the limit
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str, why: str) -> None:
@@ -144,10 +144,12 @@ class FileSource:
                 yield from self._lines(file, name, bad)
 
     def _lines(self, file: Path, name: str, bad: BadLines) -> Iterator[Document]:
+        found = False
         with compressed.opened(file) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
+                found = True
                 try:
                     text = self._parse(line)
                 except (ValueError, RecursionError) as error:
@@ -157,6 +159,7 @@ class FileSource:
                     yield Document(f"{name}:{number}", text)
                 else:
                     bad.empty += 1
+        bad.empty += not found
 
     def _parse(self, line: bytes) -> str:
         record = parsed_line(line)
