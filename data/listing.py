@@ -1,8 +1,10 @@
 """Which files a path, a folder or a glob means, each real file once.
 
-Symbolic links are followed. A file or folder that several paths lead to is read once, by the path that needs no link
-where there is one, else by the first in alphabetical order: a link that is added later renames no document, and so
-moves none from training to what is held out. Whatever was found and is not read has a reason, in `Listing.unread`.
+Symbolic links are followed. A file that several paths lead to is read once. Its document is named by the path that
+needs no link where there is one, else by the first in alphabetical order: a link that is added later renames no
+document, and so moves none from training to what is held out. (The path must say that the file can be read: caches of
+downloads name files by a hash, and links to them by their kind.) Whatever was found and is not read has a reason, in
+`Listing.unread`.
 """
 
 import fnmatch
@@ -60,8 +62,9 @@ def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing
         raise DataError(f"{pattern} is a link to {os.readlink(pattern)}, where there is nothing to read.")
     else:
         raise DataError(f"There is no file or folder {pattern}.")
-    files = _real_files(found, root, unread, recursive=whole_folder or "**" in path.parts)
-    readable = [file for file in files if file.name.lower().endswith(tuple(suffixes))]
+    can_read = lambda file: file.name.lower().endswith(tuple(suffixes))
+    files = _real_files(found, root, can_read, unread, recursive=whole_folder or "**" in path.parts)
+    readable = list(filter(can_read, files))
     kinds = f"these can be read: {', '.join(suffixes)}. {elsewhere}"
     if others := sorted(set(files) - set(readable)):
         if not whole_folder:
@@ -74,7 +77,9 @@ def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing
     return listing
 
 
-def _real_files(found: Sequence[Path], root: Path, unread: dict, recursive: bool) -> list[Path]:
+def _real_files(
+    found: Sequence[Path], root: Path, can_read: Callable[[Path], bool], unread: dict, recursive: bool
+) -> list[Path]:
     """The files among `found`, each real one by its best path, in the order of their names."""
     paths = defaultdict(list)
     for path in dict.fromkeys(found):
@@ -85,9 +90,11 @@ def _real_files(found: Sequence[Path], root: Path, unread: dict, recursive: bool
         else:
             unread[_NOWHERE if path.is_symlink() else _SPECIAL].append(path)
     name = lambda file: file.relative_to(root).as_posix()
+    # In caches of downloads a link has the name that tells its kind, and the file itself is named by a hash.
+    rank = lambda file: (not can_read(file), _by_link(file, root), name(file))
     files = []
     for same in paths.values():
-        best, *others = sorted(same, key=lambda file: (_by_link(file, root), name(file))) if len(same) > 1 else same
+        best, *others = sorted(same, key=rank) if len(same) > 1 else same
         files.append(best)
         unread[_AGAIN] += others
     for why in [why for why, paths in unread.items() if not paths]:

@@ -61,6 +61,15 @@ def test_a_link_that_is_added_later_renames_no_document(tmp_path, everything):
     assert found(everything(data)) == before
 
 
+def test_a_file_whose_kind_only_a_link_tells(tmp_path):
+    """As in Hugging Face's cache, where files are named by their hash."""
+    hub = make(tmp_path / "hub", "blobs/0a1b")
+    (hub / "snapshots").mkdir()
+    (hub / "snapshots" / "train.txt").symlink_to("../blobs/0a1b")
+    assert found(hub) == found(hub / "**") == ["snapshots/train.txt"]
+    assert found(hub / "snapshots") == ["train.txt"]
+
+
 def test_loops_end(tmp_path, everything):
     data = make(tmp_path / "data", "x.txt", "sub/y.txt")
     for i in range(5):  # glob.glob would find 5**40 paths
