@@ -18,7 +18,9 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from data import compressed
 from data.batch import DataError
@@ -61,17 +63,14 @@ def read_table(file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str,
             raise DataError(f"{file}, line {line + 1}: {error}. Mend the quotes, or take the line out.") from error
 
 
-class _text:
-    """The text of a stream, whose end leaves the stream open: it is closed by whoever opened it."""
-
-    def __init__(self, stream):
-        self._text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-
-    def __enter__(self) -> io.TextIOWrapper:
-        return self._text
-
-    def __exit__(self, *_) -> None:
-        self._text.detach()
+@contextmanager
+def _text(stream: BinaryIO) -> Iterator[io.TextIOWrapper]:
+    """The text of a stream, which stays open: whoever opened it closes it."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
 
 
 class _Quotes:
