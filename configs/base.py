@@ -71,6 +71,7 @@ def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -
     config.data.format = "chat"  # what data.path holds: chat, pairs
     config.data.validation = 0.05
     config.data.split = "document"
+    config.data.copies = "keep"  # training documents that are copies of held-out ones: keep (they are counted), drop
     config.data.seq_len = 256
     config.data.tokenizer = ConfigDict(dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0))
     config.data.tokenizer.chat = ""  # a template by name, whose markers it gets

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data import augment, corrupt, kinds
+from data import augment, copies, corrupt, kinds
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
@@ -17,6 +17,7 @@ FIELDS = {
     "format": "chat",
     "validation": 0.05,
     "split": "document",
+    "copies": "keep",
     "seq_len": None,
     "tokenizer": None,
     "max_bad_lines": 100,
@@ -45,6 +46,8 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
         raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
     if config["split"] not in corpora.RULES:
         raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
+    if config["copies"] not in copies.CHOICES:
+        raise DataError(f"data.copies must be one of {', '.join(copies.CHOICES)}, not {config['copies']!r}.")
     _check_tokenizer(config)
     _check_template(config)
     tokenizer = tokenizers.load(config["tokenizer"]["path"]) if config["tokenizer"]["kind"] == "file" else None
@@ -62,7 +65,7 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
         )
     for spec, weight in sources:
         if weight < 0:
-            raise DataError(f"The weight of {spec} must not be negative, but it is {weight:g}.")
+            raise DataError(f"The weight of {spec} must not be negative, but it is {weight}.")
     weights = [weight for _, weight in sources if weight]
     if not weights:
         raise DataError("All data.sources have weight 0: they are only evaluated, and there is nothing to train on.")

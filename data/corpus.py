@@ -9,6 +9,7 @@ from typing import Any
 from data import kinds, stage
 from data.batch import DataError
 from data.builders import text as corpora
+from data.copies import HeldOut
 from data.sources import open_source
 
 
@@ -23,6 +24,7 @@ class Corpus:
     dataset: Path
     splits: dict[str, dict]
     bad_lines: int
+    without: HeldOut | None = None  # documents to train on are those of which none of these is a copy
 
     def texts(self, split: str) -> Iterator[str]:
         return (text for _, text in self.documents(split))
@@ -32,7 +34,10 @@ class Corpus:
         return ((name, json.loads(text)) for name, text in self.documents(split))
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        return corpora.documents(self.dataset, split) if split in self.splits else iter(())
+        found = corpora.documents(self.dataset, split) if split in self.splits else iter(())
+        if split == "train" and self.without is not None:
+            return ((name, text) for name, text in found if not self.without.has(text))
+        return found
 
     def plain_texts(self, split: str) -> Iterator[str]:
         """What a tokenizer learns from."""
@@ -45,6 +50,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
     """Brings the source `spec` of a checked block `data` to `root`, or finds it there."""
     kind = kinds.kind_of(spec)
     source = open_source(spec) if kind == kinds.TEXT else kinds.open_source(spec, config[kind])
+    for note in source.notes:
+        log(f"{spec}: {note}")
     settings = {"validation": config["validation"], "rule": config["split"] if kind == kinds.TEXT else "document"}
     before = source.fingerprint()
     inputs = {"spec": spec, "fingerprint": stage.digest(before)} | settings
@@ -62,6 +69,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
             log(
                 f"{spec}: skipped {bad['count']} that can't be read, the first of them:\n  " + "\n  ".join(bad["first"])
             )
+        if facts["empty"]:
+            log(f"{spec}: {facts['empty']:,} files or documents are empty and are left out.")
         if facts["test"]:
             log(f"{spec}: {facts['test']:,} records of the split test are left out.")
         return facts
@@ -83,7 +92,7 @@ def _changed(before: list, source) -> str:
     """Which part of a fingerprint is another by now; ''."""
     try:
         now = source.fingerprint()
-    except FileNotFoundError as error:
-        return f"{error.filename} has vanished"
+    except DataError as error:
+        return str(error).removesuffix(".")
     different = [one[0] if isinstance(one, list) else one for one in now if one not in before]
     return ", ".join(map(str, different[:3]))

@@ -108,6 +108,7 @@ class Counts(NamedTuple):
     tokens: int  # that a model reads, on both sides
     targets: int  # of these with weight
     notes: Mapping[str, int]  # what was done to examples, and how often
+    unknown: int  # tokens that stand for text the vocabulary has none for
 
 
 def row_channels(encoder: bool) -> int:
@@ -233,11 +234,11 @@ def pack_records(
     ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
     dtype = np.dtype("<u4") if encoding.numbers else row_dtype(ids, context.seq_len)
     room = context.seq_len - len(context.prefix)
-    tokens = targets = 0
-    notes = Counter()
+    tokens = targets = unknown = 0
+    notes, unknown_id = Counter(), context.tokenizer.unknown_id
 
     def examples() -> Iterator[Example]:
-        nonlocal tokens, targets
+        nonlocal tokens, targets, unknown
         for where, record in records:
             try:
                 example = encoding.encode(record)
@@ -254,13 +255,16 @@ def pack_records(
             notes.update(example.notes)
             example = prefixed(example, context.prefix)
             tokens += sum(example.sizes())
+            if unknown_id is not None:
+                sides = (side for side in (example.tokens, example.source) if side is not None)
+                unknown += sum(int(np.count_nonzero(ids == unknown_id)) for ids in sides)
             targets += int(example.trained.sum())
             yield example
 
     rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
     if notes and not rows:
         raise DataError(f"{spec}: no example is left: {next(iter(notes.values()))} {next(iter(notes))}.")
-    return Counts(rows, tokens, targets, notes)
+    return Counts(rows, tokens, targets, notes, unknown)
 
 
 def widened(rows: np.ndarray, channels: int) -> np.ndarray:

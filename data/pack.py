@@ -20,6 +20,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -103,23 +104,34 @@ def write_rows(directory: Path, rows: Iterable[np.ndarray]) -> int:
     return written
 
 
-def pack_texts(texts: Iterator[str], tokenizer: Tokenizer, seq_len: int, folder: Path) -> tuple[int, int, int]:
-    """Writes the packed rows of `texts`; returns how many rows, targets and unknown tokens there are."""
+class TextCounts(NamedTuple):
+    """What was packed of a split of text."""
+
+    rows: int
+    tokens: int  # targets
+    unknown: int  # tokens that stand for text the vocabulary has none for
+    altered: int  # documents that the tokenizer does not give back as they were
+
+
+def pack_texts(texts: Iterator[str], tokenizer: Tokenizer, seq_len: int, folder: Path, compare: bool) -> TextCounts:
+    """Writes the packed rows of `texts`; `compare` decodes all documents to count those that are altered (else 0)."""
     dtype = row_dtype(tokenizer.vocab_size, seq_len)
     packer = Packer(seq_len, tokenizer.eot_id, dtype, tokenizer.special.begin)
-    tokens = unknown = 0
+    tokens = unknown = altered = 0
 
     def rows() -> Iterator[np.ndarray]:
-        nonlocal tokens, unknown
+        nonlocal tokens, unknown, altered
         for group in _groups(texts):
-            documents = [np.array(ids, dtype) for ids in tokenizer.encode_batch(group)]
+            encoded = tokenizer.encode_batch(group)
+            altered += tokenizer.altered(group, encoded) if compare else 0
+            documents = [np.array(ids, dtype) for ids in encoded]
             tokens += sum(len(ids) + 1 for ids in documents)
             if tokenizer.unknown_id is not None:
                 unknown += sum(int(np.count_nonzero(ids == tokenizer.unknown_id)) for ids in documents)
             yield packer.add(documents)
         yield packer.flush()
 
-    return write_rows(folder, rows()), tokens, unknown
+    return TextCounts(write_rows(folder, rows()), tokens, unknown, altered)
 
 
 def _groups(texts: Iterator[str]) -> Iterator[list[str]]:

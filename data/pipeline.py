@@ -28,7 +28,7 @@ from data.batch import Batch, DataError
 from data.corrupt import VALIDATION_SEED, Corruption
 from data.mixture import Mixture
 from data.pack import Damage
-from data.prepare import Prepared, PreparedSource
+from data.prepared import Prepared, PreparedSource
 from data.rows import Block, Rows, to_batch
 from data.tokenizer import load as load_tokenizer
 
@@ -116,6 +116,8 @@ def train_pipeline(
         for source in sources
     ]
     described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
+    if Mixture([source.weight for source in sources]).period is None:
+        described += "mixed by due times"  # until these were exact, their shares were rounded: another stream
     described += "".join(change.description for change in (corruption, augmentation) if change is not None)
     stream = hashlib.sha256(described.encode()).hexdigest()[:16]
     if position is not None and position["stream"] != stream:
@@ -221,7 +223,7 @@ def validation_batches(
     """
     sources = [source for source in prepared.sources if source.validation_rows]
     if not sources:
-        raise DataError(f"No text is held out in {prepared.directory}: set data.validation above 0.")
+        raise DataError(f"No text is held out in {prepared.directory}: set config.data.validation above 0.")
     ends = np.cumsum([source.validation_rows for source in sources])
     places = np.arange(ends[-1])
     if only is not None:

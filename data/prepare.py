@@ -9,11 +9,10 @@ changed text go to folders of their own. On a pod every process calls `prepare`:
 others wait and find everything done; on disks of their own each makes the same files.
 """
 
+import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
 from data.checked import checked, specials
+from data.copies import HeldOut
 from data.corpus import Corpus
 from data.examples import Context, Encoding, pack_records, row_channels
+from data.long_words import LONGEST, LongWords
 from data.pack import pack_texts, write_rows
+from data.prepared import Prepared, load
 
 Log = Callable[[str], None]
 
@@ -32,82 +34,6 @@ Log = Callable[[str], None]
 _TOKENIZER_CHARACTERS = 256 << 20
 
 _EXAMPLES = 4  # part of what names rows of examples: raise it when other rows come of the same records
-
-
-@dataclass(frozen=True)
-class PreparedSource:
-    name: str
-    spec: str
-    weight: float  # share of the training rows; 0: only evaluated
-    content_hash: str  # over names and texts of both splits
-    bad_lines: int  # documents that were skipped because they could not be read
-    corpus: Path  # a TFDS dataset
-    train: Path  # folders of packed rows
-    validation: Path
-    train_documents: int
-    train_bytes: int  # UTF-8
-    train_tokens: int  # targets of text: the end of each document is one; of examples all that a model reads
-    train_rows: int
-    validation_documents: int
-    validation_bytes: int
-    validation_tokens: int
-    validation_rows: int
-    kind: str = kinds.TEXT
-    channels: int = 3  # arrays a row
-    numbers: bool = False  # targets are float32 bits
-    encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps with its rows
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What training reads. `load(directory)` opens it again."""
-
-    directory: Path
-    tokenizer_path: Path
-    vocab_size: int
-    seq_len: int
-    content_hash: str
-    sources: tuple[PreparedSource, ...]
-
-    @property
-    def channels(self) -> int:
-        """Arrays a row where rows of all sources are put into one batch."""
-        return max(source.channels for source in self.sources)
-
-    @property
-    def numbers(self) -> bool:
-        """Targets of examples are float32 bits."""
-        return any(source.numbers for source in self.sources)
-
-    @property
-    def token_types(self) -> bool:
-        """Examples are of two texts."""
-        return bool(self.labels and self.labels.get("pair"))
-
-    @property
-    def labels(self) -> Mapping[str, Any] | None:
-        """What is known of the labels of examples (data/labels.py), None where there are none."""
-        return next((source.facts for source in self.sources if source.kind == "labels"), None)
-
-    @property
-    def validation_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
-        return sum(source.validation_bytes for source in self._texts())
-
-    def validation_texts(self) -> Iterator[str]:
-        """Yields the held-out documents as they were before the tokenizer."""
-        for source in self._texts():
-            if source.validation_documents:
-                yield from corpora.read(source.corpus, "validation")
-
-    def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
-        """Yields the held-out records of a source of examples, as its kind's `parse` made them (data/kinds.py)."""
-        return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
-
-    def _texts(self) -> list[PreparedSource]:
-        """Sources of text that train."""
-        return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
 
 
 def prepare(
@@ -119,12 +45,13 @@ def prepare(
 ) -> Prepared:
     """Brings the data that `data_config` describes into `directory`, or finds it there.
 
-    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one more
-    source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are never
-    split), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it
-    gets a mask token; `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets},
-    `max_bad_lines`, `corruption` (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long
-    work), and a block for each kind of examples (data/kinds.py).
+    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one
+    more source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are
+    never split), `copies` ('keep' or 'drop': training documents that are copies of held-out ones), `seq_len`,
+    `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a mask token;
+    `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets}, `max_bad_lines`, `corruption`
+    (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long work), and a block for each
+    kind of examples (data/kinds.py).
     `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer. `prefix`: ids that
     every example begins with (those of prompt tuning follow the vocabulary).
     """
@@ -136,8 +63,11 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with stage.lock(root, log):
             built = [corpus.read(spec, config, root, log) for spec, _ in config["sources"]]
+            held_out = HeldOut(functools.partial(_held_out, built))
+            if config["copies"] == "drop":
+                built = [dataclasses.replace(source, without=held_out) for source in built]
             tokenizer = _tokenizer(built, config, root, log)
-            return load(_rows(built, tokenizer, config, root, log, encoder, prefix))
+            return load(_rows(built, held_out, tokenizer, config, root, log, encoder, prefix))
     except (OSError, RuntimeError) as error:
         problem = stage.storage_problem(error)
         if problem is None:
@@ -146,27 +76,6 @@ def prepare(
             f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
             "again; finished stages are kept."
         ) from error
-
-
-def load(directory: str | os.PathLike) -> Prepared:
-    """Opens a prepared folder (`Prepared.directory`) again."""
-    directory = Path(directory).absolute()
-    manifest = stage.manifest(directory)
-    if manifest is None:
-        raise DataError(f"{directory} holds no prepared data. Prepare it: python -m launch.prepare.")
-    sources = []
-    for facts in manifest["sources"]:
-        paths = {key: Path(os.path.normpath(directory / facts[key])) for key in ("corpus", "train", "validation")}
-        sources.append(PreparedSource(**(facts | paths)))
-    hashes = [source.content_hash for source in sources]
-    return Prepared(
-        directory=directory,
-        tokenizer_path=directory / "tokenizer.json",
-        vocab_size=manifest["vocab_size"],
-        seq_len=manifest["seq_len"],
-        content_hash=hashes[0] if len(hashes) == 1 else stage.digest(hashes),
-        sources=tuple(sources),
-    )
 
 
 # Stages
@@ -189,8 +98,15 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
                     break
 
     def make(folder: Path) -> dict:
-        tokenizer = tokenizers.train(texts(), kind, vocab_size, special)
+        long = LongWords()
+        read = long.watched(texts()) if kind == "bpe" else texts()
+        tokenizer = tokenizers.train(read, kind, vocab_size, special)
         tokenizer.save(folder / "tokenizer.json")
+        if long.count:
+            log(
+                f"{long.count:,} words are longer than {LONGEST} characters (the longest has {long.longest:,}): the "
+                "tokenizer learnt from pieces of them, and none of its tokens is longer than a piece."
+            )
         if kind == "bpe" and tokenizer.vocab_size < vocab_size:
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
@@ -199,12 +115,15 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
     if special:  # else the folder keeps its name
         inputs["specials"] = special
+    if config["copies"] == "drop":
+        inputs["copies"] = "drop"
     folder, _ = stage.run(root / "tokenizers", kind, inputs, make, log)
     return tokenizers.load(folder / "tokenizer.json")
 
 
 def _rows(
     built: list[Corpus],
+    held_out: HeldOut,
     tokenizer: tokenizers.Tokenizer,
     config: dict,
     root: Path,
@@ -219,6 +138,9 @@ def _rows(
     for source, weight, identity in zip(built, weights, identities, strict=True):
         inputs["sources"].append([source.spec, source.content, weight] + [identity] * (identity is not None))
 
+    if config["copies"] == "drop":
+        inputs["copies"] = "drop"
+
     def make(folder: Path) -> dict:
         tokenizer.save(folder / "tokenizer.json")
         sources, warned = [], set()
@@ -231,6 +153,7 @@ def _rows(
                 "bad_lines": source.bad_lines,
                 "corpus": os.path.relpath(source.dataset, folder),
             }
+            without = _copies(source, held_out, log) if weight else {}
             pack = _pack_text
             trained = functools.partial(_trained, source.kind, built, weights)
             context = Context(tokenizer, seq_len, encoder, trained, prefix)
@@ -246,15 +169,45 @@ def _rows(
                 counts = source.splits.get(split, {"documents": 0, "bytes": 0})
                 path = f"{i}-{source.name}/{split}"
                 if split == "train" and not weight:
-                    rows, tokens = write_rows(folder / path, ()), 0
+                    facts |= {"train_rows": write_rows(folder / path, ()), "train_tokens": 0}
                 else:
-                    rows, tokens = pack(source, split, context, folder / path, log)
-                facts |= {split: path, f"{split}_rows": rows, f"{split}_tokens": tokens}
-                facts |= {f"{split}_documents": counts["documents"], f"{split}_bytes": counts["bytes"]}
+                    facts |= pack(source, split, context, folder / path, log)
+                facts |= {split: path, f"{split}_documents": counts["documents"]}
+                facts |= {f"{split}_bytes": counts["bytes"]}
+            facts |= without
             sources.append(facts)
         return {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "sources": sources}
 
     return stage.run(root / "rows", f"t{seq_len}", inputs, make, log)[0]
+
+
+def _held_out(built: list[Corpus]) -> Iterator[str]:
+    for source in built:
+        yield from source.texts("validation")
+
+
+def _copies(source: Corpus, held_out: HeldOut, log: Log) -> dict[str, int]:
+    """Counts and says how many documents to train on are copies of held-out ones. Returns that, and where they are left
+    out what remains, as fields of PreparedSource."""
+    train = source.splits.get("train", {"documents": 0, "bytes": 0})
+    count = held_out.count(dataclasses.replace(source, without=None).texts("train"))
+    some = (
+        f"{source.spec}: {count.documents:,} of {train['documents']:,} training documents are copies of held-out ones"
+    )
+    if count.documents and source.without is None:
+        log(
+            f"warning: {some}, which makes held-out figures too good. config.data.copies=drop leaves them out of "
+            "training."
+        )
+    if source.without is None:
+        return {"train_copies": count.documents}
+    left = train["documents"] - count.documents
+    if count.documents and not left:
+        raise DataError(f"{some}, and nothing else is left to train on. Set config.data.copies to keep.")
+    if count.documents:
+        log(f"{some}, and are left out of training.")
+    sizes = {"train_documents": left, "train_bytes": train["bytes"] - count.bytes}
+    return {"train_copies": count.documents} | sizes
 
 
 def _trained(kind: str, built: list[Corpus], weights: list[float]) -> Iterator[dict]:
@@ -272,17 +225,24 @@ def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder:
     return [*identity, list(prefix)] if prefix else identity
 
 
-def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> tuple[int, int]:
-    """Writes the rows of a split; returns how many rows and tokens there are."""
-    rows, tokens, unknown = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder)
-    if unknown:
-        log(f"{source.spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer.")
-    return rows, tokens
+def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> dict[str, int]:
+    """Writes the rows of a split; returns what is known of them, as fields of PreparedSource."""
+    held_out = split == "validation"
+    counts = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder, compare=held_out)
+    _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
+    if counts.altered:
+        log(
+            f"warning: {source.spec}: {counts.altered:,} of {source.splits[split]['documents']:,} held-out documents "
+            "are not what their tokens decode to, so no bits per byte are given. A tokenizer of kind bpe or byte loses "
+            "nothing."
+        )
+    facts = {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
+    return facts | ({"validation_altered": counts.altered} if held_out else {})
 
 
 def _pack_examples(
     source: Corpus, split: str, context: Context, folder: Path, log: Log, encoding: Encoding
-) -> tuple[int, int]:
+) -> dict[str, int]:
     """As `_pack_text`."""
     counts = pack_records(source.records(split), encoding, context, source.spec, folder)
     if counts.rows:
@@ -291,6 +251,13 @@ def _pack_examples(
             f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
             f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
+    _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
     for note, count in counts.notes.items():
         log(f"{source.spec}: {split}: {count:,} {note}.")
-    return counts.rows, counts.tokens
+    return {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
+
+
+def _warn_of_unknown(spec: str, split: str, unknown: int, tokens: int, log: Log) -> None:
+    if unknown:
+        share = f"{100 * unknown / tokens:.2g} %"
+        log(f"warning: {spec}: {unknown} of {tokens} {split} tokens are unknown to the tokenizer ({share}).")

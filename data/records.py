@@ -1,7 +1,7 @@
 """Records with named fields, from files: where examples come from.
 
     .csv         a line of column names, then a record a line; a quoted field may hold line breaks
-    .tsv         the same with tabs; nothing is quoted
+    .tsv         the same with tabs; whether fields are quoted shows in the file (data/tables.py)
     .jsonl       an object a line
     .json        an array of objects
 
@@ -10,21 +10,18 @@ for, is skipped and kept in `BadLines` with file and line (in a JSON array: the 
 can't be read is an error.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import compressed
+from data import compressed, fingerprints
 from data.batch import DataError
-from data.sources import BadLines, Document, document_name, file_stats, find_files, parsed_line
+from data.listing import document_name, find_files
+from data.sources import BadLines, Document, parsed_line
+from data.tables import DELIMITERS, read_table
 
-_TABLES = {".csv": ",", ".tsv": "\t"}  # and what stands between the fields
-SUFFIXES = tuple(kind + packed for kind in (*_TABLES, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
-
-csv.field_size_limit(1 << 30)  # a document may stand in one field
+SUFFIXES = tuple(kind + packed for kind in (*DELIMITERS, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
 
 
 class MissingField(ValueError):
@@ -46,19 +43,22 @@ class RecordSource:
     """
 
     def __init__(self, pattern: str, parse: Callable[[Mapping[str, Any]], dict], settings: Any):
-        self.name, self._root, self._files = find_files(pattern, SUFFIXES)
+        listing = find_files(pattern, SUFFIXES, "Plain text (.txt, .md, .py) is for files: in config.data.sources.")
+        self.name, self.notes = listing.name, listing.notes()
+        self._root, self._files = listing.root, listing.files
         self._parse, self._settings = parse, settings
 
     def fingerprint(self) -> list:
-        return [self._settings, *file_stats(self._files)]
+        return [self._settings, *fingerprints.of_files(self._files)]
 
     def fetch(self) -> None:
         """Local files are here."""
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
-            name = document_name(file, self._root)
+            name, found, before = document_name(file, self._root), False, bad.count
             for where, record in read_file(file, bad):
+                found = True
                 try:
                     parsed = self._parse(record)
                     split = parsed.pop("split", None)
@@ -66,27 +66,23 @@ class RecordSource:
                     text = json.dumps(dict(sorted(parsed.items())), ensure_ascii=False)
                     text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
                 except ValueError as error:
-                    if isinstance(error, MissingField) and _kind(file) in _TABLES:  # it is missing in all lines
+                    if isinstance(error, MissingField) and compressed.plain_suffix(file) in DELIMITERS:
+                        # All lines of a table lack it.
                         raise DataError(f"{file}, line 1: {error}.") from error
                     bad.add(f"{file}, {where}", str(error))
                     continue
                 yield Document(f"{name}, {where}", text, split)
+            bad.empty += not found and bad.count == before
 
 
 def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ('line 3', record) of one file; 'item 3' of a JSON array. What is no record goes to `bad`."""
-    kind = _kind(file)
+    kind = compressed.plain_suffix(file)
+    if kind in DELIMITERS:
+        yield from read_table(file, DELIMITERS[kind], bad)
+        return
     with compressed.opened(file) as stream:
-        if kind == ".jsonl":
-            yield from _lines(stream, file, bad)
-        elif kind == ".json":
-            yield from _array(stream, file, bad)
-        else:
-            yield from _table(stream, file, _TABLES[kind], bad)
-
-
-def _kind(file: Path) -> str:
-    return next(suffix for suffix in reversed(file.suffixes) if suffix not in compressed.SUFFIXES)
+        yield from (_lines if kind == ".jsonl" else _array)(stream, file, bad)
 
 
 def _lines(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
@@ -121,32 +117,6 @@ def _array(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
             yield f"item {number}", item
         else:
             bad.add(f"{file}, item {number}", f"a JSON object is expected, not {type(item).__name__}")
-
-
-def _table(stream, file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str, dict]]:
-    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(text, delimiter=delimiter, strict=True, quoting=quoting)
-    names, line = None, 0
-    try:
-        for row in rows:
-            line, begins = rows.line_num, line + 1
-            if not row:
-                continue
-            if names is None:
-                names = row
-                if len(set(names)) < len(names):
-                    raise DataError(f"{file}, line {begins}: two columns have one name, of {', '.join(names)}.")
-            elif len(row) != len(names):
-                bad.add(f"{file}, line {begins}", f"{len(row)} fields, but the first line names {len(names)} columns")
-            else:
-                yield f"line {begins}", dict(zip(names, row, strict=True))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}, after line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
-    except csv.Error as error:
-        raise DataError(f"{file}, line {line + 1}: {error}. Mend the quotes, or take the line out.") from error
-    finally:
-        text.detach()  # `stream` is closed by whoever opened it
 
 
 def field(record: Mapping[str, Any], name: str, setting: str) -> Any:

@@ -13,7 +13,7 @@ from data.batch import CONTENT, ENCODER_CONTENT, Batch, DataError, from_rows, ma
 from data.corrupt import Corruption
 from data.examples import widened
 from data.pack import Damage, RowReader
-from data.prepare import PreparedSource
+from data.prepared import PreparedSource
 
 
 class Block(NamedTuple):

@@ -2,7 +2,8 @@
 
     stdlib                the Python standard library's own sources, one document a file (no download needed)
     files:GLOB            local files; a bare path, folder or glob is the same. `.txt .md .py`: one document a file;
-                          `.jsonl`: one a line, from its field "text". Each may end in `.gz` or `.zst`.
+                          `.jsonl`: one a line, from its field "text". Each may end in `.gz` or `.zst`, and be in
+                          upper case. Links are followed, and each file is read once (data/listing.py).
     tfds:NAME[/CONFIG]    any TFDS dataset by name, or the folder of a prepared one
 
 `files[FIELD]:` and `tfds[FIELD]:` name another field than "text". All is read as UTF-8. What can't be read (a broken
@@ -11,8 +12,6 @@ and near-duplicate filters.
 """
 
 import difflib
-import glob
-import itertools
 import json
 import os
 import re
@@ -22,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data import compressed
+from data import compressed, fingerprints
 from data.batch import DataError
+from data.listing import Listing, document_name, find_files, slug
 
 _WHOLE = (".txt", ".md", ".py")
 _LINES = (".jsonl",)
@@ -45,6 +45,7 @@ class BadLines:
 
     limit: int
     count: int = 0
+    empty: int = 0  # documents without text and files without documents, which do not count against the limit
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str, why: str) -> None:
@@ -60,6 +61,7 @@ class BadLines:
 
 class Source(Protocol):
     name: str
+    notes: Sequence[str]  # what lies where it reads and is not read, a line for each reason
 
     def fingerprint(self) -> list:
         """Changes when the source's content may have changed; cheap, JSON."""
@@ -90,51 +92,13 @@ def _stdlib() -> "FileSource":
     files = [path for path in files if not _NOT_STDLIB & set(path.relative_to(root).parts)]
     if not files:
         raise DataError(f"This Python has no standard library sources in {root}: use files:GLOB instead.")
-    return FileSource("stdlib", root, sorted(files, key=lambda file: file.relative_to(root).as_posix()), "text")
+    files = sorted(files, key=lambda file: file.relative_to(root).as_posix())
+    return FileSource(Listing("stdlib", root, files, {}), "text")
 
 
 def _files(pattern: str, text_field: str) -> "FileSource":
-    name, root, files = find_files(pattern, _SUFFIXES)
-    return FileSource(name, root, files, text_field)
-
-
-def find_files(pattern: str, suffixes: Sequence[str]) -> tuple[str, Path, list[Path]]:
-    """A name, the folder and the files of a path, folder or glob; DataError where there are none, or one doesn't end in
-    any of `suffixes`."""
-    pattern = os.path.expanduser(pattern)
-    path = Path(pattern)
-    suffixes = tuple(suffixes)
-    if path.is_file():
-        root, files = path.parent, [path]
-    elif path.is_dir():
-        root, files = path, [file for file in path.rglob("*") if file.name.endswith(suffixes) and file.is_file()]
-    elif glob.has_magic(pattern):
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        files = [Path(file) for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
-    else:
-        raise DataError(f"There is no file or folder {pattern}.")
-    if not files:
-        raise DataError(f"No file matches {pattern}; these can be read: {', '.join(suffixes)}.")
-    for file in files:
-        if not file.name.endswith(suffixes):
-            raise DataError(f"{file}: unknown kind of file; these can be read: {', '.join(suffixes)}.")
-    return _slug(path.name), root, sorted(files, key=lambda file: file.relative_to(root).as_posix())
-
-
-def file_stats(files: Sequence[Path]) -> list:
-    """Changes when the files may have changed; JSON."""
-    stats = [(file, file.stat()) for file in files]
-    return [[os.path.abspath(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
-
-
-def document_name(file: Path, root: Path) -> str:
-    """A file's name, the same on every machine. One that isn't UTF-8 is spelled out, so that it can be hashed and
-    written like others."""
-    return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "text"
+    listing = find_files(pattern, _SUFFIXES, "Records in .csv, .tsv and .json are for chat:, pairs: and labels:.")
+    return FileSource(listing, text_field)
 
 
 def parsed_line(line: bytes) -> dict[str, Any]:
@@ -149,14 +113,13 @@ def parsed_line(line: bytes) -> dict[str, Any]:
 
 
 class FileSource:
-    def __init__(self, name: str, root: Path, files: list[Path], text_field: str):
-        self.name = name
-        self._root = root
-        self._files = files
+    def __init__(self, listing: Listing, text_field: str):
+        self.name, self.notes = listing.name, listing.notes()
+        self._root, self._files = listing.root, listing.files
         self._field = text_field
 
     def fingerprint(self) -> list:
-        return [self._field, *file_stats(self._files)]
+        return [self._field, *fingerprints.of_files(self._files)]
 
     def fetch(self) -> None:
         """Local files are here."""
@@ -164,7 +127,7 @@ class FileSource:
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
             name = document_name(file, self._root)
-            if file.name.endswith(_WHOLE) or file.name.removesuffix(file.suffix).endswith(_WHOLE):
+            if compressed.plain_suffix(file) in _WHOLE:
                 with compressed.opened(file) as stream:
                     content = stream.read()
                 try:
@@ -175,14 +138,18 @@ class FileSource:
                     continue
                 if text:
                     yield Document(name, text)
+                else:
+                    bad.empty += 1
             else:
                 yield from self._lines(file, name, bad)
 
     def _lines(self, file: Path, name: str, bad: BadLines) -> Iterator[Document]:
+        found = False
         with compressed.opened(file) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
+                found = True
                 try:
                     text = self._parse(line)
                 except (ValueError, RecursionError) as error:
@@ -190,11 +157,16 @@ class FileSource:
                     continue
                 if text:
                     yield Document(f"{name}:{number}", text)
+                else:
+                    bad.empty += 1
+        bad.empty += not found
 
     def _parse(self, line: bytes) -> str:
         record = parsed_line(line)
         if self._field not in record:
-            raise ValueError(f'no field "{self._field}", only {", ".join(sorted(record)) or "an empty object"}')
+            found = ", ".join(sorted(record))
+            hint = f"{found}; files[{min(record)}]:PATH reads that one" if record else "an empty object"
+            raise ValueError(f'no field "{self._field}", only {hint}')
         text = record[self._field]
         if not isinstance(text, str):
             raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
@@ -209,15 +181,17 @@ class TfdsSource:
     """
 
     def __init__(self, dataset: str, text_field: str | None):
-        self.name = _slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name)
+        self.name, self.notes = slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name), ()
         self._dataset = dataset
         self._field = text_field
 
     def fingerprint(self) -> list:
         info = self._builder().info
-        # A catalogue name has a version, and its size is unknown until it is downloaded; a folder may be written anew.
-        size = {name: split.num_bytes for name, split in info.splits.items()} if os.path.isdir(self._dataset) else {}
-        return [self._field, info.full_name, size]
+        # A catalogue name has a version; a folder may be written anew.
+        if not os.path.isdir(self._dataset):
+            return [self._field, info.full_name]
+        files = [path for path in Path(self._dataset).rglob("*") if path.is_file()]
+        return [self._field, info.full_name, *fingerprints.of_files(sorted(files))]
 
     def fetch(self) -> None:
         builder = self._builder()
@@ -236,7 +210,10 @@ class TfdsSource:
         builder = self._builder()
         held_out = next((name for name in ("validation", "valid", "test") if name in builder.info.splits), None)
         if "train" not in builder.info.splits:
-            raise DataError(f"TFDS dataset {self._dataset} has no train split, only {', '.join(builder.info.splits)}.")
+            raise DataError(
+                f"TFDS dataset {self._dataset} has no split of the name train, only {', '.join(builder.info.splits)}. "
+                "Prepare it anew with one, or write its text into files, for files:GLOB."
+            )
         key = self._text_field(builder)
         for name, split in (("train", "train" if held_out else None), (held_out, "validation")):
             if name is None:
@@ -249,6 +226,8 @@ class TfdsSource:
                     continue
                 if text:
                     yield Document(f"{name}:{i}", text, split)
+                else:
+                    bad.empty += 1
 
     def _builder(self):
         import tensorflow_datasets as tfds
@@ -278,9 +257,13 @@ class TfdsSource:
 
         texts = sorted(name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text))
         wanted = self._field or ("text" if "text" in texts else None) or (texts[0] if len(texts) == 1 else None)
+        if not texts:
+            raise DataError(
+                f"TFDS dataset {self._dataset!r} has no text feature, only {', '.join(builder.info.features)}."
+            )
         if wanted not in texts:
             raise DataError(
                 f"TFDS dataset {self._dataset!r}: which field is the text? Write tfds[FIELD]:{self._dataset}, with one "
-                f"of these fields: {', '.join(texts) or '(there is no text field)'}."
+                f"of these fields: {', '.join(texts)}."
             )
         return wanted

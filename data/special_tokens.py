@@ -1,9 +1,13 @@
-"""What a text begins with and ends at: special_tokens.json, which stands beside the tokenizer of a published model."""
+"""What a text begins with and ends at: special_tokens.json, which stands beside the tokenizer of a published model. And
+which token stands for what is unknown."""
 
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from data.batch import DataError
 
@@ -33,6 +37,14 @@ def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
         raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
     i = vocab[eot]
     return SpecialTokens(i, (i,), None, {"bos_token_id": i, "eos_token_id": i}, {"bos_token": eot, "eos_token": eot})
+
+
+def unknown_token(backend: Backend) -> int | None:
+    """The token that stands for what the vocabulary has no token for; None where the model has no such token."""
+    if isinstance(backend.model, models.Unigram):
+        return json.loads(backend.to_str())["model"]["unk_id"]
+    name = backend.model.unk_token
+    return backend.token_to_id(name) if name else None
 
 
 def load_special(path: Path) -> SpecialTokens | None:

@@ -29,9 +29,9 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from data import files
+from data import files, long_words
 from data.batch import DataError
-from data.special_tokens import EOT, FILE, SpecialTokens, load_special, usual_special_tokens
+from data.special_tokens import EOT, FILE, SpecialTokens, load_special, unknown_token, usual_special_tokens
 from data.words import goes_on, stands_for
 
 UNKNOWN = "<|unknown|>"
@@ -79,7 +79,7 @@ class Tokenizer:
             )
         self.eot_id: int = self.special.end[0]
         self.start_id: int = self.eot_id if self.special.start is None else self.special.start
-        self.unknown_id: int | None = vocab.get(UNKNOWN)
+        self.unknown_id: int | None = unknown_token(backend)
         self.mask_id: int | None = next((vocab[name] for name in _MASK_NAMES if name in vocab), None)
         # In the order of their names, whatever their ids: T5's run downwards.
         names = takewhile(vocab.__contains__, map(SENTINEL.format, count()))
@@ -144,6 +144,16 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def altered(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> int:
+        """How many texts are not what their `ids` decode to, so that the ids say less than the text: of an unknown
+        character, or after a normalizer. A space before a text does not count: some tokenizers put one there."""
+        decoded = self._backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
+        return sum(
+            (self.unknown_id is not None and self.unknown_id in row)
+            or text.removeprefix(" ") != found.removeprefix(" ")
+            for text, found, row in zip(texts, decoded, ids, strict=True)
+        )
 
     def decode_spans(self, ids: Iterable[int]) -> str:
         """As `decode`, with the sentinels shown: what an encoder-decoder fills in, gap by gap."""
@@ -223,12 +233,9 @@ def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequen
         backend.add_special_tokens(special)
     else:
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, long_words.cut(), level])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -237,6 +244,7 @@ def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequen
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, level])
     backend.decoder = decoders.ByteLevel()
     return Tokenizer(backend)
 

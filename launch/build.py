@@ -266,7 +266,19 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
         adapted = {path.removesuffix("/a") for path in trains if path.endswith("/a")}
         if why := peft.unreadable(model, registry.FAMILIES[name].table(model), adapted):
             found.append(f"note: {why}")
-    return found
+    return found + _rare_sources(config)
+
+
+def _rare_sources(config: ConfigDict) -> list[str]:
+    """A line for each source whose weight is too small for a row of it in this run."""
+    rows, sources = config.steps * config.batch_size, kinds.sources(config.data)
+    total = math.fsum(weight for _, weight in sources)
+    return [
+        f"note: {spec} has {weight:.6g} of the weights' sum of {total:.6g}, which is less than a row in the {rows:,} "
+        "rows of this run"
+        for spec, weight in sources
+        if 0 < weight * rows < total
+    ]
 
 
 def loop_schedule(config: ConfigDict) -> Schedule:

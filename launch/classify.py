@@ -56,14 +56,14 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
     path = Path(_FILE.value)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
         yield from ((text, None) for text in _lines(filter(str.strip, lines), settings))
         return
-    if not path.name.endswith(records.SUFFIXES):
+    if not path.name.lower().endswith(records.SUFFIXES):
         raise ConfigError(f"{path}: unknown kind of file; these can be read: .txt, {', '.join(records.SUFFIXES)}")
     for where, record in records.read_file(path, _Refused(0)):
         try:

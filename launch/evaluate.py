@@ -85,10 +85,12 @@ def main() -> None:
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
     whole = "bits_per_byte" in figures
     compressors = compressed_bits_per_byte(prepared.validation_texts()) if whole else {}
-    summary.update(workdir, {"validation": figures, "compressors": compressors, "samples": samples})
+    no_bits = "" if whole else evaluation.no_bits_per_byte(prepared, corruption)
+    facts = {"validation": figures, "compressors": compressors, "no_bits_per_byte": no_bits}
+    summary.update(workdir, facts | {"samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    print("\n".join(evaluation.described(figures, prepared, compressors)))
+    print("\n".join(evaluation.described(figures, prepared, compressors, no_bits)))
     if grader:
         grade = grader.facts(answers)
         grading.write(workdir / "predictions.jsonl", answers)

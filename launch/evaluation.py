@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from data import corrupt, pipeline
 from data.batch import DataError
 from data.kinds import TEXT
-from data.prepare import Prepared, PreparedSource
+from data.prepared import Prepared, PreparedSource
 from launch import build
 from train.evals import labels
 from train.evals.perplexity import added, figures, total
@@ -28,6 +28,12 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     are only watched.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
+    nothing = (
+        f"Nothing is held out in {prepared.directory}: set config.data.validation above 0, or config.eval_every to 0, "
+        "which evaluates nothing."
+    )
+    if not sources and config.eval_every:
+        raise DataError(nothing)
     put, mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
 
     def batches(source: PreparedSource, limit, size: int, mine=None):
@@ -48,11 +54,11 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     def judge(loss, of: list[PreparedSource]) -> dict[str, float]:
         if prepared.labels is not None:
             return labels.figures(loss, prepared.labels)
-        return figures(loss, bytes_per_token(of, corrupted))
+        return figures(loss, None if no_bits_per_byte(prepared, corrupted, of) else bytes_per_token(of))
 
     def run(model, rows) -> dict[str, float]:
         if not sources:
-            raise DataError(f"Nothing is held out in {prepared.directory}: set data.validation above 0.")
+            raise DataError(nothing)
         losses, missing = [], []
         for number, source in enumerate(sources):
             loss = total(eval_step, model, batches(source, rows, config.batch_size, mine), put)
@@ -81,11 +87,32 @@ def names(sources: list[PreparedSource]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name}_{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
 
 
-def bytes_per_token(sources: list[PreparedSource], corrupted: corrupt.Corruption | None) -> float | None:
-    """Of the held-out text of sources; None where not all of it is predicted."""
-    if corrupted is not None or any(source.kind != TEXT for source in sources):
-        return None
+def bytes_per_token(sources: list[PreparedSource]) -> float:
+    """Of the held-out text of sources."""
     return sum(source.validation_bytes for source in sources) / max(sum(s.validation_tokens for s in sources), 1)
+
+
+def no_bits_per_byte(
+    prepared: Prepared, corrupted: corrupt.Corruption | None, sources: Iterable[PreparedSource] | None = None
+) -> str:
+    """Why what a model says of its targets says nothing of the bytes of held-out text; '' where it does.
+
+    Args:
+      sources: by default those that train.
+    """
+    if prepared.labels is not None:
+        return "the targets are labels"
+    for source in (source for source in prepared.sources if source.weight) if sources is None else sources:
+        if source.kind != TEXT:
+            return f"of {source.spec} a model says the answers alone"
+        if corrupted is not None:
+            return "text is corrupted, and what is to be said is not all of it"
+        if altered := prepared.altered(source):
+            return (
+                f"the tokenizer loses text: {altered:,} of {source.validation_documents:,} held-out documents of "
+                f"{source.spec} are not what their tokens decode to"
+            )
+    return ""
 
 
 def before_and_after(rows: list[dict], best: int | None) -> str:
@@ -108,18 +135,22 @@ def before_and_after(rows: list[dict], best: int | None) -> str:
     return "".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) + "\n" for line in lines)
 
 
-def described(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:
-    """Lines that a person reads of all figures of what was held out, named without `validation/`."""
-    return _labelled(figures, prepared.labels) if prepared.labels else _predicted(figures, prepared, compressors)
+def described(figures: dict, prepared: Prepared, compressors: dict, no_bits: str) -> Iterator[str]:
+    """Lines that a person reads of all figures of what was held out, named without `validation/`; `no_bits` says why
+    there are no bits per byte."""
+    if prepared.labels:
+        return _labelled(figures, prepared.labels)
+    return _predicted(figures, prepared, compressors, no_bits)
 
 
-def _predicted(figures: dict, prepared: Prepared, compressors: dict) -> Iterator[str]:
+def _predicted(figures: dict, prepared: Prepared, compressors: dict, no_bits: str) -> Iterator[str]:
     if "bits_per_byte" in figures:
         yield f"held-out text: {prepared.validation_bytes:,} bytes, never trained on"
         for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
             yield f"  {name:12} {value:6.3f} bits per byte"
     else:
         yield "what was held out, never trained on:"
+        yield f"  no bits per byte, as {no_bits}"
     yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
     yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
     yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data import files, kinds
 from data.batch import DataError
 from data.conversations import trained_answers
-from data.prepare import Prepared, PreparedSource
+from data.prepared import Prepared, PreparedSource
 from data.tokenizer import Tokenizer
 from launch import evaluation, prompts, workdirs
 from launch.checking import ConfigError, checking

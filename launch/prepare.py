@@ -40,12 +40,14 @@ def summary(prepared: Prepared) -> str:
         cells = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         table.append("  ".join(cells).rstrip())
-    weights = ", ".join(f"{source.spec} {source.weight:g}" for source in prepared.sources)
+    copies = sum(source.train_copies or 0 for source in prepared.sources)
+    weights = ", ".join(f"{source.spec} {source.weight:.15g}" for source in prepared.sources)
     return "\n".join(
         [
             *table,
             "",
             f"weights       {weights}",
+            f"copies        {copies:,} training documents are also held out; --config.data.copies says keep or drop",
             f"vocabulary    {prepared.vocab_size:,} ({prepared.tokenizer_path})",
             f"row length    {prepared.seq_len}",
             f"content hash  {prepared.content_hash}",

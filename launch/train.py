@@ -141,6 +141,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
                 workdir=workdir,
             )
             facts = summary.facts(state.model, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
+            facts["no_bits_per_byte"] = evaluation.no_bits_per_byte(prepared, run.corruption)
             if first:
                 summary.update(workdir, facts)
             print("\n".join([summary.headline(facts), *build.notes(config, run.model, trains)]))

@@ -94,7 +94,9 @@ class Trials:
         old = self.study.user_attrs.get("sweep")
         if old is None:
             self.study.set_user_attr("sweep", new)
-        elif lines := workdirs.differing(workdirs.flat(old), workdirs.flat(new), workdirs.SAME_FIGURES):
+        elif lines := workdirs.differing(
+            workdirs.ADDED | workdirs.flat(old), workdirs.flat(new), workdirs.SAME_FIGURES
+        ):
             raise ConfigError(
                 f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
                 + "\n  ".join(lines)

@@ -32,6 +32,9 @@ LABELS = "labels.json"
 SAME_FIGURES = ("mesh", "model.attention", "model.remat", "model.scan_unroll", "data.dir", "log_every", "profile_start")
 SAME_FIGURES += ("model.context", "model.pipeline_slots", "model.pipeline_groups", "optimizer.offload")
 SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best", "verify_checkpoints")
+# Fields that configs of older runs lack, with the value that says what those did.
+ADDED = {"data.copies": "keep"}
+
 # What may differ between a run and its continuation; anything else would make it another run.
 FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
 FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_every")
@@ -46,7 +49,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
     if not begun(workdir):
         return
-    old = flat(_read_json(workdir / "config.json"))
+    old = ADDED | flat(_read_json(workdir / "config.json"))
     free = FREE_TO_CHANGE if _ranked_by_grades(old) else (*FREE_TO_CHANGE, "grade")
     if lines := differing(old, flat(json.loads(config.to_json())), free):
         raise ConfigError(

@@ -9,6 +9,7 @@ Reads from the workdir, each file and each key optional:
     config.json     the config as run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (seconds),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
+                    no_bits_per_byte (why there are none),
                     mfu_convention, best {metric, value, step}, ended (why before the last step),
                     samples [{prompt, text: the continuation}],
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
@@ -136,6 +137,8 @@ def _headline(rows: list[dict], summary: dict) -> str:
         width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
     note = f"{better} is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
+    if what == "nats a token" and summary.get("no_bits_per_byte"):
+        note += f" No bits per byte, as {escape(summary['no_bits_per_byte'])}."
     chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
     return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'

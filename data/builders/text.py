@@ -99,24 +99,34 @@ class Text(tfds.core.GeneratorBasedBuilder):
         if not self.found:
             skipped = "\n  ".join(["; what was skipped:", *self.bad.first]) if self.bad.count else ""
             return f"The data source {name} is empty: there is no document with text in it{skipped}"
-        if self._named and not self._records:
-            return f"The data source {name} has a split {split} of its own, and there is no text in it."
         if self._named:
+            counts = ", ".join(f"{count:,} {named}" for named, count in self.found.items())
+            advice = (
+                f"Name some of them {split}, or leave config.data.labels.split empty, so that config.data.validation "
+                "divides them."
+                if self._records
+                else "Mend the dataset, or take its documents as files, which config.data.validation divides."
+            )
             return (
-                f"The data source {name} says itself which split each record is for, and of none it says {split}: "
-                f"there are {', '.join(f'{count} {named}' for named, count in self.found.items())}. Name some of them "
-                f"{split}, or leave config.data.labels.split empty, so that config.data.validation divides them."
+                f"The data source {name} says itself which split each document is for, and of none it says {split}: "
+                f"there are {counts}. {advice}"
             )
         what = "records" if self._records else "documents"
-        advice = f"{'Raise' if split == 'validation' else 'Lower'} config.data.validation"
-        if self.found.total() < 2:
-            advice = f"Add more {what}"
-        if not self._records and self._rule != "tail":
-            advice += ", or set config.data.split = 'tail', which holds out the end of each text"
         return (
             f"The data source {name} has too few {what}: none falls into {split} with config.data.validation = "
-            f"{self._validation}, of {self.found.total()} in all. {advice}."
+            f"{self._validation}, of {self.found.total()} in all. {self._more(split)}"
         )
+
+    def _more(self, split: str) -> str:
+        """What gives a split its first document."""
+        change = "Raise" if split == "validation" else "Lower"
+        if self._rule == "tail":
+            return "All of its texts are too short to be cut in two: add longer ones, or hold out less of them."
+        if not self._records:
+            return f"{change} that fraction, or set config.data.split = 'tail', which holds out the end of each text."
+        if sum(self.found.values()) == 1:
+            return "Add records, or set it to 0, which holds nothing out, and config.eval_every to 0."
+        return f"{change} that fraction, or add records."
 
 
 def _names_splits(source: Source, max_bad_lines: int) -> bool:
@@ -158,6 +168,7 @@ def build(
         "splits": {split: asdict(facts) for split, facts in builder.facts.items()},
         "bad_lines": {"count": builder.bad.count, "first": builder.bad.first},
         "test": builder.found["test"],  # that were left out
+        "empty": builder.bad.empty,  # documents without text, left out too
     }
 
 

@@ -168,9 +168,9 @@ def test_a_weight_that_can_not_be_obeyed_is_refused_by_name(fields, message):
 @pytest.mark.parametrize(
     ("count", "validation", "message"),
     [
-        (1, 0.5, r"too few records: none falls into .*, of 1 in all\. Add more records\.$"),
-        (4, 1e-9, r"none falls into validation with .*, of 4 in all\. Raise config\.data\.validation\.$"),
-        (4, 1 - 1e-9, r"none falls into train with .*, of 4 in all\. Lower config\.data\.validation\.$"),
+        (1, 0.5, r"too few records: none falls into .*, of 1 in all\. Add records, or set it to 0"),
+        (4, 1e-9, r"none falls into validation with .*, of 4 in all\. Raise that fraction, or add records\.$"),
+        (4, 1 - 1e-9, r"none falls into train with .*, of 4 in all\. Lower that fraction, or add records\.$"),
     ],
 )
 def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, validation, message):

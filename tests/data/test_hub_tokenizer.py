@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from data import hub_tokenizer, special_tokens
 from data.batch import DataError
-from data.chat import own_template
+from data.chat import own_templates
 from data.tokenizer import load
 
 CORPUS = [
@@ -242,7 +242,7 @@ def test_several_chat_templates_of_transformers_5_are_handed_on(tmp_path):
     theirs.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
     theirs.save_pretrained(folder)
     assert (folder / "additional_chat_templates").is_dir()
-    assert own_template(read(folder)) == "{{ 1 }}"
+    assert own_templates(read(folder))["default"] == "{{ 1 }}"
     assert written(read(folder), tmp_path).chat_template == theirs.chat_template
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from itertools import islice
 
@@ -84,6 +85,16 @@ def test_restoring_is_exact_from_every_position(two):
         restored = train_pipeline(two, 6, seed=1, position=positions[start])
         assert restored.position() == positions[start]
         assert all(map(equal, take(restored, 40 - start), batches[start:]))
+
+
+def test_restoring_is_exact_with_weights_that_no_short_order_has(two):
+    """The seam between two blocks of the order included."""
+    first, second = two.sources
+    odd = dataclasses.replace(two, sources=(first, dataclasses.replace(second, weight=0.12345)))
+    start = {"next_row": (1 << 16) - 60, "stream": train_pipeline(odd, 6, seed=1).position()["stream"]}
+    batches = take(train_pipeline(odd, 6, seed=1, position=start), 20)
+    later = start | {"next_row": (1 << 16) - 60 + 6 * 9}
+    assert all(map(equal, take(train_pipeline(odd, 6, seed=1, position=later), 11), batches[9:]))
 
 
 def shares(count):

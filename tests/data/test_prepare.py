@@ -263,3 +263,28 @@ def test_the_program_prints_a_table_or_one_line(tmp_path):
     result = run("missing.txt")
     assert result.returncode == 1
     assert result.stderr == f"error: There is no file or folder {tmp_path}/missing.txt.\n"
+
+
+def test_new_text_of_the_same_size_and_time_is_noticed(settings, tmp_path):
+    path, config = tmp_path / "a.txt", settings(tmp_path / "a.txt", split="tail", tokenizer={"kind": "byte"})
+    path.write_text("some text " * 100)
+    before, time_ = prepare(config, tmp_path / "out", quiet), path.stat().st_mtime_ns
+    path.write_text("more text " * 100)
+    os.utime(path, ns=(time_, time_))
+    after = prepare(config, tmp_path / "out", quiet)
+    assert after.content_hash != before.content_hash
+    assert list(after.validation_texts()) == ["more text " * 10 * 2]
+
+
+def test_what_is_not_read_is_said_each_time(settings, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "A.TXT").write_text("some text " * 100)
+    (tmp_path / "in" / "empty.txt").write_text("")
+    (tmp_path / "in" / "b.pdf").write_text("")
+    config = settings(tmp_path / "in", split="tail", tokenizer={"kind": "byte"})
+    first, second = [], []
+    for lines in (first, second):
+        prepare(config, tmp_path / "out", lines.append)
+        assert f"{tmp_path}/in: not read: files of other kinds (.pdf 1) (1): {tmp_path}/in/b.pdf" in lines
+    assert f"{tmp_path}/in: 1 files or documents are empty and are left out." in first
+    assert len(second) == 1

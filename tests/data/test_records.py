@@ -58,3 +58,14 @@ def test_what_cannot_be_a_pair_is_named_by_file_and_line(tmp_path, name, content
     parse = lambda record: kinds.KINDS["pairs"].parse(record, {"source": "in", "target": "out"})
     with pytest.raises(DataError, match=message):
         list(RecordSource(str(write(tmp_path, name, content)), parse, None).documents(BadLines(0)))
+
+
+def test_files_without_records_are_counted(tmp_path):
+    for name in ("a.csv", "b.TSV", "c.jsonl"):
+        write(tmp_path, name, "")
+    write(tmp_path, "d.csv", "in,out\n")
+    write(tmp_path, "e.json", "[]")
+    write(tmp_path, "f.jsonl", '{"in": "a", "out": "b"}\n')
+    bad = BadLines(0)
+    assert len(list(RecordSource(str(tmp_path), dict, None).documents(bad))) == 1
+    assert (bad.empty, bad.count) == (5, 0)

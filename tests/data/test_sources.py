@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def test_lines_are_documents_and_broken_ones_are_named(tmp_path, name):
     assert [text for _, text in found] == [f"text {i} é\n" for i in range(2000)]
     assert found[0][0] == f"{name}:1"
     assert found[3][0] == f"{name}:11"
-    assert bad.count == len(broken)
+    assert (bad.count, bad.empty) == (len(broken), 1)
     reasons = ["not JSON", 'no field "text", only other', "not list", "not a string but int", "surrogates"]
     for number, (line, reason) in enumerate(zip(bad.first, reasons, strict=True), start=5):
         assert line.startswith(f"{path}, line {number}: ")
@@ -61,6 +63,13 @@ def test_lines_are_documents_and_broken_ones_are_named(tmp_path, name):
 def test_another_field(tmp_path):
     write_lines(tmp_path / "x.jsonl", ['{"body": "yes", "text": "no"}'])
     assert read(f"files[body]:{tmp_path}/*.jsonl")[0] == [("x.jsonl:1", "yes")]
+
+
+def test_the_advice_for_a_missing_field_works(tmp_path):
+    write_lines(tmp_path / "x.jsonl", ['{"body": "yes", "n": 1}'])
+    _, bad = read(tmp_path / "x.jsonl")
+    assert 'no field "text", only body, n; files[body]:PATH reads that one' in bad.first[0]
+    assert read(f"files[body]:{tmp_path}/x.jsonl")[0] == [("x.jsonl:1", "yes")]
 
 
 def test_too_many_broken_lines_stop_the_run(tmp_path):
@@ -118,6 +127,7 @@ def test_the_fingerprint_follows_the_content(tmp_path):
         ("files:{}/*.txt", r"No file matches .*\*.txt"),
         ("{}", "No file matches"),
         ("{}/data.parquet", "data.parquet: unknown kind of file; these can be read: .txt"),
+        ("{}/data.csv", "data.csv: unknown kind of file; .* are for chat:, pairs: and labels:"),
         ("hdfs:foo", "Unknown data source 'hdfs:foo'"),
         ("tfds:lm1c", "no TFDS dataset 'lm1c': did you mean .*lm1b"),
         ("tfds:lm1b:9.9.9", "'lm1b:9.9.9' can't be opened.*9.9.9"),
@@ -125,7 +135,8 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     ],
 )
 def test_errors(tmp_path, spec, message):
-    (tmp_path / "data.parquet").write_bytes(b"")
+    for name in ("data.parquet", "data.csv"):
+        (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=message):
         open_source(spec.format(tmp_path)).fingerprint()
 
@@ -165,6 +176,18 @@ def test_a_tfds_dataset_keeps_its_splits(reviews):
     assert sorted(d.text for d in found if d.split == "validation") == sorted(f"test review {i} é" for i in range(5))
     assert len({d.name for d in found}) == 35
     assert source.name == "reviews"
+
+
+def test_a_tfds_folder_that_is_written_anew_is_noticed(reviews, tmp_path):
+    folder = shutil.copytree(reviews, tmp_path / "reviews" / "2.0.0")
+    before = open_source(f"tfds[review]:{folder}").fingerprint()
+    assert open_source(f"tfds[review]:{folder}").fingerprint() == before
+    path = next(folder.glob("*train*array_record*"))
+    content, time = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+    content[100] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    assert open_source(f"tfds[review]:{folder}").fingerprint() != before
 
 
 def test_a_tfds_dataset_needs_a_text_field(reviews):

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from data.batch import DataError
 from data.special_tokens import SpecialTokens
@@ -219,3 +219,62 @@ def test_errors(tmp_path):
     backend = Backend.from_str('{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}')
     with pytest.raises(DataError, match="no token that ends a document"):
         Tokenizer(backend)
+
+
+def metaspace(tokens) -> Backend:
+    """As SentencePiece writes it: a space before the text, and '▁' for spaces."""
+    backend = vocabulary(["</s>", *tokens])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    return backend
+
+
+def prefixed_bytes() -> Backend:
+    backend = vocabulary([EOT, *pre_tokenizers.ByteLevel.alphabet()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def bert_like(**options) -> Backend:
+    backend = vocabulary(["[SEP]", "[UNK]", "a", "b", "##b"], models.WordPiece, unk_token="[UNK]")
+    backend.normalizer = normalizers.BertNormalizer(**options)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return backend
+
+
+def unigram() -> Backend:
+    backend = Backend(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁", -1.0), ("a", -1.0), ("fi", -1.0)], 0))
+    backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept", "lost"),
+    [
+        (lambda: Backend.from_str(train(["ab ab"], "bpe", 300).to_json()), ["ab", " ab\r\n", "é🙂\x00", ""], []),
+        (lambda: Backend.from_str(train(["ab "], "char").to_json()), ["ab", "b a "], ["abc", "\n", EOT]),
+        (prefixed_bytes, ["a", " a", "a é\n"], []),
+        (lambda: metaspace("▁ab"), ["ab", "a  b", " a", ""], ["abc", "A", "a\n"]),
+        (bert_like, ["a b", "ab"], ["A", "a  b", "a\n", "á", "x", "[UNK]"]),
+        (lambda: bert_like(lowercase=False), ["a b"], ["A", "a  b"]),
+        (unigram, ["a", "a fi"], ["ab", "\ufb01", "a\u00a0a"]),
+    ],
+)
+def test_texts_that_do_not_come_back(backend, kept, lost):
+    tokenizer = Tokenizer(backend())
+    for texts, count in ((kept, 0), (lost, len(lost)), ([*lost, *kept], len(lost))):
+        assert tokenizer.altered(texts, tokenizer.encode_batch(texts)) == count
+    for text in lost:
+        assert tokenizer.altered([text], [tokenizer.encode(text)]) == 1, text
+
+
+def test_unknown_tokens_of_every_model():
+    word_level = Backend(models.WordLevel({"a": 0, "oov": 1, "</s>": 2}, unk_token="oov"))
+    bpe = vocabulary(["</s>", "a", "<unk>"], unk_token="<unk>")
+    for backend, name in ((bert_like(), "[UNK]"), (unigram(), "<unk>"), (word_level, "oov"), (bpe, "<unk>")):
+        tokenizer = Tokenizer(backend)
+        assert tokenizer.unknown_id == backend.token_to_id(name)
+        assert tokenizer.encode("q")[-1] == tokenizer.unknown_id
+    assert Tokenizer(prefixed_bytes()).unknown_id is None is train([], "byte").unknown_id

@@ -246,6 +246,17 @@ def test_profiler_window(tiny, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_run_that_is_older_than_a_field_goes_on(tiny, uninterrupted, tmp_path):
+    workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
+    recorded = json.loads((workdir / "config.json").read_text())
+    assert recorded["data"].pop("copies") == "keep"
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    workdirs.check(workdir, tiny)
+    tiny.data.copies = "drop"
+    with pytest.raises(ConfigError, match=r"data\.copies: 'keep' there, 'drop' now"):
+        workdirs.check(workdir, tiny)
+
+
 def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     workdir = uninterrupted(tiny)
     tiny.optimizer.learning_rate = 0.5
@@ -262,6 +273,15 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
     assert len(baselines) == 1 and 2 < baselines.pop() < np.log(257)
     assert "unigram" in capsys.readouterr().out
     assert not any("validation/bits_per_byte" in row for row in rows)
+
+
+def test_a_weight_that_is_too_small_for_this_run_is_noted(tiny):
+    (first,) = tiny.data.sources
+    tiny.data.sources, tiny.steps, tiny.batch_size = (first, ("stdlib", 1e-4)), 100, 8
+    (note,) = build.notes(tiny, build.model_config(tiny, 64), [])
+    assert note.startswith("note: stdlib has 0.0001 of") and "less than a row in the 800 rows" in note
+    tiny.steps = 100_000
+    assert not build.notes(tiny, build.model_config(tiny, 64), [])
 
 
 def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):

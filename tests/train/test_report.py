@@ -133,6 +133,12 @@ def test_evaluation_of_a_run_without_metrics(tmp_path):
     assert "1.250" in parsed.text and "2.500" in parsed.text and parsed.tags.count("svg") == 3
 
 
+def test_why_there_are_no_bits_per_byte(tmp_path):
+    metrics.Writer(tmp_path).write(5, {"validation/loss": 2.5, "validation/unigram": 3.5})
+    (tmp_path / "summary.json").write_text('{"no_bits_per_byte": "the tokenizer <loses> text"}')
+    assert "No bits per byte, as the tokenizer <loses> text." in page(tmp_path)[1].text
+
+
 def test_broken_and_non_finite_files(tmp_path):
     metrics.Writer(tmp_path).write(1, {"loss": math.nan, "grad_norm": math.inf, "skipped": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -34,8 +34,8 @@ def figures(loss: Loss, bytes_per_token: float | None) -> dict[str, float]:
     Bits per byte = nats a token / ln 2 / bytes a token: comparable between tokenizers, and with compressors.
 
     Args:
-      bytes_per_token: UTF-8 bytes of the held-out text over its predicted tokens; None: not the whole text is
-        predicted, so no bits per byte.
+      bytes_per_token: UTF-8 bytes of the held-out text over its predicted tokens; None where the tokens do not say the
+        whole text (it is corrupted, or the tokenizer loses some of it): there are no bits per byte then.
     """
     mean = float(loss.metrics["loss"]) / max(float(loss.weight), 1e-9)
     found = {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}

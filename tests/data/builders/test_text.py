@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -85,7 +87,10 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"one_txt has too few documents: none falls into .*split = 'tail'"):
         built(tmp_path / "one.txt", tmp_path / "out")
     (tmp_path / "short.txt").write_text("x")
-    with pytest.raises(DataError, match=r"of 1 in all\. Add more documents\.$"):  # not split = 'tail' again
+    with pytest.raises(
+        DataError,
+        match=r"All of its texts are too short to be cut in two: add longer ones, or hold out less of them\.$",
+    ):  # not split = 'tail' again
         built(tmp_path / "short.txt", tmp_path / "out 4", rule="tail")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="empty_txt is empty"):
@@ -93,3 +98,41 @@ def test_errors(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"bad_txt is empty[\s\S]*bad.txt, line 1: not UTF-8"):
         built(tmp_path / "bad.txt", tmp_path / "out 3", max_bad_lines=1)
+
+
+class Records:
+    """A source of documents that say which split they are for, or (None) do not."""
+
+    name, notes = "made_up", ()
+
+    def __init__(self, *splits):
+        self._splits = splits
+
+    def documents(self, bad):
+        return (Document(f"{i}", f"document {i}", split) for i, split in enumerate(self._splits))
+
+
+@pytest.mark.parametrize(
+    ("splits", "records", "rule", "validation", "advice", "not_advised"),
+    [
+        ([None], False, "document", 0.05, "Raise that fraction, or set config.data.split = 'tail'", "records"),
+        ([None] * 3, False, "document", 0.999, "Lower that fraction, or set config.data.split = 'tail'", "records"),
+        ([None] * 3, False, "tail", 0.99, "All of its texts are too short to be cut", "records|split = 'tail'"),
+        ([None] * 3, True, "document", 1e-9, "Raise that fraction, or add records", "tail"),
+        ([None], True, "document", 0.05, "Add records, or set it to 0.* config.eval_every to 0", "tail|Raise"),
+        (["train", "test"], True, "document", 0.05, "or leave config.data.labels.split empty", "tail|Raise"),
+        (["train"], False, "document", 0.05, "Mend the dataset, or take its documents as files", "tail|labels"),
+    ],
+)
+def test_advice_is_of_use_for_the_kind_of_data(tmp_path, splits, records, rule, validation, advice, not_advised):
+    settings = {"validation": validation, "rule": rule, "max_bad_lines": 0, "records": records}
+    with pytest.raises(DataError, match=advice) as error:
+        build(Records(*splits), tmp_path / "out", **settings)
+    assert not re.search(not_advised, str(error.value))
+
+
+@pytest.mark.parametrize("validation", [0.05, 0.3])
+def test_the_advice_for_one_text_works(tmp_path, validation):
+    (tmp_path / "one.txt").write_text("one document")
+    _, texts = built(tmp_path / "one.txt", tmp_path / "out", validation, rule="tail")
+    assert "".join(texts["train"] + texts["validation"]) == "one document"
