@@ -87,7 +87,7 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"one_txt has too few documents: none falls into .*split = 'tail'"):
         built(tmp_path / "one.txt", tmp_path / "out")
     (tmp_path / "short.txt").write_text("x")
-    with pytest.raises(
+    with pytest.raises(DataError, match=r"too short to be cut in two: add longer ones"):  # not split = 'tail' again
         DataError,
         match=r"All of its texts are too short to be cut in two: add longer ones, or hold out less of them\.$",
     ):  # not split = 'tail' again
