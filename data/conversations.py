@@ -92,6 +92,8 @@ def _whether_to_train(record: Mapping[str, Any]) -> bool:
             f'"{name}" is not read; write "tools" and, in messages, "tool_calls" for functions, and take other options '
             "of templates out"
         )
+    if masks := next((name for name in record if "mask" in name and name not in (*_TRAIN, *_SKIP)), None):
+        raise ValueError(f'"{masks}" is not read; to leave an answer out of the training, write "train": false into it')
     return _agreed(record)
 
 

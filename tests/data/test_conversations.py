@@ -182,6 +182,11 @@ def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, v
             prepare(config, tmp_path / "out", lambda line: None)
 
 
+def test_a_mask_beside_the_messages_is_refused_by_name():
+    with pytest.raises(ValueError, match='"completion_mask" is not read; to leave an answer out'):
+        messages_of({"messages": [USER, SAID], "completion_mask": [0, 1]})
+
+
 def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):
     """A template writes them out, so another order makes other tokens. Rows are made of what was written to disk."""
     tools = [{"type": "function", "function": {"name": "f", "description": "d"}}]
