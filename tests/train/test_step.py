@@ -99,7 +99,7 @@ def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
 def test_clipping_bounds_the_update():
     """With SGD at rate 1 the update's norm is the clipped gradient's; the metric shows the norm before."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1)
+        tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1, weight_decay=0.0)
         before = jax.device_get(jax.tree.leaves(current.model))
         current, metrics = step.make_train_step(language(), tx)(current, batch())
         after = jax.device_get(jax.tree.leaves(current.model))
