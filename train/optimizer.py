@@ -37,8 +37,8 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
 
 
 def gradient_norm(grads) -> jax.Array:
-    """Global norm of the gradients."""
-    return optax.tree.norm(_without_corrections(grads))
+    """Global norm of the gradients, float32: in bfloat16 a sum of squares has three digits."""
+    return optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), _without_corrections(grads)))
 
 
 def _without_corrections(grads):
