@@ -25,7 +25,7 @@ import jax
 from absl import flags
 
 from data import hub_tokenizer
-from launch import adapters, early_stopping, restore, workdirs
+from launch import adapters, early_stopping, places, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
@@ -115,7 +115,7 @@ def main() -> None:
         raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
-    workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
+    workdir, other = places.named(_WORKDIR.value), Path(others[given[0]].value)
     if given[0] in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     if given == ["from_hf"]:

@@ -11,7 +11,7 @@ from data import pipeline, stage, tokenizer
 from data.corrupt import Corruption
 from data.labels import num_scores
 from data.prepare import Prepared
-from launch import build, distributed, early_stopping, grading, init_from, ranges, recovery, workdirs
+from launch import build, distributed, early_stopping, grading, init_from, places, ranges, recovery, workdirs
 from model.config import ModelConfig
 
 
@@ -55,6 +55,7 @@ def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tu
     Args, and what is raised: those of launch.train.train.
     """
     ranges.check(config)  # and again in build.check, once the model is known
+    places.check(workdir)
     config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import build, distributed, early_stopping, evaluation, grading, recovery, replay, runs, workdirs
+from launch import build, distributed, early_stopping, evaluation, grading, places, recovery, replay, runs, workdirs
 from model import axes, weights
 from train import goodput, loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -201,9 +201,9 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     with distributed.joined():
         if _REPLAY.value:
-            replay.show(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen, _REPLAY.value)
+            replay.show(_CONFIG.value, places.named(_WORKDIR.value), chosen, _REPLAY.value)
             return
-        train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
+        train(_CONFIG.value, places.named(_WORKDIR.value), chosen)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from model.weights import by_name, trained
 from train import manifest, orbax_noise
 from train.early_stopping import lower_is_better, value_of
+from train.literal_path import LiteralPath
 from train.state import TrainState
 
 
@@ -67,7 +68,8 @@ class Checkpoints:
         self.metric, self.base, self.verify = metric, base, verify
         self._saving, self._failed, self._verified = None, False, set()
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
+        self._place = LiteralPath(self.directory)  # the same for Orbax
+        self._manager = ocp.CheckpointManager(self._place, options=options, item_names=("model", "training", "loop"))
 
     @property
     def latest_step(self) -> int | None:
@@ -139,7 +141,7 @@ class Checkpoints:
             item = {name: shape}
             how = ocp.checkpoint_utils.construct_restore_args(item)
             wanted = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-            read = functools.partial(reader.restore, self.directory / str(step) / "model", args=wanted)
+            read = functools.partial(reader.restore, self._place / str(step) / "model", args=wanted)
             yield name, self._guard("read", step, read)[name]
 
     def _verified_step(self, step: int | None) -> int:
