@@ -20,6 +20,7 @@ from train.goodput import Goodput, share
 from train.metrics import Clock, Progress, Writer
 from train.phases import Phases
 from train.profiler import Profiler
+from train.read_back import compare
 from train.saves import Saves
 from train.silent_corruption import Checker
 from train.state import TrainState
@@ -134,7 +135,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             counters["position"] = parts.source.position()
         parts.checkpoints.save(step, state, dict(counters), evaluation)  # written while we go on
 
-    saves = Saves(save, parts.checkpoints, parts.writer, parts.progress)
+    read_back = lambda step: compare(parts.checkpoints, step, state)
+    saves = Saves(save, read_back, parts.checkpoints, parts.writer, parts.progress)
     profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
     with StopRequests() as stop, profiler, parts.progress:
         while step < schedule.steps and not stop and not parts.stopping.ended:
