@@ -7,16 +7,37 @@ from collections.abc import Iterator, Mapping
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import corrupt, pipeline
+from data import corrupt, kinds, pipeline
 from data.batch import DataError
-from data.kinds import TEXT
 from data.prepare import Prepared, PreparedSource
 from launch import build
+from launch.checking import ConfigError
 from train.evals import labels
 from train.evals.perplexity import added, figures, total
 from train.evals.unigram import nats_of_targets, unigram
 
 BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse evaluations of nothing, as far as that shows before data are prepared: a source may bring a split of its
+    own, of which check_held_out knows."""
+    brings = config.data.labels.split or any(spec.startswith("tfds:") for spec, _ in kinds.sources(config.data))
+    if config.eval_every and not config.data.validation and not brings:
+        raise ConfigError(
+            f"config.data.validation is 0, so nothing is held out for the evaluations of config.eval_every "
+            f"{config.eval_every}: set one above 0, or the other to 0"
+        )
+
+
+def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
+    """Refuse evaluations of nothing, once data are prepared and before anything is compiled."""
+    if config.eval_every and not any(source.validation_rows for source in prepared.sources):
+        raise ConfigError(
+            f"nothing is held out in {prepared.directory} for the evaluations of config.eval_every "
+            f"{config.eval_every}: raise config.data.validation (now {config.data.validation}), or set "
+            "config.eval_every=0"
+        )
 
 
 def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, mesh: Mesh):
@@ -83,7 +104,7 @@ def names(sources: list[PreparedSource]) -> list[str]:
 
 def bytes_per_token(sources: list[PreparedSource], corrupted: corrupt.Corruption | None) -> float | None:
     """Of the held-out text of sources; None where not all of it is predicted."""
-    if corrupted is not None or any(source.kind != TEXT for source in sources):
+    if corrupted is not None or any(source.kind != kinds.TEXT for source in sources):
         return None
     return sum(source.validation_bytes for source in sources) / max(sum(s.validation_tokens for s in sources), 1)
 
