@@ -259,6 +259,12 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
       trains: names of what trains.
     """
     found, trains = [], list(trains)
+    if not config.checkpoint_every:
+        but = " but the best evaluations" if config.early_stopping.patience else ""
+        found.append(
+            f"note: config.checkpoint_every is 0, so nothing is saved{but}, neither before the end nor at it; SIGTERM, "
+            "Ctrl-C and an evaluation that fails still save"
+        )
     routed = any(name.endswith("/router") for name in trains)
     if routed and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
