@@ -65,8 +65,8 @@ def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tu
 
     Args, and what is raised: those of launch.train.train.
     """
-    ranges.check(config)  # and again in build.check, once the model is known
     places.check(workdir)
+    ranges.check(config)  # and again in build.check, once the model is known
     config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)
