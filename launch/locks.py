@@ -40,26 +40,26 @@ def alone(workdir: Path, what: str) -> Iterator[None]:
       ConfigError: another process holds the lock; says which one, where and since when.
     """
     new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / _NAME
     descriptor = None
     try:
         descriptor = _locked(path, what)
         yield
     finally:
-        if descriptor is not None:
-            if [found.name for found in workdir.iterdir()] == [_NAME]:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays, and so do those around it
+            if descriptor is not None and [found.name for found in workdir.iterdir()] == [_NAME]:
                 path.unlink()
-            os.close(descriptor)
-        with contextlib.suppress(OSError):  # one that is not empty stays, and so do those around it
             for folder in new:
                 folder.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _locked(path: Path, what: str) -> int:
     """The descriptor that holds the lock, until it is closed."""
     deadline = time.monotonic() + _SECONDS
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
