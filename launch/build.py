@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from data import augment, corrupt, kinds, tokenizer
 from data.prepare import Prepared, prepare
-from launch import workdirs
+from launch import ranges, workdirs
 from launch.checking import ConfigError, checking
 from launch.workdirs import architecture
 from model import axes, families, weights
@@ -51,6 +51,7 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
+    ranges.check(config)
     if mesh is not None:
         check_batch(config, mesh)
     model = model_config(config, tokenizer_size=1, num_labels=config.model.get("num_labels") or 1)
@@ -258,6 +259,12 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
       trains: names of what trains.
     """
     found, trains = [], list(trains)
+    if not config.checkpoint_every:
+        but = " but the best evaluations" if config.early_stopping.patience else ""
+        found.append(
+            f"note: config.checkpoint_every is 0, so nothing is saved{but}, neither before the end nor at it; SIGTERM, "
+            "Ctrl-C and an evaluation that fails still save"
+        )
     routed = any(name.endswith("/router") for name in trains)
     if routed and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")

@@ -27,7 +27,7 @@ from absl import flags
 
 from data import chat_export, hub_tokenizer, kinds
 from data.tokenizer import Tokenizer
-from launch import adapters, early_stopping, prompts, restore, workdirs
+from launch import adapters, early_stopping, places, prompts, restore, workdirs
 from launch.checking import ConfigError
 from model import axes, count, families
 from model.adapt.lora import Lora
@@ -142,7 +142,7 @@ def main() -> None:
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
     if _MERGE_INTO.value != "original" and not _MERGE.value:
         raise ConfigError("--merge_into says where --merge puts an adapter; it needs --merge")
-    workdir, other = Path(_WORKDIR.value).absolute(), Path(others[given[0]].value)
+    workdir, other = places.named(_WORKDIR.value), Path(others[given[0]].value)
     if given[0] in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     if given == ["from_hf"]:

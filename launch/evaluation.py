@@ -7,16 +7,37 @@ from collections.abc import Iterable, Iterator, Mapping
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import corrupt, pipeline
+from data import corrupt, kinds, pipeline
 from data.batch import DataError
-from data.kinds import TEXT
 from data.prepared import Prepared, PreparedSource
 from launch import build
+from launch.checking import ConfigError
 from train.evals import labels
 from train.evals.perplexity import added, figures, total
 from train.evals.unigram import nats_of_targets, unigram
 
 BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse evaluations of nothing, as far as that shows before data are prepared: a source may bring a split of its
+    own, of which check_held_out knows."""
+    brings = config.data.labels.split or any(spec.startswith("tfds:") for spec, _ in kinds.sources(config.data))
+    if config.eval_every and not config.data.validation and not brings:
+        raise ConfigError(
+            f"config.data.validation is 0, so nothing is held out for the evaluations of config.eval_every "
+            f"{config.eval_every}: set one above 0, or the other to 0"
+        )
+
+
+def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
+    """Refuse evaluations of nothing, once data are prepared and before anything is compiled."""
+    if config.eval_every and not any(source.validation_rows for source in prepared.sources):
+        raise ConfigError(
+            f"nothing is held out in {prepared.directory} for the evaluations of config.eval_every "
+            f"{config.eval_every}: raise config.data.validation (now {config.data.validation}), or set "
+            "config.eval_every=0"
+        )
 
 
 def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, mesh: Mesh):
@@ -28,12 +49,6 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
     are only watched.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
-    nothing = (
-        f"Nothing is held out in {prepared.directory}: set config.data.validation above 0, or config.eval_every to 0, "
-        "which evaluates nothing."
-    )
-    if not sources and config.eval_every:
-        raise DataError(nothing)
     put, mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
 
     def batches(source: PreparedSource, limit, size: int, mine=None):
@@ -58,7 +73,7 @@ def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corrup
 
     def run(model, rows) -> dict[str, float]:
         if not sources:
-            raise DataError(nothing)
+            raise DataError(f"Nothing is held out in {prepared.directory}: set config.data.validation above 0.")
         losses, missing = [], []
         for number, source in enumerate(sources):
             loss = total(eval_step, model, batches(source, rows, config.batch_size, mine), put)
@@ -103,7 +118,7 @@ def no_bits_per_byte(
     if prepared.labels is not None:
         return "the targets are labels"
     for source in (source for source in prepared.sources if source.weight) if sources is None else sources:
-        if source.kind != TEXT:
+        if source.kind != kinds.TEXT:
             return f"of {source.spec} a model says the answers alone"
         if corrupted is not None:
             return "text is corrupted, and what is to be said is not all of it"

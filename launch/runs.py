@@ -11,7 +11,18 @@ from data import pipeline, stage, tokenizer
 from data.corrupt import Corruption
 from data.labels import num_scores
 from data.prepare import Prepared
-from launch import build, distributed, early_stopping, grading, init_from, recovery, workdirs
+from launch import (
+    build,
+    distributed,
+    early_stopping,
+    evaluation,
+    grading,
+    init_from,
+    places,
+    ranges,
+    recovery,
+    workdirs,
+)
 from model.config import ModelConfig
 
 
@@ -54,11 +65,14 @@ def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tu
 
     Args, and what is raised: those of launch.train.train.
     """
+    places.check(workdir)
+    ranges.check(config)  # and again in build.check, once the model is known
     config = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     build.check(config, mesh)
     early_stopping.make(config)
     grading.settings(config)
+    evaluation.check(config)
     recovery.check(config)
     return config, mesh
 
@@ -69,6 +83,7 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     workdirs.check(workdir, config)
     prepared = build.data(config, workdir)
     workdirs.check_data(workdir, prepared)
+    evaluation.check_held_out(config, prepared)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
     model = build.model_config(config, prepared.vocab_size, num_labels)
     words = tokenizer.load(prepared.tokenizer_path)

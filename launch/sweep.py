@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import distributed, search
+from launch import distributed, places, search
 from launch.trials import Trials
 from train import sweep_report
 
@@ -56,7 +56,7 @@ def _quoted(word: str) -> str:
 
 def main() -> None:
     distributed.refuse_several("launch.sweep")
-    workdir = Path(flags.FLAGS.workdir).absolute()
+    workdir = places.named(flags.FLAGS.workdir)
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     trials = Trials(flags.FLAGS.config, search.read(_SEARCH.value), workdir, _SAMPLER.value, _PRUNER.value, chosen)
     done = False

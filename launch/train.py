@@ -27,7 +27,19 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import build, distributed, early_stopping, evaluation, grading, recovery, replay, runs, workdirs
+from launch import (
+    build,
+    distributed,
+    early_stopping,
+    evaluation,
+    grading,
+    locks,
+    places,
+    recovery,
+    replay,
+    runs,
+    workdirs,
+)
 from model import axes, weights
 from train import goodput, loop, metrics, mfu, report, summary
 from train.checkpoint import Checkpoints
@@ -53,12 +65,14 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
       chosen: fields that the user has set.
       observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
     """
+    places.check(workdir)
     back = None
-    while True:
-        try:
-            return _train(config, workdir, chosen, observe, back)
-        except loop.RollBack as error:
-            back = error.with_traceback(None)  # which would keep the state that it came from
+    with locks.alone(workdir, "trains") if jax.process_index() == 0 else contextlib.nullcontext():
+        while True:
+            try:
+                return _train(config, workdir, chosen, observe, back)
+            except loop.RollBack as error:
+                back = error.with_traceback(None)  # which would keep the state that it came from
 
 
 def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool:
@@ -202,9 +216,9 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     with distributed.joined():
         if _REPLAY.value:
-            replay.show(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen, _REPLAY.value)
+            replay.show(_CONFIG.value, places.named(_WORKDIR.value), chosen, _REPLAY.value)
             return
-        train(_CONFIG.value, Path(_WORKDIR.value).absolute(), chosen)
+        train(_CONFIG.value, places.named(_WORKDIR.value), chosen)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Left out: several processes on one sweep.
 """
 
 import contextlib
-import fcntl
 import gc
 import json
 import shutil
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from optuna.trial import TrialState
 
 from data.batch import DataError
-from launch import build, search, workdirs
+from launch import build, locks, search, workdirs
 from launch.checking import ConfigError
 from launch.runs import checked
 from launch.train import train
@@ -111,7 +110,7 @@ class Trials:
         """
         self._unfit = 0
         total = min(total, len(self.points)) if self.points else total
-        with _alone(self.workdir):
+        with locks.alone(self.workdir, "runs a sweep"):
             self._tidy()
             while trial := self._next(total):
                 if not self._run(trial, total):
@@ -224,13 +223,3 @@ def _memory() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ConfigError(str(error).splitlines()[0]) from error
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process runs the sweep in {workdir}; wait for it or stop it") from error
-        yield  # closing the file gives the lock back, and so does a kill

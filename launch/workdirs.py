@@ -18,6 +18,7 @@ from data import files, tokenizer
 from data.batch import DataError
 from data.labels import num_scores
 from data.prepare import Prepared, load
+from launch import places
 from launch.checking import ConfigError, checking
 from model import count, patterns
 from model.adapt.prompt import Prompt
@@ -107,7 +108,8 @@ def check_data(workdir: Path, prepared: Prepared) -> None:
 
 
 def check_new(workdir: Path) -> None:
-    """Refuse a directory that holds a run, or what was left of making one."""
+    """Refuse a directory that can't be one, or that holds a run, or what was left of making one."""
+    places.check(workdir)
     if (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds a run already; use a new directory")
     if (workdir / "checkpoints").exists():

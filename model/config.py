@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from model import ranges
 from model.parts import Experts, Latent, Rope
 
 CHOICES = {
@@ -24,10 +25,15 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
 }
-_AT_LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"), 1)
-_AT_LEAST |= dict.fromkeys(("encoder_layers", "num_kv_heads", "head_dim", "table_dim", "share_groups", "window"), 0)
-_AT_LEAST |= dict(pipeline_slots=0, pipeline_groups=1)
-_AT_LEAST |= dict(scan_unroll=0, token_types=0, position_offset=0, relative_buckets=4, share_inner=1, num_labels=1)
+# What numbers may be (ranges.py); how they fit together, `_check` says.
+RANGES = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"), "int [1, inf)")
+RANGES |= dict.fromkeys(("share_inner", "num_labels", "pipeline_groups", "relative_distance"), "int [1, inf)")
+RANGES |= dict.fromkeys(("encoder_layers", "num_kv_heads", "head_dim", "table_dim", "share_groups"), "int [0, inf)")
+RANGES |= dict.fromkeys(("window", "token_types", "position_offset", "scan_unroll", "pipeline_slots"), "int [0, inf)")
+RANGES |= dict.fromkeys(("attention_scale", "attention_softcap", "logit_softcap", "init_std"), "float [0, inf)")
+RANGES |= dict(norm_epsilon="float [0, inf)", norm_offset="float (-inf, inf)", embedding_scale="float (0, inf)")
+RANGES |= dict(logit_scale="float (0, inf)", dropout="float [0, 1)", embedding_noise="float [0, inf)")
+RANGES |= dict(relative_buckets="int [4, inf)")
 _LONGEST_PATTERN = 8
 
 
@@ -123,9 +129,8 @@ class ModelConfig:
 
     def __post_init__(self):
         fill = lambda name, value: object.__setattr__(self, name, value)
-        for name, least in _AT_LEAST.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be an integer of at least {least}")
+        for name, interval in RANGES.items():
+            ranges.check(getattr(self, name), interval, f"model.{name}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
@@ -194,10 +199,6 @@ class ModelConfig:
             raise ValueError("model.position alibi counts backwards; it is for decoders")
         if self.experts and "sparse" not in self.mlp_pattern:
             raise ValueError("model.experts is set, but no layer of model.mlp_pattern is 'sparse'")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.embedding_noise < 0:
-            raise ValueError(f"model.embedding_noise is {self.embedding_noise}; it must not be negative")
 
     def segments(self, num_layers: int = 0) -> tuple[Segment, ...]:
         """The layers as scans: the fewest that each repeat one pattern. Default: `num_layers` of the config."""

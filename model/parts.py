@@ -2,6 +2,34 @@
 
 import dataclasses
 
+from model import ranges
+
+# What numbers may be (ranges.py), by the block's name in ModelConfig.
+RANGES = {
+    "rope": {
+        **dict.fromkeys(("theta", "factor", "low_factor", "high_factor", "beta_fast", "beta_slow"), "float (0, inf)"),
+        "attention_factor": "float (0, inf)",
+        "local_theta": "float [0, inf)",
+        "original_length": "int [0, inf)",
+    },
+    "latent": {
+        **dict.fromkeys(("kv_rank", "content_dim", "value_dim"), "int [1, inf)"),
+        "rope_dim": "int [2, inf)",
+        "query_rank": "int [0, inf)",
+    },
+    "experts": {
+        **dict.fromkeys(("count", "per_token", "mlp_dim", "groups", "groups_per_token"), "int [1, inf)"),
+        **dict.fromkeys(("shared_dim", "capacity"), "int [0, inf)"),
+        **dict.fromkeys(("capacity_factor", "buffer"), "float [0, inf)"),
+        "scale": "float (0, inf)",
+    },
+}
+
+
+def _check(part, name: str) -> None:
+    for field, interval in RANGES[name].items():
+        ranges.check(getattr(part, field), interval, f"model.{name}.{field}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -24,6 +52,7 @@ class Rope:
     interleaved: bool = False  # pairs of features are (2i, 2i + 1), and not (i, i + head_dim / 2) (DeepSeek)
 
     def __post_init__(self):
+        _check(self, "rope")
         scalings = ("none", "linear", "llama3", "yarn")
         if self.scaling not in scalings:
             raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
@@ -49,10 +78,7 @@ class Latent:
     query_rank: int = 0  # width of the latent vector of queries; 0: queries come straight from the residual stream
 
     def __post_init__(self):
-        for name, least in dict(kv_rank=1, content_dim=1, rope_dim=2, value_dim=1, query_rank=0).items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"model.latent.{name} is {value!r}; it must be an integer of at least {least}")
+        _check(self, "latent")
         if self.rope_dim % 2:
             raise ValueError(f"model.latent.rope_dim {self.rope_dim} is odd; rotary positions turn pairs of features")
 
@@ -90,18 +116,13 @@ class Experts:
     buffer: float = 0.0
 
     def __post_init__(self):
-        if self.buffer < 0:
-            raise ValueError(f"model.experts.buffer is {self.buffer!r}; it must not be negative")
-        for name, least in dict(count=1, per_token=1, mlp_dim=1, shared_dim=0, capacity=0).items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"model.experts.{name} is {value!r}; it must be an integer of at least {least}")
+        _check(self, "experts")
         for name, choices in dict(score=("softmax", "sigmoid"), group_score=("max", "top2")).items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.experts.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
-        if self.groups < 1 or self.count % self.groups:
+        if self.count % self.groups:
             raise ValueError(f"model.experts.count {self.count} is not a multiple of experts.groups {self.groups}")
-        if not 1 <= self.groups_per_token <= self.groups:
+        if self.groups_per_token > self.groups:
             raise ValueError(
                 f"model.experts.groups_per_token {self.groups_per_token} must lie in [1, groups {self.groups}]"
             )
@@ -120,7 +141,5 @@ class Experts:
             raise ValueError(f"model.experts.group_score top2 needs groups of two or more experts; they have {size}")
         if self.shared_gate and not self.shared_dim:
             raise ValueError("model.experts.shared_gate needs a shared expert: set model.experts.shared_dim")
-        if self.capacity_factor < 0 or (self.capacity and self.capacity_factor):
-            raise ValueError(
-                "model.experts.capacity_factor must not be negative; set it or model.experts.capacity, not both"
-            )
+        if self.capacity and self.capacity_factor:
+            raise ValueError("set model.experts.capacity_factor or model.experts.capacity, not both")

@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 from model.weights import by_name, trained
 from train import manifest, orbax_noise
 from train.early_stopping import lower_is_better, value_of
+from train.literal_path import LiteralPath
 from train.state import TrainState
 
 
@@ -67,7 +68,8 @@ class Checkpoints:
         self.metric, self.base, self.verify = metric, base, verify
         self._saving, self._failed, self._verified = None, False, set()
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("model", "training", "loop"))
+        self._place = LiteralPath(self.directory)  # the same for Orbax
+        self._manager = ocp.CheckpointManager(self._place, options=options, item_names=("model", "training", "loop"))
 
     @property
     def latest_step(self) -> int | None:
@@ -85,11 +87,8 @@ class Checkpoints:
         """
         if step == self.latest_step:
             return
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(self._held(state.model)),
-            training=ocp.args.StandardSave(_training(state)),
-            loop=ocp.args.JsonSave(loop | ({"base": self.base} if self.base else {})),
-        )
+        parts = {part: ocp.args.StandardSave(arrays) for part, arrays in self.parts(state).items()}
+        items = ocp.args.Composite(**parts, loop=ocp.args.JsonSave(loop | ({"base": self.base} if self.base else {})))
         value = value_of(self.metric, metrics) if metrics else math.nan
         ranked = {self.metric: value} if math.isfinite(value) else {}
         self._write(step, items, ranked)
@@ -113,11 +112,8 @@ class Checkpoints:
         """
         step = self._verified_step(step)
         self._check_base(step)
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(self._held(like.model)),
-            training=ocp.args.StandardRestore(_training(like)),
-            loop=ocp.args.JsonRestore(),
-        )
+        parts = {part: ocp.args.StandardRestore(arrays) for part, arrays in self.parts(like).items()}
+        items = ocp.args.Composite(**parts, loop=ocp.args.JsonRestore())
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
         return _join(like, found["model"], found["training"]), found["loop"]
 
@@ -129,17 +125,21 @@ class Checkpoints:
         found = self._guard("read", step, lambda: self._manager.restore(step, args=items))
         return _rename(like, found["model"])
 
+    def parts(self, state: TrainState) -> dict[str, dict]:
+        """The arrays of a state by the folder of a step that they are saved in, and by name."""
+        return {"model": self._held(state.model), "training": _training(state)}
+
     def restore_arrays(
-        self, like: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None
+        self, like: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None, part: str = "model"
     ) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, array) of a model, one after another: for who need not hold all of them at once."""
+        """Yields (name, array) of a part, one after another: for who need not hold all of them at once."""
         step = self._verified_step(step)
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         for name, shape in like.items():
             item = {name: shape}
             how = ocp.checkpoint_utils.construct_restore_args(item)
             wanted = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-            read = functools.partial(reader.restore, self.directory / str(step) / "model", args=wanted)
+            read = functools.partial(reader.restore, self._place / str(step) / part, args=wanted)
             yield name, self._guard("read", step, read)[name]
 
     def _verified_step(self, step: int | None) -> int:

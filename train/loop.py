@@ -20,6 +20,7 @@ from train.goodput import Goodput, share
 from train.metrics import Clock, Progress, Writer
 from train.phases import Phases
 from train.profiler import Profiler
+from train.read_back import compare
 from train.saves import Saves
 from train.silent_corruption import Checker
 from train.state import TrainState
@@ -80,7 +81,7 @@ class Parts:
 def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int]:
     """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT (of
     several processes, to any of them), and when `parts.stopping` has ended. Either is saved; with early stopping, so is
-    each evaluation that is the best yet.
+    each evaluation that is the best yet. An evaluation that fails ends the run with its error, once the step is saved.
 
     Args:
       loop: what `Checkpoints.restore` returned beside the state ({} at the start).
@@ -134,7 +135,8 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             counters["position"] = parts.source.position()
         parts.checkpoints.save(step, state, dict(counters), evaluation)  # written while we go on
 
-    saves = Saves(save, parts.checkpoints, parts.writer, parts.progress)
+    read_back = lambda step: compare(parts.checkpoints, step, state)
+    saves = Saves(save, read_back, parts.checkpoints, parts.writer, parts.progress)
     profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
     with StopRequests() as stop, profiler, parts.progress:
         while step < schedule.steps and not stop and not parts.stopping.ended:
@@ -167,12 +169,13 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                 pending = None
                 clock.lap(step)
                 if evaluating:
-                    with parts.phases("evaluate"):
-                        evaluation = parts.evaluate(state.model)
-                    with parts.phases("log"):
-                        parts.writer.write(step, evaluation | window.flush_arrays())
-                    parts.progress.message(evaluation_line(step, evaluation))
-                    best = parts.stopping.update(step, evaluation)
+                    try:
+                        found = _evaluated(step, state, window, parts)
+                        best = parts.stopping.update(step, found)
+                    except Exception as error:  # whatever it is, the steps before it are not lost with it
+                        _save_before(error, step, saves, parts)
+                        raise
+                    evaluation = found
                     parts.observe(step, evaluation)
                     saving = saving or parts.stopping.ended or (best and parts.stopping.patience)
                 if saving:
@@ -193,6 +196,31 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             parts.checkpoints.wait()
         parts.writer.flush()
     return state, step
+
+
+def _evaluated(step: int, state: TrainState, window: Window, parts: Parts) -> dict[str, float]:
+    with parts.phases("evaluate"):
+        found = parts.evaluate(state.model)
+    with parts.phases("log"):
+        parts.writer.write(step, found | window.flush_arrays())
+    parts.progress.message(evaluation_line(step, found))
+    return found
+
+
+def _save_before(error: Exception, step: int, saves: Saves, parts: Parts) -> None:
+    """Save the state after a step whose evaluation has failed; the run ends with that error, also if this fails."""
+    what = f"the evaluation failed ({type(error).__name__})"
+    try:
+        with parts.phases("save"):
+            saves.last(step)
+    except Exception as another:
+        parts.progress.message(f"step {step}: {what}, and so did the save behind it: {another}")
+        return
+    parts.writer.event(step, {"evaluation_failed": str(error)})
+    parts.progress.message(
+        f"step {step}: {what}; the step is saved, and the run ends. The same command goes on behind it, and "
+        "python -m launch.evaluate evaluates it"
+    )
 
 
 def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:

@@ -37,8 +37,8 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
 
 
 def gradient_norm(grads) -> jax.Array:
-    """Global norm of the gradients."""
-    return optax.tree.norm(_without_corrections(grads))
+    """Global norm of the gradients, float32: in bfloat16 a sum of squares has three digits."""
+    return optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), _without_corrections(grads)))
 
 
 def _without_corrections(grads):
@@ -72,6 +72,13 @@ def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformatio
     return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates))
 
 
+def _decayed(chain: optax.GradientTransformation, rate, o, mask) -> optax.GradientTransformation:
+    """`chain`, which has no weight decay of its own, with one that is multiplied by the learning rate as in AdamW."""
+    if not o.weight_decay:
+        return chain
+    return optax.chain(chain, optax.add_decayed_weights(lambda step: -o.weight_decay * rate(step), mask))
+
+
 def _adamw(rate, o, mask):
     return optax.adamw(rate, o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=mask)
 
@@ -99,18 +106,16 @@ def _muon(rate, o, mask):
     muon = optax.contrib.muon(
         rate,
         beta=o.beta1,
-        weight_decay=o.weight_decay,
-        weight_decay_mask=mask,
         adam_b1=o.beta1,
         adam_b2=o.beta2,
-        adam_weight_decay=o.weight_decay,
         # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
         consistent_rms=0.2,
         muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
             lambda path, _: dims.get(weights.name(path).rsplit("/", 1)[-1]), params
         ),
     )
-    return optax.GradientTransformation(muon.init, _compiler_sharded(muon.update))
+    # optax applies the mask to the matrices alone, so the parameters that Adam updates would decay without it.
+    return _decayed(optax.GradientTransformation(muon.init, _compiler_sharded(muon.update)), rate, o, mask)
 
 
 def _compiler_sharded(update):
@@ -125,13 +130,13 @@ def _compiler_sharded(update):
     return wrapped
 
 
+# All decay alike: a step takes learning rate x weight decay x parameter away from what the mask selects. So adam and
+# adamw are the same; optax's own decay in Adafactor, which is not multiplied by the learning rate, is not used.
 OPTIMIZERS = {
     "adamw": _adamw,
-    "adam": lambda rate, o, mask: optax.adam(rate, o.beta1, o.beta2, o.epsilon),
-    "sgd": lambda rate, o, mask: optax.sgd(rate, momentum=o.beta1),
-    "adafactor": lambda rate, o, mask: optax.adafactor(
-        rate, weight_decay_rate=o.weight_decay or None, weight_decay_mask=mask
-    ),
+    "adam": lambda rate, o, mask: _decayed(optax.adam(rate, o.beta1, o.beta2, o.epsilon), rate, o, mask),
+    "sgd": lambda rate, o, mask: _decayed(optax.sgd(rate, momentum=o.beta1), rate, o, mask),
+    "adafactor": lambda rate, o, mask: _decayed(optax.adafactor(rate), rate, o, mask),
     "lion": lambda rate, o, mask: optax.lion(rate, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask),
     "muon": _muon,
 }
@@ -143,8 +148,8 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     Args:
       o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), rates (patterns -> factor of
         the learning rate, which layers of one array may have different ones of), clip_norm (0: no clipping),
-        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2), offload (its
-        state lies in the hosts' memory between steps).
+        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2; they never decay),
+        offload (its state lies in the hosts' memory between steps).
       rate: learning rate by step.
       model: what the patterns are for (model/patterns.py).
 

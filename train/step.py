@@ -21,7 +21,8 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
     Args:
       objective: (model, batch, key) -> Loss.
       accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
-        that of one large batch whatever weight each micro-batch has.
+        that of one large batch whatever weight each micro-batch has. Gradients are summed in float32, whatever the
+        dtype of the parameters: bfloat16 would lose most of the later ones.
     """
 
     def total(params, model, batch, key):
@@ -39,8 +40,8 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
         if accumulate == 1:
             return jax.grad(mean, has_aux=True)(params, state.model, batch, key)
         differentiate = functools.partial(jax.grad(total, has_aux=True), params, state.model)
-        grads, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
-        return jax.tree.map(lambda g: g / _at_least(loss.weight).astype(g.dtype), grads), loss
+        sums, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
+        return jax.tree.map(lambda g, p: (g / _at_least(loss.weight)).astype(p.dtype), sums, params), loss
 
     return gradients
 
@@ -65,12 +66,14 @@ def make_train_step(
         norm = gradient_norm(grads)
         old_state = fetched(state.opt_state)
         updates, opt_state = tx.update(grads, old_state, params)
-        reason, recent = guard.judge(state.recent, loss.total / _at_least(loss.weight), norm, spike)
+        updated = optax.apply_updates(params, updates)
+        mean_loss = loss.total / _at_least(loss.weight)
+        reason, recent = guard.judge(state.recent, mean_loss, norm, spike, guard.finite(updated))
         bad = (reason > 0).astype(jnp.int32)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(reason == 0, n, o), new, old)
         new = TrainState(
             step=state.step + 1,
-            model=replaced(state.model, keep(optax.apply_updates(params, updates), params)),
+            model=replaced(state.model, keep(updated, params)),
             opt_state=jax.tree.map(_home, keep(opt_state, old_state), state.opt_state),
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
@@ -109,11 +112,14 @@ def _accumulate(differentiate, params, micro_batches, key):
     def body(carry, micro):
         index, batch = micro
         more = differentiate(batch, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, carry, more), None
+        return jax.tree.map(lambda total, m: total + m.astype(total.dtype), carry, more), None
 
     n = jax.tree.leaves(micro_batches)[0].shape[0]
     shapes = jax.eval_shape(differentiate, jax.tree.map(lambda a: a[0], micro_batches), key)
     (_, loss) = shapes
-    zeros = (jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), loss))
+    zeros = (
+        jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), loss),
+    )
     (grads, loss), _ = jax.lax.scan(body, zeros, (jnp.arange(n), micro_batches))
     return grads, Loss(*loss)

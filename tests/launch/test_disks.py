@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written, for a while or for good."""
+"""Disks that are full or may not be written, for a while or for good, and checkpoints that can't be read."""
 
 import os
 import resource
@@ -12,9 +12,11 @@ from data import tokenizer
 from launch import workdirs
 from launch.train import train
 from tests.launch.conftest import refused
-from tests.launch.test_train import assert_same_run
-from train import metrics, report, saves, summary
+from tests.launch.test_train import assert_same_run, losses
+from train import loop, manifest, metrics, read_back, report, saves, summary
 from train.checkpoint import CheckpointError, Checkpoints
+from train.literal_path import LiteralPath
+from train.read_back import UnreadableCheckpoint
 
 
 def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
@@ -101,6 +103,46 @@ def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path,
     refused(tiny, tmp_path / "run", CheckpointError, "File too large", "last complete one is step 4")
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "run").latest_step == 4
+
+
+def flipped(write):
+    """manifest.write, after one bit of the largest file of a part was flipped, as by a disk that lies."""
+
+    def lying(folder):
+        file = max(
+            (path for path in (folder / "training").rglob("*") if path.is_file()), key=lambda f: f.stat().st_size
+        )
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        write(folder)
+
+    return lying
+
+
+@pytest.mark.parametrize("fault", ["not found", "other numbers"])
+def test_a_first_checkpoint_that_can_not_be_read_ends_the_run(fault, tiny, tmp_path, monkeypatch):
+    """At once and not after its last step. Not found: Orbax looks for files elsewhere than it wrote them."""
+    if fault == "not found":
+        monkeypatch.delattr(LiteralPath, "glob")
+    else:
+        monkeypatch.setattr(manifest, "write", flipped(manifest.write))
+    workdir = tmp_path / "a[b]" / "run"
+    refused(tiny, workdir, UnreadableCheckpoint, "checkpoint 4, the first of this run, was read back", "is not: ")
+    assert set(losses(workdir)) == {1, 2, 3, 4}
+
+
+def test_only_the_first_checkpoint_of_a_run_is_read_back(tiny, uninterrupted, tmp_path, monkeypatch):
+    """Whether this process wrote it or one before."""
+    read, steps = read_back.compare, []
+    monkeypatch.setattr(
+        loop, "compare", lambda checkpoints, step, state: steps.append(step) or read(checkpoints, step, state)
+    )
+    train(tiny, tmp_path / "run")
+    assert steps == [4]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    train(tiny, tmp_path / "run")
+    assert steps == [4] and Checkpoints(tmp_path / "run").latest_step == 8
 
 
 def test_a_full_disk_leaves_what_describes_a_run(tiny, uninterrupted, tmp_path):

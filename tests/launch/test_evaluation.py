@@ -7,8 +7,8 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from data.batch import DataError
 from launch import build, evaluation
+from launch.checking import ConfigError
 from model import axes
 from train.losses import Loss
 
@@ -99,8 +99,8 @@ def test_corrupted_text(config, tmp_path):
 def test_nothing_is_held_out(config, tmp_path):
     """It is said before the first step, and what is advised works."""
     config.data.validation = 0.0
-    with pytest.raises(DataError, match=r"config\.data\.validation above 0, or config\.eval_every to 0"):
-        evaluated(config, tmp_path)
-    config.eval_every = 0
     prepared = build.data(config, tmp_path / "run")
-    assert evaluation.evaluation(config, prepared, None, eval_step, build.mesh(config))
+    with pytest.raises(ConfigError, match=r"raise config\.data\.validation .*, or set config\.eval_every=0"):
+        evaluation.check_held_out(config, prepared)
+    config.eval_every = 0
+    evaluation.check_held_out(config, prepared)

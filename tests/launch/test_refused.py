@@ -85,6 +85,14 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.model.experts=1"],
             "the config has no field 'experts': flags change what it sets",
         ),
+        (
+            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.learning_rate=nan"],
+            "error: config.optimizer.learning_rate is nan; it must be a number of at least 0",
+        ),
+        (
+            ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.accumulate=1.5"],
+            "--config.accumulate=1.5",
+        ),
         (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
         (["-m", "launch.train", f"--config={broken}", workdir], "broken.py, line 2: KeyError: absent"),
         (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),

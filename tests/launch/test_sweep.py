@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 
 from data.batch import DataError
 from data.prepare import prepare
-from launch import build, search, sweep, trials
+from launch import build, locks, search, sweep, trials
 from launch.checking import ConfigError
 from launch.trials import Trials
 from train.early_stopping import value_of
@@ -284,7 +284,10 @@ def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
     refused(*words, workdir=tmp_path / "sweep", **changed)
     config.log_every, config.data.dir = 7, f"{config.data.dir}/"
     Trials(config, SPACE, tmp_path / "sweep")
-    with trials._alone(tmp_path / "sweep"), pytest.raises(ConfigError, match="another process"):
+    with (
+        locks.alone(tmp_path / "sweep", "runs a sweep"),
+        pytest.raises(ConfigError, match=r"process \d+ on .* runs a sweep in"),
+    ):
         Trials(config, SPACE, tmp_path / "sweep").run(2)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")

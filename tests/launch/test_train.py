@@ -292,4 +292,8 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
     assert not losses(tmp_path) and 0 < json.loads((tmp_path / "summary.json").read_text())["goodput"] < 1
     (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
     assert np.shape(loads) == (2, 4)
-    assert "note: nothing keeps the load of the experts even" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: nothing keeps the load of the experts even" in said
+    (note,) = [line for line in said.splitlines() if "checkpoint_every" in line]
+    assert note.startswith("note: config.checkpoint_every is 0, so nothing is saved, neither before the end nor at it;")
+    assert said.index(note) < said.index("goodput") and not workdirs.steps(tmp_path)

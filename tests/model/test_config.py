@@ -30,7 +30,7 @@ from tests.model import tiny
         ({"num_kv_heads": 5}, "model.num_heads 16 is not a multiple of model.num_kv_heads 5"),
         ({"head_dim": 3}, "model.head_dim 3 is odd"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
-        ({"num_kv_heads": -2}, "model.num_kv_heads is -2; it must be an integer of at least 0"),
+        ({"num_kv_heads": -2}, "model.num_kv_heads is -2; it must be a whole number of at least 0"),
         ({"head": "masked"}, "model.head is 'masked'; the architecture decoder can have language_model, sequence, tok"),
         ({"architecture": "encoder"}, "model.head is 'language_model'; the architecture encoder can have masked, seq"),
         ({"architecture": "encoder_decoder", "position": "alibi"}, "model.position alibi"),

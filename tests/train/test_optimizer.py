@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
 from model import patterns, weights
+from model.adapt.tuning import Tuning
 from model.config import ModelConfig
 from model.families import Decoder
 from model.parts import Latent
-from train import optimizer
+from train import optimizer, state, step
+from train.losses import Loss
 
 TINY = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=16, dtype="float32")
 
@@ -126,6 +128,41 @@ def test_norms_and_biases_do_not_decay():
     moved = {weights.name(p): bool(jnp.any(u != 0)) for p, u in jax.tree.leaves_with_path(updates)}
     zero = {weights.name(p) for p, v in jax.tree.leaves_with_path(model) if not jnp.any(v)}
     assert {name for name, yes in moved.items() if yes} == {name for name, yes in flat.items() if yes} - zero
+
+
+DECAY = (("norm|bias", False), ("attention/value", False), (".*", True))
+RATES = (("layer/0/", 0.5), ("feed_forward/up", 0.0), (".*", 1.0))
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_with_zero_gradients_an_optimizer_only_decays(name):
+    """Each parameter loses learning rate x its factor x weight decay x parameter where the pattern says that it decays;
+    every other one, and one that is frozen, stays as it is to the bit. A schedule counts, and so does each step."""
+    config = ModelConfig(**TINY, qkv_bias=True, mlp_bias=True, norm="layernorm", cuts=(1,))
+    rate = optimizer.schedule("cosine", 0.1, steps=6, warmup=2)
+    tx = optimizer.make_optimizer(settings(name=name, weight_decay=0.3, decay=DECAY, rates=RATES), rate, config)
+    model = jax.jit(lambda: Decoder(config, nnx.Rngs(0)))()
+    draw = iter(jax.random.split(jax.random.key(1), 100))
+    model = jax.tree.map(lambda a: 1 + jax.random.uniform(next(draw), a.shape), model)  # also biases, which begin as 0
+    model = Tuning(train_only=(("inputs|layer/1/.*/key", False), (".*", True))).apply(model, jax.random.key(0))
+    trains, factors = weights.trained(model), patterns.by_layer(config, weights.by_name(model), RATES, "")
+    decays = patterns.by_array(config, weights.by_name(model), DECAY, "")
+    nothing = lambda model, batch, key: Loss(jnp.zeros(()), batch["weights"].sum(), {"loss": jnp.zeros(())})
+    train_step = step.make_train_step(nothing, tx, accumulate=2)
+    before = jax.device_get(weights.by_name(model))
+    current = state.around(model, tx)
+    assert {False, True} == {path in trains for path in before} == {decays[path] for path in trains}
+    for number in range(4):
+        current, metrics = train_step(current, {"weights": jnp.ones((4, 1))})
+        after = jax.device_get(weights.by_name(current.model))
+        assert metrics["left_out"] == 0
+        for path, old in before.items():
+            lost = float(rate(number)) * 0.3 * factors[path][0] * old.astype(float)
+            if path in trains and decays[path] and factors[path][0]:
+                np.testing.assert_allclose(old.astype(float) - after[path], lost, atol=4e-7, err_msg=path)
+            else:
+                np.testing.assert_array_equal(after[path], old, err_msg=path)
+        before = after
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)

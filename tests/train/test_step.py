@@ -15,6 +15,7 @@ from model.families import Decoder
 from tests.train.torch_decoder import losses_in_pytorch
 from train import guard, optimizer, state, step
 from train.checkpoint import Checkpoints
+from train.losses import Loss
 from train.objectives.language import language
 
 CONFIG = ModelConfig(
@@ -99,7 +100,7 @@ def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
 def test_clipping_bounds_the_update():
     """With SGD at rate 1 the update's norm is the clipped gradient's; the metric shows the norm before."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1)
+        tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1, weight_decay=0.0)
         before = jax.device_get(jax.tree.leaves(current.model))
         current, metrics = step.make_train_step(language(), tx)(current, batch())
         after = jax.device_get(jax.tree.leaves(current.model))
@@ -124,6 +125,44 @@ def test_skips_what_is_not_finite():
             np.testing.assert_array_equal(one, two)
         current, metrics = train_step(current, batch())
         assert (metrics["skipped"], metrics["streak"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "broken", [dict(rate=np.nan), dict(rate=np.inf), dict(rates=(("norm", 1e38), (".*", 1.0)), rate=1e3)], ids=str
+)
+@pytest.mark.parametrize("spike", [0.0, 10.0])
+def test_an_update_that_is_not_finite_changes_nothing(broken, spike):
+    """The loss and the gradient are finite, but what a learning rate makes of them is not: for one parameter or all."""
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
+        tx, current = start(**broken)
+        before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
+        current, metrics = step.make_train_step(language(), tx, spike=spike)(current, batch())
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert guard.REASONS[int(metrics["left_out"])] == "the update is not finite"
+    assert (metrics["skipped"], metrics["streak"], current.step) == (1, 1, 1)
+    for one, two in zip(before, jax.tree.leaves((current.model, current.opt_state)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(current.recent, guard.empty())
+
+
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+    """bfloat16 has 8 bits: added one by one to 256, 63 ones are lost. The sum is rounded once, to 320."""
+    config = ModelConfig(**{**CONFIG.__dict__, "param_dtype": "bfloat16"})
+    tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, config)
+    current = state.create(lambda rngs: Decoder(config, rngs), tx, seed=0)
+
+    def times_the_scales(model, batch, key):
+        return Loss(model.norm.scale.sum() * batch["by"].sum().astype(jnp.bfloat16), batch["weights"].sum(), {})
+
+    rows = {"by": np.float32([256] + [1] * 63), "weights": np.float32([1] + [0] * 63)}
+    grads, _ = jax.jit(step.make_gradients(times_the_scales, accumulate=64))(current, rows)
+    assert all(grads[name].dtype == jnp.bfloat16 for name in grads)
+    np.testing.assert_array_equal(grads["norm/scale"][...].astype(jnp.float32), 320.0)
+
+
+def test_the_gradient_norm_of_bfloat16_parameters_is_computed_in_float32():
+    grads = {"a": jnp.ones(255, jnp.bfloat16), "b": jnp.full(3, 1 / 16, jnp.bfloat16)}
+    assert float(optimizer.gradient_norm(grads)) == pytest.approx(np.sqrt(255 + 3 / 256), rel=1e-6)
 
 
 def test_a_spike_changes_nothing():
