@@ -42,6 +42,9 @@ _FROM_PEFT = flags.DEFINE_string("from_peft", None, "A folder of an adapter to r
 _BASE = flags.DEFINE_string("base", None, "The workdir of the model that the adapter of --from_peft is for.")
 _TO_PEFT = flags.DEFINE_string("to_peft", None, "A folder to write the adapter to; it must not exist or be empty.")
 _TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "A new workdir to write the merged model to.")
+_DRAW_POOLER = flags.DEFINE_bool(
+    "draw_pooler", False, "With --from_hf: give an encoder whose file has no pooler a random one, as transformers does."
+)
 _MERGE = flags.DEFINE_bool("merge", False, "Put the adapter into the parameters of its base.")
 _MERGE_INTO = flags.DEFINE_enum(
     "merge_into",
@@ -54,7 +57,7 @@ _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where to put what is read.")
 
 
-def import_folder(path: Path, workdir: Path) -> None:
+def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
     folder = Folder(path)
     name, config = registry.read_config(folder)
     words, labels = hub_tokenizer.read(path, folder.config()), _labels(config, folder.config())
@@ -64,7 +67,7 @@ def import_folder(path: Path, workdir: Path) -> None:
         )
     workdirs.check_new(workdir)
     with axes.use_mesh(restore.spread(config)):
-        model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)))
+        model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)), draw_pooler)
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
     workdirs.create(workdir, record, model, words, labels)
     held = registry.described_precision(folder, name, config)
@@ -140,13 +143,15 @@ def main() -> None:
         raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
+    if _DRAW_POOLER.value and given != ["from_hf"]:
+        raise ConfigError("--draw_pooler is for --from_hf: it adds a part that the file of an encoder lacks")
     if _MERGE_INTO.value != "original" and not _MERGE.value:
         raise ConfigError("--merge_into says where --merge puts an adapter; it needs --merge")
     workdir, other = places.named(_WORKDIR.value), Path(others[given[0]].value)
     if given[0] in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     if given == ["from_hf"]:
-        import_folder(other, workdir)
+        import_folder(other, workdir, _DRAW_POOLER.value)
     elif given == ["to_hf"]:
         export(workdir, other, _STEP.value, _MERGE.value, _MERGE_INTO.value)
     elif given == ["from_peft"]:
