@@ -217,7 +217,7 @@ def test_what_can_not_be_begun_with_is_refused_before_anything_is_made(base, dat
 def test_refuses(base, data_dir, examples, tmp_path):
     for name, fields, words in (
         ("lora", {"init_from": ""}, "set config.init_from to its workdir"),
-        ("lora", {"adapt.rank": 0}, "config.adapt: rank is 0"),
+        ("lora", {"adapt.rank": 0}, "config.adapt.rank is 0"),
         ("lora", {"adapt.targets": (("q_proj", True), (".*", False))}, "no pattern finds .*: attention/key, .*query"),
         ("qlora", {"train_only": (("attention", True), (".*", False))}, "is quantized and can't train"),
         ("adapter", {"adapt.activation": "tanh"}, "config.adapt: activation is 'tanh'; choose from .*swish"),
