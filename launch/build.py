@@ -26,7 +26,7 @@ from model.interop.tensorfile import CheckpointFolderError
 from train.loop import Schedule
 from train.objectives.labels import labels
 from train.objectives.language import language
-from train.optimizer import fetched, make_optimizer, schedule
+from train.optimizer import UNREAD, fetched, make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
 OBJECTIVES = {"language": language, "labels": labels}
@@ -265,6 +265,9 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
             f"note: config.checkpoint_every is 0, so nothing is saved{but}, neither before the end nor at it; SIGTERM, "
             "Ctrl-C and an evaluation that fails still save"
         )
+    if unread := UNREAD.get(config.optimizer.name):
+        fields = ", ".join(f"config.optimizer.{field}" for field in unread)
+        found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
     routed = any(name.endswith("/router") for name in trains)
     if routed and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")

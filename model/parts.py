@@ -135,7 +135,8 @@ class Experts:
             )
         if self.per_token == 1 and self.normalize:
             raise ValueError(
-                "model.experts.normalize makes the weight of a single expert 1: its router would never learn"
+                "model.experts.per_token is 1, and model.experts.normalize makes the weight of a single expert 1: its "
+                "router would never learn"
             )
         if self.groups > 1 and self.group_score == "top2" and size < 2:
             raise ValueError(f"model.experts.group_score top2 needs groups of two or more experts; they have {size}")

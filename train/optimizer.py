@@ -73,10 +73,16 @@ def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformatio
 
 
 def _decayed(chain: optax.GradientTransformation, rate, o, mask) -> optax.GradientTransformation:
-    """`chain`, which has no weight decay of its own, with one that is multiplied by the learning rate as in AdamW."""
-    if not o.weight_decay:
-        return chain
-    return optax.chain(chain, optax.add_decayed_weights(lambda step: -o.weight_decay * rate(step), mask))
+    """`chain`, which has no weight decay of its own, with one that is multiplied by the learning rate as in AdamW. The
+    count of updates is that of `chain`, so that the state stays as it is without decay."""
+
+    def update(grads, state, params):
+        count = optax.tree.get_all_with_path(state, "count")[0][1]
+        updates, state = chain.update(grads, state, params)
+        take = lambda decays, u, p: u - (o.weight_decay * rate(count) * p).astype(u.dtype) if decays else u
+        return jax.tree.map(take, mask(params), updates, params), state
+
+    return optax.GradientTransformation(chain.init, update) if o.weight_decay else chain
 
 
 def _adamw(rate, o, mask):
@@ -139,6 +145,15 @@ OPTIMIZERS = {
     "adafactor": lambda rate, o, mask: _decayed(optax.adafactor(rate), rate, o, mask),
     "lion": lambda rate, o, mask: optax.lion(rate, o.beta1, o.beta2, weight_decay=o.weight_decay, mask=mask),
     "muon": _muon,
+}
+
+
+# Fields of the block `optimizer` that have no meaning for an optimizer.
+UNREAD = {
+    "sgd": ("beta2", "epsilon"),
+    "adafactor": ("beta1", "beta2", "epsilon"),
+    "lion": ("epsilon",),
+    "muon": ("epsilon",),
 }
 
 

@@ -120,8 +120,9 @@ def _switch(c: Given) -> dict[str, Any]:
     steps = {side: _step(c, side) for side in ("encoder", "decoder")}
     if steps["encoder"] != steps["decoder"]:
         raise ValueError(
-            f"num_sparse_encoder_layers and num_sparse_decoder_layers make every layer of {steps['encoder']} and of "
-            f"{steps['decoder']} sparse; only equal steps can be read"
+            "by num_layers and num_sparse_encoder_layers, one in every "
+            f"{steps['encoder']} layers of the encoder has experts, by num_decoder_layers and "
+            f"num_sparse_decoder_layers one in every {steps['decoder']} of the decoder; only equal steps can be read"
         )
     experts = Experts(
         count=c["num_experts"], per_token=1, mlp_dim=c["d_ff"], normalize=False, capacity=c["expert_capacity"]

@@ -13,10 +13,10 @@ from train import metrics
 from train.checkpoint import Checkpoints
 
 # Of the others test_every_architecture_beats_token_frequencies, test_classify.py, test_grading.py and test_tuning.py
-# run more than two steps; search_lora, methods, meshes are no configs.
+# run more than two steps; search_lora, methods, meshes, ranges are no configs.
 FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {
     *("__init__", "base", "pretrain_moe", "pretrain_encoder", "pretrain_encdec", "search_lora", "methods"),
-    "meshes",
+    *("meshes", "ranges"),
     *("classify", "text2text", "sft", "lora", "adapter", "prompt", "qlora"),
 }
 ARGUMENTS = {"pretrain_decoder": ["gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}

@@ -166,6 +166,30 @@ def test_with_zero_gradients_an_optimizer_only_decays(name):
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_what_an_optimizer_does_not_read_is_listed(name):
+    """A field that changes no update, of all that a config gives it."""
+    model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    draw = np.random.default_rng(0).normal
+    grads = [jax.tree.map(lambda p: jnp.asarray(draw(size=p.shape), p.dtype), params) for _ in range(2)]
+
+    def updates(**changes):
+        tx = optimizer.make_optimizer(settings(name=name, **changes), lambda step: 1e-2, model.config)
+        found, opt = None, tx.init(params)
+        for g in grads:
+            found, opt = tx.update(g, opt, params)
+        return jax.tree.leaves(found)
+
+    values = dict(beta1=0.5, beta2=0.5, epsilon=0.1, weight_decay=0.5, clip_norm=0.01)
+    base = updates()
+    same = lambda field: all(
+        np.array_equal(*pair) for pair in zip(base, updates(**{field: values[field]}), strict=True)
+    )
+    # Signs and normalized matrices do not feel a clipped norm everywhere, but some parameter of each optimizer does.
+    assert tuple(filter(same, values)) == optimizer.UNREAD.get(name, ())
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_learns(name):
     """Twenty steps on one batch lower its loss."""
     model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))

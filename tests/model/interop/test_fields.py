@@ -143,7 +143,7 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ),
         ("t5_small", dict(feed_forward_proj="gated-quick_gelu"), "feed_forward_proj is 'quick_gelu'"),
         ("switch_base_8", dict(router_dtype="bfloat16"), "router_dtype is 'bfloat16'"),
-        ("switch_base_8", dict(num_sparse_decoder_layers=3), "num_sparse_encoder_layers and num_sparse_decoder_layers"),
+        ("switch_base_8", dict(num_sparse_decoder_layers=3), "num_sparse_encoder_layers, one in every 2 layers"),
         ("deepseek_v3", dict(num_key_value_heads=64), "num_key_value_heads is 64; by the other fields it must be 128"),
         ("deepseek_v3", dict(qk_head_dim=64), "qk_head_dim is 64"),
         ("qwen3_30b_a3b", dict(mlp_only_layers="0"), "mlp_only_layers is '0'"),
