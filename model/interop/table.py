@@ -102,7 +102,7 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
             for other in there:
                 if not same(folder, first, held_as[other]):
                     raise CheckpointFolderError(
-                        f"{folder.path}: {first} and {held_as[other]} must be equal, for {held} has one tensor for both "
+                        f"{folder.path}: {first} and {held_as[other]} must be equal: {held} has one tensor for both "
                         "(tie_word_embeddings)"
                     )
     for name, other in table.overrides.items():
