@@ -117,7 +117,7 @@ def others(field: str, value) -> list:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [2 * value, value - 1] if value > 1 else [value + 1]
+        return [2 * value or 1]
     if isinstance(value, float):
         return [2.5 * value + 0.25]
     return []
