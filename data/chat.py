@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer
 
 FIELDS = {"template": "auto", "system": ""}
 _SAID = "Yes."  # an answer to see what a template makes of it
-# Fields of messages that every template reads, or that are of no matter for what is said.
+# Fields of messages that every template reads, or that change nothing of what is said.
 _KNOWN = {"role", "content", "input", "train", "id", "tool_call_id", "timestamp", "created_at", "metadata", "model"}
 
 Tools = Sequence[Mapping[str, Any]] | None  # the functions that an answer may call, as JSON schemas
@@ -175,9 +175,11 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         answers = trained_answers(messages)
         if not answers:
             raise LeftOut("conversations say that none of their answers is to be trained on")
-        ids, trained, content = chat.encode(messages, tools)
         if not context.encoder:
-            return Example.of_ids(ids, trained, content)
+            return Example.of_ids(*chat.encode(messages, tools))
+        # Without what follows the last answer that is trained on: some templates write what stands before a later
+        # question otherwise than they ask for it.
+        ids, trained, content = chat.encode(messages[: answers[-1] + 1], tools)
         begin = len(chat.prompt(messages[: answers[-1]], tools))
         end = int(np.flatnonzero(trained)[-1]) + 1
         answer, source = [tokenizer.start_id, *ids[begin:end]], [*ids[:begin], tokenizer.eot_id]

@@ -26,8 +26,9 @@ _LARGEST_WINDOW = 1 << 31  # bytes; libzstd takes no larger one
 
 def plain_suffix(file: Path) -> str:
     """What kind of file it is once it is unpacked: '.jsonl' of 'A.JSONL.GZ'."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    return suffixes[-2] if suffixes[-1] in SUFFIXES else suffixes[-1]
+    name = file.name.lower()
+    packed = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    return "." + name.removesuffix(packed).rpartition(".")[2]
 
 
 @contextmanager

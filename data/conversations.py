@@ -68,11 +68,6 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-def messages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a record; ValueError says what is wrong with it."""
-    return conversation_of(record)["messages"]
-
-
 def trained_answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The places of answers that are trained on."""
     return [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
@@ -127,13 +122,13 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
         _check_answer(fields, role)
         content = fields.pop("content" if "content" in fields else "value", None)
         if content is None and not fields.get("tool_calls"):
-            raise ValueError("there is no content")
+            raise ValueError('it has neither "content" nor "tool_calls"')
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if isinstance(content, list):  # OpenAI's parts
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise ValueError(f"{where} has parts that are no text; only text can be trained on")
-        content = "".join(_string(part.get("text"), where) for part in content)
+        content = "".join(_string(part.get("text"), f"the text of a part of {where}") for part in content)
     message = fields | {"role": role, "content": "" if content is None else _string(content, where)}
     if not train:
         message["train"] = False
@@ -175,8 +170,8 @@ def _alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ValueError('"history" is not a list of pairs [asked, said]')
     question = "\n\n".join(filter(None, [_field(record, "instruction"), given]))
     for asked, said in [*history, [question, _field(record, "output")]]:
-        messages.append({"content": _string(asked, '"history"'), "role": "user"})
-        messages.append({"content": _string(said, '"history"'), "role": "assistant"})
+        messages.append({"content": _string(asked, 'an entry of "history"'), "role": "user"})
+        messages.append({"content": _string(said, 'an entry of "history"'), "role": "assistant"})
     if _field(record, "instruction") and given:
         messages[-2] = {"content": question, "input": given, "role": "user"}
     return messages

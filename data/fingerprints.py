@@ -3,8 +3,8 @@
 A change is noticed where a file's size or its modification time is another one, and, should both be the same (as after
 `rsync --times`, or a restored backup), where a hash of its content is: of all of it up to 1 MiB, beyond that of 16
 blocks of 64 KiB, spread evenly from its first byte to its last. So what is not noticed is a change of a larger file
-between those blocks that leaves size and time as they were. Of more than 65,536 files only so many are hashed, spread
-evenly: reading a block of each would take longer than a start may take.
+between those blocks that leaves size and time as they were. A start reads 4 GiB at the most: of more than 4,096 files
+only so many are hashed, spread evenly.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from data.batch import DataError
 
 _BLOCKS, _BLOCK_BYTES = 16, 1 << 16
-_HASHED_FILES = 1 << 16
+_HASHED_FILES = 1 << 12
 
 
 def of_files(files: Sequence[Path]) -> list[list]:

@@ -4,7 +4,7 @@ Characters of Unicode's private use mark, while a template is rendered, where an
 begins and ends.
 
 Of the special tokens in the text that a template writes, those that it writes itself are tokens, and those that someone
-wrote in a message are text. A mark inside of a name (_APART) keeps the latter apart. But a template may have rules for
+wrote in a message are text. A mark inside a name (_APART) keeps the latter apart. But a template may have rules for
 a name in an answer: Qwen3's takes <think> ... </think> out of it and writes a thought of its own in its place. Such a
 name is left to the template. It is found by experiment: with the mark in it, the template writes something else.
 
@@ -57,7 +57,7 @@ class JinjaTemplate:
     def __init__(self, text: str, specials: Sequence[str], variables: Mapping[str, str]):
         self._program = Program(text, variables)
         self.names = self._program.names
-        self._marks_answers = re.search(r"\{%-?\s*generation\b", text) is not None
+        self._marks_answers = re.search(r"\{%[-+]?\s*generation\b", text) is not None
         # A name of one character could not be kept apart from text.
         names = sorted((name for name in specials if len(name) > 1), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")

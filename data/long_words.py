@@ -2,7 +2,7 @@
 
 Training takes time that grows with the square of a word's length: 3 MB of ACGT as one word would take hours. In pieces
 of LONGEST characters they take seconds, the merges are those of shorter words, and only a token that is longer than a
-piece can't be learnt. Encoding does not cut words, and needs not: it takes time that grows with the length alone.
+piece can't be learnt. Encoding does not cut words, and need not: it takes time that grows with the length alone.
 """
 
 import re

@@ -160,9 +160,10 @@ def _rows(
             if identity is not None:
                 encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
                 pack = functools.partial(_pack_examples, encoding=encoding)
-                for warning in dict.fromkeys(encoding.warnings).keys() - warned:  # all sources of a kind have the same
-                    warned.add(warning)
-                    log(f"warning: {source.spec}: {warning}.")
+                for warning in encoding.warnings:
+                    if warning not in warned:  # all sources of a kind have the same
+                        warned.add(warning)
+                        log(f"warning: {source.spec}: {warning}.")
                 facts |= {"kind": source.kind, "channels": row_channels(encoder), "numbers": encoding.numbers}
                 facts |= {"encoding": stage.digest(identity)[:16], "facts": dict(encoding.facts)}
             for split in corpora.SPLITS:

@@ -88,17 +88,19 @@ class _Quotes:
             return  # the reading that follows says where
 
     def used(self, file: Path) -> bool:
-        """
+        """Whether quotes are those of CSV.
+
         Raises:
           DataError: in one place quotes are those of CSV, in another they are characters.
         """
-        if self.needed and self.plain:
+        needed = self.needed or int(self.named)  # a column name in quotes stands in line 1
+        if needed and self.plain:
             raise DataError(
-                f"{file}: in line {self.needed} quotes enclose a field as in CSV, and in line {self.plain} a quote is "
+                f"{file}: in line {needed} quotes enclose a field as in CSV, and in line {self.plain} a quote is "
                 "a character of the text. Enclose both (and double the quotes in them), or write the records as .jsonl."
             )
         whole_column = any(count == self._cells[column] for column, count in self._in_quotes.items())
-        return self.named or bool(self.needed) or bool(self.needless and not self.plain and whole_column)
+        return bool(needed) or bool(self.needless and not self.plain and whole_column)
 
     def _read(self, lines: Iterable[str]) -> None:
         rows, line = csv.reader(self._recorded(lines), delimiter="\t", strict=True), 0

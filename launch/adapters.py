@@ -103,10 +103,12 @@ def merged(workdir: Path, mesh: jax.sharding.Mesh, step: str = "", into: str = "
       into: one of INTO: the base's weights as they were before they were quantized, or as the adapter was trained over
         them, written out in the dtype of the original ones.
     """
-    note = restore.quantization_note(workdir)
-    if into == "quantized" and _lora(workdir).quantization is None:
-        raise ConfigError(f"--merge_into=quantized: the adapter in {workdir} was trained over weights that are not")
-    _lora(workdir)
+    note, tuning = restore.quantization_note(workdir), _lora(workdir)
+    if into == "quantized" and tuning.quantization is None:
+        raise ConfigError(
+            f"--merge_into=quantized is for adapters that were trained over quantized weights; the one in {workdir} "
+            "was not"
+        )
     if note and into == "original":
         print(f"warning: {note}; --merge_into=quantized merges it into those that it was trained over", file=sys.stderr)
     config = dataclasses.replace(workdirs.contents(workdir)[0], cuts=(), param_dtype=restore.stored_dtype(workdir))

@@ -22,7 +22,8 @@ BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the
 def check(config: ConfigDict) -> None:
     """Refuse evaluations of nothing, as far as that shows before data are prepared: a source may bring a split of its
     own, of which check_held_out knows."""
-    brings = config.data.labels.split or any(spec.startswith("tfds:") for spec, _ in kinds.sources(config.data))
+    specs = [spec for spec, _ in kinds.sources(config.data)]
+    brings = config.data.labels.split or any(spec.startswith(("tfds:", "tfds[")) for spec in specs)
     if config.eval_every and not config.data.validation and not brings:
         raise ConfigError(
             f"config.data.validation is 0, so nothing is held out for the evaluations of config.eval_every "
@@ -119,9 +120,9 @@ def no_bits_per_byte(
         return "the targets are labels"
     for source in (source for source in prepared.sources if source.weight) if sources is None else sources:
         if source.kind != kinds.TEXT:
-            return f"of {source.spec} a model says the answers alone"
+            return f"only the answers of {source.spec} are predicted"
         if corrupted is not None:
-            return "text is corrupted, and what is to be said is not all of it"
+            return "the text is corrupted, and only a part of it is predicted"
         if altered := prepared.altered(source):
             return (
                 f"the tokenizer loses text: {altered:,} of {source.validation_documents:,} held-out documents of "

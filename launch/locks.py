@@ -1,9 +1,9 @@
 """One run at a time in a workdir: two would write over each other's metrics and delete each other's checkpoints.
 
-The lock is the system's own (flock), on WORKDIR/.lock: it ends with the process that holds it, however that ends, so a
-kill leaves nothing to clear away. On an NFS mount Linux asks the server for it, so it holds for other hosts too; the
-lock of a host that is gone ends there with its lease, in about 90 seconds. Of several processes of one run, process 0
-holds it. What the file says is only for the message.
+The lock is the system's own (flock), on WORKDIR/.run.lock: it ends with the process that holds it, however that ends,
+so a kill leaves nothing to clear away. On an NFS mount Linux asks the server for it, so it holds for other hosts too;
+the lock of a host that is gone ends there with its lease, in about 90 seconds. Of several processes of one run, process
+0 holds it. What the file says is only for the message.
 
 Left out: file systems whose locks do not reach other hosts (NFS mounted with nolock, some FUSE mounts). There the hosts
 of two runs can't know of each other.
@@ -23,18 +23,18 @@ from pathlib import Path
 
 from launch.checking import ConfigError
 
-_NAME = ".lock"
+_NAME = ".run.lock"  # another file than that of data/stage.py, whose folder may be the workdir
 _SECONDS = 3.0  # in which a process that was just killed gives its lock back
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def alone(workdir: Path, what: str) -> Iterator[None]:
-    """Inside, no other process is inside with this folder. The folder is made; where nothing else was put into it, it
-    is as before afterwards.
+    """While the block runs, no other process runs one for this folder. The folder is made if it is not there; if
+    nothing else was put into it, it is removed again.
 
     Args:
-      what: goes on in the folder, for the other process: 'trains' or the like.
+      what: what this process does there ('trains'), for the message that another process shows.
 
     Raises:
       ConfigError: another process holds the lock; says which one, where and since when.
@@ -60,7 +60,13 @@ def _locked(path: Path, what: str) -> int:
     deadline = time.monotonic() + _SECONDS
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} can't be opened ({error.strerror}): remove it if it is of another user, or use another "
+                "--workdir"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -40,14 +40,16 @@ def summary(prepared: Prepared) -> str:
         cells = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         table.append("  ".join(cells).rstrip())
-    copies = sum(source.train_copies or 0 for source in prepared.sources)
+    counts = [source.train_copies for source in prepared.sources if source.weight]
+    # Data that were prepared before copies were counted do not say.
+    copies = "not counted; prepare the data again" if None in counts else f"{sum(counts):,} training documents"
     weights = ", ".join(f"{source.spec} {source.weight:.15g}" for source in prepared.sources)
     return "\n".join(
         [
             *table,
             "",
             f"weights       {weights}",
-            f"copies        {copies:,} training documents are also held out; --config.data.copies says keep or drop",
+            f"copies        of held-out documents: {copies} (--config.data.copies says keep or drop)",
             f"vocabulary    {prepared.vocab_size:,} ({prepared.tokenizer_path})",
             f"row length    {prepared.seq_len}",
             f"content hash  {prepared.content_hash}",

@@ -1,4 +1,4 @@
-"""Every number of a config against its range: first of all checks, so that none of the others meets a nan or a word."""
+"""Checks every number of a config against its range, before any other check, so that none meets a nan or a word."""
 
 from ml_collections import ConfigDict
 
@@ -23,7 +23,7 @@ def check(config: ConfigDict) -> None:
             _check(f"config.{field}", value, RANGES[field])
         elif f"{field}[]" in RANGES and isinstance(value, tuple | list):
             for place, pair in enumerate(value):
-                if isinstance(pair, tuple | list) and len(pair) == 2:  # what is none, its reader refuses
+                if isinstance(pair, tuple | list) and len(pair) == 2:  # what is not is refused by its reader
                     _check(f"config.{field}[{place}]", pair[1], RANGES[f"{field}[]"])
 
 

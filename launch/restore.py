@@ -161,7 +161,7 @@ def quantization_note(workdir: Path) -> str:
         return ""
     return (
         f"the adapter in {workdir} was trained over weights in {settings.kind}; merged into the original ones, which "
-        "it has never seen, the model answers a little otherwise than it did there"
+        "it has never seen, the model's answers differ a little from those it gave there"
     )
 
 

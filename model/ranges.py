@@ -25,7 +25,7 @@ def problem(value: Any, interval: str) -> str:
     if besides is not None and (value is None if besides == "None" else type(value) is int and value == int(besides)):
         return ""
     number = isinstance(value, int if kind == "int" else int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value):
+    if number and (isinstance(value, int) or math.isfinite(value)):
         above = value > float(low) or (left == "[" and value == float(low))
         below = value < float(high) or (right == "]" and value == float(high))
         if above and below:

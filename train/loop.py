@@ -173,7 +173,7 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
                         found = _evaluated(step, state, window, parts)
                         best = parts.stopping.update(step, found)
                     except Exception as error:  # whatever it is, the steps before it are not lost with it
-                        _save_before(error, step, saves, parts)
+                        _save_despite(error, step, saves, parts)
                         raise
                     evaluation = found
                     parts.observe(step, evaluation)
@@ -207,18 +207,18 @@ def _evaluated(step: int, state: TrainState, window: Window, parts: Parts) -> di
     return found
 
 
-def _save_before(error: Exception, step: int, saves: Saves, parts: Parts) -> None:
-    """Save the state after a step whose evaluation has failed; the run ends with that error, also if this fails."""
+def _save_despite(error: Exception, step: int, saves: Saves, parts: Parts) -> None:
+    """Saves the step whose evaluation failed. The run ends with the evaluation's error, even if this save fails."""
     what = f"the evaluation failed ({type(error).__name__})"
     try:
         with parts.phases("save"):
             saves.last(step)
     except Exception as another:
-        parts.progress.message(f"step {step}: {what}, and so did the save behind it: {another}")
+        parts.progress.message(f"step {step}: {what}, and so did the save after it: {another}")
         return
     parts.writer.event(step, {"evaluation_failed": str(error)})
     parts.progress.message(
-        f"step {step}: {what}; the step is saved, and the run ends. The same command goes on behind it, and "
+        f"step {step}: {what}; the step is saved, and the run ends. The same command continues from there, and "
         "python -m launch.evaluate evaluates it"
     )
 

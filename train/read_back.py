@@ -5,6 +5,8 @@ end and only then be found lost. Arrays are read one after another, so that no s
 the same way, and are not read.
 """
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 
@@ -17,7 +19,8 @@ class UnreadableCheckpoint(CheckpointError):
 
 
 def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
-    """
+    """Reads the checkpoint of `step` and compares it with `state`.
+
     Raises:
       UnreadableCheckpoint: the checkpoint of `step` does not hold this state.
     """
@@ -32,8 +35,8 @@ def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
         )
 
 
-def _differing(checkpoints: Checkpoints, step: int, state: TrainState):
-    """Names of the arrays that are other ones on disk."""
+def _differing(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[str]:
+    """Yields what differs on disk, as words; reads the loop's part last, so that an unreadable one raises too."""
     for part, written in checkpoints.parts(state).items():
         like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in written.items()}
         for name, found in checkpoints.restore_arrays(like, step, part):

@@ -38,7 +38,10 @@ def _by_tensors(tensors: Iterable[str], *, encoder: bool) -> str:
     parts = {part for name in tensors for part in name.split(".")[:2]}
     if not encoder:
         if parts & {"score", "classifier"}:
-            raise ValueError("there is no architectures, which says what the tensors of a classifier score")
+            raise ValueError(
+                "architectures is absent, so what this classifier scores cannot be told; add the name of its class to "
+                "config.json"
+            )
         return "language_model"
     if parts & {"predictions", "lm_head"}:
         return "masked"

@@ -77,8 +77,8 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
 
 
 def _table_to_read(c: Given, table: Table) -> Table:
-    """A file may hold an output layer of its own beside a config.json that says it is tied (registry.py): transformers
-    still ties the biases, of which that file has one."""
+    """A file may hold its own output layer though config.json says that it is tied (registry.py). transformers still
+    ties the bias then, so the file holds it under one name."""
     if not c["tie_word_embeddings"]:
         return table
     ((bias, _),) = table.overrides.items()

@@ -5,7 +5,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.interop import family, llama
 from model.interop.family import Family, layer_entries, norm, norm_entries, table_entry
-from model.interop.fields import Given, Known, names
+from model.interop.fields import DECODER_ONLY, Given, Known, names
 from model.interop.table import Table
 
 _QKV = (("query", "kv group", "kv group head"), ("key", "kv", "kv head"), ("value", "kv", "kv head"))
@@ -84,27 +84,18 @@ _KNOWN = Known(
         initializer_range=0.02,
         tie_word_embeddings=True,
     ),
-    only={
-        "add_cross_attention": (False,),
+    only=DECODER_ONLY
+    | {
         "apply_residual_connection_post_layernorm": (False,),
-        "is_causal": (True,),
-        "is_encoder_decoder": (False,),
         "n_inner": (None,),
         "offset_alibi": (100,),
         "skip_bias_add": (True,),
         "skip_bias_add_qkv": (False,),
         "slow_but_exact": (False,),  # leaves out biases in transformers
     },
-    neutral=frozenset(
-        [
-            "attention_dropout",
-            "attention_softmax_in_fp32",
-            "bias_dropout_fusion",
-            "hidden_dropout",
-            "is_decoder",
-            "masked_softmax_fusion",
-            "pretraining_tp",
-        ]
+    neutral=names(
+        "attention_dropout attention_softmax_in_fp32 bias_dropout_fusion hidden_dropout is_decoder "
+        "masked_softmax_fusion pretraining_tp"
     ),
     older=names("seq_length"),
     aliases={"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},

@@ -144,6 +144,9 @@ def known(field: str, value, choices: Mapping):
     return choices[value]
 
 
+_KINDS = {"full_attention": "global", "sliding_attention": "local"}
+
+
 def attention_kinds(c: Given, local: Callable[[int], bool], window: int | None) -> dict[str, Any]:
     """Fields of the config about windows: from `layer_types`, or from which layers a family makes local.
 
@@ -156,12 +159,15 @@ def attention_kinds(c: Given, local: Callable[[int], bool], window: int | None) 
     if types is not None:
         if not isinstance(types, list | tuple) or len(types) != count:
             raise ValueError(f"layer_types is {types!r}; it must name the kind of each of the {count} layers")
-        names = {"full_attention": "global", "sliding_attention": "local"}
-        kinds = [known("layer_types", kind, names) for kind in types]
+        kinds = [known("layer_types", kind, _KINDS) for kind in types]
     if "local" not in kinds:
         return {}
     if not window:
-        raise ValueError(f"sliding_window is {c['sliding_window']!r}, but layer_types has layers with a window")
+        unused = " and use_sliding_window is false" if c["use_sliding_window"] is False else ""
+        raise ValueError(
+            f"some layers have a window ({'by layer_types' if types else 'as in all models of this family'}), but "
+            f"sliding_window is {c['sliding_window']!r}{unused}"
+        )
     return dict(window=window, attention_pattern=cycle(kinds))
 
 

@@ -60,6 +60,8 @@ _ONLY = {
     "pruned_heads": (None, {}),
     "tie_encoder_decoder": (False,),
 }
+# What decoders of all families have no part for.
+DECODER_ONLY = {"add_cross_attention": (False,), "is_causal": (True,), "is_encoder_decoder": (False,)}
 # Fields for which null says something, though their default is a value.
 _NULLABLE = names(
     "attn_logit_softcapping final_logit_softcapping first_k_dense_replace n_group norm_topk_prob num_decoder_layers "
@@ -78,17 +80,38 @@ _MAY_BE_0 = names(
 # Our names of what config.json says, for messages about a model that is not possible.
 _OURS = {
     "embed_dim": ("hidden_size", "n_embd", "d_model"),
+    "encoder_layers": ("num_layers",),
     "experts.count": ("num_local_experts", "num_experts", "n_routed_experts"),
     "experts.groups": ("n_group",),
     "experts.groups_per_token": ("topk_group",),
     "experts.mlp_dim": ("moe_intermediate_size", "d_ff", "intermediate_size"),
+    "experts.capacity": ("expert_capacity",),
     "experts.per_token": ("num_experts_per_tok",),
+    "experts.scale": ("routed_scaling_factor",),
+    "experts.shared_dim": ("shared_expert_intermediate_size", "n_shared_experts"),
     "head_dim": ("head_dim", "d_kv"),
+    "latent.content_dim": ("qk_nope_head_dim",),
+    "latent.kv_rank": ("kv_lora_rank",),
+    "latent.query_rank": ("q_lora_rank",),
     "latent.rope_dim": ("qk_rope_head_dim",),
+    "latent.value_dim": ("v_head_dim",),
+    "max_length": ("max_position_embeddings", "n_positions"),
+    "mlp_dim": ("intermediate_size", "ffn_dim", "d_ff", "n_inner"),
+    "norm_epsilon": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
     "num_heads": ("num_attention_heads", "n_head", "num_heads"),
     "num_kv_heads": ("num_key_value_heads",),
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "relative_buckets": ("relative_attention_num_buckets",),
+    "relative_distance": ("relative_attention_max_distance",),
+    "rope.factor": ("rope_parameters",),
+    "rope.high_factor": ("rope_parameters",),
+    "rope.low_factor": ("rope_parameters",),
+    "rope.original_length": ("rope_parameters",),
+    "rope.theta": ("rope_parameters",),
     "share_groups": ("num_hidden_groups",),
+    "share_inner": ("inner_group_num",),
+    "table_dim": ("embedding_size", "word_embed_proj_dim"),
+    "token_types": ("type_vocab_size",),
     "window": ("sliding_window",),
 }
 
@@ -127,10 +150,9 @@ class Given(Mapping):
         """A message of ModelConfig, with config.json's names of the fields."""
 
         def theirs(match):
-            names = [name for name in _OURS.get(match[1], ()) if name in self._known.read]
-            return names[0] if names else match[0]
+            return next((name for name in _OURS.get(match[1], ()) if name in self._known.read), match[0])
 
-        return re.sub(r"model\.((?:experts\.|latent\.)?\w+)", theirs, message)
+        return re.sub(r"\b(?:model\.|(?=experts\.|latent\.))((?:(?:experts|latent|rope)\.)?\w+)", theirs, message)
 
     def _check(self, field: str, value: Any) -> None:
         only = self._known.only.get(field) or _ONLY.get(field)

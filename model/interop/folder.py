@@ -74,8 +74,8 @@ class Folder:
         if missing := [shard for shard in shards if not (self.path / shard).is_file()]:
             are = "is" if len(missing) == 1 else "are"
             raise CheckpointFolderError(
-                f"{self.path / self._index} names {recognize.some(missing)}, which {are} missing ({len(missing)} of "
-                f"{len(shards)} files); download what is missing"
+                f"{self.path / self._index} names {recognize.some(sorted(missing))}, which {are} missing "
+                f"({len(missing)} of {len(shards)} files); download what is missing"
             )
         if shards or (self.path / self._single).is_file():
             return [self.path / name for name in shards or [self._single]]

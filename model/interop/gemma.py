@@ -33,7 +33,7 @@ def _first(c: Given) -> dict[str, Any]:
 
 
 def _agrees(c: Given, field: str, wanted: str) -> None:
-    """Refuse an older name of the activation that says another one than the name that transformers reads."""
+    """Refuses an older field for the activation that contradicts the one that transformers reads."""
     if c[field] is not None and family.activation(c, field) != wanted:
         raise ValueError(f"{field} is {c[field]!r}, but the model's activation is {wanted}: they must be the same")
 
@@ -60,6 +60,10 @@ def _third(c: Given) -> dict[str, Any]:
     given = c["rope_parameters"] or {}
     if not isinstance(given, dict) or set(given) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"rope_parameters is {given!r}; it must hold full_attention and sliding_attention")
+    objects = {"rope_parameters.full_attention": given.get("full_attention"), "rope_scaling": c["rope_scaling"]}
+    for field, value in objects.items():
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{field} is {value!r}; it must be an object")
     whole = (given.get("full_attention") or {}) | (c["rope_scaling"] or {})
     turned = rope.read_object(c, whole, "rope_parameters.full_attention", c["rope_theta"] or 1_000_000.0)
     where, theta = "rope_parameters.sliding_attention", c["rope_local_base_freq"] or 10_000.0

@@ -6,7 +6,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.interop import family
 from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
-from model.interop.fields import Given, Known, names
+from model.interop.fields import DECODER_ONLY, Given, Known, names
 from model.interop.table import Table
 
 _QKV = (("query", "kv group head"), ("key", "kv head"), ("value", "kv head"))
@@ -112,7 +112,7 @@ _KNOWN = Known(
         scale_attn_by_inverse_layer_idx=False,
         tie_word_embeddings=True,
     ),
-    only={"add_cross_attention": (False,), "is_causal": (True,), "is_encoder_decoder": (False,)},
+    only=DECODER_ONLY,
     neutral=names(
         "attn_pdrop classifier_dropout embd_pdrop hidden_dropout is_decoder n_ctx reorder_and_upcast_attn resid_pdrop "
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj"

@@ -13,7 +13,7 @@ from model.interop.family import (
     norm_entries,
     table_entry,
 )
-from model.interop.fields import Given, Known, names
+from model.interop.fields import DECODER_ONLY, Given, Known, names
 from model.interop.table import Table
 
 NORMS = (
@@ -51,7 +51,7 @@ def known(older: str = "", neutral: str = "", only: dict | None = None, aliases=
     read = _READ | read
     return Known(
         {field: default for field, default in read.items() if default is not ...},
-        only={"is_causal": (True,), "is_encoder_decoder": (False,), "add_cross_attention": (False,)} | (only or {}),
+        only=DECODER_ONLY | (only or {}),
         neutral=names(f"attention_dropout hidden_dropout is_decoder pretraining_tp {neutral}"),
         older=rope.OLDER | names(older),
         aliases=dict(aliases),

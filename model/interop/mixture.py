@@ -25,7 +25,7 @@ def table(*rows: family.Row) -> Callable[[ModelConfig], Table]:
 
 
 def sparse_layers(count: int, step: int, dense=()) -> tuple[str, ...]:
-    """Every `step`-th layer has experts, the last of each `step`; but for those in `dense`."""
+    """The last of every `step` layers has experts, unless it is in `dense`."""
     return family.cycle("dense" if (layer + 1) % step or layer in dense else "sparse" for layer in range(count))
 
 
@@ -80,8 +80,9 @@ def _qwen3(c: Given) -> dict[str, Any]:
     """All layers have a window, or none has. transformers reads neither layer_types nor max_window_layers here."""
     window = c["sliding_window"] if c["use_sliding_window"] else None
     kind = "sliding_attention" if window else "full_attention"
-    if c["layer_types"] is not None and set(c["layer_types"]) != {kind}:
-        raise ValueError(f"layer_types is {c['layer_types']!r}, but by use_sliding_window all layers are {kind}")
+    types = c["layer_types"]
+    if types is not None and not (isinstance(types, list | tuple) and all(found == kind for found in types)):
+        raise ValueError(f"layer_types is {types!r}, but by use_sliding_window all layers are {kind}")
     windows = dict(window=window, attention_pattern=("local",)) if window else {}
     return llama.common(c) | windows | llama.biases(c) | dict(qk_norm=True) | _qwen(c, "num_local_experts")
 

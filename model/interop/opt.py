@@ -5,7 +5,7 @@ from typing import Any
 from model.config import ModelConfig
 from model.interop import family, llama
 from model.interop.family import Family, activation, layer_entries, norm, norm_entries, table_entry
-from model.interop.fields import Given, Known, names
+from model.interop.fields import DECODER_ONLY, Given, Known, names
 from model.interop.layout import Entry
 from model.interop.table import Table
 
@@ -92,13 +92,7 @@ _KNOWN = Known(
         init_std=0.02,
         tie_word_embeddings=True,
     ),
-    only={
-        "add_cross_attention": (False,),
-        "enable_bias": (True,),
-        "is_causal": (True,),
-        "is_encoder_decoder": (False,),
-        "layer_norm_elementwise_affine": (True,),
-    },
+    only=DECODER_ONLY | {"enable_bias": (True,), "layer_norm_elementwise_affine": (True,)},
     neutral=names("activation_dropout attention_dropout dropout is_decoder layerdrop"),
 )
 OPT = Family(llama.classes("OPT"), _KNOWN, _fields, _describe, _table)

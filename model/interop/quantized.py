@@ -15,7 +15,7 @@ import numpy as np
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 
-FLOATS = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+_FLOATS = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
 
 # Fields of config.json: transformers', that of old compressed-tensors, and MLX's.
 _FIELDS = ("quantization_config", "compression_config", "quantization")
@@ -48,7 +48,7 @@ def refuse_config(folder: Folder, config: dict) -> None:
     field = next((field for field in _FIELDS if config.get(field)), None)
     if field is None:
         return
-    odd = [name for name, tensor in folder.tensors.items() if tensor.dtype not in FLOATS]
+    odd = [name for name, tensor in folder.tensors.items() if tensor.dtype not in _FLOATS]
     method, details = _described(config[field])
     said = f"{folder.path} holds quantized weights: {field} of config.json says {details}"
     if not odd:
@@ -66,7 +66,7 @@ def refuse_tensors(folder: Folder, weights: Iterable[str], others: Iterable[str]
       weights: names in the folder of what a model is made of, which must be floating-point numbers.
       others: names of tensors that no part of the model is made of.
     """
-    narrow = [name for name in weights if folder.tensors[name].dtype not in FLOATS]
+    narrow = [name for name in weights if folder.tensors[name].dtype not in _FLOATS]
     beside = {name: method for name in others for pattern, method in _BESIDE if re.fullmatch(pattern, name)}
     if not narrow and not beside:
         return
@@ -107,7 +107,7 @@ def _kind(dtype: np.dtype) -> str:
 
 def _examples(folder: Folder, names: Sequence[str]) -> str:
     dtypes = {name: folder.tensors[name].dtype for name in names[:2]}
-    shown = [name if dtype in FLOATS else f"{name} ({dtype})" for name, dtype in dtypes.items()]
+    shown = [name if dtype in _FLOATS else f"{name} ({dtype})" for name, dtype in dtypes.items()]
     return f"{len(names)} tensors such as {' and '.join(shown)}"
 
 

@@ -94,14 +94,15 @@ def _weights(path: Path, names: Callable[..., str], prefix: str) -> str | None:
         return (
             f"{path} holds GGUF ({found}), which llama.cpp reads; use the folder with safetensors that it was made of"
         )
+    # Before pickles: beside weights of any kind there may be a training_args.bin.
+    for patterns, library, way in _OTHERS:
+        if found := names(*patterns):
+            return f"{path} holds only weights of {library} ({found}); convert them to safetensors first ({way})"
     if found := names(*_PICKLES):
         return (
             f"{path} holds only pickle files ({found}): unpickling runs whatever code is in "
             "them; convert them to safetensors first (transformers: load, then save_pretrained)"
         )
-    for patterns, library, way in _OTHERS:
-        if found := names(*patterns):
-            return f"{path} holds only weights of {library} ({found}); convert them to safetensors first ({way})"
     return None
 
 
@@ -128,10 +129,10 @@ def _nothing(path: Path, names: Callable[..., str], prefix: str) -> str:
 
 def _named(path: Path, *patterns: str) -> str:
     """Names in a folder that fit one of the patterns, as words for a message; '' where none does."""
-    return some({found.name for pattern in patterns for found in path.glob(pattern)})
+    return some(sorted({found.name for pattern in patterns for found in path.glob(pattern)}))
 
 
-def some(names: Iterable[str]) -> str:
-    """A few of these names, in their order; '' for none."""
-    names = sorted(names)
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def some(names: Iterable, most: int = 3) -> str:
+    """The first few of these names, as words; '' for none."""
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

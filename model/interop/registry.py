@@ -86,9 +86,13 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
         )
     quantized.refuse_config(folder, values)
     try:
-        config = ModelConfig(**model_fields(name, values, folder.tensors))
+        fields = model_fields(name, values, folder.tensors)
     except ValueError as error:
-        message = given_of(name, values).in_their_words(str(error)) if "model." in str(error) else error
+        raise CheckpointFolderError(f"{folder.path}: config.json: {error}") from error
+    try:
+        config = ModelConfig(**fields)
+    except ValueError as error:
+        message = given_of(name, values).in_their_words(str(error))
         raise CheckpointFolderError(f"{folder.path}: config.json: {message}") from error
     config = _with_own_head(folder, FAMILIES[name], config)
     dtype = precision.param_dtype(folder.tensors, FAMILIES[name].table(config))
@@ -110,7 +114,10 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
     """
     head = architectures.head(name, FAMILIES[name].classes, values, tensors)
     given = given_of(name, values)
-    fields = FAMILIES[name].fields(given)
+    try:
+        fields = FAMILIES[name].fields(given)
+    except ValueError as error:  # of a part of the model, which calls the fields by our names
+        raise ValueError(given.in_their_words(str(error))) from error
     if head == "sequence" and given["problem_type"] == "multi_label_classification":
         raise ValueError(
             "problem_type is 'multi_label_classification'; only heads that give a text one class, or a number, are read"
@@ -164,8 +171,8 @@ def describe(name: str, config: ModelConfig) -> dict[str, Any]:
 
 def _described(name: str, config: ModelConfig) -> dict[str, Any]:
     family = FAMILIES[name]
-    known = [known for known, head in family.classes.items() if head == config.head]
-    described = {"architectures": known[:1], "model_type": name} | family.describe(config)
+    names = [known for known, head in family.classes.items() if head == config.head]
+    described = {"architectures": names[:1], "model_type": name} | family.describe(config)
     return described | (labels(config) if _has_classes(config.head, config.architecture) else {})
 
 

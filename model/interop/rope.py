@@ -10,24 +10,9 @@ from model.interop.fields import Given, names
 from model.positions import yarn_factor
 
 _SCALINGS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
-_KNOWN = frozenset(
-    [
-        "rope_type",
-        "type",
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "attention_factor",
-        "truncate",
-        "partial_rotary_factor",
-        "finetuned",
-    ]
+_KNOWN = names(
+    "rope_type type rope_theta factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast "
+    "beta_slow mscale mscale_all_dim attention_factor truncate partial_rotary_factor finetuned"
 )
 # What a family with rotary positions reads beside its own fields: transformers 4 wrote these.
 OLDER = names("rope_theta rope_scaling original_max_position_embeddings")
@@ -44,7 +29,7 @@ def read(c: Given, theta: float = 10_000.0) -> dict[str, Any]:
 
 
 def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) -> dict[str, Any]:
-    """The same of one object `given`, which config.json calls `where`; `theta`: where it says none."""
+    """As `read`, for one object `given`, which config.json calls `where`; `theta` is the default of its rope_theta."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; it must be an object")
     if unknown := sorted(set(given) - _KNOWN):
@@ -52,8 +37,8 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
     for field, value in dict(partial_rotary_factor=1, truncate=True).items():
         if given.get(field, value) != value:
             raise ValueError(f"{where}.{field} is {given[field]!r}; only {value!r} can be read")
-    types = {given[field] for field in ("rope_type", "type") if given.get(field)} or {"default"}
-    scaling = known(f"{where}.rope_type", types.pop() if len(types) == 1 else sorted(types), _SCALINGS)
+    types = [given[field] for field in ("rope_type", "type") if given.get(field)] or ["default"]
+    scaling = known(f"{where}.rope_type", types[0] if types[0] == types[-1] else types, _SCALINGS)
 
     def number(field: str, default: float | None = None) -> float:
         value = given.get(field) if given.get(field) is not None else default
@@ -64,7 +49,10 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
     fields: dict[str, Any] = dict(theta=number("rope_theta", theta), scaling=scaling)
     if scaling in ("llama3", "yarn"):
         length = c["original_max_position_embeddings"] or given.get("original_max_position_embeddings")
-        fields["original_length"] = length or c["max_position_embeddings"]
+        length = c["max_position_embeddings"] if length is None else length
+        if type(length) is not int or length < 1:
+            raise ValueError(f"{where}.original_max_position_embeddings is {length!r}; it must be a whole number")
+        fields["original_length"] = length
     if scaling != "none":
         stretched = c["max_position_embeddings"] / fields["original_length"] if scaling == "yarn" else None
         fields["factor"] = number("factor", stretched)
@@ -74,9 +62,9 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
         # transformers takes 0 for an absent value.
         fields |= {name: number(name, value) or value for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))}
         default = yarn_factor(fields["factor"])
-        if given.get("mscale") and given.get("mscale_all_dim"):
-            factors = [yarn_factor(fields["factor"], number(name)) for name in ("mscale", "mscale_all_dim")]
-            default = factors[0] / factors[1]
+        weights = [number(name, 0.0) for name in ("mscale", "mscale_all_dim")]
+        if all(weights):
+            default = yarn_factor(fields["factor"], weights[0]) / yarn_factor(fields["factor"], weights[1])
         fields["attention_factor"] = number("attention_factor", default)
     return fields
 

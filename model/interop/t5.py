@@ -118,6 +118,11 @@ def _describe_t5(config: ModelConfig) -> dict[str, Any]:
 
 def _switch(c: Given) -> dict[str, Any]:
     steps = {side: _step(c, side) for side in ("encoder", "decoder")}
+    if 0 in steps.values():
+        raise ValueError(
+            "num_sparse_encoder_layers or num_sparse_decoder_layers is more than the layers there are (num_layers, "
+            "num_decoder_layers)"
+        )
     if steps["encoder"] != steps["decoder"]:
         raise ValueError(
             "by num_layers and num_sparse_encoder_layers, one in every "
@@ -202,7 +207,7 @@ T5 = Family(
         _READ | dict(feed_forward_proj="relu"),
         only=_ONLY,
         neutral=_NEUTRAL,
-        older=frozenset(_OLDER_T5.split()),
+        older=names(_OLDER_T5),
         aliases=_ALIASES | {"head_dim": "d_kv"},
     ),
     _t5,

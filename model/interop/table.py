@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from model.interop import quantized
+from model.interop import quantized, recognize
 from model.interop.folder import Folder
 from model.interop.layout import Entry
 from model.interop.tensorfile import CheckpointFolderError
@@ -57,9 +57,9 @@ def expected(table: Table, leaves: Mapping) -> dict[str, Theirs]:
     """
     paths = [entry.path for entry in table.entries]
     if without := [path for path in leaves if path not in paths]:
-        raise ValueError(f"the table has no entry for the model's parameter {some(without)}")
+        raise ValueError(f"the table has no entry for the model's parameter {recognize.some(without, _LISTED)}")
     if twice := {path for path in paths if paths.count(path) > 1}:
-        raise ValueError(f"the table has more than one entry for {some(twice)}")
+        raise ValueError(f"the table has more than one entry for {recognize.some(twice, _LISTED)}")
     pieces: dict[str, list[Piece]] = {}
     for entry in table.entries:
         if entry.path in leaves:
@@ -126,7 +126,7 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
         if name not in found and not all(may_lack(entry) for entry, _ in theirs.pieces)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    problems = [f"{len(names)} tensors are {what}: {some(names)}" for what, names in kinds if names]
+    problems = [f"{len(names)} tensors are {what}: {recognize.some(names, _LISTED)}" for what, names in kinds if names]
     if problems:
         raise CheckpointFolderError(f"{folder.path} does not hold {held}: " + "; ".join(problems))
     return found
@@ -162,8 +162,3 @@ def same(folder: Folder, one: str, other: str) -> bool:
         if not (folder.read(one, part) == folder.read(other, part)).all():
             return False
     return True
-
-
-def some(names: Iterable) -> str:
-    names = list(names)
-    return ", ".join(map(str, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")

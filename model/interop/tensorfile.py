@@ -128,7 +128,7 @@ def _rows(tensor: Tensor, start: int, stop: int) -> np.ndarray:
 
 
 def count_not_finite(array: np.ndarray) -> int:
-    """How many numbers are NaN or infinite; of integers none is."""
+    """How many numbers are NaN or infinite; 0 for integers."""
     if array.dtype.kind in "iub" or array.dtype.name.startswith("float8"):
         return 0
     # By their bits, for numpy has no fast isfinite for bfloat16: without the sign, these have the largest ones.

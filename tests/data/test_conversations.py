@@ -8,12 +8,16 @@ import pytest
 
 from data import tokenizer as tokenizers
 from data.batch import TRAINED, DataError, marked
-from data.conversations import conversation_of, messages_of
+from data.conversations import conversation_of
 from data.pack import RowReader
 from data.prepare import prepare
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"z": None, "a": 1}}}
 USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def messages_of(record):
+    return conversation_of(record)["messages"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_records_of_every_form_become_messages(record, expected):
         ({"messages": [SAID, USER, SAID]}, "the first message is an answer"),
         ({"messages": [USER, USER, SAID]}, "don't take turns"),
         ({"messages": [USER, {"role": "system", "content": "s"}, SAID]}, "it must be the first"),
-        ({"messages": [USER, {"role": "assistant"}]}, "message 2: there is no content"),
+        ({"messages": [USER, {"role": "assistant"}]}, 'message 2: it has neither "content" nor "tool_calls"'),
         ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "parts that are no text"),
         ({"conversations": ["q"]}, "message 1 is not an object but str"),
         ({"messages": [{"role": "tool", "content": "x"}, SAID]}, "the first message is the result of a tool"),

@@ -112,8 +112,10 @@ def test_a_file_that_is_written_in_two_ways_is_refused(tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(DataError, match=r"x\.tsv, line 3: .*Mend the quotes"):
+    with pytest.raises(DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 3 a quote is a character"):
         read(write(tmp_path, '"n"\t"text"\n"1"\t"a"\n"2"\t"b" c\n'))
+    with pytest.raises(DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 2 a quote is a character"):
+        read(write(tmp_path, '"n"\t"text"\n1\t"a\n2\tb\n'))
     path = tmp_path / "y.tsv"
     path.write_bytes(b"n\ttext\n1\t\xff\n")
     with pytest.raises(DataError, match=r"y\.tsv, after line \d: not UTF-8"):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.chat import Chat
-from data.conversations import messages_of
+from data.conversations import conversation_of
 from data.prepare import prepare
 from data.special_tokens import EOT, SpecialTokens
 from data.templates import TEMPLATES
@@ -73,11 +73,11 @@ ALPACA_NO_INPUT = (
 def test_alpaca_has_the_published_prompts(texts, given):
     words = tokenizers.train(texts, "bpe", 330)
     record = {"instruction": "Add.", "input": given, "output": "3"}
-    chat, messages = Chat(words, {"template": "alpaca", "system": ""}), messages_of(record)
+    chat, messages = Chat(words, {"template": "alpaca", "system": ""}), conversation_of(record)["messages"]
     expected = (ALPACA_INPUT if given else ALPACA_NO_INPUT).format_map(record)
     assert words.decode(chat.prompt(messages[:-1])) == expected
     assert words.decode(chat.encode(messages)[0]).strip() == expected + "3"
-    later = messages_of(record | {"history": [["Hi.", "Ho."]]})
+    later = conversation_of(record | {"history": [["Hi.", "Ho."]]})["messages"]
     text = words.decode(chat.prompt(later[:-1]))
     assert text.startswith(ALPACA_NO_INPUT.format(instruction="Hi.") + "Ho.")
     assert text.endswith(expected.partition("\n\n")[2])
@@ -88,7 +88,7 @@ def test_alpaca_has_the_published_prompts(texts, given):
 def test_an_input_stands_behind_the_instruction_in_other_templates(plain_markers):
     record = {"instruction": "Add.", "input": "1\n2", "output": "3"}
     text = plain_markers.decode(
-        Chat(plain_markers, {"template": "chatml", "system": ""}).encode(messages_of(record))[0]
+        Chat(plain_markers, {"template": "chatml", "system": ""}).encode(conversation_of(record)["messages"])[0]
     )
     assert "<|im_start|>user\nAdd.\n\n1\n2<|im_end|>" in text
 

@@ -85,4 +85,4 @@ def test_what_failed_is_raised_where_the_save_behind_it_fails_too(tiny, tmp_path
     monkeypatch.setattr(evaluation, "evaluation", lambda *_: broken)
     monkeypatch.setattr(Checkpoints, "save", full)
     refused(tiny, tmp_path, ValueError, "odd text")
-    assert "and so did the save behind it: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert "and so did the save after it: [Errno 28] No space left on device" in capsys.readouterr().out

@@ -59,15 +59,15 @@ def test_a_run_that_was_killed_holds_nothing(how, tiny, tmp_path, monkeypatch):
         pass
     process.send_signal(how)
     process.wait()
-    assert str(process.pid) in (tmp_path / ".lock").read_text()
+    assert str(process.pid) in (tmp_path / ".run.lock").read_text()
     monkeypatch.setattr(locks, "_SECONDS", 0.0)
     with locks.alone(tmp_path, "trains"):
-        assert f'"process": {os.getpid()}' in (tmp_path / ".lock").read_text()
+        assert f'"process": {os.getpid()}' in (tmp_path / ".run.lock").read_text()
 
 
 def test_a_folder_that_was_made_for_the_lock_goes_with_it(tmp_path):
     with locks.alone(tmp_path / "a" / "b", "trains"):
-        assert (tmp_path / "a" / "b" / ".lock").exists()
+        assert (tmp_path / "a" / "b" / ".run.lock").exists()
     assert not list(tmp_path.iterdir())
     (tmp_path / "a").mkdir()
     with locks.alone(tmp_path / "a", "trains"):
@@ -85,12 +85,12 @@ def test_who_waited_for_a_file_that_is_gone_locks_the_new_one(tmp_path, monkeypa
     def late(descriptor, how):
         times.append(1)
         if len(times) == 1:  # the holder before goes, and takes its file with it
-            (tmp_path / ".lock").unlink()
+            (tmp_path / ".run.lock").unlink()
         take(descriptor, how)
 
     monkeypatch.setattr(locks.fcntl, "flock", late)
     with locks.alone(tmp_path, "trains"):
-        assert len(times) == 2 and (tmp_path / ".lock").exists()
+        assert len(times) == 2 and (tmp_path / ".run.lock").exists()
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
@@ -108,6 +108,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
 def test_a_holder_that_has_not_said_who_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_SECONDS", 0.0)
     with locks.alone(tmp_path, "trains"):
-        (tmp_path / ".lock").write_text("{")
+        (tmp_path / ".run.lock").write_text("{")
         with pytest.raises(ConfigError, match="another process is at work in"), locks.alone(tmp_path, "trains"):
             pass

@@ -100,13 +100,17 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ("llama_7b", dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false'; it must be true or false"),
         ("mistral_7b_v0.1", dict(layer_types=["full_attention"] * 32), "layer_types is"),
         ("mistral_7b_v0.1", dict(sliding_window=0), "sliding_window is 0; it must be at least 1, or null"),
-        ("qwen2_7b", dict(layer_types=["sliding_attention"] * 28), "sliding_window is 131072, but layer_types"),
+        (
+            "qwen2_7b",
+            dict(layer_types=["sliding_attention"] * 28),
+            "by layer_types.*sliding_window is 131072 and use_sliding_window is false",
+        ),
         (
             "qwen2_7b",
             dict(layer_types=["full_attention"]),
             "layer_types is .*; it must name the kind of each of the 28",
         ),
-        ("gemma2_2b", dict(sliding_window=None), "sliding_window is None, but layer_types"),
+        ("gemma2_2b", dict(sliding_window=None), "some layers have a window .as in all models.*sliding_window is None"),
         ("gemma_2b", dict(hidden_activation="relu"), "hidden_activation is 'relu', but the model's"),
         (
             "gemma3_1b",
@@ -147,6 +151,22 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ("deepseek_v3", dict(num_key_value_heads=64), "num_key_value_heads is 64; by the other fields it must be 128"),
         ("deepseek_v3", dict(qk_head_dim=64), "qk_head_dim is 64"),
         ("qwen3_30b_a3b", dict(mlp_only_layers="0"), "mlp_only_layers is '0'"),
+        ("qwen3_30b_a3b", dict(layer_types=5), "layer_types is 5"),
+        ("qwen3_30b_a3b", dict(layer_types=[["a"]]), "layer_types is"),
+        ("llama_7b", dict(note="path/model.bin"), "note is 'path/model.bin', a field that is not known"),
+        ("llama_7b", dict(rope_scaling=dict(rope_type=["yarn"], factor=2.0)), "rope_scaling.rope_type is .'yarn'."),
+        (
+            "llama_7b",
+            dict(rope_scaling=dict(type="yarn", factor=2.0, original_max_position_embeddings="x")),
+            "rope_scaling.original_max_position_embeddings is 'x'",
+        ),
+        ("llama_7b", dict(rope_scaling=dict(type="linear", factor=0.0)), "rope_parameters is 0.0; it must be"),
+        ("llama_7b", dict(max_position_embeddings=-1), "max_position_embeddings is -1"),
+        ("gemma3_1b", dict(rope_scaling=[1]), r"rope_scaling is \[1\]; it must be an object"),
+        ("gemma3_1b", dict(rope_parameters=dict(full_attention=3)), "full_attention is 3; it must be an object"),
+        ("deepseek_v3", dict(rope_scaling=dict(type="yarn", factor=2.0, mscale_all_dim="x")), "mscale_all_dim is 'x'"),
+        ("deepseek_v3", dict(n_group=7), "n_routed_experts 256 is not a multiple of n_group 7"),
+        ("switch_base_8", dict(num_sparse_encoder_layers=99), "num_sparse_encoder_layers .* is more than the layers"),
     ],
 )
 def test_values_that_can_not_be_read_are_refused_by_name(size, change, words, tmp_path):

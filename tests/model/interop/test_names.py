@@ -178,7 +178,7 @@ def test_the_head_without_architectures(name, head, tmp_path):
 def test_a_decoder_that_scores_classes_needs_architectures(tmp_path):
     folder = hub.reference("llama")[1]
     changed(tmp_path, folder, lambda t: t | {"score.weight": np.ones((2, 32), np.float32)}, {"architectures": None})
-    with pytest.raises(CheckpointFolderError, match="there is no architectures"):
+    with pytest.raises(CheckpointFolderError, match="architectures is absent"):
         registry.read_config(Folder(tmp_path))
 
 
