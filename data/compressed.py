@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import zstandard
 
+from data import files
 from data.batch import DataError
 
 SUFFIXES = (".gz", ".zst")
@@ -37,6 +38,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
     kind = file.suffix.lower()
     try:
         with file.open("rb") as raw:
+            files.refuse_pointer(file, raw.peek(64))
             if kind in SUFFIXES and not raw.peek(1):
                 raise EOFError("it has no bytes, and even an empty text has some when it is compressed")
             if kind == ".gz":

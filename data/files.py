@@ -27,8 +27,14 @@ def replace(path: Path, text: str) -> None:
         raise
 
 
-def refuse_pointer(path: Path) -> None:
-    """DataError where a file is a Git LFS pointer: the text that stands for a file which was not downloaded."""
-    with path.open("rb") as stream:
-        if stream.read(64).startswith(b"version https://git-lfs"):
-            raise DataError(f"{path} is a Git LFS pointer, and the file was not downloaded; run: git lfs pull.")
+def refuse_pointer(path: Path, start: bytes | None = None) -> None:
+    """DataError where a file is a Git LFS pointer: the text that stands for a file which was not downloaded.
+
+    Args:
+      start: its first bytes, where they are known.
+    """
+    if start is None:
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path} is a Git LFS pointer, and the file was not downloaded; run: git lfs pull.")

@@ -6,7 +6,7 @@ import pytest
 import zstandard
 
 from data.batch import DataError
-from data.compressed import opened
+from data.compressed import opened, plain_suffix
 
 PACK = {".gz": gzip.compress, ".zst": zstandard.compress}
 SKIPPABLE = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"meta"  # a zstd frame without text
@@ -69,3 +69,18 @@ def test_zstd_windows_up_to_2_gib(tmp_path, log):
 def test_larger_windows_are_refused_with_advice(tmp_path):
     with pytest.raises(DataError, match=r"x\.zst can't be read: .*larger than 2 GiB.*Compress it again"):
         read(tmp_path, "x.zst", with_window(b"text", 32))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.gz", "a.zst"])
+def test_a_git_lfs_pointer_is_no_text(name, tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+        read(tmp_path, name, pointer)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(".txt", ".txt"), (".jsonl.gz", ".jsonl"), ("A.JSONL.GZ", ".jsonl"), ("a.b.md", ".md"), (".csv", ".csv")],
+)
+def test_the_kind_of_a_file(name, kind, tmp_path):
+    assert plain_suffix(tmp_path / name) == kind

@@ -21,6 +21,12 @@ def test_without_a_validation_share_evaluations_are_refused_before_data_are_prep
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("spec", ["tfds:a/b", "tfds[text]:a/b"])
+def test_sources_with_splits_of_their_own_may_hold_out_all_there_is(spec, tiny):
+    tiny.data.update(validation=0.0, sources=((spec, 1.0),))
+    evaluation.check(tiny)
+
+
 @pytest.mark.parametrize(("rows", "every", "says"), [((0, 0), 4, True), ((0, 1), 4, False), ((0, 0), 0, False)])
 def test_sources_that_hold_nothing_out_are_refused_before_programs_are_compiled(rows, every, says, tiny, tmp_path):
     """Their own splits may have no validation rows, which only shows when they are read."""

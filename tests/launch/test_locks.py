@@ -51,6 +51,12 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tiny, uninterrupted, tmp_
     assert_same_run(tiny, whole, tmp_path / "run")
 
 
+def test_data_that_are_prepared_in_the_workdir(tiny, tmp_path):
+    """Preparation has a lock of its own, in what may be the same folder: a run does not wait for itself."""
+    tiny.data.dir, tiny.steps, tiny.eval_every, tiny.checkpoint_every = str(tmp_path / "run"), 3, 0, 0
+    assert train(tiny, tmp_path / "run")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_killed_holds_nothing(how, tiny, tmp_path, monkeypatch):
     """The file stays, with the name of the one that is gone, and the next run takes it at once."""
