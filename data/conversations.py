@@ -26,6 +26,8 @@ _TRAIN = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss
 _SKIP = ("masked", "ignore", "ignore_loss")
 _LIKE_THESE = re.compile("train|loss|mask|weight|ignore|learn|supervis", re.IGNORECASE)
 # Fields of a message, or of a request to an API, that would be lost beside the messages of a record.
+# What a record may hold beside text: a model that reads text alone would be trained on less than was said.
+_NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 _MISPLACED = ("reasoning_content", "reasoning", "thinking", "tool_calls")
 _UNKNOWN = ("functions", "function_call", "chat_template_kwargs")
 
@@ -44,8 +46,12 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
         if more:
             raise ValueError('both "messages" and "conversations" are there; keep one of them')
         turns = record[name]
-        if not isinstance(turns, list) or not turns:
+        if not isinstance(turns, list):
+            raise ValueError(f'"{name}" is not a list of messages but {type(turns).__name__}')
+        if not turns:
             raise ValueError(f'"{name}" has no messages; take the record out')
+        if other := next((field for field in ("instruction", "output", "history", "input") if record.get(field)), None):
+            raise ValueError(f'both "{name}" and "{other}" are there; keep one form of the conversation')
         messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
         system = _field(record, "system")
         if system and messages[0]["role"] != "system":
@@ -87,6 +93,8 @@ def _whether_to_train(record: Mapping[str, Any]) -> bool:
             f'"{name}" is not read; write "tools" and, in messages, "tool_calls" for functions, and take other options '
             "of templates out"
         )
+    if name := next((name for name in _NOT_TEXT if record.get(name)), None):
+        raise ValueError(f'"{name}" is not read: only text can be trained on; take the record out')
     if masks := next((name for name in record if "mask" in name and name not in (*_TRAIN, *_SKIP)), None):
         raise ValueError(f'"{masks}" is not read; to leave an answer out of the training, write "train": false into it')
     return _agreed(record)
@@ -121,6 +129,8 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
         train = _wanted(fields, role)
         _check_answer(fields, role)
         content = fields.pop("content" if "content" in fields else "value", None)
+        if "input" in fields:
+            raise ValueError('"input" is read beside "instruction", and not in a message; put it into the content')
         if content is None and not fields.get("tool_calls"):
             raise ValueError('it has neither "content" nor "tool_calls"')
     except ValueError as error:

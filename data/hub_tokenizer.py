@@ -75,7 +75,10 @@ def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     handed_on = {name: settings[name] for name in _HANDED_ON if settings.get(name) is not None}
     files_of = {path.stem: path for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
     files_of |= {"default": folder / _TEMPLATE} if (folder / _TEMPLATE).exists() else {}
-    templates = [{"name": name, "template": path.read_text(encoding="utf-8")} for name, path in files_of.items()]
+    try:
+        templates = [{"name": name, "template": path.read_text(encoding="utf-8")} for name, path in files_of.items()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder}: a chat template can't be read: {error}.") from error
     if templates:
         handed_on["chat_template"] = templates[0]["template"] if [*files_of] == ["default"] else templates
     return Tokenizer(backend, dataclasses.replace(special, tokenizer_config=special.tokenizer_config | handed_on))
@@ -94,6 +97,13 @@ def padded(words: Tokenizer) -> Tokenizer:
         tokenizer_config=special.tokenizer_config | {"pad_token": token},
     )
     return found
+
+
+def settings_of_generation(folder: Path) -> list[str]:
+    """Names of what generation_config.json says beside tokens: how transformers samples, which nothing here reads."""
+    known = ("transformers_version", "_from_model_config")
+    found = _json(folder / "generation_config.json")
+    return sorted(name for name in found if not name.endswith("_token_id") and name not in known)
 
 
 def files(words: Tokenizer) -> dict[str, str]:
@@ -127,7 +137,14 @@ def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generatio
 
     def given(role: str) -> list[int]:
         value = generation.get(f"{role}_id", config.get(f"{role}_id"))
-        return [i for i in (value if isinstance(value, list) else [value]) if i in token_of]  # -1 means none
+        ids = [i for i in (value if isinstance(value, list) else [value]) if i not in (None, -1)]  # which mean none
+        for i in ids:
+            if type(i) is not int or i < 0:
+                raise DataError(f"{role}_id is {value!r}; it must be the id of a token, or a list of ids.")
+        found = [i for i in ids if i in token_of]
+        if ids and not found and role == "eos_token" and not named(role):
+            raise DataError(f"{role}_id is {value!r}, which is no token of the tokenizer; it must be what ends a text.")
+        return found
 
     end = list(dict.fromkeys(named("eos_token") + given("eos_token"))) or named("sep_token")
     end = end or list(usual_special_tokens(vocab).end)
@@ -162,9 +179,14 @@ def _build(folder: Path, family: str, settings: Mapping, names: Mapping) -> Back
         raise DataError(f"{folder} has {' and '.join(files)}, which is not all of a tokenizer of {family}: {_HINT}.")
     try:
         backend = build([str(folder / name) for name in files], settings, names)
-    except Exception as error:  # the library raises a plain Exception for every kind of broken file
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exceptions for every kind of broken file, and panics, which are none
         raise DataError(f"{folder}: {' and '.join(files)} can't be read: {error}.") from error
-    extra = [(int(i), AddedToken(**token)) for i, token in settings.get("added_tokens_decoder", {}).items()]
+    decoder = settings.get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict) or not all(str(i).isdecimal() and isinstance(t, dict) for i, t in decoder.items()):
+        raise DataError(f"{folder}: added_tokens_decoder of tokenizer_config.json is no object of tokens by their ids.")
+    extra = [(int(i), AddedToken(**token)) for i, token in decoder.items()]
     extra = extra or [(i, AddedToken(token)) for token, i in _json(folder / "added_tokens.json").items()]
     for i, token in sorted(extra, key=lambda pair: pair[0]):
         backend.add_tokens([token])

@@ -100,7 +100,7 @@ def _class(label: Any, name: str) -> str:
 def _is_none(label: Any) -> bool:
     """Whether a label says that there is none."""
     if isinstance(label, str):
-        return label.strip() in ("", _IGNORED)
+        return label.strip() in ("", _IGNORED) or label.strip().lower() == "nan"  # as tables write it
     return label is None or label != label or label == int(_IGNORED)  # NaN differs from itself
 
 
@@ -241,7 +241,7 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
         label for record in records for label in record.get("labels", [record.get("label")]) if label is not None
     )
     integers = all(re.fullmatch(r"-?(0|[1-9]\d*)", name) for name in counts)
-    names = sorted(counts, key=int if integers else str)
+    names = sorted(counts, key=_numerically if integers else str)
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise DataError(
             f"The labels to train on have {len(names)} different values ({_some(names)}), and classes are 2 to "
@@ -251,11 +251,20 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
     return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
 
 
+def _numerically(name: str) -> tuple:
+    """A sort key for integers of any length: Python's int refuses text of more than 4,300 digits."""
+    digits = name.lstrip("-")
+    order = (len(digits), digits)
+    return (1, *order) if digits == name else (0, -len(digits), [-int(digit) for digit in digits])
+
+
 def _alike(counts: Mapping[str, int]) -> Iterator[str]:
-    """What to say of classes whose names differ by case, spaces or forms of characters alone."""
+    """What to say of classes whose names differ by case, spaces, forms of characters or spellings of a number alone."""
     groups: dict[str, list[str]] = {}
     for name in counts:
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if re.fullmatch(r"-?\d{1,300}(\.\d{1,300})?", plain):  # 1, 01 and 1.0
+            plain = repr(float(plain))
         groups.setdefault(plain, []).append(name)
     for names in groups.values():
         if len(names) > 1:

@@ -47,6 +47,8 @@ def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing
     Raises:
       DataError: there are none, one that is named or matched is of another kind, or a folder can't be listed.
     """
+    if not pattern:
+        raise DataError("A data source has an empty path (a variable in the command may not be set).")
     pattern = os.path.expanduser(pattern)
     path, unread = Path(pattern), defaultdict(list)
     whole_folder = path.is_dir()

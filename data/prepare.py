@@ -58,6 +58,8 @@ def prepare(
     config = checked(data_config, encoder)
     if len(prefix) >= config["seq_len"]:
         raise DataError(f"A prompt of {len(prefix)} vectors leaves nothing of data.seq_len {config['seq_len']}.")
+    if not os.fspath(directory):
+        raise DataError("config.data.dir is empty: name a folder (a variable in the command may not be set).")
     root = Path(directory).expanduser().absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)

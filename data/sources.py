@@ -104,7 +104,9 @@ def _files(pattern: str, text_field: str) -> "FileSource":
 def parsed_line(line: bytes) -> dict[str, Any]:
     """The record on a line of a `.jsonl` file; a ValueError (or RecursionError) says why it is none."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())  # of bytes, json guesses the encoding
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):

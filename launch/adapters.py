@@ -30,6 +30,7 @@ INTO = ("original", "quantized")
 def from_peft(folder: Path, base: Path, workdir: Path, step: str = "") -> None:
     """The adapter of a folder as a workdir over the one in `base`, a checkpoint of it."""
     workdirs.check_new(workdir)
+    _refuse_changed(base)
     _warn_of_another_base(folder, base)
     config, words = workdirs.contents(base)
     config, record = dataclasses.replace(config, cuts=()), workdirs.recorded_config(base)
@@ -44,6 +45,16 @@ def from_peft(folder: Path, base: Path, workdir: Path, step: str = "") -> None:
         workdirs.create(workdir, fields, model, words, workdirs.labels(base), content)
     size = sum(w.size for w in trained(model).values())
     print(f"{folder}: {size:,} parameters over {base} -> {workdir}")
+
+
+def _refuse_changed(base: Path) -> None:
+    """GPT-2's scale_attn_by_inverse_layer_idx is kept in the weights, where an adapter can't know of it."""
+    if workdirs.recorded_config(base).get("imported_changed"):
+        raise ConfigError(
+            f"the weights in {base} were changed when they were imported (scale_attn_by_inverse_layer_idx), so an "
+            "adapter of the published model does not fit this one, nor the other way round; merge it before, with "
+            "--merge --to_hf or with peft's merge_and_unload"
+        )
 
 
 def _warn_of_another_base(folder: Path, base: Path) -> None:
@@ -73,6 +84,7 @@ def to_peft(workdir: Path, folder: Path, step: str = "") -> None:
     _lora(workdir)
     record, (config, _) = workdirs.recorded_config(workdir), workdirs.contents(workdir)
     base = workdirs.base_of(workdir)
+    _refuse_changed(base)
     published = workdirs.recorded_config(base).get("imported_from")
     mesh, model, _ = restore.restore_for_inference(workdir, restore.spread(config), step)
     with axes.use_mesh(mesh):

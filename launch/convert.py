@@ -69,7 +69,11 @@ def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
     with axes.use_mesh(restore.spread(config)):
         model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)), draw_pooler)
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
+    if registry.changes_weights(folder, name):
+        record["imported_changed"] = True
     workdirs.create(workdir, record, model, words, labels)
+    if dropped := hub_tokenizer.settings_of_generation(path):
+        print(f"note: these settings of generation_config.json are not kept: {', '.join(dropped)}")
     held = registry.described_precision(folder, name, config)
     print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 

@@ -59,13 +59,13 @@ def _locked(path: Path, what: str) -> int:
     """The descriptor that holds the lock, until it is closed."""
     deadline = time.monotonic() + _SECONDS
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise ConfigError(
-                f"{path} can't be opened ({error.strerror}): remove it if it is of another user, or use another "
-                "--workdir"
+                f"{path} can't be made or opened ({error.strerror}): remove it if it is of another user, or use "
+                "another --workdir"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

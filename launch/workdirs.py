@@ -25,6 +25,7 @@ from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
 from model.config import ModelConfig
+from train import metrics
 from train.checkpoint import Checkpoints
 
 LABELS = "labels.json"
@@ -48,13 +49,15 @@ def check(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds checkpoints but no config.json, so it isn't known of which run; bring that back, or use "
             "a new --workdir"
         )
-    if not begun(workdir):
+    taken = 0 if begun(workdir) else _steps_taken(workdir)
+    if not begun(workdir) and not taken:
         return
     old = ADDED | flat(_read_json(workdir / "config.json"))
     free = FREE_TO_CHANGE if _ranked_by_grades(old) else (*FREE_TO_CHANGE, "grade")
     if lines := differing(old, flat(json.loads(config.to_json())), free):
+        what = f"{taken:,} steps, without a checkpoint, of a run" if taken else "a run"
         raise ConfigError(
-            f"{workdir} holds a run of another config; use a new --workdir, or the same values. Differing:\n  "
+            f"{workdir} holds {what} of another config; use a new --workdir, or the same values. Differing:\n  "
             + "\n  ".join(lines)
         )
 
@@ -77,6 +80,13 @@ def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace(workdir / "data.json", json.dumps({"directory": str(prepared.directory)}) + "\n")
     _describe(workdir, config, tokenizer.load(prepared.tokenizer_path), prepared.labels)
+
+
+def _steps_taken(workdir: Path) -> int:
+    """The last step that a run has logged in a directory that may hold no checkpoint."""
+    if not (workdir / "config.json").exists():
+        return 0
+    return max((row.get("step", 0) for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row), default=0)
 
 
 def begun(workdir: Path) -> bool:

@@ -113,9 +113,10 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
             if schedule.on_bad_steps == "roll_back":
                 raise RollBack(why, at, behind, parts.goodput.wall())
             raise TrainingStopped(
-                f"{why}; none of them changed the model. Lower optimizer.learning_rate, lengthen "
-                "optimizer.warmup_steps, raise config.spike, set config.on_bad_steps=roll_back, or look at the data "
-                "(metrics.jsonl says which rows); the run continues from its last checkpoint"
+                f"{why}; none of them changed the model. Look at the data (metrics.jsonl says which rows), raise "
+                "config.spike, or set config.on_bad_steps=roll_back: the same command then continues from the last "
+                "checkpoint, where there is one. With another config.optimizer.learning_rate or "
+                "config.optimizer.warmup_steps it is another run: use a new --workdir"
             )
         if at == first + 1:
             clock.skip(at)  # it was compiling

@@ -18,9 +18,13 @@ def names(config: Mapping[str, Any]) -> list[str] | None:
     Raises:
       ValueError: `id2label` is not a name for each number from 0 on.
     """
-    given = config.get("id2label")
+    given, count = config.get("id2label"), config.get("num_labels")
+    if not given and isinstance(config.get("label2id"), dict):
+        given = {number: name for name, number in config["label2id"].items()}
     if not given:
         return None
+    if count is not None and count != len(given):
+        raise ValueError(f"num_labels is {count!r}, but id2label has {len(given)} classes")
     given = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(given, dict):
         raise ValueError(f"id2label is {given!r}; it must map numbers to names of classes")
@@ -30,13 +34,30 @@ def names(config: Mapping[str, Any]) -> list[str] | None:
             raise ValueError(
                 f"id2label has the key {key!r}; keys are numbers of classes, from 0 on, and values their names"
             )
-        if not isinstance(name, str | int | float):
+        if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
             raise ValueError(f"id2label calls class {key} {name!r}; a name must be a string")
+        if str(name) in found.values():
+            raise ValueError(f"id2label gives two classes the name {name!r}; each needs a name of its own")
         found[int(key)] = str(name)
     if sorted(found) != list(range(len(given))):
         numbers = ", ".join(map(str, sorted(found)))
         raise ValueError(f"id2label has the numbers {numbers}; those of {len(given)} classes are 0 to {len(given) - 1}")
     return [found[number] for number in range(len(given))]
+
+
+def count(config: Mapping[str, Any]) -> int:
+    """How many classes there are: as many as have names, else `num_labels`, else transformers' 2."""
+    number = config.get("num_labels")
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f"num_labels is {number!r}; it must be a whole number of at least 1")
+    return len(names(config) or ()) or number or 2
+
+
+def check_problem(config: Mapping[str, Any], classes: int) -> None:
+    """ValueError where the scores of a text mean something else than one class, or a number where there is one."""
+    given, usual = config.get("problem_type"), "regression" if classes == 1 else "single_label_classification"
+    if given not in (None, usual):
+        raise ValueError(f"problem_type is {given!r}; with {classes} labels only {usual!r} can be read")
 
 
 def with_classes(base: Family, name: str, token: str | None = "score") -> Family:

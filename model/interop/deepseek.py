@@ -66,8 +66,9 @@ def _common(c: Given, **experts) -> dict[str, Any]:
         ),
     )
     given = c["rope_scaling"] or c["rope_parameters"] or {}
-    if fields["rope"]["scaling"] == "yarn" and given.get("mscale_all_dim"):
-        # What sharpens all of attention, where attention_factor only reaches the rotary features.
+    if fields["rope"]["scaling"] != "none" and given.get("mscale_all_dim"):
+        # What sharpens all of attention, where attention_factor only reaches the rotary features. In transformers it
+        # does so with every kind of scaling.
         sharper = yarn_factor(fields["rope"]["factor"], given["mscale_all_dim"])
         fields["attention_scale"] = (latent.content_dim + latent.rope_dim) ** -0.5 * sharper**2
     return fields

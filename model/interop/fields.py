@@ -103,6 +103,8 @@ _OURS = {
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "relative_buckets": ("relative_attention_num_buckets",),
     "relative_distance": ("relative_attention_max_distance",),
+    "num_labels": ("num_labels",),
+    "rope.attention_factor": ("rope_parameters",),
     "rope.factor": ("rope_parameters",),
     "rope.high_factor": ("rope_parameters",),
     "rope.low_factor": ("rope_parameters",),
@@ -186,8 +188,8 @@ def _check_type(field: str, value: Any, default: Any) -> None:
         wrong = None if isinstance(value, bool) else "true or false"
     elif isinstance(sample, int):
         least = 0 if field in _MAY_BE_0 else 1
-        right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        wrong = None if right else f"an integer of at least {least}"
+        right = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+        wrong = None if right else f"an integer of at least {least}, and less than 2^31"
     elif isinstance(sample, float):
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         wrong = None if right else "a number, and not negative"

@@ -94,7 +94,7 @@ class Folder:
 
 def _json(path: Path, absent: str) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointFolderError(absent) from None
     except OSError as error:

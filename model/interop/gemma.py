@@ -41,6 +41,9 @@ def _agrees(c: Given, field: str, wanted: str) -> None:
 def _second(c: Given, period: int = 2, turned: dict[str, Any] | None = None) -> dict[str, Any]:
     """Of every `period` layers all but the last see a window."""
     fields = _common(c, "hidden_activation", turned)
+    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if c[field] == 0:
+            raise ValueError(f"{field} is {c[field]!r}; it must be above 0, or null for no cap")
     _agrees(c, "hidden_act", fields["activation"])
     return (
         fields
@@ -65,9 +68,11 @@ def _third(c: Given) -> dict[str, Any]:
         if not isinstance(value, dict | None):
             raise ValueError(f"{field} is {value!r}; it must be an object")
     whole = (given.get("full_attention") or {}) | (c["rope_scaling"] or {})
-    turned = rope.read_object(c, whole, "rope_parameters.full_attention", c["rope_theta"] or 1_000_000.0)
-    where, theta = "rope_parameters.sliding_attention", c["rope_local_base_freq"] or 10_000.0
-    local = rope.read_object(c, given.get("sliding_attention") or {}, where, theta)
+    turned = rope.read_object(
+        c, whole, "rope_parameters.full_attention", 1_000_000.0 if c["rope_theta"] is None else c["rope_theta"]
+    )
+    where, theta = "rope_parameters.sliding_attention", c["rope_local_base_freq"]
+    local = rope.read_object(c, given.get("sliding_attention") or {}, where, 10_000.0 if theta is None else theta)
     if local["scaling"] != "none":
         raise ValueError(f"{where}.rope_type is {local['scaling']!r}; only 'default' can be read")
     period, written = c["sliding_window_pattern"] or 6, c["_sliding_window_pattern"]

@@ -15,7 +15,12 @@ NAME = "adapter_config.json"
 # Fields that make another function of the two factors, or of weights that are no linear layer's.
 _ABSENT = ("use_dora", "lora_bias", "layers_to_transform", "layer_replication", "trainable_token_indices")
 _ABSENT += ("target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config")
-_ABSENT += ("monteclora_config",)
+_ABSENT += ("monteclora_config", "velora_config", "lora_ga_config", "corda_config", "loftq_config", "layers_pattern")
+_ABSENT += ("ensure_weight_tying",)
+# What changes nothing of a trained adapter: whose it is, how it was begun, how peft runs it.
+_NEUTRAL = ("auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "eva_config")
+_NEUTRAL += ("fan_in_fan_out", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config")
+_READ = ("peft_type", "task_type", "bias", "init_lora_weights")
 # Of init_lora_weights. The others begin with other base weights, to which the factors belong.
 _INITIAL = (True, False, "gaussian", "eva", "orthogonal")
 _TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}  # by a model's head
@@ -88,8 +93,16 @@ def read(folder: Folder, model: ModelConfig) -> Given:
     only("bias", ("none",))
     only("init_lora_weights", _INITIAL)
     for field in _ABSENT:
-        if given.get(field):
+        if not (given.get(field) is None or given[field] is False or given[field] in ([], {})):
             only(field, (None,))
+    for field, value in given.items():
+        if field not in (*_ABSENT, *_NEUTRAL, *_READ, *Given._fields) and value not in (None, [], {}):
+            raise CheckpointFolderError(
+                f"{file}: {field} is {value!r}, a field that is not known here, so it may change what the adapter "
+                "does; if it does not, delete it"
+            )
+    if not isinstance(given.get("use_rslora", False), bool | None):
+        raise CheckpointFolderError(f"{file}: use_rslora is {given['use_rslora']!r}; it must be true or false")
     head = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}.get(given.get("task_type"), model.head)
     if head != model.head:
         raise CheckpointFolderError(
@@ -111,7 +124,9 @@ def read(folder: Folder, model: ModelConfig) -> Given:
         ranks, alphas = [found.r, *found.rank_pattern.values()], [found.lora_alpha, *found.alpha_pattern.values()]
         if not all(type(rank) is int and rank > 0 for rank in ranks):
             raise ValueError(f"ranks are {ranks}; they must be whole numbers of at least 1")
-        if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
+        if not all(
+            isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha) for alpha in alphas
+        ):
             raise ValueError(f"alphas are {alphas}; they must be finite numbers")
         found.targets("")  # a wrong pattern
         found.settings([""], ())

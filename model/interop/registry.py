@@ -118,14 +118,12 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
         fields = FAMILIES[name].fields(given)
     except ValueError as error:  # of a part of the model, which calls the fields by our names
         raise ValueError(given.in_their_words(str(error))) from error
-    if head == "sequence" and given["problem_type"] == "multi_label_classification":
-        raise ValueError(
-            "problem_type is 'multi_label_classification'; only heads that give a text one class, or a number, are read"
-        )
     if head != "language_model":  # ModelConfig's default
         fields["head"] = head
     if _has_classes(head, fields.get("architecture")):
-        fields["num_labels"] = len(classes.names(given) or ()) or given["num_labels"] or 2
+        fields["num_labels"] = classes.count(given)
+    if head == "sequence":
+        classes.check_problem(given, fields["num_labels"])
     return fields
 
 
@@ -184,7 +182,13 @@ def _lost(name: str, config: ModelConfig) -> list[str]:
     """
     fields = {**model_fields(name, _described(name, config)), **{field: getattr(config, field) for field in RUNNING}}
     found = dataclasses.asdict(ModelConfig(**fields))
-    return [field for field, value in dataclasses.asdict(config).items() if found[field] != value]
+    wanted = dataclasses.asdict(config)
+    for pattern in ("attention_pattern", "mlp_pattern"):  # however they are spelt
+        wanted[pattern], found[pattern] = (
+            tuple(fields[pattern][i % len(fields[pattern])] for i in range(config.num_layers))
+            for fields in (wanted, found)
+        )
+    return [field for field, value in wanted.items() if found[field] != value]
 
 
 def family_of(config: ModelConfig) -> str:
@@ -204,6 +208,13 @@ def family_of(config: ModelConfig) -> str:
         f"no family of checkpoints has just the parts of this model; the nearest is {nearest}, which has no place for "
         f"its values of {', '.join('model.' + field for field in differing[nearest])}"
     )
+
+
+def changes_weights(folder: Folder, name: str) -> bool:
+    """Whether weights are read with a divisor, so that an adapter of the folder's model does not fit ours."""
+    family, config = FAMILIES[name], read_config(folder)[1]
+    found = family.table_to_read(given_of(name, folder.config()), family.table(config))
+    return any(entry.divisor is not None for entry in found.entries)
 
 
 def read(folder: Folder, name: str, abstract_model, draw_pooler: bool = False):

@@ -25,7 +25,7 @@ def read(c: Given, theta: float = 10_000.0) -> dict[str, Any]:
       theta: transformers' default of the family.
     """
     field = "rope_scaling" if c["rope_scaling"] else "rope_parameters"
-    return read_object(c, c[field] or {}, field, c["rope_theta"] or theta)
+    return read_object(c, c[field] or {}, field, theta if c["rope_theta"] is None else c["rope_theta"])
 
 
 def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
     def number(field: str, default: float | None = None) -> float:
         value = given.get(field) if given.get(field) is not None else default
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ValueError(f"{where}.{field} is {value!r}; the type {scaling} needs a number")
+            raise ValueError(f"{where}.{field} is {value!r}; the type {types[0]} needs a number")
         return float(value)
 
     fields: dict[str, Any] = dict(theta=number("rope_theta", theta), scaling=scaling)
@@ -56,8 +56,12 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
     if scaling != "none":
         stretched = c["max_position_embeddings"] / fields["original_length"] if scaling == "yarn" else None
         fields["factor"] = number("factor", stretched)
+    if not fields["theta"]:
+        raise ValueError("rope_theta is 0; it must be above 0")
     if scaling == "llama3":
         fields |= dict(low_factor=number("low_freq_factor"), high_factor=number("high_freq_factor"))
+        if fields["low_factor"] >= fields["high_factor"]:
+            raise ValueError(f"{where}.low_freq_factor must be less than high_freq_factor")
     if scaling == "yarn":
         # transformers takes 0 for an absent value.
         fields |= {name: number(name, value) or value for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))}

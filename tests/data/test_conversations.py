@@ -213,3 +213,17 @@ def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):
     text = words.decode(rows[0, 0][rows[0, 2] == 1].astype(np.int32))
     assert json.dumps([CALL]) in text and json.dumps(tools) in text
     assert marked(rows, TRAINED).any()
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"messages": [USER, SAID], "images": ["a.png"]}, '"images" is not read: only text'),
+        ({"messages": [USER, SAID], "output": "b"}, 'both "messages" and "output" are there'),
+        ({"messages": "[]"}, '"messages" is not a list of messages but str'),
+        ({"messages": [USER | {"input": "z"}, SAID]}, 'message 1: "input" is read beside "instruction"'),
+    ],
+)
+def test_what_would_be_lost_is_refused(record, words):
+    with pytest.raises(ValueError, match=words):
+        messages_of(record)

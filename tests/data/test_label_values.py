@@ -32,7 +32,7 @@ def config(settings):
     return config
 
 
-@pytest.mark.parametrize("nothing", [None, -100, -100.0, "-100", math.nan, "", " "])
+@pytest.mark.parametrize("nothing", [None, -100, -100.0, "-100", math.nan, "", " ", "nan", "NaN"])
 def test_what_says_that_there_is_no_label_is_no_class(nothing):
     parse = lambda record, kind: kinds.KINDS["labels"].parse(record, labels.FIELDS | {"kind": kind})
     found = parse({"tokens": ["a", "b", "c"], "labels": ["x", nothing, 0]}, "token")
@@ -87,3 +87,14 @@ def test_labels_that_look_alike_are_named(config, tmp_path, given, alike):
     assert len(warnings) == bool(alike)
     for name in alike:
         assert "a.jsonl: these labels count as different classes" in warnings[0] and name in warnings[0]
+
+
+def test_integers_of_any_length_are_in_order():
+    names = ["-10", "-9", "0", "2", "10", "1" + "0" * 5000]
+    records = [{"label": name} for name in reversed(names)]
+    assert labels._facts("class", records)["names"] == names
+
+
+def test_one_number_written_in_two_ways_is_said():
+    (said,) = labels._alike({"1": 3, "1.0": 2, "01": 1, "2": 5})
+    assert "'1' (3 times), '1.0' (2 times), '01' (1 times)" in said

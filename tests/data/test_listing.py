@@ -141,3 +141,10 @@ def test_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "listdir", listdir)
     with pytest.raises(DataError, match=f"The folder {data} can't be listed: Permission denied"):
         found(data)
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(DataError, match="empty path"):
+        find_files("", (".txt",), "")

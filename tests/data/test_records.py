@@ -5,7 +5,7 @@ import pytest
 from data import kinds
 from data.batch import DataError
 from data.records import RecordSource, read_file
-from data.sources import BadLines
+from data.sources import BadLines, parsed_line
 
 
 def write(tmp_path, name: str, content: str):
@@ -69,3 +69,9 @@ def test_files_without_records_are_counted(tmp_path):
     bad = BadLines(0)
     assert len(list(RecordSource(str(tmp_path), dict, None).documents(bad))) == 1
     assert (bad.empty, bad.count) == (5, 0)
+
+
+def test_json_in_another_encoding_is_refused(tmp_path):
+    """json guesses the encoding of bytes, and would read what is UTF-16 by chance."""
+    with pytest.raises(ValueError, match="not UTF-8"):
+        parsed_line('{"text": "ä"}'.encode("utf-16"))

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +118,11 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path, monkeypatch):
         (tmp_path / ".run.lock").write_text("{")
         with pytest.raises(ConfigError, match="another process is at work in"), locks.alone(tmp_path, "trains"):
             pass
+
+
+def test_a_folder_that_can_not_be_made():
+    with (
+        pytest.raises(ConfigError, match=r"/proc/x/\.run\.lock can't be made or opened"),
+        locks.alone(Path("/proc/x"), "trains"),
+    ):
+        pass

@@ -53,6 +53,25 @@ def test_no_range_is_left_over():
     assert {field for field in ranges.RANGES if not field.startswith("model.")} <= NUMBERS.keys()
 
 
+@pytest.mark.parametrize(
+    ("field", "near"),
+    [("learning_rate", "optimizer.learning_rate"), ("optimizer.weight_decy", "optimizer.weight_decay")],
+)
+def test_a_field_that_nobody_reads_is_refused(field, near, tiny, tmp_path):
+    tiny.unlock()
+    tiny.update_from_flattened_dict({field: 1.0}) if "." in field else tiny.update({field: 1.0})
+    refused(tiny, tmp_path / "run", ConfigError, f"config.{field} is a field that no run reads", near)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_field_of_a_config_is_known():
+    """Of the two tables in configs/ranges.py, and none of them is left over."""
+    fields = {
+        field for fields in published() for field in fields if not field.startswith(("model.", "objective.", "adapt."))
+    }
+    assert {field for field in fields if field not in ranges.RANGES} == set(ranges.OTHERS)
+
+
 def nested(fields):
     tree = {}
     for field, value in fields.items():

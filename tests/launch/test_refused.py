@@ -9,6 +9,7 @@ import pytest
 from data.batch import DataError
 from launch import workdirs
 from launch.checking import ConfigError
+from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import ROOT
 
@@ -104,3 +105,13 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
         assert done.returncode != 0
         assert words in done.stderr, done.stderr
         assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_steps_of_another_config_are_not_written_over(tiny, tmp_path):
+    """Also where a run has saved no checkpoint: what it logged is of that config."""
+    tiny.steps, tiny.checkpoint_every, tiny.eval_every = 3, 0, 0
+    train(tiny, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    tiny.optimizer.learning_rate = 0.5
+    refused(tiny, tmp_path, ConfigError, "3 steps, without a checkpoint, of a run of another config", "learning_rate")
+    assert (tmp_path / "metrics.jsonl").read_text() == before

@@ -104,6 +104,8 @@ UNDECLARED = {
     "rope_scaling": [dict(rope_type="linear", factor=2.0)],
     "per_layer_config": [{"1": {"intermediate_size": 16}}],
     "attention_chunk_size": [4],
+    # Attention sharpened by it in DeepSeek with every kind of scaling.
+    "rope_parameters": [dict(rope_type="linear", rope_theta=50.0, factor=4.0, mscale_all_dim=1.0)],
     "scale_decoder_outputs": [False],
     "is_gated_act": [True],
     "tie_encoder_decoder": [True],

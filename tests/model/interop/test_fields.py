@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.config import ModelConfig
-from model.interop import fields, registry
+from model.interop import classes, fields, registry
 from model.interop.folder import Folder
 from model.interop.tensorfile import CheckpointFolderError
 from tests.configs.published import CONFIGS
@@ -143,7 +143,7 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         (
             "bert_base_cased",
             dict(architectures=["BertForSequenceClassification"], problem_type="multi_label_classification"),
-            "problem_type is 'multi_label_classification'",
+            "problem_type is 'multi_label_classification'; with 2 labels only",
         ),
         ("t5_small", dict(feed_forward_proj="gated-quick_gelu"), "feed_forward_proj is 'quick_gelu'"),
         ("switch_base_8", dict(router_dtype="bfloat16"), "router_dtype is 'bfloat16'"),
@@ -162,6 +162,29 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ),
         ("llama_7b", dict(rope_scaling=dict(type="linear", factor=0.0)), "rope_parameters is 0.0; it must be"),
         ("llama_7b", dict(max_position_embeddings=-1), "max_position_embeddings is -1"),
+        ("llama_7b", dict(rope_theta=0), "rope_theta is 0"),
+        ("llama_7b", dict(num_hidden_layers=10**30), "num_hidden_layers is 1000.*less than 2.31"),
+        (
+            "llama3.1_8b",
+            dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0)),
+            "rope_scaling.low_freq_factor must be less than high_freq_factor",
+        ),
+        ("gemma2_2b", dict(attn_logit_softcapping=0.0), "attn_logit_softcapping is 0.0; it must be above 0, or null"),
+        (
+            "bert_base_cased",
+            dict(architectures=["BertForSequenceClassification"], problem_type="regression", num_labels=3),
+            "problem_type is 'regression'; with 3 labels only 'single_label_classification'",
+        ),
+        (
+            "bert_base_cased",
+            dict(architectures=["BertForSequenceClassification"], num_labels=2, id2label={0: "a", 1: "b", 2: "c"}),
+            "num_labels is 2, but id2label has 3 classes",
+        ),
+        (
+            "bert_base_cased",
+            dict(architectures=["BertForSequenceClassification"], id2label={"0": "x", "1": "x"}),
+            "id2label gives two classes the name 'x'",
+        ),
         ("gemma3_1b", dict(rope_scaling=[1]), r"rope_scaling is \[1\]; it must be an object"),
         ("gemma3_1b", dict(rope_parameters=dict(full_attention=3)), "full_attention is 3; it must be an object"),
         ("deepseek_v3", dict(rope_scaling=dict(type="yarn", factor=2.0, mscale_all_dim="x")), "mscale_all_dim is 'x'"),
@@ -198,6 +221,15 @@ def test_activations_pass_through_an_export():
             config = dataclasses.replace(_config(name), activation=activation)
             again = registry.model_fields(name, registry.describe(name, config))
             assert again["activation"] == activation, (name, activation)
+
+
+def test_names_of_classes_that_only_label2id_gives():
+    assert classes.names({"label2id": {"pos": 1, "neg": 0}, "num_labels": 2}) == ["neg", "pos"]
+
+
+def test_patterns_are_the_same_however_they_are_spelt():
+    config = dataclasses.replace(_config("gemma2"), attention_pattern=("local", "global") * 2)
+    assert registry.describe("gemma2", config)["layer_types"][:2] == ["sliding_attention", "full_attention"]
 
 
 def test_what_can_not_be_expressed_is_refused():

@@ -237,6 +237,10 @@ def test_experts_as_transformers_4_had_them(tmp_path):
     ("change", "words"),
     [
         (dict(use_dora=True), r"adapter_config.json: use_dora is True; only adapters where it is None"),
+        (dict(layers_to_transform=0), r"adapter_config.json: layers_to_transform is 0; only"),
+        (dict(velora_config={"a": 1}), r"adapter_config.json: velora_config is .*; only"),
+        (dict(use_new_thing=True), r"adapter_config.json: use_new_thing is True, a field that is not known here"),
+        (dict(use_rslora="false"), r"adapter_config.json: use_rslora is 'false'; it must be true or false"),
         (dict(bias="all"), r"adapter_config.json: bias is 'all'; only adapters where it is 'none'"),
         (dict(peft_type="IA3"), r"adapter_config.json: peft_type is 'IA3'"),
         (dict(layers_to_transform=[0]), r"adapter_config.json: layers_to_transform is \[0\]"),
