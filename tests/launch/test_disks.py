@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from orbax.checkpoint._src.futures import future
 
 from data import tokenizer
 from launch import workdirs
@@ -17,6 +18,13 @@ from train import loop, manifest, metrics, read_back, report, saves, summary
 from train.checkpoint import CheckpointError, Checkpoints
 from train.literal_path import LiteralPath
 from train.read_back import UnreadableCheckpoint
+
+
+@pytest.fixture(autouse=True)
+def threads_of_failed_saves_end_with_the_process(monkeypatch):
+    """Orbax leaves threads behind a save that failed, which wait for each other for five minutes. A program of launch/
+    ends without them (runtime.run); pytest would wait at its end."""
+    monkeypatch.setattr(future._SignalingThread, "daemon", True)
 
 
 def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
