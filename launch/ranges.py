@@ -37,6 +37,8 @@ def check(config: ConfigDict) -> None:
 
 def _known(field: str) -> bool:
     block = field.partition(".")[0]
+    if field == "model_type":  # init_from adds it to a config
+        return True
     return field in RANGES or f"{field}[]" in RANGES or field in OTHERS or block in ("model", "objective", "adapt")
 
 

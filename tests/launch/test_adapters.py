@@ -139,7 +139,8 @@ def test_merged_into_the_weights_that_it_was_trained_over(made, tmp_path, capsys
     adapters.merge(root / "wide", tmp_path / "plain")
     assert "warning" not in capsys.readouterr().err
     with pytest.raises(
-        ConfigError, match=r"--merge_into=quantized: the adapter in .*wide was trained over weights that"
+        ConfigError,
+        match=r"--merge_into=quantized is for adapters that were trained over quantized weights; the one in .*wide was",
     ):
         adapters.merge(root / "wide", tmp_path / "none", into="quantized")
 
