@@ -146,8 +146,13 @@ def _fields(c: Given) -> dict[str, Any]:
 
 
 def _roberta_fields(c: Given) -> dict[str, Any]:
-    offset = c["pad_token_id"] + 1
-    return _fields(c) | dict(position_offset=offset, max_length=c["max_position_embeddings"] - offset)
+    offset, fields = c["pad_token_id"] + 1, _fields(c)
+    if fields["activation"] != "gelu":
+        raise ValueError(
+            f"hidden_act is {c['hidden_act']!r}; only 'gelu' can be read, which RoBERTa's masked head has whatever "
+            "hidden_act says"
+        )
+    return fields | dict(position_offset=offset, max_length=c["max_position_embeddings"] - offset)
 
 
 def _albert_fields(c: Given) -> dict[str, Any]:

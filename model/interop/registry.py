@@ -160,7 +160,11 @@ def describe(name: str, config: ModelConfig) -> dict[str, Any]:
     Raises:
       CheckpointFolderError: config.json has no place for some of the config.
     """
-    if lost := _lost(name, config):
+    try:
+        lost = _lost(name, config)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointFolderError(f"a checkpoint of {name} can't hold this model: {error}") from error
+    if lost:
         raise CheckpointFolderError(
             f"a checkpoint of {name} has no place for this model's {', '.join('model.' + field for field in lost)}"
         )

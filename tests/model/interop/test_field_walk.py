@@ -162,7 +162,7 @@ def made(name: str, change: dict):
         return None
 
 
-TOKENS = np.random.default_rng(0).integers(2, 30, (1, 14))
+TOKENS = np.random.default_rng(0).integers(3, 30, (1, 14))
 
 
 def theirs(name: str, model) -> np.ndarray | None:
