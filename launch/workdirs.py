@@ -46,11 +46,12 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
     if steps(workdir) and not (workdir / "config.json").exists():
         raise ConfigError(
-            f"{workdir} holds checkpoints but no config.json, so it isn't known of which run; bring that back, or use "
-            "a new --workdir"
+            f"{workdir} holds checkpoints but no config.json, so it cannot be told which run they belong to; bring that "
+            "file back, or use a new --workdir"
         )
-    taken = 0 if begun(workdir) else _steps_taken(workdir)
-    if not begun(workdir) and not taken:
+    going_on = begun(workdir)
+    taken = 0 if going_on else _steps_taken(workdir)
+    if not going_on and not taken:
         return
     old = ADDED | flat(_read_json(workdir / "config.json"))
     free = FREE_TO_CHANGE if _ranked_by_grades(old) else (*FREE_TO_CHANGE, "grade")

@@ -295,3 +295,23 @@ def test_every_mistake_names_the_folder(tmp_path):
     bert = word_piece(tmp_path / "bert", tokenizer_config__json={"cls_token": "[NONE]"})
     with pytest.raises(DataError, match=rf"{bert.name}.*no token '\[NONE\]', which is the cls_token"):
         read(bert)
+
+
+@pytest.mark.parametrize("given", ["0", 1.0, True, [[0]], {"a": 0}, -2])
+def test_ids_that_are_none_are_refused_by_name(given, tmp_path):
+    folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", generation_config__json={"eos_token_id": given})
+    with pytest.raises(DataError, match=r"eos_token_id is .*; it must be the id of a token, or a list of ids"):
+        read(folder)
+
+
+def test_an_end_that_is_no_token_is_refused_where_nothing_else_says_it(tmp_path):
+    folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", generation_config__json={"eos_token_id": 99999})
+    with pytest.raises(DataError, match="eos_token_id is 99999, which is no token of the tokenizer"):
+        read(folder)
+
+
+def test_a_chat_template_in_another_encoding_is_refused(tmp_path):
+    folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", tokenizer_config__json={"eos_token": "</s>"})
+    (folder / "chat_template.jinja").write_bytes(b"\xe4")
+    with pytest.raises(DataError, match="a chat template can't be read"):
+        read(folder)

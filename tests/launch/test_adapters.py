@@ -173,16 +173,6 @@ def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
         assert not warned or f"was trained over {name}, but {root / 'base'} was imported from {root / 'hf'}" in said
 
 
-def test_a_base_whose_weights_were_changed_takes_no_adapter(made, tmp_path):
-    """GPT-2 with scale_attn_by_inverse_layer_idx: its queries are divided when it is imported."""
-    root, _ = made
-    shutil.copytree(root / "base", tmp_path / "base")
-    path = tmp_path / "base" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"imported_changed": True}))
-    with pytest.raises(ConfigError, match=r"changed when they were imported \(scale_attn_by_inverse_layer_idx\)"):
-        adapters.from_peft(root / "peft narrow", tmp_path / "base", tmp_path / "out")
-
-
 @pytest.fixture
 def early(made):
     """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
@@ -293,6 +283,11 @@ def test_what_is_refused(made, tmp_path):
         convert.export(root / "wide", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds no adapter"):
         adapters.to_peft(root / "base", tmp_path / "out")
+    changed = tmp_path / "base" / "config.json"  # a GPT-2 whose queries were divided by the number of their layer
+    changed.parent.mkdir()
+    changed.write_text('{"imported_changed": true}')
+    with pytest.raises(ConfigError, match=r"changed when they were imported \(scale_attn_by_inverse_layer_idx\)"):
+        adapters.from_peft(root / "peft narrow", changed.parent, tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a run already"):
         adapters.from_peft(root / "peft wide", root / "base", root / "wide")
     (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
