@@ -46,8 +46,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """Refuse a directory that holds a run of another config, listing the fields that differ and may not."""
     if steps(workdir) and not (workdir / "config.json").exists():
         raise ConfigError(
-            f"{workdir} holds checkpoints but no config.json, so it cannot be told which run they belong to; bring that "
-            "file back, or use a new --workdir"
+            f"{workdir} holds checkpoints but no config.json, so it cannot be told which run they belong to; bring "
+            "that file back, or use a new --workdir"
         )
     going_on = begun(workdir)
     taken = 0 if going_on else _steps_taken(workdir)
