@@ -12,7 +12,7 @@ SIZE-lora and SIZE-qlora train low-rank adapters (rank 8, of all linear layers o
 from ml_collections import ConfigDict
 
 from configs import pretrain_decoder
-from configs.methods import LORA
+from configs.parts.methods import LORA
 from configs.sizes import SIZES
 
 _GPT2 = dict(SIZES["gpt2"], num_kv_heads=0, head_dim=0)

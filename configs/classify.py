@@ -3,17 +3,17 @@
     python -m launch.train --config=configs/classify.py --config.data.path=news.csv --workdir=runs/news
 
 The argument is a size of configs/sizes/, of a decoder or an encoder; with --config.init_from=DIR architecture and
-parameters are those of that workdir. Over such a model it may also be a method of configs/methods.py, such as lora,
-which then trains beside the head alone.
+parameters are those of that workdir. Over such a model it may also be a method of configs/parts/methods.py, such as
+lora, which then trains beside the head alone.
 
 Numbers are learnt with --config.data.labels.kind=number, words with =token; the fields of other data, their split and a
-second text are named by the others of config.data.labels (data/labels.py).
+second text are named by the others of config.data.labels (data/examples/labels.py).
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base
-from configs.methods import METHODS, tuned
+from configs.parts.base import base
+from configs.parts.methods import METHODS, tuned
 from configs.sizes import DECODERS, ENCODERS
 
 

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.parts.base import base
 from configs.sizes import DECODERS
 
 

@@ -7,7 +7,7 @@ The argument is a size of configs/sizes/.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.base import base
+from configs.parts.base import base
 from configs.sizes import ENCODER_DECODERS
 
 

@@ -7,7 +7,7 @@ The argument is a size of configs/sizes/. Whole words are hidden with --config.d
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.parts.base import base
 from configs.sizes import ENCODERS
 
 

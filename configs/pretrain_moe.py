@@ -6,7 +6,7 @@ The load of the experts is kept even by a loss (Switch Transformer, arXiv:2101.0
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.parts.base import base
 from configs.sizes import DECODERS
 
 

@@ -6,7 +6,7 @@ python -m launch.train --config=configs/qlora.py --config.init_from=DIR --config
 from ml_collections import ConfigDict
 
 from configs import sft
-from configs.methods import tuned
+from configs.parts.methods import tuned
 
 
 def get_config() -> ConfigDict:

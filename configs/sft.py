@@ -7,7 +7,7 @@ The model is that of config.init_from. configs/lora.py, adapter.py, prompt.py an
 
 from ml_collections import ConfigDict
 
-from configs.base import base
+from configs.parts.base import base
 from configs.sizes import SIZES
 
 

@@ -4,13 +4,13 @@
 
 The argument is a size of configs/sizes/, of an encoder-decoder or a decoder; with --config.init_from=DIR architecture
 and parameters are those of that workdir, such as an imported T5. Over such a model it may also be a method of
-configs/methods.py, such as lora, which then trains alone.
+configs/parts/methods.py, such as lora, which then trains alone.
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base
-from configs.methods import METHODS, tuned
+from configs.parts.base import base
+from configs.parts.methods import METHODS, tuned
 from configs.sizes import DECODERS, ENCODER_DECODERS
 
 

@@ -9,7 +9,8 @@ A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = se
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
 
-Attention must not cross from one segment to another. Where examples are of two texts (data/labels.py) there is one
+Attention must not cross from one segment to another. Where examples are of two texts (data/examples/labels.py) there is
+one
 more:
 
     token_types  int32    1 from the second text of an example on, else 0
@@ -21,9 +22,9 @@ int32:
 
 A document has the same segment id on both sides, and cross-attention must not leave it either.
 
-A row of text on disk holds tokens, targets and segment ids (`data/pack.py`). The other two follow from them and are
-derived here, when rows are read, or the row is corrupted (`data/corrupt.py`). Rows of examples (`data/examples.py`)
-hold marks of each token too, and where there is an encoder, what it reads.
+A row of text on disk holds tokens, targets and segment ids (`data/rows/pack.py`). The other two follow from them and
+are derived here, when rows are read, or the row is corrupted (`data/rows/corrupt.py`). Rows of examples
+(`data/examples/example.py`) hold marks of each token too, and where there is an encoder, what it reads.
 
 `DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
 a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.

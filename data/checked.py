@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data import augment, copies, corrupt, kinds
-from data import tokenizer as tokenizers
+from data import copies
 from data.batch import DataError
 from data.builders import text as corpora
-from data.mixture import Mixture
+from data.examples import kinds
+from data.rows import augment, corrupt
+from data.rows.mixture import Mixture
 from data.settings import merged
-from data.templates import TEMPLATES
+from data.tokens import tokenizer as tokenizers
+from data.tokens.templates import TEMPLATES
 
 FIELDS = {
     "sources": None,

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import kinds, stage
+from data import stage
 from data.batch import DataError
 from data.builders import text as corpora
 from data.copies import HeldOut
-from data.sources import open_source
+from data.examples import kinds
+from data.read.sources import open_source
 
 
 @dataclass(frozen=True)

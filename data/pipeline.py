@@ -23,14 +23,14 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from data.augment import Augmentation
 from data.batch import Batch, DataError
-from data.corrupt import VALIDATION_SEED, Corruption
-from data.mixture import Mixture
-from data.pack import Damage
+from data.batches import Block, Rows, to_batch
 from data.prepared import Prepared, PreparedSource
-from data.rows import Block, Rows, to_batch
-from data.tokenizer import load as load_tokenizer
+from data.rows.augment import Augmentation
+from data.rows.corrupt import VALIDATION_SEED, Corruption
+from data.rows.mixture import Mixture
+from data.rows.pack import Damage
+from data.tokens.tokenizer import load as load_tokenizer
 
 # Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
 # its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).

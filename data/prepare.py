@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import corpus, kinds, stage
-from data import tokenizer as tokenizers
+from data import corpus, stage
 from data.batch import DataError
 from data.builders import text as corpora
 from data.checked import checked, specials
 from data.copies import HeldOut
 from data.corpus import Corpus
-from data.examples import Context, Encoding, pack_records, row_channels
-from data.long_words import LONGEST, LongWords
-from data.pack import pack_texts, write_rows
+from data.examples import kinds
+from data.examples.example import Context, Encoding, pack_records, row_channels
 from data.prepared import Prepared, load
+from data.rows.pack import pack_texts, write_rows
+from data.tokens import tokenizer as tokenizers
+from data.tokens.long_words import LONGEST, LongWords
 
 Log = Callable[[str], None]
 
@@ -49,11 +50,11 @@ def prepare(
     more source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are
     never split), `copies` ('keep' or 'drop': training documents that are copies of held-out ones), `seq_len`,
     `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a mask token;
-    `sentinels`: how many; `chat`: a template (data/templates.py) whose markers it gets}, `max_bad_lines`, `corruption`
-    (data/corrupt.py; rows on disk are whole, so it is only checked here, before the long work), and a block for each
-    kind of examples (data/kinds.py).
-    `encoder`: the model has an encoder beside its decoder, which reads what stands before an answer. `prefix`: ids that
-    every example begins with (those of prompt tuning follow the vocabulary).
+    `sentinels`: how many; `chat`: a template (data/tokens/templates.py) whose markers it gets}, `max_bad_lines`,
+    `corruption` (data/rows/corrupt.py; rows on disk are whole, so it is only checked here, before the long work), and a
+    block for each kind of examples (data/examples/kinds.py). `encoder`: the model has an encoder beside its decoder,
+    which reads what stands before an answer. `prefix`: ids that every example begins with (those of prompt tuning
+    follow the vocabulary).
     """
     config = checked(data_config, encoder)
     if len(prefix) >= config["seq_len"]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data import kinds, stage
-from data import tokenizer as tokenizers
+from data import stage
 from data.batch import DataError
 from data.builders import text as corpora
+from data.examples import kinds
+from data.tokens import tokenizer as tokenizers
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Prepared:
 
     @property
     def labels(self) -> Mapping[str, Any] | None:
-        """What is known of the labels of examples (data/labels.py), None where there are none."""
+        """What is known of the labels of examples (data/examples/labels.py), None where there are none."""
         return next((source.facts for source in self.sources if source.kind == "labels"), None)
 
     @property
@@ -91,7 +92,8 @@ class Prepared:
         return _altered(self.tokenizer_path, source.corpus)  # it was prepared before this was counted
 
     def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
-        """Yields the held-out records of a source of examples, as its kind's `parse` made them (data/kinds.py)."""
+        """Yields the held-out records of a source of examples, as its kind's `parse` made them
+        (data/examples/kinds.py)."""
         return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
 
     def _texts(self) -> list[PreparedSource]:

@@ -6,7 +6,7 @@ python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dt
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.benchmark")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure("training")
 
@@ -23,12 +23,13 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from launch import build, restore, workdirs
-from launch.checking import ConfigError
-from model import axes, count, families
+from launch.program.checking import ConfigError
+from launch.run import build, restore, workdirs
+from model import architectures, axes, count
 from model.compress.quantize import quantize
 from model.weights import trained
-from train import mfu, state
+from train import state
+from train.record import mfu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
@@ -115,7 +116,7 @@ def main() -> None:
 def random_model(config, model):
     """With what config.adapt puts over it."""
     tuning = workdirs.tuning(config)
-    made = jax.jit(lambda key: families.make(model, nnx.Rngs(key)))(jax.random.key(config.seed))
+    made = jax.jit(lambda key: architectures.make(model, nnx.Rngs(key)))(jax.random.key(config.seed))
     if tuning.quantization:
         made = quantize(made, tuning.quantization)
     return restore.tuned(made, tuning, config.seed)

@@ -9,7 +9,7 @@ Exit status 1 where one is damaged. Nothing is changed: training sets aside what
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.checkpoints")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import recovery
+from launch.training import recovery
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a run, or of an imported model.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare all bytes with the hashes of when they were written.")

@@ -8,7 +8,7 @@ line a word, and an empty line behind each text). A file is .csv, .tsv, .jsonl o
 data, labels left out, or .txt with a text a line. A text that is longer than the rows of training loses its end.
 """
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from data import records
 from data.batch import DataError
-from data.labels import text_fields
-from data.sources import BadLines
-from launch import early_stopping
-from launch.checking import ConfigError
-from launch.classifier import Classifier
+from data.examples.labels import text_fields
+from data.read import records
+from data.read.sources import BadLines
+from launch.answers.classifier import Classifier
+from launch.program.checking import ConfigError
+from launch.run import early_stopping
 from model.config import CHOICES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what launch.convert imported.")

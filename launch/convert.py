@@ -11,11 +11,11 @@ and low-rank adapters, as peft keeps them, or merged into the model:
     python -m launch.convert --workdir=DIR --merge --to_workdir=NEW         # the same, as a workdir
     python -m launch.convert --workdir=DIR --merge --merge_into=quantized --to_hf=FOLDER   # of an adapter over nf4
 
-A folder of a model needs config.json, safetensors and a tokenizer (data/hub_tokenizer.py). Tensors pass one at a time,
+A folder of a model needs config.json, safetensors and a tokenizer (data/tokens/hub.py). Tensors pass one at a time,
 onto as many devices as the model can be split over.
 """
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -25,15 +25,19 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from data import chat_export, hub_tokenizer, kinds
-from data.tokenizer import Tokenizer
-from launch import adapters, early_stopping, places, prompts, restore, workdirs
-from launch.checking import ConfigError
-from model import axes, count, families
+from data.examples import chat_export, kinds
+from data.tokens import hub
+from data.tokens.tokenizer import Tokenizer
+from launch.answers import prompts
+from launch.program.checking import ConfigError
+from launch.run import adapters, early_stopping, places, restore, workdirs
+from model import architectures, axes, count
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop import classes, registry, writer
-from model.interop.folder import Folder
+from model.interop import registry
+from model.interop.config_json import classes
+from model.interop.files import writer
+from model.interop.files.folder import Folder
 from train import state
 
 _FROM_HF = flags.DEFINE_string("from_hf", None, "A checkpoint folder to read.")
@@ -60,26 +64,28 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where
 def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
     folder = Folder(path)
     name, config = registry.read_config(folder)
-    words, labels = hub_tokenizer.read(path, folder.config()), _labels(config, folder.config())
+    words, labels = hub.read(path, folder.config()), _labels(config, folder.config())
     if words.vocab_size > config.vocab_size:
         raise ConfigError(
             f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
         )
     workdirs.check_new(workdir)
     with axes.use_mesh(restore.spread(config)):
-        model = registry.read(folder, name, state.abstract_model(lambda rngs: families.make(config, rngs)), draw_pooler)
+        model = registry.read(
+            folder, name, state.abstract_model(lambda rngs: architectures.make(config, rngs)), draw_pooler
+        )
     record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
     if registry.changes_weights(folder, name):
         record["imported_changed"] = True
     workdirs.create(workdir, record, model, words, labels)
-    if dropped := hub_tokenizer.settings_of_generation(path):
+    if dropped := hub.settings_of_generation(path):
         print(f"note: these settings of generation_config.json are not kept: {', '.join(dropped)}")
     held = registry.described_precision(folder, name, config)
     print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 
 
 def _labels(config: ModelConfig, given: dict) -> dict | None:
-    """What labels.json says of a classifier whose config.json is `given` (data/labels.py); None of other models."""
+    """labels.json (data/examples/labels.py) of a classifier whose config.json is `given`; None for other models."""
     if config.head not in ("sequence", "token"):
         return None
     read = "first" if config.architecture == "encoder" else "last"
@@ -122,8 +128,8 @@ def _described(workdir: Path, config: ModelConfig, words: Tokenizer) -> tuple[di
     if prompts.trained_on(record) == "chat":
         words = chat_export.hand_on(words, kinds.checked(record.data)["chat"], encoder)
     if config.architecture == "decoder" and config.head == "sequence":
-        words = hub_tokenizer.padded(words)  # transformers finds the last token of a text by what follows it
-    fields, files = words.special.config, hub_tokenizer.files(words)
+        words = hub.padded(words)  # transformers finds the last token of a text by what follows it
+    fields, files = words.special.config, hub.files(words)
     if encoder:
         fields = fields | {"decoder_start_token_id": words.start_id}
     if config.head == "language_model":

@@ -10,7 +10,7 @@ Grade its answers to conversations and pairs of texts that were held out. All of
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.evaluate")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -19,14 +19,15 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import build, early_stopping, evaluation, grading, prompts, restore, workdirs
-from launch.checking import checking
+from launch.answers import grading, held_out, prompts
+from launch.program.checking import checking
+from launch.run import build, early_stopping, restore, workdirs
 from model import axes
 from model.config import CHOICES
 from model.decode.generate import check, generate
 from model.decode.sampling import settings
-from train import report, summary
 from train.evals.compressors import compressed_bits_per_byte
+from train.report import run_report, summary
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
 _STEP = early_stopping.define_step()
@@ -64,7 +65,7 @@ def main() -> None:
             with checking("--prompt, --max_new_tokens"):
                 check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
         eval_step, corruption = build.steps(config, None, prepared.labels)[1], build.corruption(config, prepared)
-        figures = evaluation.evaluation(config, prepared, corruption, eval_step, mesh)(model, None)
+        figures = held_out.evaluation(config, prepared, corruption, eval_step, mesh)(model, None)
         answers = list(grader.answers(model)) if grader else []
         samples = []
         if given:
@@ -85,18 +86,18 @@ def main() -> None:
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
     whole = "bits_per_byte" in figures
     compressors = compressed_bits_per_byte(prepared.validation_texts()) if whole else {}
-    no_bits = "" if whole else evaluation.no_bits_per_byte(prepared, corruption)
+    no_bits = "" if whole else held_out.no_bits_per_byte(prepared, corruption)
     facts = {"validation": figures, "compressors": compressors, "no_bits_per_byte": no_bits}
     summary.update(workdir, facts | {"samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    print("\n".join(evaluation.described(figures, prepared, compressors, no_bits)))
+    print("\n".join(held_out.described(figures, prepared, compressors, no_bits)))
     if grader:
         grade = grader.facts(answers)
         grading.write(workdir / "predictions.jsonl", answers)
         summary.update(workdir, {"grade": grade})
         print(grading.table(grade))
-    print(f"report: {report.write_report(workdir)}")
+    print(f"report: {run_report.write_report(workdir)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ pairs of texts gets the prompt as these had their questions, and its answer alon
 continues every prompt with every adapter, all in one batch.
 """
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -20,8 +20,9 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch import adapters, early_stopping, prompts, restore, workdirs
-from launch.checking import checking
+from launch.answers import prompts
+from launch.program.checking import checking
+from launch.run import adapters, early_stopping, restore, workdirs
 from model import axes
 from model.config import CHOICES
 from model.decode import sampling

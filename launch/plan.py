@@ -4,13 +4,13 @@
     python -m launch.plan --config=configs/pretrain_decoder.py:llama3_8b --target=h100:2x8 --search
 
 The real train step is compiled for the target in a process of its own; compilers for absent accelerators come with
-`pip install --no-deps -r launch/requirements-planner.txt`.
+`pip install --no-deps -r launch/plans/requirements.txt`.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.plan")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -19,8 +19,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from launch import plans
-from launch.checking import ConfigError, checking
+from launch.plans import candidates
+from launch.program.checking import ConfigError, checking
 from train.planning import page, targets
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
@@ -36,16 +36,16 @@ def main() -> None:
     config, words = _CONFIG.value, flags.FLAGS["config"].config_filename
     with checking("--target"):
         target = targets.parse(_TARGET.value, _SLICES.value)
-    mesh = plans.mesh_of(_MESH.value, config)
+    mesh = candidates.mesh_of(_MESH.value, config)
     if _SEARCH.value:
         if not target.chip.flops:
             raise ConfigError(f"--search ranks by estimated time, and of {target.name} no rates are published")
         show = lambda row: print(page.table([row], target).splitlines()[-1], file=sys.stderr, flush=True)
-        rows = plans.search(config, target, mesh if _MESH.value else {}, _TRIES.value, show)
+        rows = candidates.search(config, target, mesh if _MESH.value else {}, _TRIES.value, show)
         print(f"{words} on {target}, {config.batch_size} x {config.data.seq_len} tokens a step")
         print(page.table(rows, target))
         return
-    for text in plans.pages(config, target, mesh, words, _TOKENS.value):
+    for text in candidates.pages(config, target, mesh, words, _TOKENS.value):
         print(text, flush=True)
 
 

@@ -6,7 +6,7 @@ Training does the same by itself where it is missing; this is for doing it befor
 accelerators.
 """
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure()
 
@@ -16,8 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from data.prepare import Prepared
-from launch import build, init_from
-from launch.checking import ConfigError
+from launch.program.checking import ConfigError
+from launch.run import build, init_from
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")

@@ -1,17 +1,17 @@
 """Search over hyper-parameters: many runs of launch.train, their values chosen by Optuna.
 
-    python -m launch.sweep --config=configs/NAME.py:ARG --search=configs/search_NAME.py --trials=20 --workdir=DIR
+    python -m launch.sweep --config=configs/NAME.py:ARG --search=configs/searches/NAME.py --trials=20 --workdir=DIR
 
-What varies, and over what, stands in the search file (launch/search.py). Each trial is a run in DIR/trials/NUMBER;
-trials are ranked by the best of their evaluations, by config.early_stopping.metric. DIR/sweep.db (SQLite) holds all
-that is known of them, so that the same command goes on after any end, and a larger --trials adds more. Only the best
-trial and the one that runs have checkpoints. DIR/sweep.html shows the table and plots.
+What varies, and over what, stands in the search file (launch/sweeps/search.py). Each trial is a run in
+DIR/trials/NUMBER; trials are ranked by the best of their evaluations, by config.early_stopping.metric. DIR/sweep.db
+(SQLite) holds all that is known of them, so that the same command goes on after any end, and a larger --trials adds
+more. Only the best trial and the one that runs have checkpoints. DIR/sweep.html shows the table and plots.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.sweep")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure("training")
 
@@ -21,14 +21,18 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from launch import distributed, places, search
-from launch.trials import Trials
-from train import sweep_report
+from launch.hosts import distributed
+from launch.run import places
+from launch.sweeps import search
+from launch.sweeps.trials import Trials
+from train.report import sweep_report
 
 # Those of launch.train, which the trials import; so --help shows them.
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
-_SEARCH = flags.DEFINE_string("search", None, "Search file: which fields vary, and over what (launch/search.py).")
+_SEARCH = flags.DEFINE_string(
+    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py)."
+)
 _TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
 _SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")
 _PRUNER = flags.DEFINE_enum(

@@ -3,13 +3,13 @@
     python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
 
 The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first. On several hosts the
-same command on each of them: launch/distributed.py.
+same command on each of them: launch/hosts/distributed.py.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
     raise SystemExit("start it from the checkout as: python -m launch.train")
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure("training")
 
@@ -27,25 +27,19 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import (
-    build,
-    distributed,
-    early_stopping,
-    evaluation,
-    grading,
-    locks,
-    places,
-    recovery,
-    replay,
-    runs,
-    workdirs,
-)
+from launch.answers import grading, held_out
+from launch.hosts import distributed
+from launch.run import build, early_stopping, locks, places, workdirs
+from launch.training import recovery, replay, runs
 from model import axes, weights
-from train import goodput, loop, metrics, mfu, report, summary
-from train.checkpoint import Checkpoints
+from train import loop
+from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import value_of
-from train.phases import Phases
-from train.silent_corruption import Checker
+from train.record import metrics, mfu
+from train.report import run_report, summary
+from train.watch import goodput
+from train.watch.phases import Phases
+from train.watch.silent_corruption import Checker
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
@@ -135,7 +129,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             flops = build.flops(config, run.model, trains, run.corruption)
             tokens = config.batch_size * config.data.seq_len
             peak, peak_words = mfu.peak_flops(mesh.devices.flat, run.model.dtype)
-            evaluate = evaluation.evaluation(config, prepared, run.corruption, eval_step, mesh)
+            evaluate = held_out.evaluation(config, prepared, run.corruption, eval_step, mesh)
             words = config.objective.name == "language"
             parts = loop.Parts(
                 train_step=train_step,
@@ -155,7 +149,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
                 workdir=workdir,
             )
             facts = summary.facts(state.model, flops, mesh, prepared, f"{mfu.MFU_CONVENTION} Here: {peak_words}")
-            facts["no_bits_per_byte"] = evaluation.no_bits_per_byte(prepared, run.corruption)
+            facts["no_bits_per_byte"] = held_out.no_bits_per_byte(prepared, run.corruption)
             if first:
                 summary.update(workdir, facts)
             print("\n".join([summary.headline(facts), *build.notes(config, run.model, trains)]))
@@ -170,8 +164,8 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
     if first:
         summary.update(workdir, done)
         if config.init_from:
-            print(evaluation.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
-        print(f"{goodput.line(wall)}\nreport: {report.write_report(workdir)}")
+            print(held_out.before_and_after(metrics.read(workdir / "metrics.jsonl"), stopping.step), end="")
+        print(f"{goodput.line(wall)}\nreport: {run_report.write_report(workdir)}")
     if stopping.ended:
         print(done["ended"])
     elif step < config.steps:
@@ -193,7 +187,7 @@ def _say_done(workdir: Path, step: int, stopping) -> None:
     curve, page = workdir / "metrics.jsonl", workdir / "report.html"
     behind = curve.exists() and (not page.exists() or page.stat().st_mtime < curve.stat().st_mtime)
     if behind and jax.process_index() == 0:  # it was killed before its report was written
-        print(f"report: {report.write_report(workdir)}")
+        print(f"report: {run_report.write_report(workdir)}")
 
 
 def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:

@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 
 from model import patterns
+from model.architectures import make
 from model.config import ModelConfig
-from model.families import make
 from model.weights import by_name
 
 _TABLES = ("inputs/tokens", "inputs/positions", "inputs/types", "unembedding/table")

@@ -1,7 +1,7 @@
 """The numbers that a field may hold, written as text: 'int [1, inf)', 'float (0, 1]', 'int -1 or [1, inf)'.
 
 A range stands in a table beside the field's default: of a model in config.py and parts.py, of a run in
-configs/ranges.py.
+configs/parts/ranges.py.
 """
 
 import math

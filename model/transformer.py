@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes, pipeline
-from model.attention import Attention, Context
+from model.attention.grouped import Attention, Context
+from model.attention.mla import LatentAttention
+from model.attention.positions import RelativeBias
 from model.config import Kind, ModelConfig, Segment
+from model.experts.moe import MoE
+from model.experts.router import RouterStats
 from model.layers import HIDDEN, FeedForward, Norm, dropout
-from model.mla import LatentAttention
-from model.moe import MoE
-from model.positions import RelativeBias
-from model.router import RouterStats
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
 _POLICIES = {

@@ -20,7 +20,8 @@ from model import axes
 STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 
 # Multiply-adds of a product up to which its gradient is written for XLA's CPU compiler: it makes a step of products of
-# 2^26 1.3x as fast, of 2^28 1.15x. From jax 0.12 on launch/runtime.py chooses products that do larger ones as well.
+# 2^26 1.3x as fast, of 2^28 1.15x. From jax 0.12 on launch/program/runtime.py chooses products that do larger ones as
+# well.
 _CPU_GRADIENT_LIMIT = math.inf if jax.__version_info__ < (0, 12) else 2**29
 
 

@@ -41,4 +41,4 @@ def compiled_afresh():
 
 def pytest_addoption(parser):
     parser.addoption("--all-families", action="store_true", help="walk through config.json of all families")
-    parser.addoption("--kills", type=int, default=5, help="how often tests/launch/test_kills.py kills its run")
+    parser.addoption("--kills", type=int, default=5, help="how often tests/launch/training/test_kills.py kills its run")

@@ -1,6 +1,7 @@
 """The rules that keep the code readable: who may import whom, floors inside a package, short files, a true README."""
 
 import ast
+import collections
 import graphlib
 import re
 import subprocess
@@ -54,8 +55,8 @@ def test_configs_are_data():
 def test_programs_know_no_config_but_what_numbers_may_be():
     """A config is chosen by a flag; what is in it, launch reads from the ConfigDict."""
     found = {name for path in FILES if module(path).startswith("launch.") for name in imports(path)}
-    assert {name for name in found if name.split(".")[0] == "configs"} == {"configs.ranges"} | {
-        f"configs.ranges.{table}" for table in ("RANGES", "OTHERS")
+    assert {name for name in found if name.split(".")[0] == "configs"} == {"configs.parts.ranges"} | {
+        f"configs.parts.ranges.{table}" for table in ("RANGES", "OTHERS")
     }
 
 
@@ -69,6 +70,25 @@ def test_files_form_floors(package):
     except graphlib.CycleError as error:
         pytest.fail(f"{package}: {error.args[1]} import each other")
     assert len(order) == len(modules)
+
+
+# Rooms of a package from the bottom up; programs are the files beside them. A file uses its own room and those before it.
+FLOORS = {"launch": ("program", "hosts", "run", "plans answers", "training", "programs", "sweeps")}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_form_floors(package):
+    height = {room: at for at, rooms in enumerate(FLOORS[package]) for room in rooms.split(" ")}
+    room = lambda name: (
+        name.split(".")[1] if name.count(".") > 1 else "sweeps" if name == "launch.sweep" else "programs"
+    )
+    modules = {module(path) for path in FILES if path.name != "__init__.py" and module(path).startswith(f"{package}.")}
+    used = [
+        (module(path), name) for path in FILES if module(path) in modules for name in imports(path) if name in modules
+    ]
+    assert used
+    wrong = [(a, b) for a, b in used if room(a) != room(b) and height[room(a)] <= height[room(b)]]
+    assert not wrong
 
 
 def test_nothing_that_is_read_is_executed():
@@ -103,23 +123,50 @@ def test_no_file_is_long():
 
 
 def test_top_level_is_the_agreed_one():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    top = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    top = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
     assert top == {"README.md", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
 
 
-def test_readme_tree_is_true():
-    """The tree in README names every file once, with a word on what it is for."""
-    block = re.search(r"## The tree\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    listed, folders = [], []
+def tracked():
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def listed(readme):
+    """(files that the tree in a README names, folders of these)."""
+    block = re.search(r"## The tree\n.*?```\n(.*?)```", readme.read_text(), re.DOTALL)[1]
+    files, all_folders, folders = [], [], []
     for line in filter(str.strip, block.splitlines()):
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders = folders[:depth]
         if name.endswith("/"):
             folders.append(name)
+            all_folders.append("".join(folders))
         else:
-            listed.append("".join(folders) + name)
-            assert len(line.split()) > 2, f"README's tree does not say what {name} is for"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    files = [name for name in tracked if not name.startswith(".") and not name.endswith("__init__.py")]
-    assert sorted(listed) == sorted(files)
+            files.append("".join(folders) + name)
+            assert len(line.split()) > 2, f"the tree of {readme} does not say what {name} is for"
+    return files, all_folders
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_readme_trees_are_true(package):
+    """The tree in a package's README names every file once, with a word on what it is for."""
+    files = [name.removeprefix(f"{package}/") for name in tracked() if name.startswith(f"{package}/")]
+    files = [name for name in files if not name.endswith("__init__.py")]
+    there, _ = listed(ROOT / package / "README.md")
+    assert not (missing := sorted({*files} - {*there})), f"{package}/README.md does not name {missing}"
+    assert not (gone := sorted({*there} - {*files})), f"{package}/README.md names {gone}, which are gone"
+    assert len(there) == len({*there})
+
+
+def test_readme_tree_names_the_packages():
+    files, folders = listed(ROOT / "README.md")
+    names = [name for name in tracked() if not name.startswith(".")]
+    assert sorted(files) == sorted(name for name in names if "/" not in name)
+    assert sorted(folders) == sorted({f"{name.split('/')[0]}/" for name in names if "/" in name})
+
+
+def test_no_folder_is_crowded():
+    counts = collections.Counter(
+        str(Path(name).parent) for name in tracked() if not name.startswith(".") and not name.endswith("__init__.py")
+    )
+    assert not {folder: count for folder, count in counts.items() if count > 15}

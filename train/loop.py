@@ -14,18 +14,18 @@ import jax
 import numpy as np
 
 from train import guard
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoint import Checkpoints
+from train.checkpoints.read_back import compare
+from train.checkpoints.saves import Saves
 from train.early_stopping import EarlyStopping
-from train.goodput import Goodput, share
-from train.metrics import Clock, Progress, Writer
-from train.phases import Phases
-from train.profiler import Profiler
-from train.read_back import compare
-from train.saves import Saves
-from train.silent_corruption import Checker
+from train.record.metrics import Clock, Progress, Writer
+from train.record.profiler import Profiler
+from train.record.window import Window
 from train.state import TrainState
-from train.stop_requests import StopRequests
-from train.window import Window
+from train.watch.goodput import Goodput, share
+from train.watch.phases import Phases
+from train.watch.silent_corruption import Checker
+from train.watch.stop_requests import StopRequests
 
 ON_BAD_STEPS = ("stop", "roll_back")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from data.batch import DataError
-from data.sources import BadLines, Document, Source
+from data.read.sources import BadLines, Document, Source
 
 SPLITS = ("train", "validation")
 RULES = ("document", "tail")

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from model import axes
+from model.attention.masks import Mask
 from model.config import ModelConfig
-from model.masks import Mask
 
 
 @jax.tree_util.register_dataclass

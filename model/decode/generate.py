@@ -19,10 +19,10 @@ from flax import nnx
 
 from model import axes
 from model.adapt import bank
+from model.architectures import Source
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
-from model.families import Source
 from model.weights import Frozen, is_variable
 
 _SMALLEST_BUCKET = 32

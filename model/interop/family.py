@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
-from model.interop.fields import Given, Known
+from model.interop.config_json.fields import Given, Known
 from model.interop.layout import Entry
 from model.interop.table import Table
 

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from model.interop import table as tables
-from model.interop import tensorfile
-from model.interop.folder import Folder
+from model.interop.files import tensorfile
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
+from model.interop.files.writer import Writer
 from model.interop.table import Piece, Table
-from model.interop.tensorfile import CheckpointFolderError
-from model.interop.writer import Writer
 from model.weights import by_name
 
 

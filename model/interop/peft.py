@@ -26,16 +26,16 @@ import numpy as np
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 
-from model import families, patterns
+from model import architectures, patterns
 from model.adapt import lora
 from model.adapt.tuning import Tuning
 from model.config import ModelConfig
 from model.interop import peft_config, table
-from model.interop.folder import Folder
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
+from model.interop.files.writer import Writer, json_text
 from model.interop.layout import Entry
 from model.interop.table import Piece, Table, Theirs
-from model.interop.tensorfile import CheckpointFolderError
-from model.interop.writer import Writer, json_text
 from model.weights import replaced, trained, variables
 
 FILES = "adapter_"  # what their names begin with
@@ -241,7 +241,7 @@ def _refuse_tied(config: ModelConfig, saved: Collection[str], path) -> None:
 
 def _parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
     """Shapes and dims of a model's parameters, by name."""
-    return variables(jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+    return variables(jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
 
 
 def _whole(variable: nnx.Variable) -> np.ndarray:

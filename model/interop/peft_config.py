@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from model.adapt.lora import Lora
 from model.config import ModelConfig
-from model.interop.folder import Folder
-from model.interop.tensorfile import CheckpointFolderError
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
 
 NAME = "adapter_config.json"
 # Fields that make another function of the two factors, or of weights that are no linear layer's.

@@ -8,30 +8,16 @@ from typing import Any
 import jax
 
 from model.config import ModelConfig
-from model.interop import (
-    architectures,
-    bert,
-    bloom,
-    classes,
-    deepseek,
-    gemma,
-    gpt2,
-    llama,
-    load,
-    mixture,
-    opt,
-    precision,
-    quantized,
-    rope,
-    t5,
-    table,
-)
-from model.interop.classes import with_classes
+from model.interop import load, table
+from model.interop.config_json import classes, heads, rope
+from model.interop.config_json.classes import with_classes
+from model.interop.config_json.fields import Given
 from model.interop.family import Family, labels
-from model.interop.fields import Given
-from model.interop.folder import Folder
-from model.interop.tensorfile import CheckpointFolderError
-from model.interop.writer import json_text
+from model.interop.files import precision, quantized
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
+from model.interop.files.writer import json_text
+from model.interop.tables import bert, bloom, deepseek, gemma, gpt2, llama, mixture, opt, t5
 
 FAMILIES: dict[str, Family] = {
     "albert": bert.ALBERT,
@@ -112,7 +98,7 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
     Raises:
       ValueError: a field that can't be read; names it.
     """
-    head = architectures.head(name, FAMILIES[name].classes, values, tensors)
+    head = heads.head(name, FAMILIES[name].classes, values, tensors)
     given = given_of(name, values)
     try:
         fields = FAMILIES[name].fields(given)

@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from model.interop import quantized, recognize
-from model.interop.folder import Folder
+from model.interop.files import quantized, recognize
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.layout import Entry
-from model.interop.tensorfile import CheckpointFolderError
 
 _LISTED = 5  # names in a message
 _COMPARED = 2**22  # values of two tensors that are compared at a time

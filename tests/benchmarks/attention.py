@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.attention --length=4096
 
-Packed causal rows of three documents, bfloat16, on the first device: what model/attend.py chooses there (splash, cuDNN,
-on a CPU blocks), and XLA's, interleaved. Differences are those from XLA's in float32, and so is what XLA itself is off
-by in bfloat16.
+Packed causal rows of three documents, bfloat16, on the first device: what model/attention/attend.py chooses there
+(splash, cuDNN, on a CPU blocks), and XLA's, interleaved. Differences are those from XLA's in float32, and so is what
+XLA itself is off by in bfloat16.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import masks
-from model.attend import Rule, attend
+from model.attention import masks
+from model.attention.attend import Rule, attend
 from tests.model.tiny import packed_rows
 
 

@@ -23,7 +23,7 @@ LLAMA = dict(vocab_size=32000, embed_dim=2048, num_heads=16, num_kv_heads=4, mlp
 
 
 def write(path: Path, layers: int, dtype: np.dtype) -> None:
-    from model.interop.writer import Writer
+    from model.interop.files.writer import Writer
 
     d, f, kv = LLAMA["embed_dim"], LLAMA["mlp_dim"], LLAMA["embed_dim"] // 4
     shapes = {"model.embed_tokens": (32000, d), "model.norm": (d,), "lm_head": (32000, d)}
@@ -52,11 +52,11 @@ def measure(folder: str, layers: int, param_dtype: str, devices: int) -> None:
     import jax
 
     from model import axes
+    from model.architectures import Decoder
     from model.config import ModelConfig
-    from model.families import Decoder
-    from model.interop import llama
-    from model.interop.folder import Folder
+    from model.interop.files.folder import Folder
     from model.interop.load import load
+    from model.interop.tables import llama
     from train import state
 
     config = ModelConfig(**LLAMA, num_layers=layers, param_dtype=param_dtype)

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.planned_memory
 
 Planned: `launch.plan --target=cpu:1`. Measured: the most that a process holds during two steps, less what it held
-before the state was made, as the kernel counts it, with glibc's own allocator (launch/runtime.py's keeps what it has).
+before the state was made, as the kernel counts it, with glibc's own allocator (launch/program/runtime.py's keeps what
+it has).
 """
 
 import ctypes
@@ -35,8 +36,8 @@ def measure(name: str) -> None:
     import numpy as np
 
     from data.batch import DTYPES
-    from launch import build
-    from model import axes, families
+    from launch.run import build
+    from model import architectures, axes
     from train import state
 
     config = config_of(name)
@@ -44,7 +45,7 @@ def measure(name: str) -> None:
     tx = build.optimizer(config, model)
     step, _ = build.steps(config, tx)
     batch = {name: np.ones((config.batch_size, config.data.seq_len), dtype) for name, dtype in DTYPES.items()}
-    make = lambda rngs: families.make(model, rngs)
+    make = lambda rngs: architectures.make(model, rngs)
     with axes.use_mesh(mesh):
         shapes = {
             key: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=axes.batch_sharding(mesh)) for key, a in batch.items()
@@ -64,13 +65,13 @@ def measure(name: str) -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         return measure(sys.argv[1])
-    from launch import plans
+    from launch.plans import candidates
     from train.planning import targets
 
     print("| model | FLOPs a step | planned MiB | measured MiB | measured / planned |")
     print("|---|---|---|---|---|")
     for name in MODELS:
-        found = plans.plan(config_of(name), targets.parse("cpu:1"), {"data": 1})
+        found = candidates.plan(config_of(name), targets.parse("cpu:1"), {"data": 1})
         command = [sys.executable, "-m", "tests.benchmarks.planned_memory", name]
         done = subprocess.run(
             command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True, check=True

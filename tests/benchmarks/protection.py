@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launch import runtime
+from launch.program import runtime
 
 runtime.configure("training")
 
@@ -25,16 +25,19 @@ import optax
 
 from configs import benchmark
 from data.batch import DTYPES
-from launch import build, recovery
-from model import axes, families
+from launch.run import build
+from launch.training import recovery
+from model import architectures, axes
 from model.weights import replaced, trained
-from train import loop, manifest, metrics, state
-from train.checkpoint import Checkpoints
+from train import loop, state
+from train.checkpoints import manifest
+from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
-from train.goodput import Goodput
 from train.optimizer import gradient_norm
-from train.phases import Phases
+from train.record import metrics
 from train.step import make_gradients
+from train.watch.goodput import Goodput
+from train.watch.phases import Phases
 
 
 class Rows:
@@ -89,7 +92,7 @@ class Runner:
         tx = build.optimizer(config, model)
         step, _ = build.steps(config, tx)
         step = step if protected else unguarded(build.objective(config), tx)
-        self.state = state.create(lambda rngs: families.make(model, rngs), tx, 0)
+        self.state = state.create(lambda rngs: architectures.make(model, rngs), tx, 0)
         self.phases = Phases() if protected else NoPhases()
         checkpoints = Checkpoints(workdir)
         self.parts = loop.Parts(

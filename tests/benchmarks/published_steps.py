@@ -8,7 +8,7 @@ policies keep or offload projections; ours is `full`. Rows of a chip are compute
 """
 
 from configs import pretrain_decoder
-from launch import plans
+from launch.plans import candidates
 from train.planning import page, targets
 
 # name, size, target, mesh, tokens of a row, rows a chip, micro-batches, published MFU
@@ -28,7 +28,7 @@ def main() -> None:
         config = pretrain_decoder.get_config(size)
         config.model.remat, config.data.seq_len = "full", length
         config.batch_size, config.accumulate = rows * target.devices, accumulate
-        found = plans.plan(config, target, mesh)
+        found = candidates.plan(config, target, mesh)
         alone = page.mfu(
             found | {"times": dict.fromkeys(found["times"], 0.0) | {"compute": found["times"]["compute"]}}, target
         )

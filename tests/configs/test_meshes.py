@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs import pretrain_decoder, pretrain_moe
-from configs.meshes import MESHES
+from configs.parts.meshes import MESHES
 from model.config import ModelConfig
 
 PLANNED = {
@@ -39,5 +39,5 @@ def test_a_size_without_a_mesh_takes_every_device():
 
 
 def test_an_unknown_mesh():
-    with pytest.raises(ValueError, match=r"unknown mesh 'v5p_63'; configs/meshes\.py has h100_8, "):
+    with pytest.raises(ValueError, match=r"unknown mesh 'v5p_63'; configs/parts/meshes\.py has h100_8, "):
         pretrain_decoder.get_config("tiny@v5p_63")

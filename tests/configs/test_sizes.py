@@ -14,9 +14,9 @@ import transformers
 from flax import nnx
 
 from configs.sizes import DECODERS, ENCODER_DECODERS, ENCODERS, SIZES, tiny
+from model.architectures import make
 from model.config import ModelConfig
 from model.count import flops_per_token, num_params
-from model.families import make
 from model.interop import registry
 from model.interop.registry import FAMILIES, family_of
 from model.interop.table import expected

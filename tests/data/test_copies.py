@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from data import tokenizer as tokenizers
 from data.batch import DataError
 from data.builders import text as corpora
 from data.copies import Count, HeldOut
-from data.pack import RowReader
 from data.prepare import load, prepare
+from data.rows.pack import RowReader
+from data.tokens import tokenizer as tokenizers
 
 
 def quiet(line: str) -> None:

@@ -5,13 +5,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import corrupt
 from data import pipeline as pipeline_module
-from data import tokenizer as tokenizers
 from data.batch import DataError, check
-from data.pack import RowReader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
+from data.rows import corrupt
+from data.rows.pack import RowReader
+from data.tokens import tokenizer as tokenizers
 
 
 def take(pipeline, count):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data import pack, stage
 from data import prepare as prepare_module
-from data import tokenizer as tokenizers
+from data import stage
 from data.batch import DataError, from_rows
-from data.pack import RowReader
 from data.prepare import load, prepare
+from data.rows import pack
+from data.rows.pack import RowReader
+from data.tokens import tokenizer as tokenizers
 
 ROOT = Path(__file__).parents[2]
 

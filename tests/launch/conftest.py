@@ -18,7 +18,8 @@ from launch import convert  # noqa: F401
 del flags.FLAGS.workdir  # of launch.convert; launch.train, here in the same process, has one too
 from launch.train import train  # noqa: E402
 from tests.launch.standins import ROOT, Tools  # noqa: E402
-from train import mfu, plots  # noqa: E402
+from train.record import mfu  # noqa: E402
+from train.report import plots  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does so again.\n"
 
@@ -59,7 +60,7 @@ _rate = functools.cache(mfu.measure_matmul_rate)
 @pytest.fixture(autouse=True)
 def once(monkeypatch):
     """What takes a second a run, of the hundreds here: the rate of products is measured once, and plots are drawn by
-    tests/train/test_report.py and by the commands alone."""
+    tests/train/report/test_run_report.py and by the commands alone."""
     monkeypatch.setattr(mfu, "measure_matmul_rate", _rate)
     monkeypatch.setattr(plots, "svg", lambda *_, **__: "")
 

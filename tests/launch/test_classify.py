@@ -14,13 +14,13 @@ import transformers
 
 from configs import classify
 from data.batch import DataError
-from launch import restore, workdirs
-from launch.checking import ConfigError
-from launch.classifier import Classifier
+from launch.answers.classifier import Classifier
+from launch.program.checking import ConfigError
+from launch.run import restore, workdirs
 from launch.train import train
 from model.weights import by_name
 from tests.launch.conftest import shrink
-from train import metrics
+from train.record import metrics
 
 
 def small(data_dir, path, architecture="decoder", **labels):
@@ -66,7 +66,7 @@ def test_a_classifier_learns_and_its_figures_stand_beside_the_most_frequent_clas
 
 
 def test_new_texts_are_labelled_as_transformers_does(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.classifier.BATCH", 2)
+    monkeypatch.setattr("launch.answers.classifier.BATCH", 2)
     texts = ["so we lost the ball", "moon and star", "so much debt " * 40, "the bank", "a"]
     found = [row for (row,) in Classifier(trained)((text, None) for text in texts)]
     assert [row.argmax() for row in found[:2]] == [2, 1]

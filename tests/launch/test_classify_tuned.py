@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import pretrain_decoder, search_lora
-from launch import build, restore, search, workdirs
-from launch.checking import ConfigError
-from launch.classifier import Classifier
+from configs import pretrain_decoder
+from configs.searches import lora as search_lora
+from launch.answers.classifier import Classifier
+from launch.program.checking import ConfigError
+from launch.run import build, restore, workdirs
+from launch.sweeps import search
 from launch.train import train
 from model import axes
 from model.weights import by_name

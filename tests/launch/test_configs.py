@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from configs.methods import METHODS
+from configs.parts.methods import METHODS
 from launch.train import train
 from tests.launch.conftest import ARCHITECTURES, STEPS, shrink
 from tests.launch.test_train import losses
-from train import metrics
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoint import Checkpoints
+from train.record import metrics
 
 # Of the others test_every_architecture_beats_token_frequencies, test_classify.py, test_grading.py and test_tuning.py
-# run more than two steps; search_lora, methods, meshes, ranges are no configs.
+# run more than two steps.
 FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {
-    *("__init__", "base", "pretrain_moe", "pretrain_encoder", "pretrain_encdec", "search_lora", "methods"),
-    *("meshes", "ranges"),
+    *("__init__", "pretrain_moe", "pretrain_encoder", "pretrain_encdec"),
     *("classify", "text2text", "sft", "lora", "adapter", "prompt", "qlora"),
 }
 ARGUMENTS = {"pretrain_decoder": ["gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}

@@ -15,13 +15,14 @@ import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from data import tokenizer
+from data.tokens import tokenizer
 from launch import convert as module
-from launch import restore, workdirs
-from launch.checking import ConfigError
-from model import axes, families, masks
+from launch.program.checking import ConfigError
+from launch.run import restore, workdirs
+from model import architectures, axes
+from model.attention import masks
 from model.decode.generate import generate
-from model.interop.folder import Folder
+from model.interop.files.folder import Folder
 from tests.launch.conftest import ARCHITECTURES
 
 
@@ -135,7 +136,7 @@ def test_other_architectures_trained_here(name, trained, tmp_path):
         theirs = kind.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()(tokens, **others).logits
     read = [jnp.asarray(rows.numpy(), jnp.int32) for rows in (tokens, *others.values())]
     with axes.use_mesh(mesh):
-        source = {"source": families.Source(read[0], *masks.default_segments(read[0]))} if others else {}
+        source = {"source": architectures.Source(read[0], *masks.default_segments(read[0]))} if others else {}
         ours = model.logits(read[-1], **source)
     np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=2e-4)
     settings = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -184,7 +185,7 @@ def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
-    """One line, and no workdir; data/hub_tokenizer.py has tests of what it refuses."""
+    """One line, and no workdir; data/tokens/hub.py has tests of what it refuses."""
     source = tmp_path / "hf"
     shutil.copytree(folder, source)
     (source / "tokenizer.json").rename(source / "tokenizer.model")

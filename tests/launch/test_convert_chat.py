@@ -9,10 +9,12 @@ import torch
 import transformers
 
 from configs import sft
-from data import tokenizer
 from data.batch import DataError
-from data.templates import TEMPLATES
-from launch import convert, prompts, restore, workdirs
+from data.tokens import tokenizer
+from data.tokens.templates import TEMPLATES
+from launch import convert
+from launch.answers import prompts
+from launch.run import restore, workdirs
 from model import axes
 from model.decode.generate import generate
 

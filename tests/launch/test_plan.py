@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import pretrain_decoder
-from launch import plans
-from launch.checking import ConfigError
+from launch.plans import candidates
+from launch.program.checking import ConfigError
 from model import count
 from model.config import ModelConfig
 from train.planning import page, targets
@@ -19,13 +19,13 @@ from train.planning.targets import GIB
 ROOT = Path(__file__).resolve().parents[2]
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install --no-deps -r launch/requirements-planner.txt",
+    reason="libtpu is not installed: pip install --no-deps -r launch/plans/requirements.txt",
 )
 
 
 cuda = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None,
-    reason="3 GB of compilers: pip install --no-deps -r launch/requirements-planner.txt",
+    reason="3 GB of compilers: pip install --no-deps -r launch/plans/requirements.txt",
 )
 
 
@@ -46,7 +46,7 @@ def test_a_plan_for_cpu_devices(config):
     """Collectives and memory of FSDP over 4 devices."""
     target = targets.parse("cpu:4")
     config.model.attention, config.model.remat = "xla", "full"
-    found = plans.plan(config, target, {"fsdp": 4})
+    found = candidates.plan(config, target, {"fsdp": 4})
     model = ModelConfig(**config.model.to_dict())
     assert found["parameters"] == found["trained"] == count.num_params(model)
     assert found["model_flops"] == pytest.approx(8 * 128 * count.flops_per_token(model, 128))
@@ -65,7 +65,7 @@ def test_a_plan_for_cpu_devices(config):
 def test_a_batch_that_the_mesh_cannot_share(config):
     target = targets.parse("cpu:3")
     with pytest.raises(ConfigError, match="batch_size 8 cannot be divided"):
-        plans.plan(config, target, {"fsdp": 3})
+        candidates.plan(config, target, {"fsdp": 3})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_without_the_compiler_the_analytic_half(tmp_path):
 def test_a_plan_for_v5e(config):
     """In CI: peak memory, collectives by kind, nothing gathered by force."""
     config.model.dtype, config.model.remat = "bfloat16", "full"
-    found = plans.plan(config, targets.parse("v5e:2x2"), {"fsdp": 4})
+    found = candidates.plan(config, targets.parse("v5e:2x2"), {"fsdp": 4})
     assert found["memory"]["limit"] == 15.75 * GIB
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
     # Of a layer: 7 weights gathered forward and 7 again; the tables once or twice.
@@ -111,7 +111,7 @@ def test_a_plan_for_v5e(config):
 @cuda
 def test_a_plan_for_h100(config):
     config.model.dtype, config.model.remat = "bfloat16", "full"
-    found = plans.plan(config, targets.parse("h100:8"), {"fsdp": 8})
+    found = candidates.plan(config, targets.parse("h100:8"), {"fsdp": 8})
     assert found["missing"] == "" and found["attention"] == ["cuDNN"]
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
     assert {"all-gather", "reduce-scatter"} <= found["collectives"].keys() and "all-to-all" not in found["collectives"]
@@ -124,7 +124,7 @@ def test_what_does_not_fit(config):
     config.model.update(num_layers=8, embed_dim=128, mlp_dim=128, num_heads=8, num_kv_heads=8, head_dim=32)
     config.model.update(max_length=2048, attention="xla", dtype="bfloat16", remat="none")
     config.batch_size, config.data.seq_len = 16, 2048
-    found = plans.plan(config, targets.parse("v5e:1x1"), {})
+    found = candidates.plan(config, targets.parse("v5e:1x1"), {})
     assert found["out_of_memory"]["needed"] > max(8 * 16 * 8 * 2048**2 * 2, 15.75 * GIB)
     assert found["memory"]["limit"] == 15.75 * GIB and "peak" not in found["memory"]
 
@@ -143,9 +143,9 @@ def test_out_of_memory_is_an_answer(fits, config, monkeypatch):
             del memory["arguments"], memory["peak"]
         return found | {"flops": {"executed": 2e9, "a_chip": 1e9}, "missing": "", "notes": []}
 
-    monkeypatch.setattr(plans, "plan", pretended)
+    monkeypatch.setattr(candidates, "plan", pretended)
     config.model.remat = "none"
-    text = "\n".join(plans.pages(config, target, {"fsdp": 4}, "tiny", tokens=1e9))
+    text = "\n".join(candidates.pages(config, target, {"fsdp": 4}, "tiny", tokens=1e9))
     assert text.count("out of memory: needs 19.3 of 16.00 GiB") == 1
     assert ("remat=dots: needs 19.3 of 16.00 GiB" in text) == (fits != "dots")
     if fits:
@@ -167,14 +167,14 @@ def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
             found["out_of_memory"] = {"needed": 20 * GIB}
         return found
 
-    monkeypatch.setattr(plans, "plan", pretended)
+    monkeypatch.setattr(candidates, "plan", pretended)
     target = targets.parse("v5e:2x2")
-    rows = plans.search(config, target, {}, tries=100)
+    rows = candidates.search(config, target, {}, tries=100)
     fitting = [(mesh, remat) for mesh, remat, found in rows if "times" in found and "out_of_memory" not in found]
     assert fitting == [("fsdp=4", "full"), ("data=2,fsdp=2", "full"), ("fsdp=2,tensor=2", "full")]
     text = page.table(rows, target)
     assert text.count("needs 20.0 of 16.00 GiB") == len(rows) - 3 - 1 and "cannot be split over mesh axis" in text
-    assert len(plans.search(config, target, {"data": 1, "tensor": 1}, tries=2)) == 2
+    assert len(candidates.search(config, target, {"data": 1, "tensor": 1}, tries=2)) == 2
 
 
 def test_search_knows_the_axes_of_the_model_and_those_left_open(config, monkeypatch):
@@ -184,10 +184,10 @@ def test_search_knows_the_axes_of_the_model_and_those_left_open(config, monkeypa
         seen.append(mesh)
         return {"memory": {"limit": GIB}, "times": {"step": 1.0}}
 
-    monkeypatch.setattr(plans, "plan", pretended)
-    plans.search(config, target, {"data": 1, "tensor": 1, "stage": -1}, tries=100)
+    monkeypatch.setattr(candidates, "plan", pretended)
+    candidates.search(config, target, {"data": 1, "tensor": 1, "stage": -1}, tries=100)
     assert seen == [dict(data=1, tensor=1, fsdp=4 // stage, stage=stage) for stage in (1, 2, 4)]
     seen.clear()
     config.model.experts = dict(count=4, per_token=2, mlp_dim=16)
-    plans.search(config, target, {"data": 1, "tensor": 1}, tries=100)
+    candidates.search(config, target, {"data": 1, "tensor": 1}, tries=100)
     assert seen == [dict(data=1, tensor=1, fsdp=4 // expert, expert=expert) for expert in (1, 2, 4)]

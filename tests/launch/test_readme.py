@@ -13,10 +13,12 @@ from flax import nnx
 from ml_collections import config_flags
 
 from configs import quickstart
-from data import tokenizer
 from data.checked import checked
-from launch import build, runs, search, trials, workdirs
-from model import axes, families
+from data.tokens import tokenizer
+from launch.run import build, workdirs
+from launch.sweeps import search, trials
+from launch.training import runs
+from model import architectures, axes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = dict(num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16, vocab_size=0)
@@ -51,7 +53,7 @@ def small_base(workdir):
     """A workdir as one of configs/quickstart.py, but small."""
     config, words = quickstart.get_config(), tokenizer.train((), "byte")
     config.model.update(SMALL)
-    model = families.make(workdirs.architecture(config, words.vocab_size), nnx.Rngs(0))
+    model = architectures.make(workdirs.architecture(config, words.vocab_size), nnx.Rngs(0))
     workdirs.create(workdir, config.to_dict(), model, words)
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from data.batch import DataError
-from launch import workdirs
-from launch.checking import ConfigError
+from launch.program.checking import ConfigError
+from launch.run import workdirs
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import ROOT

@@ -8,9 +8,9 @@ import sys
 import jax
 import pytest
 
-from data import tokenizer
+from data.tokens import tokenizer
 from launch import convert as module
-from launch import restore
+from launch.run import restore
 from launch.train import train
 from tests.model.interop import hub
 

@@ -15,14 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from launch import build, workdirs
-from launch.checking import ConfigError
+from launch.program.checking import ConfigError
+from launch.run import build, workdirs
 from launch.train import train
 from model import axes
-from model.families import Decoder
+from model.architectures import Decoder
 from tests.launch.conftest import refused, started
-from train import loop, metrics, state
-from train.checkpoint import Checkpoints
+from train import loop, state
+from train.checkpoints.checkpoint import Checkpoints
+from train.record import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

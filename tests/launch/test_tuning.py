@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import adapters, build, evaluation, restore, workdirs
-from launch.checking import ConfigError
+from launch.answers import held_out
+from launch.program.checking import ConfigError
+from launch.run import adapters, build, restore, workdirs
 from launch.train import train
 from model import axes
 from model.weights import by_name, trained
 from tests.launch.conftest import shrink
-from train import metrics
-from train.checkpoint import CheckpointError, Checkpoints
+from train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from train.record import metrics
 
 pytestmark = pytest.mark.xdist_group("tuning")  # one worker makes the base
 
@@ -50,7 +51,7 @@ def configured(name, base, data_dir, examples, **fields):
     return config
 
 
-def held_out(workdir):
+def losses_by_step(workdir):
     """Loss by step."""
     return {
         row["step"]: row["validation/loss"]
@@ -87,8 +88,8 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
     train(config, tmp_path / "again")
     for name, leaf in restored(tmp_path / "again").items():
         np.testing.assert_array_equal(leaf, model[name])
-    assert held_out(tmp_path / "again") == held_out(tmp_path / "run")
-    assert held_out(tmp_path / "run")[4] < held_out(tmp_path / "run")[0]
+    assert losses_by_step(tmp_path / "again") == losses_by_step(tmp_path / "run")
+    assert losses_by_step(tmp_path / "run")[4] < losses_by_step(tmp_path / "run")[0]
     # A base that has changed is noticed, when it goes on and when it is used.
     shutil.copytree(base, tmp_path / "other")
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
@@ -118,7 +119,7 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
     facts = json.loads((tmp_path / "run" / "summary.json").read_text())["model"]
     assert facts["trained_parameters"] == sum(leaf.size for leaf in trained(model).values())
     assert f"{facts['trained_parameters']:,} of all train" in capsys.readouterr().out
-    losses = held_out(tmp_path / "run")
+    losses = losses_by_step(tmp_path / "run")
     with axes.use_mesh(mesh):
         logits = model.logits(jnp.arange(6)[None])
     assert np.isfinite(logits).all() and losses[2] != losses[0]
@@ -137,10 +138,10 @@ def test_before_and_after():
         {"step": step, "validation/loss": loss, "validation/unigram": 9.0} for step, loss in ((0, 3), (2, 1), (4, 2))
     ]
     rows.insert(1, {"step": 1, "train/loss": 5.0})
-    assert evaluation.before_and_after(rows, 4) == "held out  step 0  step 4\nloss           3       2\n"
+    assert held_out.before_and_after(rows, 4) == "held out  step 0  step 4\nloss           3       2\n"
     table = "held out  step 0  step 2 (best)  step 4\nloss           3              1       2\n"
-    assert evaluation.before_and_after(rows, 2) == table
-    assert evaluation.before_and_after(rows[:1], None) == ""
+    assert held_out.before_and_after(rows, 2) == table
+    assert held_out.before_and_after(rows[:1], None) == ""
 
 
 def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, examples, tmp_path):
@@ -149,7 +150,7 @@ def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, ex
     train(lora, tmp_path / "lora")
     last = {"train_only": (("layer/.*/-1/|^norm", True), (".*", False))}
     train(configured("sft", base, data_dir, examples, **last), tmp_path / "last")
-    assert held_out(tmp_path / "lora")[0] == pytest.approx(held_out(tmp_path / "last")[0], abs=1e-6)
+    assert losses_by_step(tmp_path / "lora")[0] == pytest.approx(losses_by_step(tmp_path / "last")[0], abs=1e-6)
     old, new = restored(base), restored(tmp_path / "last")
     inside = [name for name in old if name.startswith("stack/")]
     for name in inside:
@@ -161,7 +162,7 @@ def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, ex
     on = configured("sft", tmp_path / "lora", data_dir, examples)
     on.steps, on.optimizer.warmup_steps = 2, 1
     train(on, tmp_path / "on")
-    assert held_out(tmp_path / "on")[0] == pytest.approx(held_out(tmp_path / "lora")[4], abs=1e-5)
+    assert losses_by_step(tmp_path / "on")[0] == pytest.approx(losses_by_step(tmp_path / "lora")[4], abs=1e-5)
 
 
 def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corpus, tmp_path):

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from model import axes
-from model.families import Decoder
+from model.architectures import Decoder
 from tests.model import tiny
 
 ONES = dict.fromkeys(axes.MESH_AXES, 1)

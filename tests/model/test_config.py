@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from jax.interpreters import partial_eval as pe
 
-from model import families
+from model import architectures
 from model.adapt import tuning
+from model.architectures import Decoder
 from model.config import ModelConfig
 from model.count import flops_per_token, names
-from model.families import Decoder
 from model.parts import Experts
 from model.weights import replaced, trained
 from tests.model import tiny
@@ -127,7 +127,7 @@ def test_flops_of_what_trains(name):
     config = dataclasses.replace(tiny.LLAMA, attention="xla")
     config = dataclasses.replace(config, cuts=made.cuts(config, names(config)))
     rows, length = 3, 24
-    model = jax.eval_shape(lambda key: made.apply(families.make(config, nnx.Rngs(key)), key), jax.random.key(0))
+    model = jax.eval_shape(lambda key: made.apply(architectures.make(config, nnx.Rngs(key)), key), jax.random.key(0))
     params = trained(model)
     d, f, heads, kv = 32, 64, 16 * 4, 8 * 4
     a_layer = 2 * d * heads + 2 * d * kv + 3 * d * f
@@ -147,9 +147,9 @@ def test_flops_of_what_trains(name):
 def test_flops_of_an_encoder_decoder_are_those_of_the_program():
     config = dataclasses.replace(tiny.SWITCH, mlp_pattern=("dense",), experts=None, attention="xla", encoder_layers=3)
     rows, length, target = 2, 24, 8
-    model = jax.eval_shape(lambda key: families.make(config, nnx.Rngs(key)), jax.random.key(0))
+    model = jax.eval_shape(lambda key: architectures.make(config, nnx.Rngs(key)), jax.random.key(0))
     zeros = lambda width: jnp.zeros((rows, width), jnp.int32)
-    source = families.Source(*(zeros(length),) * 3)
+    source = architectures.Source(*(zeros(length),) * 3)
     program = jax.make_jaxpr(lambda model: model.logits(zeros(target), source=source))(model)
     counted = flops_per_token(config, length, target_length=target, training=False) * rows * length
     # The decoder's attention to itself computes what the mask hides as well.

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from model import axes, families
+from model import architectures, axes
 from model.parts import Experts
 from model.weights import replaced, trained
 from tests.model import tiny
@@ -113,7 +113,7 @@ def expected(model, rows):
 def test_every_mesh_equals_one_device(name, shape):
     config = MODELS[name]
     config.check_mesh(sizes(shape))
-    compare(sizes(shape), *on_one_device(name), lambda key: families.make(config, nnx.Rngs(key)), batch(name))
+    compare(sizes(shape), *on_one_device(name), lambda key: architectures.make(config, nnx.Rngs(key)), batch(name))
 
 
 def compare(shape, model, wanted, make, rows):

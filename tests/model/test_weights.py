@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
-from model import families
+from model import architectures
 from model.adapt.lora import Lora
 from model.weights import by_name, frozen, trained, variables
 from tests.model import tiny
@@ -13,10 +13,10 @@ from tests.model import tiny
 @pytest.mark.parametrize("config", [tiny.LLAMA, tiny.LATENT])
 def test_a_variable_and_its_array_have_one_name(config):
     """Attention's own parameter `value` among them."""
-    model = jax.eval_shape(lambda: families.make(config, nnx.Rngs(0)))
+    model = jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0)))
     assert variables(model).keys() == by_name(model).keys() == trained(model).keys()
     adapted = jax.eval_shape(
-        lambda: Lora(targets=(("", True),)).insert(frozen(families.make(config, nnx.Rngs(0))), jax.random.key(0))
+        lambda: Lora(targets=(("", True),)).insert(frozen(architectures.make(config, nnx.Rngs(0))), jax.random.key(0))
     )
     assert variables(adapted).keys() == by_name(adapted).keys()
     assert any(name.endswith("attention/out/a") for name in trained(adapted))

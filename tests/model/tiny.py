@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from model import axes, families
+from model import architectures, axes
 from model.config import ModelConfig, Rope
 from model.parts import Experts, Latent
 from model.weights import name
@@ -50,7 +50,7 @@ LATENT = ModelConfig(
 
 def drawn(config: ModelConfig, seed: int = 0):
     """A model whose every parameter is drawn, norms and biases too: what is left at 0 or 1 hides mistakes."""
-    return filled(jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))), seed)
+    return filled(jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))), seed)
 
 
 def filled(abstract, seed: int = 0):

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from configs import pretrain_decoder
 from model import patterns, weights
 from model.adapt.tuning import Tuning
+from model.architectures import Decoder
 from model.config import ModelConfig
-from model.families import Decoder
 from model.parts import Latent
 from train import optimizer, state, step
 from train.losses import Loss

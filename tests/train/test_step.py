@@ -10,11 +10,11 @@ from flax import nnx
 
 from configs import pretrain_decoder
 from model import axes
+from model.architectures import Decoder
 from model.config import ModelConfig
-from model.families import Decoder
 from tests.train.torch_decoder import losses_in_pytorch
 from train import guard, optimizer, state, step
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoint import Checkpoints
 from train.losses import Loss
 from train.objectives.language import language
 

@@ -1,10 +1,10 @@
 """Language modelling: predict each target token from what the model is shown.
 
-What the targets are, the data say (data/corrupt.py): the next tokens of a text for a decoder, hidden ones for an
+What the targets are, the data say (data/rows/corrupt.py): the next tokens of a text for a decoder, hidden ones for an
 encoder, stretches that were taken out for an encoder-decoder.
 """
 
-from model.families import Source
+from model.architectures import Source
 from train.losses import Loss, cross_entropy
 from train.objectives.routing import with_routers
 

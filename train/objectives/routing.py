@@ -2,7 +2,7 @@
 
 import jax
 
-from model.router import RouterStats
+from model.experts.router import RouterStats
 from train.losses import Loss
 
 

@@ -40,7 +40,7 @@ def verdict(found: dict) -> str:
 def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.0) -> str:
     """
     Args:
-      found: what launch/planning.py wrote.
+      found: what launch/plans/child.py wrote.
       title: what is planned.
       tokens: the budget of the run; 0: Chinchilla's.
     """
@@ -71,7 +71,7 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
     if found["missing"]:
         lines += ["", f"Missing: {found['missing']}."]
         lines += ["  So neither peak memory nor collectives are known, and the time is that of the products alone."]
-        lines += ["  pip install --no-deps -r launch/requirements-planner.txt brings the compilers."]
+        lines += ["  pip install --no-deps -r launch/plans/requirements.txt brings the compilers."]
     lines += [f"note: {note}" for note in found["notes"]]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 
 from data.batch import DataError
 from data.builders.text import assign, build, read
-from data.sources import Document, open_source
+from data.read.sources import Document, open_source
 
 
 def built(spec, directory, validation=0.2, rule="document", max_bad_lines=0):

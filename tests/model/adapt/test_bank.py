@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from model import axes, families
+from model import architectures, axes
 from model.adapt.bank import bank, chosen
 from model.adapt.lora import Lora, merged
+from model.architectures import Source
+from model.attention.masks import default_segments
 from model.decode.generate import generate
-from model.families import Source
-from model.masks import default_segments
 from model.weights import frozen, is_variable, replaced, trained, variables
 from tests.model import tiny
 
@@ -131,6 +131,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="2 prompts and 1 adapters"):
         generate(many, [[1], [2]], jax.random.key(0), max_new_tokens=2, adapters=[0])
     settings = Lora(targets=(("experts_up", True), (".*", False)))
-    make = lambda: settings.insert(frozen(families.make(tiny.SWITCH, nnx.Rngs(0))), jax.random.key(0))
+    make = lambda: settings.insert(frozen(architectures.make(tiny.SWITCH, nnx.Rngs(0))), jax.random.key(0))
     with pytest.raises(ValueError, match="experts; their adapters can't be chosen by row"):
         bank(base, [jax.eval_shape(make)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from model import axes, families
+from model import architectures, axes
 from model.adapt import tuning
 from model.adapt.lora import seeded
 from model.compress.quantize import quantize
@@ -35,7 +35,7 @@ CASES += [(name, "stage=2,context=2,tensor=2") for name in ("lora", "houlsby", "
 def make(name, key):
     """The model as it trains."""
     settings = tuning.make(METHODS[name])
-    model = families.make(tiny.LLAMA, nnx.Rngs(key))
+    model = architectures.make(tiny.LLAMA, nnx.Rngs(key))
     return settings.apply(quantize(model, settings.quantization) if settings.quantization else model, key)
 
 
@@ -70,7 +70,7 @@ def test_micro_batches_of_a_pipeline_do_not_share_their_dropout():
     config = dataclasses.replace(tiny.LLAMA, num_layers=4, pipeline_groups=2)
     settings = tuning.make(dict(method="lora", rank=2, alpha=8.0, dropout=0.5))
     with axes.use_mesh(axes.make_mesh({"stage": 2}, jax.devices()[:2])) as mesh:
-        start = lambda key: settings.apply(families.make(config, nnx.Rngs(key)), key)
+        start = lambda key: settings.apply(architectures.make(config, nnx.Rngs(key)), key)
         model = tiny.filled(jax.eval_shape(start, jax.random.key(0)))
         equal = jax.device_put(np.tile(np.arange(8, dtype=np.int32), (8, 1)), axes.batch_sharding(mesh))
         run = lambda model, rows: seeded(model, jax.random.key(1)).logits(rows, jnp.ones_like(rows), rows)

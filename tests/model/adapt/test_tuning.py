@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-from model import families
+from model import architectures
 from model.adapt import tuning
 from model.adapt.bottleneck import Adapter
 from model.compress.quantize import quantize
@@ -75,7 +75,7 @@ def test_what_trains_beside_an_adapter_is_float32():
     """Over a base of fewer bits a norm's scale of 1 moves down by a rate that bfloat16 would round away."""
     made = tuning.make(dict(method="lora", rank=2, base="nf4"), (("norm", True), (".*", False)))
     config = dataclasses.replace(tiny.LLAMA, param_dtype="bfloat16")
-    make = lambda key: made.apply(quantize(families.make(config, nnx.Rngs(key)), made.quantization), key)
+    make = lambda key: made.apply(quantize(architectures.make(config, nnx.Rngs(key)), made.quantization), key)
     model = jax.jit(make)(jax.random.key(0))
     assert {str(p.dtype) for p in trained(model).values()} == {"float32"}
     assert model.inputs.tokens.table.dtype == "bfloat16" and (model.norm.scale[...] == 1).all()
@@ -193,7 +193,7 @@ def test_quantized_weights_can_not_train(kind):
     for pattern in (".*", "layer/.*/query$"):
         made = tuning.make(dict(method="lora", rank=2, base=kind), ((pattern, True), (".*", False)))
         make = lambda key, made=made: made.apply(
-            quantize(families.make(tiny.LLAMA, nnx.Rngs(key)), made.quantization), key
+            quantize(architectures.make(tiny.LLAMA, nnx.Rngs(key)), made.quantization), key
         )
         with pytest.raises(ValueError, match=r"train_only: .*/attention/\w+ is quantized"):
             jax.eval_shape(make, jax.random.key(0))

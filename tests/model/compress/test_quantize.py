@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from configs import sizes
-from model import axes, families, weights
+from model import architectures, axes, weights
 from model.compress.quantize import Settings, _made, footprint, is_linear, quantize, quantized_weight
 from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
@@ -22,7 +22,7 @@ from tests.model import tiny
 from tests.model.compress.torch_layout import LAYOUTS, drawn
 from tests.model.test_meshes import MISTAKE, batch, captured
 from train import state
-from train.checkpoint import Checkpoints
+from train.checkpoints.checkpoint import Checkpoints
 from train.objectives.language import language
 
 # One weight sums over several dims, others belong to experts, and no part of two or more holds whole blocks of `embed`.
@@ -35,7 +35,7 @@ NF4 = Settings("nf4")
 
 
 def make(config, settings=NF4):
-    return lambda rngs: quantize(families.make(config, rngs), settings)
+    return lambda rngs: quantize(architectures.make(config, rngs), settings)
 
 
 def abstract(make):
@@ -44,7 +44,7 @@ def abstract(make):
 
 def filled(config=SMALL):
     """A model, quantized as one program where its float weights lie."""
-    shapes, rng = abstract(lambda rngs: families.make(config, rngs)), np.random.default_rng(0)
+    shapes, rng = abstract(lambda rngs: architectures.make(config, rngs)), np.random.default_rng(0)
     values = [np.float32(0.3 * rng.standard_normal(like.shape)) for like in jax.tree.leaves(shapes)]
     if axes.has_mesh():
         mesh, specs = jax.sharding.get_mesh(), [like.sharding.spec for like in jax.tree.leaves(shapes)]
@@ -105,7 +105,7 @@ def test_a_mesh_equals_one_device(compiled_afresh):
     with axes.use_mesh(mesh):
         split, rows = filled(), jax.device_put(batch("llama"), axes.batch_sharding(mesh))
         likes = by_name(abstract(make(SMALL)))
-        floats = by_name(abstract(lambda rngs: families.make(SMALL, rngs)))
+        floats = by_name(abstract(lambda rngs: architectures.make(SMALL, rngs)))
         program, log = captured(lambda: gradients(split, rows))
         found_loss, found = program(trained(split), split, rows)
     assert MISTAKE not in log, log
@@ -186,7 +186,7 @@ def test_bytes_on_devices(saved):
     _, model = saved
     quantized = [array for name, array in by_name(model).items() if re.search("/(codes|absmax|inner|mean)$", name)]
     shards = sum(shard.data.nbytes for array in quantized for shard in array.addressable_shards)
-    floats = trained(abstract(lambda rngs: families.make(WIDE, rngs)))
+    floats = trained(abstract(lambda rngs: architectures.make(WIDE, rngs)))
     weights = sum(variable.size for which, variable in floats.items() if "/segments/" in which and is_linear(variable))
     # Half a byte a code, one of absmax for 32 or more, inner and mean on every device; `data` copies all of it.
     assert 0.5 * 2 * weights < shards <= 0.57 * 2 * weights
@@ -225,7 +225,7 @@ def test_patterns_choose():
         leaves = jax.tree.leaves_with_path(abstract(make(tiny.LLAMA, settings)), is_leaf=is_weight)
         return {weights.whole_name(path) for path, leaf in leaves if is_weight(leaf)}
 
-    floats = trained(abstract(lambda rngs: families.make(tiny.LLAMA, rngs)))
+    floats = trained(abstract(lambda rngs: architectures.make(tiny.LLAMA, rngs)))
     assert names(NF4) == {which for which, variable in floats.items() if is_linear(variable)}
     chosen = (("down$", False), ("feed_forward", True), ("", False))
     assert names(Settings("int8", weights=chosen)) == {f"stack/segments/0/0/feed_forward/{w}" for w in ("gate", "up")}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from model import axes
+from model.architectures import Decoder
 from model.decode import generate as module
 from model.decode import sampling
 from model.decode.generate import check, generate
-from model.families import Decoder
 from tests.model import tiny
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]

@@ -4,8 +4,8 @@ import jax
 from flax import nnx
 
 from model import axes
-from model.families import Decoder
-from model.interop import gpt2, llama
+from model.architectures import Decoder
+from model.interop.tables import gpt2, llama
 from tests.model import tiny
 from train import state
 

@@ -16,17 +16,17 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from model import axes
-from model.families import Decoder
+from model.architectures import Decoder
 from model.interop import load as load_module
-from model.interop.folder import Folder
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.layout import Entry
 from model.interop.load import load, save
 from model.interop.table import Table
-from model.interop.tensorfile import CheckpointFolderError
 from model.weights import by_name
 from tests.model import tiny
 from tests.model.interop import made_up
-from tests.model.test_families import redrawn
+from tests.model.test_architectures import redrawn
 
 logits = jax.jit(Decoder.logits)
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 16)).astype(np.int32)

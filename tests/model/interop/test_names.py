@@ -13,13 +13,14 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from model import families
-from model.families import Source
+from model import architectures
+from model.architectures import Source
 from model.interop import registry
-from model.interop.folder import Folder
-from model.interop.tensorfile import CheckpointFolderError
-from tests.model.interop import hub, test_encoders
-from tests.model.interop.test_families import TOLERANCE
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
+from tests.model.interop import hub
+from tests.model.interop.tables import test_encoders
+from tests.model.interop.tables.test_families import TOLERANCE
 
 TOKENS = np.random.default_rng(0).integers(2, 60, (2, 12))
 CAUSAL, MASKED = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
@@ -45,7 +46,7 @@ def same_logits(tmp_path, auto):
         wanted = (found.pooler_output if auto is BARE else found.logits).numpy()
     name, config = registry.read_config(Folder(tmp_path))
     config = type(config)(**config.__dict__ | {"dtype": "float32"})
-    model = registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+    model = registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
     rows = TOKENS.astype(np.int32)
     if auto is BARE:
         ours = model.pooled(model(rows).x_BTD)[:, 0]
@@ -101,7 +102,7 @@ def test_an_untied_model_without_a_head_is_refused(tmp_path):
     changed(tmp_path, hub.reference("llama")[1], lambda t: {k: v for k, v in t.items() if k != "lm_head.weight"})
     name, config = registry.read_config(Folder(tmp_path))
     with pytest.raises(CheckpointFolderError, match=r"1 tensors are missing: lm_head\.weight"):
-        registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+        registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
 
 
 DECODERS = {
@@ -133,7 +134,7 @@ def test_an_untied_encoder_goes_back(name, tmp_path):
     changed(tmp_path / "one", folder, lambda t: t | extra(t) | bias, {"tie_word_embeddings": False})
     name, config = registry.read_config(Folder(tmp_path / "one"))
     config = type(config)(**config.__dict__ | {"dtype": "float32"})
-    abstract = jax.eval_shape(lambda: families.make(config, nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0)))
     registry.write(registry.read(Folder(tmp_path / "one"), name, abstract), name, tmp_path / "two")
     same_logits(tmp_path / "two", MASKED)
     with torch.no_grad():
@@ -206,7 +207,7 @@ def test_tables_of_two_sides_that_differ_are_refused(tmp_path):
     changed(tmp_path, folder, lambda t: t | {"encoder.embed_tokens.weight": noise(t["shared.weight"])})
     name, config = registry.read_config(Folder(tmp_path))
     with pytest.raises(CheckpointFolderError, match=r"shared\.weight and encoder\.embed_tokens\.weight must be equal"):
-        registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+        registry.read(Folder(tmp_path), name, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
 
 
 def test_scores_divided_by_the_number_of_the_layer(tmp_path):
@@ -221,7 +222,7 @@ def test_a_bare_bert_without_a_pooler(tmp_path):
     changed(tmp_path, folder, lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
     name, config = registry.read_config(Folder(tmp_path))
     config = type(config)(**config.__dict__ | {"dtype": "float32"})
-    abstract = jax.eval_shape(lambda: families.make(config, nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0)))
     with pytest.raises(CheckpointFolderError, match=f"^{tmp_path} has no pooler.*draw_pooler gives it a random one"):
         registry.read(Folder(tmp_path), name, abstract)
     model = registry.read(Folder(tmp_path), name, abstract, draw_pooler=True)

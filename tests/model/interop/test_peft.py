@@ -17,14 +17,14 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from model import axes, families
+from model import architectures, axes
 from model.adapt import lora
-from model.families import Source
+from model.architectures import Source
+from model.attention.masks import default_segments
 from model.interop import peft as adapters
 from model.interop import registry
-from model.interop.folder import Folder
-from model.interop.tensorfile import CheckpointFolderError
-from model.masks import default_segments
+from model.interop.files.folder import Folder
+from model.interop.files.tensorfile import CheckpointFolderError
 from model.weights import marked, replaced, trained
 from tests.model.interop import hub
 from train import state
@@ -93,7 +93,7 @@ def base(name):
     folder = Folder(CASES[name][0]()[1])
     family, config = registry.read_config(folder)
     config = dataclasses.replace(config, dtype="float32")
-    make = lambda rngs: families.make(config, rngs)
+    make = lambda rngs: architectures.make(config, rngs)
     abstract = state.abstract_model(make) if axes.has_mesh() else jax.eval_shape(lambda: make(nnx.Rngs(0)))
     return registry.read(folder, family, abstract), registry.FAMILIES[family].table(config)
 
@@ -222,7 +222,7 @@ def test_experts_as_transformers_4_had_them(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(given))
     family, config = registry.read_config(Folder(folder))
     table = registry.FAMILIES[family].table(config)
-    model = registry.read(Folder(folder), family, jax.eval_shape(lambda: families.make(config, nnx.Rngs(0))))
+    model = registry.read(Folder(folder), family, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
     model, _ = adapters.read(tmp_path, table, model)
     with pytest.raises(CheckpointFolderError, match="takes every w1 for one of theirs"):
         adapters.write(model, table, tmp_path / "out")

@@ -11,11 +11,11 @@ import torch
 import transformers
 from flax import nnx
 
-from model import families
+from model import architectures
 from model.adapt import tuning
 from model.interop import peft as adapters
 from model.interop import registry
-from model.interop.folder import Folder
+from model.interop.files.folder import Folder
 from model.weights import trained, variables
 from tests.model.adapt.test_lora import shaken
 from tests.model.interop import hub
@@ -50,7 +50,7 @@ def base(name):
     folder = Folder(saved(name)[1])
     family, config = registry.read_config(folder)
     config = dataclasses.replace(config, dtype="float32")
-    abstract = jax.eval_shape(lambda: families.make(config, nnx.Rngs(0)))
+    abstract = jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0)))
     return registry.read(folder, family, abstract), registry.FAMILIES[family].table(config)
 
 

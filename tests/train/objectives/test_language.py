@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain_decoder
-from model import families
+from model import architectures
 from model.parts import Experts
 from tests.model import tiny
 from train import optimizer, state, step
@@ -62,7 +62,7 @@ def run(accumulate=1, **settings):
     options = pretrain_decoder.get_config().optimizer
     options.update(settings)
     tx = optimizer.make_optimizer(options, lambda step: 0.01, CONFIG)
-    old = state.create(lambda rngs: families.make(CONFIG, rngs), tx, seed=0)
+    old = state.create(lambda rngs: architectures.make(CONFIG, rngs), tx, seed=0)
     before = jax.device_get(old.model)
     new, metrics = step.make_train_step(language(), tx, accumulate=accumulate)(old, batch())
     return before, jax.device_get(new.model), metrics

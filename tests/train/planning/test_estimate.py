@@ -4,11 +4,11 @@ import fnmatch
 
 import pytest
 
-from train import mfu
 from train.planning.collectives import Collective
 from train.planning.estimate import Place, Times, collective_seconds, compute_seconds, ring_rate, talks
 from train.planning.flops import Product
 from train.planning.targets import CHIPS, TargetError, parse
+from train.record import mfu
 
 
 @pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.flops])

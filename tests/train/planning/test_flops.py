@@ -9,7 +9,7 @@ import pytest
 
 from configs import pretrain_decoder
 from data.batch import DTYPES
-from model import axes, families
+from model import architectures, axes
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train import state
@@ -143,7 +143,7 @@ def step_of(model, mesh, batch_size, length):
     tx = make_optimizer(config.optimizer, lambda step: 1e-3, model)
     step = make_train_step(language(), tx)
     with axes.use_mesh(mesh):
-        abstract = state.abstract(lambda rngs: families.make(model, rngs), tx)
+        abstract = state.abstract(lambda rngs: architectures.make(model, rngs), tx)
         sharding = axes.batch_sharding(mesh)
         shapes = {name: jax.ShapeDtypeStruct((batch_size, length), t, sharding=sharding) for name, t in DTYPES.items()}
         traced = step.trace(abstract, shapes)

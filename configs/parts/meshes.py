@@ -1,0 +1,26 @@
+"""Meshes by name, for after a size: --config=configs/pretrain_decoder.py:llama3_8b@v5p_64
+
+A line is a product of the axes of model/axes.py over as many chips as its name says (2x16: two slices); a mesh of your
+own is one line more. Behind each: what it was planned for (launch.plan). Without a name: --config.mesh.AXIS=SIZE
+"""
+
+MESHES = {
+    "h100_8": dict(fsdp=8),  # llama3_8b
+    "h100_32": dict(fsdp=32),  # llama3_70b
+    "h100_32_stages": dict(stage=4, fsdp=8),  # llama2_70b, a stage a node
+    "v5e_16": dict(fsdp=16),  # llama3.2_1b
+    "v5e_2x16": dict(data=2, fsdp=16),  # llama3.2_1b
+    "v5e_256": dict(fsdp=256),  # llama3_8b
+    "v5p_64": dict(fsdp=16, tensor=4),  # llama3_8b
+    "v5p_64_context": dict(fsdp=8, context=8),  # llama3.1_8b, rows of 131,072 tokens
+    "v5p_64_experts": dict(fsdp=8, expert=8),  # mixtral_8x7b
+    "v5p_512": dict(data=8, fsdp=64),  # llama2_70b
+    "v6e_256": dict(fsdp=256),  # llama3.1_70b
+}
+
+
+def meshed(name: str) -> dict[str, int]:
+    """Sizes of all axes but those of 1, `data` too."""
+    if name not in MESHES:
+        raise ValueError(f"unknown mesh {name!r}; configs/parts/meshes.py has {', '.join(MESHES)}")
+    return {"data": 1} | MESHES[name]

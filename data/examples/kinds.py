@@ -1,0 +1,54 @@
+"""The kinds of sources of examples, by the name before the colon. What is none of them is text."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from data.batch import DataError
+from data.examples import chat, labels, pairs
+from data.examples.example import Kind
+from data.read.records import RecordSource
+from data.settings import merged
+
+_PARSED = 2  # part of what names corpora of examples: raise it when `parse` makes something else of the same records
+
+KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
+
+TEXT = "text"
+
+
+def kind_of(spec: str) -> str:
+    """The kind of a source by its spec, TEXT if it is no source of examples."""
+    name = spec.partition(":")[0]
+    return name if name in KINDS and ":" in spec else TEXT
+
+
+def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
+    """The source of a spec 'KIND:GLOB'; `settings` are those of the config's block data.KIND."""
+    name, _, pattern = spec.partition(":")
+    kind = KINDS[name]
+    parse = functools.partial(kind.parse, settings=settings)
+    return RecordSource(pattern, parse, [_PARSED, name, {column: settings[column] for column in kind.columns}])
+
+
+def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of every kind, with defaults, from the config's block `data`."""
+    blocks = {}
+    for name, kind in KINDS.items():
+        blocks[name] = merged(given.get(name) or {}, kind.fields, f"data.{name}")
+        kind.check(blocks[name])
+    return blocks
+
+
+def sources(data_config: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(spec, weight) of the config's block `data`: data.path first, then data.sources."""
+    given, path, kind = data_config["sources"], data_config.get("path") or "", data_config.get("format") or "chat"
+    try:
+        pairs = [(str(spec), float(weight)) for spec, weight in given]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"data.sources must be pairs of a source and a weight, like (('stdlib', 1.0),), not {given!r}."
+        ) from None
+    if path and kind not in KINDS:
+        raise DataError(f"data.format must be one of {', '.join(KINDS)}, not {kind!r}; it says what data.path holds.")
+    return [(f"{kind}:{path}", 1.0)] * bool(path) + pairs

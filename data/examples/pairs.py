@@ -1,0 +1,96 @@
+"""Pairs of texts: translation, summarization, question answering, whatever is one text for another.
+
+An encoder reads [prefix + source, end], and its decoder says [target, end], as in T5 (arXiv:1910.10683, section 2.4). A
+decoder alone reads [begin, prefix + source, newline] before the target, and the loss counts on target and end alone.
+
+A source that is too long loses its end, as in transformers' scripts for translation and summarization: prefix and start
+stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.batch import DataError
+from data.examples.example import Context, Encoding, Example, Kind, cut_end
+from data.read.records import field
+from data.tokens.tokenizer import Tokenizer
+
+FIELDS = {"source": "source", "target": "target", "prefix": ""}
+
+
+def inputs(
+    tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool
+) -> dict[str, list[list[int]] | None]:
+    """As `Tokenizer.inputs`: what stands before the target of each text."""
+    read = [_read(tokenizer, settings, text, encoder)[0] for text in texts]
+    if not encoder:
+        return {"prompts": read, "sources": None}
+    return {"prompts": [[tokenizer.start_id]] * len(texts), "sources": read}
+
+
+def _read(tokenizer: Tokenizer, settings: Mapping[str, Any], text: str, encoder: bool) -> tuple[list, list[bool]]:
+    """What is read of a source, and which of these ids are its own."""
+    parts = [(settings["prefix"], False), (text, True), ("" if encoder else "\n", False)]
+    ids, content = tokenizer.encode_parts(parts)
+    if encoder:
+        return [*ids, tokenizer.eot_id], [*content, False]
+    begin = [] if tokenizer.special.begin is None else [tokenizer.special.begin]
+    return begin + ids, [False] * len(begin) + content
+
+
+def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    pair = {side: field(record, settings[side], f"data.pairs.{side}") for side in ("source", "target")}
+    for side, text in pair.items():
+        if not isinstance(text, str):
+            raise ValueError(f"field {settings[side]!r} is not a string but {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"field {settings[side]!r} is empty; mend the record or take it out")
+    return pair
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for name in FIELDS:
+        if not isinstance(settings[name], str):
+            raise DataError(f"data.pairs.{name} must be a string, not {settings[name]!r}.")
+
+
+def _text(record: dict) -> str:
+    return f"{record['source']}\n{record['target']}"
+
+
+def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
+    return settings["prefix"]
+
+
+def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
+    tokenizer = context.tokenizer
+
+    def encode(record: dict) -> Example:
+        ids, content = _read(tokenizer, settings, record["source"], context.encoder)
+        target = [*tokenizer.encode(record["target"]), tokenizer.eot_id]
+        if context.encoder:
+            said = [False] + [True] * len(target)
+            return Example.of_ids([tokenizer.start_id, *target], said, source=ids, source_content=content)
+        said = [False] * len(ids) + [True] * len(target)
+        return Example.of_ids([*ids, *target], said, content + [False] * len(target))
+
+    return Encoding(encode, cut=_cut)
+
+
+def _cut(example: Example, seq_len: int, begin: int | None) -> Example:
+    """The part that fits into a row: the source loses its end, for a decoder down to a quarter of the row, and then the
+    target loses its own."""
+    if example.source is not None:
+        source, marks = (cut_end(ids, seq_len) for ids in (example.source, example.source_marks))
+        example = example._replace(source=source, source_marks=marks)
+    target = int(example.trained.sum())
+    read = len(example.tokens) - target + 1  # with the token at which the target begins
+    said = min(target, seq_len + 1 - min(read, max(seq_len // 4, 1)))
+    kept = min(read, seq_len + 1 - said)
+    places = np.r_[: kept - 1, read - 1 : read - 1 + said]
+    return example._replace(tokens=example.tokens[places], targets=example.targets[places], marks=example.marks[places])
+
+
+KIND = Kind(FIELDS, ("source", "target"), _check, _parse, _text, _identity, _encoding)

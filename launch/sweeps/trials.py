@@ -1,0 +1,226 @@
+"""Trials of a sweep: runs of launch.train whose values Optuna chooses, one after another, kept in one SQLite file.
+
+A trial that was cut off is continued in its own workdir; what it told of its evaluations stands in the file already.
+Left out: several processes on one sweep.
+"""
+
+import contextlib
+import gc
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import optuna
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict
+from optuna.trial import TrialState
+
+from data.batch import DataError
+from launch.program.checking import ConfigError
+from launch.run import build, locks, workdirs
+from launch.sweeps import search
+from launch.train import train
+from launch.training.runs import checked
+from train.early_stopping import UnknownMetric, lower_is_better, value_of
+from train.loop import TrainingStopped
+from train.report.sweep_report import Trial, ranked, show
+
+# So many trials in a row that can't be run end a sweep.
+_UNFIT = 3
+
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+class Trials:
+    """The trials in `workdir`, and what new ones are made of.
+
+    Args:
+      config: of the runs.
+      chosen: its fields that the user has set.
+      sampler: 'tpe', 'random' or 'grid'.
+      pruner: 'median' or 'none'.
+
+    Raises:
+      ConfigError: a trial could not run like this, or `workdir` holds something else.
+      DataError: there are no data, or they cannot be prepared.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        space: search.Space,
+        workdir: Path,
+        sampler: str = "tpe",
+        pruner: str = "median",
+        chosen: Iterable[str] = (),
+    ):
+        self.config, self.space, self.workdir, self.sampler = config, space, workdir, sampler
+        self.chosen, self.metric = [*chosen, *space], config.early_stopping.metric
+        if (workdir / "config.json").exists():
+            raise ConfigError(f"{workdir} holds a run of launch.train; use another --workdir")
+        search.check(space, config)
+        self.points = search.grid(space, config.seed) if sampler == "grid" else []
+        if not config.eval_every:
+            raise ConfigError("config.eval_every is 0, but trials are ranked by their evaluations")
+        self._check()
+        self.lower = lower_is_better(self.metric)
+        # Not before a quarter of the steps: what learns slowly in its warm-up need not be bad.
+        pruners = {"median": optuna.pruners.MedianPruner(n_warmup_steps=config.steps // 4)}
+        workdir.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{workdir / 'sweep.db'}",
+            study_name="sweep",
+            direction="minimize" if self.lower else "maximize",
+            pruner=pruners.get(pruner, optuna.pruners.NopPruner()),
+            load_if_exists=True,
+        )
+        self._claim({"search": space, "sampler": sampler, "pruner": pruner, **json.loads(config.to_json())})
+
+    def _check(self) -> None:
+        """The config at the ends of the space, and its data, before anything is written to `workdir`."""
+        resolved = []
+        for point in search.corners(self.space):
+            try:
+                resolved.append(checked(search.applied(self.config, point), self.workdir, self.chosen)[0])
+            except ConfigError as error:
+                raise ConfigError(f"a trial with {_words(point)} cannot run: {error}") from error
+        build.data(resolved[0], self.workdir)
+
+    def _claim(self, sweep: dict) -> None:
+        """Keep with the study what it is made of; refuse one that is made of something else."""
+        new = json.loads(json.dumps(sweep))
+        old = self.study.user_attrs.get("sweep")
+        if old is None:
+            self.study.set_user_attr("sweep", new)
+        elif lines := workdirs.differing(
+            workdirs.ADDED | workdirs.flat(old), workdirs.flat(new), workdirs.SAME_FIGURES
+        ):
+            raise ConfigError(
+                f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
+                + "\n  ".join(lines)
+            )
+
+    def run(self, total: int) -> bool:
+        """Run trials until there are `total` (of a grid: as many as it has points at most); False: a signal stopped it.
+
+        Raises:
+          ConfigError: values that can't be run, of several trials in a row or before any was evaluated; or another
+            process runs this sweep.
+        """
+        self._unfit = 0
+        total = min(total, len(self.points)) if self.points else total
+        with locks.alone(self.workdir, "runs a sweep"):
+            self._tidy()
+            while trial := self._next(total):
+                if not self._run(trial, total):
+                    return False
+                self._tidy()
+        return True
+
+    def _next(self, total: int) -> optuna.Trial | None:
+        """The trial that was cut off, or a new one."""
+        frozen = self.study.get_trials(deepcopy=False)
+        running = [trial for trial in frozen if trial.state == TrialState.RUNNING]
+        number = running[0].number if running else len(frozen)
+        if number >= total and not running:
+            return None
+        self.study.sampler = search.sampler(self.sampler, self.config.seed, number, self.points)
+        return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+
+    def _run(self, trial: optuna.Trial, total: int) -> bool:
+        values = search.suggest(trial, self.space)
+        print(f"\ntrial {trial.number} of {total}: {_words(values)}")
+        try:
+            with _memory():
+                if not self._train(trial, values):
+                    return False
+            self._unfit = 0
+        except (ConfigError, DataError, UnknownMetric) as error:
+            self._fail(trial, str(error))
+            self._unfit += 1
+            several = self._unfit == _UNFIT
+            if several or not any(row.values for row in self.rows()):
+                others = f"nor could the {_UNFIT - 1} before it" if several else "and none was evaluated yet"
+                raise ConfigError(
+                    f"trial {trial.number} ({_words(values)}) cannot run, {others}: {str(error).rstrip('.')}. The same "
+                    "command goes on with other values; another search needs a new --workdir"
+                ) from error
+        rows = self.rows()
+        best = ranked(rows, self.lower)[0]
+        so_far = f"; best: trial {best.number}, {best.outcome()}" if best.state == "complete" else ""
+        why = rows[trial.number].why
+        print(f"trial {trial.number}: {rows[trial.number].outcome()}{why and f' ({why})'}{so_far}")
+        return True
+
+    def _train(self, trial: optuna.Trial, values: dict) -> bool:
+        """Run a trial and tell its end; False: a signal stopped it."""
+        config = search.applied(self.config, values)
+        config.update(keep_last=1, keep_best=1, checkpoint_every=config.eval_every)
+        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+
+        def observe(step: int, figures: dict) -> None:
+            value = value_of(self.metric, figures)
+            if step not in told:
+                trial.report(value, step)
+            if step < config.steps and trial.should_prune():
+                raise optuna.TrialPruned
+
+        gc.collect()  # the last trial's arrays are in circles of references, which Python may leave for long
+        try:
+            if not train(config, self.directory(trial.number), self.chosen, observe):
+                return False
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except TrainingStopped as error:
+            self._fail(trial, str(error))
+        else:
+            value = self.rows()[trial.number].value
+            if value is None:
+                self._fail(trial, f"{self.metric} was never finite")
+            else:
+                self.study.tell(trial, value)
+        return True
+
+    def _fail(self, trial: optuna.Trial, why: str) -> None:
+        trial.set_user_attr("why", why)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def rows(self) -> list[Trial]:
+        """What there is to say of every trial, by number."""
+        return [
+            Trial(
+                number=trial.number,
+                state=_STATES.get(trial.state, "unfinished"),
+                parameters=trial.params,
+                values=trial.intermediate_values,
+                lower=self.lower,
+                why=trial.user_attrs.get("why", ""),
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+        ]
+
+    def _tidy(self) -> None:
+        """Delete the checkpoints of all finished trials but the best."""
+        for row in ranked(self.rows(), self.lower)[1:]:
+            if row.state != "unfinished":
+                shutil.rmtree(self.directory(row.number) / "checkpoints", ignore_errors=True)
+
+    def directory(self, number: int) -> Path:
+        return self.workdir / "trials" / str(number)
+
+
+def _words(values: dict) -> str:
+    return "  ".join(f"{name} {show(value)}" for name, value in values.items())
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Values that need more memory than there is are the user's matter."""
+    try:
+        yield
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(str(error).splitlines()[0]) from error

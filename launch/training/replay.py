@@ -1,0 +1,152 @@
+"""One step of a run done again, as it was, to look into it: what a loss spike, a skipped update or a wrong number came
+from.
+
+    python -m launch.train --config=... --workdir=DIR --replay=STEP
+
+The newest checkpoint before the step is restored, the steps between are done again, and nothing is written but the
+batch's text. Shown are the loss, norms of gradient and update by parameter, and the rows.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch.program.checking import ConfigError
+from launch.run import build, workdirs
+from launch.training import recovery, runs
+from model import axes
+from model.weights import trained
+from train import guard
+from train.checkpoints.checkpoint import Checkpoints
+from train.optimizer import fetched
+from train.record import metrics
+from train.step import make_gradients
+
+_SHOWN = 5  # rows on the screen, those of the highest loss
+_CHARACTERS = 400  # of each
+
+
+def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) -> None:
+    """Print what the step did.
+
+    Raises:
+      ConfigError: there is no checkpoint to begin with.
+    """
+    if not workdirs.begun(workdir):
+        raise ConfigError(f"--replay: {workdir} holds no run with a checkpoint")
+    run = runs.opened(config, workdir, chosen)
+    recorded = metrics.read(workdir / "metrics.jsonl")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(axes.use_mesh(run.mesh))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, reading=True)))
+        if (taken := checkpoints.latest_step) < step and not any(row["step"] >= step for row in recorded):
+            raise ConfigError(f"--replay={step}: the run in {workdir} has taken {taken} steps")
+        begin = max((kept for kept in checkpoints.steps() if kept < step), default=0)
+        print(f"step {step}, from " + (f"checkpoint {begin} of {workdir}" if begin else "the beginning of the run"))
+        tx = run.optimizer()
+        state, checkpoints.base = run.state(tx, resume=begin > 0)
+        position = None
+        if begin:
+            state, saved = checkpoints.restore(state, begin)
+            position = recovery.position(recorded, begin, saved)
+        source = stack.enter_context(contextlib.closing(run.source(position)))
+        train_step, eval_step = build.steps(run.config, tx, run.prepared.labels)
+        put = build.put(run.mesh)
+        if step > begin + 1:
+            print(f"steps {begin + 1} to {step - 1} are done again")
+        for at in range(begin + 1, step):
+            state, _ = train_step(state, put(source.next()))
+            if (place := recovery.position(recorded, at, {})) is not None:  # the run was rolled back to this step
+                source = stack.enter_context(contextlib.closing(run.source(place)))
+        everything = stack.enter_context(contextlib.closing(run.source(source.position(), everything=True)))
+        place, origins, whole, batch = source.position(), source.origins(), everything.next(), source.next()
+        mine = build.batch_rows(run.mesh, run.config.batch_size)
+        mine = np.arange(run.config.batch_size) if mine is None else mine
+        losses = [_loss(eval_step(state.model, put(_only(batch, mine == row)))) for row in range(len(origins))]
+        objective = build.objective(run.config, run.prepared.labels)
+        gradients = make_gradients(objective, accumulate=run.config.accumulate, seed=run.config.seed)
+        norms = jax.device_get(jax.jit(functools.partial(_norms, gradients, tx))(state, put(batch)))
+        _, result = train_step(state, put(batch))
+    result = {name: float(value) for name, value in jax.device_get(result).items() if value.size == 1}
+    print("\n".join(["", *_figures(step, result, place, recorded), "", *_table(norms), ""]))
+    texts = [_text(run.words, whole, row) for row in range(len(origins))]
+    rows = enumerate(zip(origins, losses, strict=True))
+    headings = [f"row {i} of the batch, {origin}, loss {loss:.4f}" for i, (origin, loss) in rows]
+    if jax.process_index() == 0:
+        path = workdir / "replay" / f"{step}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"== {head}\n{text}\n\n" for head, text in zip(headings, texts, strict=True)))
+        for row in np.argsort(losses)[::-1][:_SHOWN]:
+            more = f" ... ({len(texts[row]):,} characters)" if len(texts[row]) > _CHARACTERS else ""
+            print(f"{headings[row]}\n  {texts[row][:_CHARACTERS]!r}{more}")
+        print(f"all {len(texts)} rows: {path}")
+
+
+def _only(batch, rows):
+    """The batch with the weights of these rows alone."""
+    return batch | {"weights": np.where(rows[:, None], batch["weights"], 0).astype(batch["weights"].dtype)}
+
+
+def _loss(loss) -> float:
+    """That of the metrics, without what an objective adds to it."""
+    total, weight = float(loss.metrics["loss"]), float(loss.weight)
+    return total / weight if weight else math.nan
+
+
+def _norms(gradients, tx, state, batch) -> dict[str, jax.Array]:
+    """name -> [norm of the gradient, its elements that are not finite, norm of the update, norm of the parameter]."""
+    grads, _ = gradients(state, batch)
+    params = trained(state.model)
+    updates, _ = tx.update(grads, fetched(state.opt_state), params)
+    norm = lambda tree: jnp.sqrt(sum(jnp.sum(jnp.square(a.astype(jnp.float32))) for a in jax.tree.leaves(tree)))
+    bad = lambda tree: sum(jnp.sum(~jnp.isfinite(a)) for a in jax.tree.leaves(tree)).astype(jnp.float32)
+    return {n: jnp.stack([norm(grads[n]), bad(grads[n]), norm(updates[n]), norm(params[n])]) for n in params}
+
+
+def _figures(step: int, result: dict, place: dict, recorded: list[dict]) -> list[str]:
+    left_out = guard.REASONS[int(result["left_out"])]
+    lines = [f"{name:<14} {result[name]:.6g}" for name in result if name not in ("left_out", "streak", "skipped")]
+    lines.append(f"{'update':<14} " + (f"left out: {left_out}" if left_out else "made"))
+    lines.append(f"{'data':<14} from row {place['next_row']:,} of the stream")
+    for row in (row for row in recorded if row["step"] == step):
+        event = row.get("event", {})
+        if "left_out" in event:
+            what = f"left out: {event['left_out']}, loss {_shown(event['loss'])}"
+        elif "loss" in row:
+            event, what = row, f"loss {_shown(row['loss'])} (mean since the line before)"
+        if "grad_norm" in event:
+            lines.append(f"{'recorded':<14} {what}, gradient norm {_shown(event['grad_norm'])}")
+    return lines
+
+
+def _shown(figure: float | None) -> str:
+    return f"{math.nan if figure is None else figure:.6g}"
+
+
+def _table(norms: dict[str, np.ndarray]) -> list[str]:
+    """The largest gradients first; what is not finite before them."""
+    width = max(map(len, norms))
+    lines = [f"{'parameter':<{width}}  {'gradient':>10}  {'update':>10}  {'of parameter':>12}"]
+    order = lambda item: -item[1][0] if np.isfinite(item[1][0]) else -math.inf
+    for name, (grad, bad, update, param) in sorted(norms.items(), key=order):
+        share = f"{update / param:.2e}" if param else "-"
+        note = f"  {bad:,.0f} not finite" if bad else ""
+        lines.append(f"{name:<{width}}  {grad:>10.3e}  {update:>10.3e}  {share:>12}{note}")
+    return lines
+
+
+def _text(words, batch, row: int) -> str:
+    """The row's documents or examples, those of an encoder before those of its decoder."""
+    parts = []
+    for side in ("encoder_", ""):
+        if f"{side}tokens" in batch:
+            ids, segments = batch[f"{side}tokens"][row], batch[f"{side}segment_ids"][row]
+            parts += [words.decode(ids[segments == segment]) for segment in np.unique(segments[segments > 0])]
+    return "\n--\n".join(parts)

@@ -1,0 +1,85 @@
+"""A run, from its config to where its first step could be taken: what training it and replaying a step of it share."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from data import pipeline, stage
+from data.examples.labels import num_scores
+from data.prepare import Prepared
+from data.rows.corrupt import Corruption
+from data.tokens import tokenizer
+from launch.answers import grading, held_out
+from launch.hosts import distributed
+from launch.run import build, early_stopping, init_from, places, ranges, workdirs
+from launch.training import recovery
+from model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is allowed to be in its workdir, and whose data are prepared."""
+
+    config: ConfigDict  # with what config.init_from brings
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    prepared: Prepared
+    model: ModelConfig
+    words: tokenizer.Tokenizer
+    corruption: Corruption | None
+
+    def optimizer(self):
+        return build.optimizer(self.config, self.model)
+
+    def state(self, tx, resume: bool):
+        """init_from.create of it."""
+        tuning = workdirs.tuning(self.config, self.words)
+        return init_from.create(self.config, self.model, tuning, tx, resume, self.prepared.labels)
+
+    def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline:
+        """Its batches, from their start or from a position: what this process needs of them, or `everything`."""
+        return pipeline.train_pipeline(
+            self.prepared,
+            self.config.batch_size,
+            self.config.seed,
+            None if everything else build.batch_rows(self.mesh, self.config.batch_size),
+            position,
+            self.corruption,
+            build.augmentation(self.config, self.prepared),
+            self.config.data.max_bad_lines,
+        )
+
+
+def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
+    """(the config with what config.init_from brings, its mesh), once all is checked that can be without data.
+
+    Args, and what is raised: those of launch.train.train.
+    """
+    places.check(workdir)
+    ranges.check(config)  # and again in build.check, once the model is known
+    config = init_from.resolve(config, workdir, chosen)
+    mesh = build.mesh(config)
+    build.check(config, mesh)
+    early_stopping.make(config)
+    grading.settings(config)
+    held_out.check(config)
+    recovery.check(config)
+    return config, mesh
+
+
+def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run:
+    """The run of a config in a workdir, with its data; all processes have the same."""
+    config, mesh = checked(config, workdir, chosen)
+    workdirs.check(workdir, config)
+    prepared = build.data(config, workdir)
+    workdirs.check_data(workdir, prepared)
+    held_out.check_held_out(config, prepared)
+    num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
+    model = build.model_config(config, prepared.vocab_size, num_labels)
+    words = tokenizer.load(prepared.tokenizer_path)
+    distributed.agree("config", stage.digest(config.to_json()))
+    distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
+    return Run(config, workdir, mesh, prepared, model, words, build.corruption(config, prepared))

@@ -1,0 +1,107 @@
+"""Reads a checkpoint folder as Hugging Face keeps it: `config.json`, and tensors by name in safetensors files.
+
+    config.json                       the architecture, in their words
+    model.safetensors                 all tensors, or
+    model-00001-of-00003.safetensors  a part of them, and
+    model.safetensors.index.json      which tensor is in which part
+
+Pickle files (`pytorch_model.bin`) are refused: unpickling runs code. Nothing here imports JAX.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from model.interop.files import recognize, tensorfile
+from model.interop.files.recognize import INDEX, SINGLE
+from model.interop.files.tensorfile import CheckpointFolderError, Tensor
+
+
+class Folder:
+    """A checkpoint folder to read from; `tensors` lists what is in it.
+
+    Args:
+      prefix: what the names of the files with tensors begin with ('adapter_': of an adapter).
+
+    Raises:
+      CheckpointFolderError: no folder, no checkpoint, only pickle files, a missing, truncated or damaged file.
+    """
+
+    def __init__(self, path: str | os.PathLike, prefix: str = ""):
+        self.path = Path(path)
+        self._prefix, self._single, self._index = prefix, prefix + SINGLE, prefix + INDEX
+        self.tensors: dict[str, Tensor] = {}
+        for file in self._files():
+            for name, tensor in tensorfile.read_header(file).items():
+                if name in self.tensors:
+                    raise CheckpointFolderError(f"{file} and {self.tensors[name].path.name} both hold tensor {name}")
+                self.tensors[name] = tensor
+        for name, file in self._weight_map().items():
+            if name not in self.tensors or self.tensors[name].path.name != file:
+                raise CheckpointFolderError(f"{self.path / self._index} says that {file} holds {name}, but it does not")
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
+
+        Takes memory for the result, and some 16 MiB (or one row) more.
+
+        Raises:
+          CheckpointFolderError: the file can't be read, or a number in the part is NaN or infinite: no trained weight
+            is, and a model computes nothing but NaN from it.
+        """
+        tensor = self.tensors[name]
+        array = tensorfile.read(tensor, index)
+        if bad := tensorfile.count_not_finite(array):
+            raise CheckpointFolderError(
+                f"{tensor.path}: tensor {name} has {bad} values of {array.size} that are NaN or infinite; download the "
+                "file again, or if it was published so, use another checkpoint of the model"
+            )
+        return array
+
+    def config(self, name: str = "config.json") -> dict:
+        """The content of config.json, or of another JSON file beside it."""
+        return _json(self.path / name, f"there is no {name} in {self.path}")
+
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            raise CheckpointFolderError(recognize.folder(self.path, self._prefix))
+        shards = sorted(set(self._weight_map().values()))
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise CheckpointFolderError(f"{self.path / self._index} names {shard!r}, which is not a file beside it")
+        if missing := [shard for shard in shards if not (self.path / shard).is_file()]:
+            are = "is" if len(missing) == 1 else "are"
+            raise CheckpointFolderError(
+                f"{self.path / self._index} names {recognize.some(sorted(missing))}, which {are} missing "
+                f"({len(missing)} of {len(shards)} files); download what is missing"
+            )
+        if shards or (self.path / self._single).is_file():
+            return [self.path / name for name in shards or [self._single]]
+        raise CheckpointFolderError(recognize.folder(self.path, self._prefix))
+
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor -> file, from the index; empty where one file holds everything (it comes first if both are there)."""
+        path = self.path / self._index
+        if (self.path / self._single).is_file() or not path.is_file():
+            return {}
+        files = _json(path, f"there is no {path}").get("weight_map")
+        if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+            raise CheckpointFolderError(f"{path} is damaged: it has no weight_map from tensors to files")
+        return files
+
+
+def _json(path: Path, absent: str) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise CheckpointFolderError(absent) from None
+    except OSError as error:
+        raise CheckpointFolderError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        what = recognize.file(path) or f"can't be read: {error}"
+        raise CheckpointFolderError(f"{path} {what}") from error
+    if not isinstance(value, dict):
+        raise CheckpointFolderError(f"{path} is damaged: it is no JSON object")
+    return value

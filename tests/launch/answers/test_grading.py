@@ -1,0 +1,207 @@
+"""Answers to held-out examples: an encoder-decoder that learns pairs beside text, and what its runs are graded with."""
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from data.batch import DataError
+from data.examples import kinds
+from data.examples.example import Context
+from data.tokens import tokenizer
+from launch.answers import grading, prompts
+from launch.program.checking import ConfigError
+from launch.run import restore, workdirs
+from launch.train import train
+from model import axes
+from model.decode.generate import generate
+from tests.launch.conftest import shrink
+from train.evals import text
+from train.evals.bulk import answers
+from train.record import metrics
+from train.report.run_report import write_report
+
+COLOURS = {"red": "rot", "green": "gruen", "blue": "blau", "brown": "braun"}
+GRADE = {"metrics": "exact_match,bleu", "rows": 0, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, corpus, data_dir):
+    """A run over text with stretches taken out (to be watched) and pairs of texts."""
+    workdir = tmp_path_factory.mktemp("grading")
+    path = workdir / "colours.jsonl"
+    said = [(f"{number} {colour}", COLOURS[colour]) for number in range(60) for colour in COLOURS]
+    path.write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in said))
+    config = shrink(importlib.import_module("configs.text2text").get_config(), data_dir, corpus)
+    config.model.num_kv_heads = 4
+    config.data.path, config.data.sources = str(path), ((f"files:{corpus}", 0.1),)
+    config.data.corruption.update(kind="spans", rate=0.15, mean_length=3.0)
+    config.data.tokenizer.sentinels = 30
+    config.steps, config.eval_every, config.checkpoint_every, config.batch_size = 120, 60, 60, 16
+    config.grade.update(GRADE)
+    config.early_stopping.metric = "validation/exact_match"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        train(config, workdir / "run")
+    return workdir / "run"
+
+
+@pytest.fixture(scope="module")
+def restored(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        return restore.restore_for_inference(run, step="latest")
+
+
+def grader(run, **given):
+    config, prepared = workdirs.recorded_config(run), workdirs.adopted(run)
+    return grading.Grader(config, prepared, *workdirs.contents(run), grading.settings(config, **given))
+
+
+def test_what_it_learnt_is_graded_while_it_trains(run, restored):
+    rows = [row for row in metrics.read(run / "metrics.jsonl") if "validation/bleu" in row]
+    assert [row["step"] for row in rows] == [0, 60, 120]  # at 0 to see that there is such a metric
+    assert rows[-1]["validation/exact_match"] > 75  # of four answers
+    assert rows[-1]["validation/loss"] < rows[-1]["validation/unigram"]
+    best = json.loads((run / "summary.json").read_text())["best"]
+    assert best["value"] == max(row["validation/exact_match"] for row in rows)
+    # The restored model says the same, and its figures are those of its answers beside the references.
+    asked = grader(run)
+    with axes.use_mesh(restored[0]):
+        found = list(asked.answers(restored[1]))
+    assert {(one.prompt.split()[1], one.reference) for one in found} <= set(COLOURS.items()) and len(found) > 20
+    said, references = [one.answer for one in found], [one.reference for one in found]
+    right = sum(a == b for a, b in zip(said, references, strict=True))
+    figures = asked.figures(found)
+    assert figures["exact_match"] == pytest.approx(100 * right / len(found)) == rows[-1]["validation/exact_match"]
+    assert figures["bleu"] == rows[-1]["validation/bleu"] == figures["colours_jsonl/bleu"]
+    assert figures["bleu"] == text.grade(said, references, ["bleu"])["bleu"]
+
+
+def test_the_command_writes_and_reports(run, restored, tmp_path):
+    flags = ["--grade=chrf, rouge", "--grade_rows=3", "--max_new_tokens=12", "--step=latest"]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.evaluate", f"--workdir={run}", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # one device
+    )
+    assert "answers to 3 held-out examples, from 0 to 100:" in done.stdout, done.stderr
+    assert "nc:6|nw:0" in done.stdout and "rougeL" in done.stdout and "token frequencies alone" in done.stdout
+    with axes.use_mesh(restored[0]):
+        found = list(grader(run, rows=3).answers(restored[1]))
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert lines == [one._asdict() for one in found] and len(lines) == 3
+    facts = json.loads((run / "summary.json").read_text())["grade"]
+    expected = text.grade([one.answer for one in found], [one.reference for one in found], ["chrf"])["chrf"]
+    assert facts["figures"]["chrf"] == expected and facts["shown"] == lines
+    facts["shown"][0]["answer"] = "<i>blau"
+    (tmp_path / "summary.json").write_text(json.dumps({"grade": facts}))
+    page = write_report(tmp_path).read_text()
+    assert "&lt;i&gt;blau" in page and found[1].prompt in page and f"{expected:.2f}" in page
+
+
+def test_answers_come_in_the_order_of_the_prompts(restored):
+    """20 texts of all lengths, in batches of 16; beside them the same in batches in their own order."""
+    mesh, model, words = restored
+    asked = [f"{'9' * (7 * number % 20)} {colour}" for number, colour in enumerate([*COLOURS] * 5)]
+    sources = words.inputs(asked, True)["sources"]
+    starts, ends = [[words.start_id]] * 16, words.special.end
+    options = dict(max_new_tokens=12, vocab_size=words.vocab_size)
+    with axes.use_mesh(mesh):
+        found = answers(model, [*starts, *starts[:4]], sources, batch_size=16, ends=ends, **options)
+        for first in (0, 4):
+            part = sources[first : first + 16]
+            out = generate(model, starts, jax.random.key(1), sources=part, eos_id=ends, **options)
+            expected = [ids[:length].tolist() for ids, length in zip(out.tokens, out.lengths, strict=True)]
+            assert [ids.tolist() for ids in found[first : first + 16]] == expected
+    assert len({tuple(ids.tolist()) for ids in found}) >= 4
+
+
+def test_long_prompts_are_cut_as_in_training(run):
+    asked = grader(run)
+    (records,) = asked._records.values()
+    records[0]["source"] = "x" * 40 + "5 red"
+    given = []
+
+    def answer(model, prompts, sources, **_):
+        given.extend(sources)
+        return [[] for _ in prompts]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading, "answers", answer)
+        found = list(asked.answers(None))
+    words = workdirs.contents(run)[1]
+    assert words.decode(given[0]) == "x" * 31 and given[0][-1] == words.eot_id and len(given[0]) == 32
+    assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
+
+
+CHAT = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2, too")]
+RECORDS = {
+    "chat": {"messages": [{"role": role, "content": content} for role, content in CHAT]},
+    "pairs": {"source": "one", "target": "eins"},
+}
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("kind", RECORDS)
+def test_the_model_reads_what_it_read_before_the_last_answer_in_training(kind, encoder):
+    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
+    config.data.pairs.prefix = "translate: "
+    encoding = kinds.KINDS[kind].encoding(config.data[kind].to_dict(), Context(words, 256, encoder, None))
+    example = encoding.encode(RECORDS[kind])
+    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that the last answer is said at first
+    given = prompts.of_examples(config, words, kind, [RECORDS[kind]], encoder)
+    assert given.prompts == [example.tokens[: begins + 1].tolist()]
+    assert given.sources == ([example.source.tolist()] if encoder else None)
+    said = words.decode(example.targets[begins:])
+    assert said == {"chat": "2, too", "pairs": "eins"}[kind]
+
+
+def test_the_reference_is_the_last_answer_that_is_trained_on_with_all_that_is_said_in_it():
+    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
+    messages = RECORDS["chat"]["messages"]
+    record = {"messages": [*messages[:3], messages[3] | {"train": False}]}
+    given = prompts.of_examples(config, words, "chat", [record], False)
+    assert given.prompts == prompts.of_examples(config, words, "chat", [{"messages": messages[:2]}], False).prompts
+    assert prompts.reference(config, words, record) == "1"
+    words.special.tokenizer_config["chat_template"] = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ tools | tojson }}{{ m.content }}|{% else %}"
+        "({{ m.reasoning_content }}){{ m.content }}{{ (m.tool_calls or []) | tojson }}<|endoftext|>{% endif %}"
+        "{% endfor %}"
+    )
+    call, tools = {"name": "f", "arguments": {"b": 1, "a": 2}}, [{"name": "f", "about": ""}]
+    answer = messages[1] | {"reasoning_content": "hm", "tool_calls": [call]}
+    record = {"messages": [messages[0], answer], "tools": tools}
+    given = prompts.of_examples(config, words, "chat", [record], False)
+    assert words.decode(given.prompts[0]) == f"{json.dumps(tools)}one?|"
+    assert prompts.reference(config, words, record) == f"(hm)1{json.dumps([call])}"
+
+
+def test_refuses(run, tiny, tmp_path):
+    config = workdirs.recorded_config(run)
+    for given, words in (
+        ({"metrics": "bleu,meteor"}, "grade: unknown metric 'meteor'; choose from bleu"),
+        ({"tokenizer": "zz"}, "unknown tokenizer 'zz' of BLEU"),
+        ({"max_new_tokens": 0}, "grade.max_new_tokens is 0; it must be at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            grading.settings(config, **given)
+    with pytest.raises(ConfigError, match="leaves no room for a prompt"):
+        grader(run, max_new_tokens=64)
+    tiny.grade.metrics = "bleu"
+    with pytest.raises(ConfigError, match="this run reads text alone"):
+        train(tiny, tmp_path / "text")
+    assert not (tmp_path / "text").exists()
+    prepared = workdirs.adopted(run)
+    empty = dataclasses.replace(
+        prepared, sources=tuple(dataclasses.replace(s, validation_rows=0) for s in prepared.sources)
+    )
+    with pytest.raises(DataError, match="No conversations or pairs of texts are held out"):
+        grading.Grader(config, empty, *workdirs.contents(run), grading.settings(config))

@@ -1,0 +1,107 @@
+"""Bits per byte are given where the targets say the whole text, and a reason where they do not."""
+
+import dataclasses
+import math
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from launch.answers import held_out
+from launch.program.checking import ConfigError
+from launch.run import build
+from model import axes
+from train.losses import Loss
+
+TEXT = "".join(f"line {i} of a text\n" for i in range(300))
+ODD = "an ö in a text\n" * 3  # with a character that the rest has not
+
+
+def eval_step(model, batch):
+    """Each target costs one nat."""
+    weight = jnp.sum(batch["weights"])
+    return Loss(weight, weight, {"loss": weight})
+
+
+def evaluated(config, tmp_path) -> tuple[dict, str, object]:
+    prepared = build.data(config, tmp_path / "run")
+    corruption, mesh = build.corruption(config, prepared), build.mesh(config)
+    with axes.use_mesh(mesh):
+        figures = held_out.evaluation(config, prepared, corruption, eval_step, mesh)(None, None)
+    return figures, held_out.no_bits_per_byte(prepared, corruption), prepared
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    """Of a text whose held-out part, its tail, ends oddly."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT + ODD)
+    tiny.data.update(sources=((str(path), 1.0),), dir=str(tmp_path / "data"))
+    return tiny
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte", 0), ("bpe", 300)])
+def test_a_tokenizer_that_loses_nothing(config, tmp_path, kind, size):
+    config.data.tokenizer.update(kind=kind, vocab_size=size)
+    figures, why, prepared = evaluated(config, tmp_path)
+    (source,) = prepared.sources
+    bits = source.validation_tokens / math.log(2) / source.validation_bytes
+    assert why == "" and figures["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_a_tokenizer_of_few_characters(config, tmp_path, capsys):
+    config.data.tokenizer.update(kind="char", vocab_size=0)
+    figures, why, prepared = evaluated(config, tmp_path)
+    assert "validation/bits_per_byte" not in figures and "validation/loss" in figures
+    assert "the tokenizer loses text: 1 of 1 held-out documents" in why
+    said = capsys.readouterr().out
+    assert re.search(r"warning: .*: 3 of \d+ validation tokens are unknown to the tokenizer \(0\.\d+ %\)", said)
+    assert "not what their tokens decode to, so no bits per byte" in said
+    shown = "\n".join(
+        held_out.described(
+            {name.removeprefix("validation/"): value for name, value in figures.items()}, prepared, {}, why
+        )
+    )
+    assert f"no bits per byte, as {why}" in shown
+    # As it was prepared before this was counted.
+    old = [dataclasses.replace(source, validation_altered=None) for source in prepared.sources]
+    old = dataclasses.replace(prepared, sources=tuple(old))
+    assert held_out.no_bits_per_byte(old, None) == why
+
+
+def test_characters_that_training_has_too(config, tmp_path):
+    """The same kind of tokenizer, on text of which it loses nothing."""
+    config.data.tokenizer.update(kind="char", vocab_size=0)
+    (tmp_path / "text.txt").write_text(TEXT)
+    figures, why, _ = evaluated(config, tmp_path)
+    assert "validation/bits_per_byte" in figures and why == ""
+
+
+def test_a_source_that_is_only_watched_takes_no_figure_from_the_others(config, tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text(TEXT)
+    config.data.update(sources=((str(plain), 1.0), (str(tmp_path / "text.txt"), 0.0)))
+    config.data.tokenizer.update(kind="char", vocab_size=0)
+    figures, why, _ = evaluated(config, tmp_path)
+    assert {name for name in figures if "bits" in name} == {
+        "validation/bits_per_byte",
+        "validation/plain_txt/bits_per_byte",
+    }
+    assert why == ""
+
+
+def test_corrupted_text(config, tmp_path):
+    config.data.tokenizer.mask = True
+    config.data.corruption.kind = "masked"
+    figures, why, _ = evaluated(config, tmp_path)
+    assert "validation/bits_per_byte" not in figures and "corrupted" in why
+
+
+def test_nothing_is_held_out(config, tmp_path):
+    """It is said before the first step, and what is advised works."""
+    config.data.validation = 0.0
+    prepared = build.data(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"raise config\.data\.validation .*, or set config\.eval_every=0"):
+        held_out.check_held_out(config, prepared)
+    config.eval_every = 0
+    held_out.check_held_out(config, prepared)

@@ -1,0 +1,301 @@
+"""Workdirs of adapters: from peft and back, merged, several in one batch; against peft and transformers."""
+
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from data.tokens import tokenizer
+from launch import convert
+from launch.program.checking import ConfigError
+from launch.run import adapters, restore, workdirs
+from model import axes
+from model.adapt.lora import Lora
+from model.adapt.tuning import Tuning
+from model.decode.generate import generate
+from model.weights import replaced, trained
+from train.checkpoints.checkpoint import CheckpointError
+
+PROMPT, LENGTH = [40, 41, 42, 43], 8
+TARGETS = {"wide": ["q_proj", "down_proj"], "narrow": r".*layers\.1\..*(v_proj|o_proj)"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A LLaMA, two adapters of peft on it, and the workdirs that they become: (folder, model by adapter)."""
+    root = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    words = tokenizer.train(["some text, " * 50], "byte")
+    shape = dict(vocab_size=words.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    shape |= dict(intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=None)
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, eos_token_id=words.eot_id))
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    base.eval().save_pretrained(root / "hf")
+    words.save(root / "hf" / "tokenizer.json")
+    models = {"base": base}
+    for name, targets in TARGETS.items():
+        config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=targets, init_lora_weights=False)
+        models[name] = peft.get_peft_model(copy.deepcopy(base), config).eval()
+        with torch.no_grad():
+            for path, parameter in models[name].named_parameters():
+                if "lora_" in path:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape))
+        models[name].save_pretrained(root / f"peft {name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        convert.import_folder(root / "hf", root / "base")
+        config = root / "base" / "config.json"
+        config.write_text(config.read_text().replace("bfloat16", "float32"))
+        for name in TARGETS:
+            adapters.from_peft(root / f"peft {name}", root / "base", root / name)
+    return root, models
+
+
+def theirs(model):
+    """A greedy continuation."""
+    settings = transformers.GenerationConfig(max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return model.generate(torch.tensor([PROMPT]), generation_config=settings)[0, len(PROMPT) :].numpy()
+
+
+def ours(workdir):
+    mesh, model, _ = restore.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        return generate(model, [PROMPT], jax.random.key(0), max_new_tokens=LENGTH).tokens[0]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_from_peft_and_back(name, made, tmp_path):
+    root, models = made
+    np.testing.assert_array_equal(ours(root / name), theirs(models[name]))
+    assert (theirs(models[name]) != theirs(models["base"])).any()
+    adapters.to_peft(root / name, tmp_path / "out")
+    old, new = (load_file(path / "adapter_model.safetensors") for path in (root / f"peft {name}", tmp_path / "out"))
+    assert old.keys() == new.keys()
+    for tensor in old:
+        np.testing.assert_array_equal(old[tensor], new[tensor])
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")  # which finds the base by its name
+    np.testing.assert_array_equal(theirs(found), theirs(models[name]))
+
+
+def test_merged(made, tmp_path):
+    """As a folder, also where the base was quantized; and as a workdir, where it is a model like any."""
+    root, models = made
+    wanted = copy.deepcopy(models["wide"]).merge_and_unload().state_dict()
+    convert.export(root / "wide", tmp_path / "hf", merge=True)
+    found = load_file(tmp_path / "hf" / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for tensor in wanted:
+        np.testing.assert_allclose(found[tensor], wanted[tensor], atol=1e-5)
+    shutil.copytree(root / "wide", tmp_path / "quantized")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["model"]["param_dtype"], record["adapt"]["base"] = "bfloat16", "nf4"
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
+    convert.export(tmp_path / "quantized", tmp_path / "original", merge=True)
+    for tensor, array in load_file(tmp_path / "original" / "model.safetensors").items():
+        np.testing.assert_array_equal(array, found[tensor])
+    adapters.merge(root / "wide", tmp_path / "plain")
+    np.testing.assert_array_equal(ours(tmp_path / "plain"), theirs(models["wide"]))
+    convert.export(tmp_path / "plain", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    for tensor in found:
+        np.testing.assert_array_equal(found[tensor], again[tensor])
+
+
+def logits(workdir):
+    mesh, model, _ = restore.restore_for_inference(workdir)
+    with axes.use_mesh(mesh):
+        return np.asarray(jax.jit(lambda model: model.logits(np.array([PROMPT])))(model))
+
+
+def test_merged_into_the_weights_that_it_was_trained_over(made, tmp_path, capsys):
+    """The model then says what it said with the adapter; merged into the original weights, something else."""
+    root, _ = made
+    run = tmp_path / "run"
+    shutil.copytree(root / "wide", run)
+    record = json.loads((run / "config.json").read_text())
+    record["model"]["param_dtype"], record["adapt"]["base"] = "bfloat16", "nf4"
+    (run / "config.json").write_text(json.dumps(record))
+    adapters.merge(run, tmp_path / "quantized", into="quantized")
+    assert "warning" not in capsys.readouterr().err
+    adapters.merge(run, tmp_path / "original")
+    said = capsys.readouterr().err
+    assert f"warning: the adapter in {run} was trained over weights in nf4; merged into the original ones" in said
+    assert "--merge_into=quantized" in said
+    assert workdirs.contents(tmp_path / "quantized")[0].param_dtype == "float32"
+    trained_over, merged, other = (logits(path) for path in (run, tmp_path / "quantized", tmp_path / "original"))
+    difference = np.abs(trained_over - other).max()
+    assert np.abs(trained_over - merged).max() < 0.01 * difference
+    adapters.merge(root / "wide", tmp_path / "plain")
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError,
+        match=r"--merge_into=quantized is for adapters that were trained over quantized weights; the one in .*wide was",
+    ):
+        adapters.merge(root / "wide", tmp_path / "none", into="quantized")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B", True),
+        ("meta-llama/Llama-3.2-1B", "/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20", True),
+        ("/old/place/Base/", "/new/place/base", True),
+        ("C:\\models\\base", "/new/place/base", True),
+        ("meta-llama/Llama-3.2-1B", "/models/Llama-3.2-1B-Instruct", False),
+        ("meta-llama/Llama-3.2-1B", "/hub/models--meta-llama--Llama-3.2-3B/snapshots/4e20", False),
+    ],
+)
+def test_names_of_one_model(one, other, same):
+    assert (adapters._model_name(one) == adapters._model_name(other)) == same
+
+
+def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
+    root, _ = made
+    shutil.copytree(root / "peft narrow", tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    given = json.loads(path.read_text())
+    for name, warned in (("org/other", True), (None, False), (str(root / "hf"), False)):
+        path.write_text(json.dumps(given | {"base_model_name_or_path": name}))
+        adapters.from_peft(tmp_path / "peft", root / "base", tmp_path / str(name).replace("/", "_"))
+        said = capsys.readouterr().err
+        assert ("warning" in said) == warned
+        assert not warned or f"was trained over {name}, but {root / 'base'} was imported from {root / 'hf'}" in said
+
+
+@pytest.fixture
+def early(made):
+    """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
+    root, _ = made
+    if not (root / "early").exists():
+        config, words = workdirs.contents(root / "base")
+        tuning = Tuning(Lora(targets=(("layer/0/.*query", True), (".*", False))))
+        record = {"model": dataclasses.asdict(config), "init_from": str(root / "base"), "seed": 0}
+        record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
+        config = workdirs.architecture(workdirs.ConfigDict(record))
+        assert config.cuts == (1,)
+        with axes.use_mesh(axes.make_mesh()):
+            model, content, _ = restore.pretrained(root / "base", config)
+            model = tuning.apply(model, jax.random.key(0))
+            noise = lambda w: w.replace(w[...] + jax.random.normal(jax.random.key(1), w.shape))
+            model = replaced(model, {name: noise(w) for name, w in trained(model).items()})
+            workdirs.create(root / "early", record, model, words, base=content)
+    return root / "early"
+
+
+def test_several_in_one_batch(made, early):
+    root, models = made
+    mesh, model, _ = adapters.several(root / "base", [root / "narrow", early, root / "wide"])
+    with axes.use_mesh(mesh):
+        found = generate(model, [PROMPT] * 4, jax.random.key(0), max_new_tokens=LENGTH, adapters=[2, 1, 0, -1]).tokens
+    wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
+    assert len({tuple(row) for row in wanted}) == 4
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_in_another_precision(made, tmp_path):
+    """--dtype: alone, several in one batch, and over a quantized base, which keeps its parameters."""
+    root, _ = made
+    shutil.copytree(root / "wide", tmp_path / "quantized")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["adapt"]["base"] = "int8"
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
+    tables = {}
+    for name, given in {
+        "alone": restore.restore_for_inference(root / "wide", dtype="bfloat16"),
+        "several": adapters.several(root / "base", [root / "narrow", root / "wide"], dtype="bfloat16"),
+        "quantized": restore.restore_for_inference(tmp_path / "quantized", dtype="bfloat16"),
+    }.items():
+        mesh, model, _ = given
+        assert model.config.dtype == "bfloat16"
+        tables[name] = model.inputs.tokens.table[...].dtype.name
+        with axes.use_mesh(mesh):
+            rows = {"adapters": [1]} if name == "several" else {}
+            assert generate(model, [PROMPT], jax.random.key(0), max_new_tokens=2, **rows).lengths == [2]
+    assert tables == {"alone": "bfloat16", "several": "bfloat16", "quantized": "float32"}
+
+
+def test_an_adapter_of_one_layer(early, tmp_path):
+    adapters.to_peft(early, tmp_path / "out")
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert found.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
+
+
+def test_the_commands(made, tmp_path):
+    root, _ = made
+    run = lambda *words: subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
+    several = [f"--adapter={root / name}" for name in TARGETS]
+    more = ("--prompt=some", "--prompt=text", "--max_new_tokens=3", "--temperature=0")
+    done = run("launch.generate", f"--workdir={root / 'base'}", *several, *more)
+    heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
+    names = [*several, *several]
+    assert heads == [f"--- {i + 1} of 4: {name.removeprefix('--adapter=')} ---" for i, name in enumerate(names)], done
+    done = run("launch.generate", f"--workdir={root / 'base'}", *more)
+    heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
+    assert heads == ["--- 1 of 2 ---", "--- 2 of 2 ---"], done
+    done = run("launch.convert", f"--workdir={tmp_path / 'new'}", f"--from_peft={root / 'peft wide'}")
+    assert "--from_peft, and no other, needs --base" in done.stderr
+
+
+def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
+    """What is hashed of a workdir with an adapter is what it stores: merged weights differ in their last bits."""
+    root, _ = made
+    config, words = workdirs.contents(root / "wide")
+    tuning = Tuning(Lora(rank=2))
+    with axes.use_mesh(axes.make_mesh({"fsdp": 8}, jax.local_devices())):
+        model, content, _ = restore.pretrained(root / "wide", config)
+        record = {"model": dataclasses.asdict(config), "init_from": str(root / "wide"), "seed": 0}
+        record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
+        workdirs.create(tmp_path / "second", record, tuning.apply(model, jax.random.key(0)), words, base=content)
+    np.testing.assert_array_equal(ours(tmp_path / "second"), ours(root / "wide"))
+    with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices())):
+        assert restore.pretrained(root / "narrow", workdirs.contents(root / "narrow")[0])[1] != content
+
+
+def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
+    """Not in that of a run over quantized weights, which may hold the others in fewer bits."""
+    root, _ = made
+    shutil.copytree(root / "wide", tmp_path / "wide")
+    record = json.loads((root / "wide" / "config.json").read_text())
+    record["model"]["param_dtype"] = "bfloat16"
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(record))
+    adapters.merge(tmp_path / "wide", tmp_path / "once")
+    assert workdirs.contents(tmp_path / "once")[0].param_dtype == "float32"
+    shutil.copytree(tmp_path / "wide", tmp_path / "second")
+    (tmp_path / "second" / "config.json").write_text(json.dumps(record | {"init_from": str(tmp_path / "wide")}))
+    assert restore.stored_dtype(tmp_path / "second") == "float32"
+
+
+def test_what_is_refused(made, tmp_path):
+    root, _ = made
+    with pytest.raises(ConfigError, match=r"over a base \(lora\), and a .* --merge puts"):
+        convert.export(root / "wide", tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        adapters.to_peft(root / "base", tmp_path / "out")
+    changed = tmp_path / "base" / "config.json"  # a GPT-2 whose queries were divided by the number of their layer
+    changed.parent.mkdir()
+    changed.write_text('{"imported_changed": true}')
+    with pytest.raises(ConfigError, match=r"changed when they were imported \(scale_attn_by_inverse_layer_idx\)"):
+        adapters.from_peft(root / "peft narrow", changed.parent, tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        adapters.from_peft(root / "peft wide", root / "base", root / "wide")
+    (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
+        adapters.merge(root / "wide", tmp_path / "left")
+    with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
+        adapters.several(root / "base", [root / "narrow"], step="7")
+    with pytest.raises(CheckpointError, match="was trained over a base with the content hash"):
+        adapters.merge(root / "wide", tmp_path / "other")
+        adapters.several(tmp_path / "other", [root / "narrow"])

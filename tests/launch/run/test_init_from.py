@@ -1,0 +1,146 @@
+"""Runs that begin with the parameters of another workdir, trained or imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from data import pipeline
+from data.rows.pack import RowReader
+from data.tokens import tokenizer
+from launch import convert
+from launch.program.checking import ConfigError
+from launch.run import build, restore, workdirs
+from launch.train import train
+from model import axes
+from tests.launch.test_train import assert_same_run, losses
+
+BEGIN = "<s>"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """(a GPT-2 over bytes as launch.convert leaves it, the model of transformers); its texts begin with <s>."""
+    folder = tmp_path_factory.mktemp("hf")
+    words = tokenizer.train([], "byte", specials=[BEGIN])
+    words.save(folder / "tokenizer.json")
+    names = {"bos_token": BEGIN, "eos_token": tokenizer.EOT, "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    torch.manual_seed(0)
+    shape = dict(vocab_size=300, n_positions=48, n_embd=32, n_layer=3, n_head=4)
+    config = transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))  # so that its loss is not that of any untrained model
+    model.save_pretrained(folder)
+    convert.import_folder(folder, folder / "run")
+    return folder / "run", model
+
+
+def reference_loss(model, batch) -> float:
+    """Of transformers' model, document by document."""
+    total = count = 0.0
+    for tokens, targets, segments in zip(batch["tokens"], batch["targets"], batch["segment_ids"], strict=True):
+        for segment in set(segments.tolist()) - {0}:
+            here = segments == segment
+            with torch.no_grad():
+                logits = model(torch.tensor(tokens[here][None]).long()).logits[0]
+            total += torch.nn.functional.cross_entropy(
+                logits, torch.tensor(targets[here]).long(), reduction="sum"
+            ).item()
+            count += here.sum()
+    return total / count
+
+
+def test_begins_with_the_parameters_and_goes_on_without_the_source(tiny, imported, tmp_path, capsys):
+    source, model = tmp_path / "source", imported[1]
+    shutil.copytree(imported[0], source)
+    tiny.init_from, tiny.steps, tiny.checkpoint_every = str(source), 4, 2
+    tiny.model.remat = "full"
+    whole = tmp_path / "whole"
+    train(tiny, whole)
+    assert f"begins with the parameters of {source}" in capsys.readouterr().out
+    prepared = workdirs.adopted(whole)
+    batch = pipeline.train_pipeline(prepared, tiny.batch_size, tiny.seed).next()
+    np.testing.assert_allclose(losses(whole)[1], reference_loss(model, batch), rtol=1e-4)
+
+    rows = RowReader(prepared.sources[0].train, 32).read([0])
+    assert rows[0, 0, 0] == 1 and 1 not in rows[0, 0, 1:]
+    recorded = workdirs.recorded_config(whole)
+    assert (recorded.model.num_layers, recorded.model.norm, recorded.model.remat) == (3, "layernorm", "full")
+    assert recorded.model_type == "gpt2"
+    assert tokenizer.load(whole / "tokenizer.json").special == tokenizer.load(source / "tokenizer.json").special
+
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "4")
+    shutil.rmtree(source)
+    train(tiny, killed)
+    assert_same_run(recorded, whole, killed)
+
+
+def test_from_a_run(tiny, tmp_path):
+    """The first loss is what the evaluation step gives for the source and the same rows."""
+    tiny.steps, tiny.checkpoint_every, tiny.eval_rows = 4, 4, 0
+    train(tiny, tmp_path / "first")
+    tuned = tiny.copy_and_resolve_references()
+    tuned.init_from = str(tmp_path / "first")
+    tuned.model.num_layers = 7  # of the config file: the architecture is the source's
+    tuned.seed = 1
+    train(tuned, tmp_path / "second")
+    mesh, model, _ = restore.restore_for_inference(tmp_path / "first")
+    batch = pipeline.train_pipeline(workdirs.adopted(tmp_path / "second"), tuned.batch_size, tuned.seed).next()
+    with axes.use_mesh(mesh):
+        evaluated = build.steps(tuned, None)[1](model, build.put(mesh)(batch))
+    np.testing.assert_allclose(losses(tmp_path / "second")[1], evaluated.total / evaluated.weight, rtol=1e-5)
+    assert workdirs.recorded_config(tmp_path / "second").model.num_layers == 2
+
+
+@pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])
+def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
+    tiny.init_from = str(imported[0])
+    with pytest.raises(ConfigError, match=rf"says otherwise; leave these flags out:\n  config.{field}: "):
+        train(tiny, tmp_path / "run", [field, "model.dtype", "optimizer.learning_rate"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        (
+            "--config.model.num_layers=7",
+            "says otherwise; leave these flags out:\n  config.model.num_layers: 3 there, 7 now",
+        ),
+        ("--config.data.seq_len=64", "config.data.seq_len 64 is longer than config.model.max_length 48"),
+        ("--config.data.dir=elsewhere", "leave --config.data.dir out"),
+    ],
+)
+def test_launch_prepare_refuses_what_training_would(imported, tmp_path, flag, words):
+    command = [sys.executable, "-m", "launch.prepare", "--config=configs/sft.py", f"--config.init_from={imported[0]}"]
+    command += ["--config.data.path=absent.json", f"--data_dir={tmp_path / 'data'}", "--config.mesh.fsdp=64", flag]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_mistakes(tiny, imported, tmp_path):
+    def refused(words):
+        with pytest.raises(ConfigError, match=words):
+            train(tiny, tmp_path / "run")
+
+    tiny.init_from = str(tmp_path / "nothing")
+    refused(r"nothing holds no run \(no config.json\)")
+    tiny.init_from = str(imported[0])
+    tiny.data.seq_len = 64
+    refused("seq_len 64 is longer than config.model.max_length 48")
+    assert not (tmp_path / "run").exists()
+    tiny.data.seq_len, tiny.steps = 32, 4
+    train(tiny, tmp_path / "run")
+    tiny.init_from = "elsewhere"
+    refused(r"run holds a run with config.init_from '.*run', not 'elsewhere'")

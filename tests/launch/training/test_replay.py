@@ -1,0 +1,109 @@
+"""A step of a run, done again."""
+
+import re
+
+import numpy as np
+import pytest
+
+from data.tokens import tokenizer
+from launch.program.checking import ConfigError
+from launch.run import build
+from launch.train import train
+from launch.training import replay
+from train.record import metrics
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with checkpoints 8 and 16 that was rolled back to 8 and went on behind two rows of NaN; in it step 12 is
+    the 15th batch. Made by the first test that asks."""
+    workdir, seen = tmp_path_factory.mktemp("replayed") / "run", []
+
+    def make(config, monkeypatch):
+        config.steps, config.checkpoint_every, config.eval_every = 16, 8, 0
+        config.on_bad_steps, config.max_bad_steps = "roll_back", 2
+        put = build.put
+
+        def poisoned(mesh):
+            whole = put(mesh)
+
+            def one(batch):
+                seen.append(batch)
+                bad = len(seen) in (10, 11)
+                return whole(batch | {"weights": batch["weights"] * np.float32("nan")} if bad else batch)
+
+            return one
+
+        if not workdir.exists():
+            monkeypatch.setattr(build, "put", poisoned)
+            train(config, workdir)
+            monkeypatch.setattr(build, "put", put)
+        return workdir, seen
+
+    return make
+
+
+def figures(text):
+    return dict(re.findall(r"^(loss|grad_norm) +([\d.e+-]+)$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("step", [3, 9, 12, 16])
+def test_a_step_again(tiny, finished, monkeypatch, capsys, step):
+    """From the beginning and from checkpoint 8, before and after the data that a roll-back has left out: the loss and
+    the norm that were recorded, and the rows that were read."""
+    workdir, seen = finished(tiny, monkeypatch)
+    capsys.readouterr()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    replay.show(tiny, workdir, (), step)
+    said = capsys.readouterr().out
+    (row,) = [row for row in metrics.read(workdir / "metrics.jsonl") if row["step"] == step and "loss" in row]
+    found = figures(said)
+    assert float(found["loss"]) == pytest.approx(row["loss"], rel=1e-5)  # six digits are shown
+    assert float(found["grad_norm"]) == pytest.approx(row["grad_norm"], rel=1e-5)
+    assert f"recorded       loss {row['loss']:.6g}" in said
+    text = (workdir / "replay" / f"{step}.txt").read_text()
+    batch = seen[step - 1 if step <= 8 else step + 3]  # 12 had been made when the results of 10 and 11 were read
+    tokens = tokenizer.load(workdir / "tokenizer.json")
+    words = [tokens.decode(ids) for ids in batch["tokens"]]
+    assert len(words) == tiny.batch_size and all(word.strip() in text for word in words)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert (f"to {step - 1} are done again" in said) == (step not in (1, 9))
+
+
+def test_norms_by_parameter(tiny, finished, monkeypatch, capsys):
+    """Their squares add up to the square of the whole norm, and the losses of rows, by weight, to the loss."""
+    workdir, _ = finished(tiny, monkeypatch)
+    capsys.readouterr()
+    replay.show(tiny, workdir, (), 5)
+    said = capsys.readouterr().out
+    norms = [float(norm) for norm in re.findall(r"^\S+/\S+ +([\d.]+e[+-]\d+) ", said, re.MULTILINE)]
+    assert len(norms) > 8 and norms == sorted(norms, reverse=True)
+    assert np.sqrt(np.square(norms).sum()) == pytest.approx(float(figures(said)["grad_norm"]), rel=1e-3)
+    text = (workdir / "replay" / "5.txt").read_text()
+    heads = re.findall(r"^== row \d+ of the batch, row \d+ of fox_txt, loss ([\d.]+)$", text, re.MULTILINE)
+    losses = [float(loss) for loss in heads]
+    assert len(losses) == tiny.batch_size  # every row is full: all weigh the same
+    assert np.mean(losses) == pytest.approx(float(figures(said)["loss"]), abs=1e-4)
+
+
+def test_what_was_not_finite(tiny, finished, tmp_path, monkeypatch, capsys):
+    """A rate that ruins the model: the replayed step shows it, and what the update would have been."""
+    tiny.optimizer.update(learning_rate=1e30, clip_norm=0.0, warmup_steps=0, schedule="constant")
+    tiny.steps, tiny.checkpoint_every, tiny.eval_every = 4, 1, 0
+    train(tiny, tmp_path / "run")
+    capsys.readouterr()
+    replay.show(tiny, tmp_path / "run", (), 4)
+    said = capsys.readouterr().out
+    assert "update         left out: not finite" in said and "recorded       left out: not finite" in said
+    assert re.search(r"nan .* not finite$", said, re.MULTILINE)
+
+
+def test_nothing_to_replay(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"--replay: .* holds no run with a checkpoint"):
+        replay.show(tiny, tmp_path, (), 3)
+
+
+def test_a_step_that_was_not_taken(tiny, finished, monkeypatch):
+    workdir, _ = finished(tiny, monkeypatch)
+    with pytest.raises(ConfigError, match=r"--replay=17: .* has taken 16 steps"):
+        replay.show(tiny, workdir, (), 17)
