@@ -57,7 +57,7 @@ class Tools:
         (self.bin / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        command = ["bash", str(ROOT / "launch" / script), *arguments]
+        command = ["bash", str(ROOT / "launch" / "pods" / script), *arguments]
         environment = self.environment | variables
         return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 

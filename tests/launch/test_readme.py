@@ -34,7 +34,7 @@ def commands():
 
 def flags_of(program):
     """Names of its flags, by its source."""
-    source = (ROOT / "launch" / f"{program}.py").read_text()
+    source = next((ROOT / "launch").rglob(f"{program}.py")).read_text()
     found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | ({"step"} if "define_step()" in source else set())
     for other in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
         found |= flags_of(other)

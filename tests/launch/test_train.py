@@ -181,7 +181,9 @@ def test_ctrl_c_where_the_main_thread_waits(tiny, tmp_path):
 import os, signal, threading
 import jax
 from absl import flags
-from launch import build, runtime, train
+from launch.run import build
+from launch.program import runtime
+from launch import train
 
 def sent():
     os.kill(os.getpid(), signal.SIGINT)

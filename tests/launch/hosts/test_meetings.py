@@ -11,10 +11,11 @@ from train.checkpoints import manifest
 MEETING = """
 import dataclasses, sys, time
 word = sys.argv.pop(1)
-from launch import distributed, runtime
+from launch.hosts import distributed
+from launch.program import runtime
 import jax, jax.numpy as jnp, numpy as np
 from model import axes
-from train.silent_corruption import Checker
+from train.watch.silent_corruption import Checker
 from train.state import TrainState
 
 def flipped(array, device):
@@ -49,7 +50,9 @@ SETTLING = """
 import sys
 from pathlib import Path
 place = Path(sys.argv.pop(1))
-from launch import distributed, recovery, runtime
+from launch.hosts import distributed
+from launch.training import recovery
+from launch.program import runtime
 
 def main():
     with distributed.joined():

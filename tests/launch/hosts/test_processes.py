@@ -37,7 +37,8 @@ STEPS, HEARTBEAT = 24, 6
 PROGRAM = """
 import os, sys, time, zlib
 records, when, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
-from launch import runtime, train
+from launch.program import runtime
+from launch import train
 from absl import flags
 from train import loop
 

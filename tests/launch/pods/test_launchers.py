@@ -78,7 +78,7 @@ def test_every_line_says_which_process_speaks(variables, who, tools):
 
 @pytest.mark.parametrize(("variables", "status"), [({}, 0), ({"MESHLM_STOPPED_STATUS": "143"}, 143)])
 def test_a_signal_to_the_whole_group_costs_no_line(variables, status, tools):
-    command = ["bash", str(ROOT / "launch" / WORKER), "run", "--", sys.executable, "-c", TRAINING]
+    command = ["bash", str(ROOT / "launch" / "pods" / WORKER), "run", "--", sys.executable, "-c", TRAINING]
     environment = tools.environment | variables
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     run.stdout.readline()
@@ -127,7 +127,7 @@ def test_help_names_what_there_is(script, tools):
     asked, bare = tools.run(script, "--help"), tools.run(script)
     assert (asked.returncode, bare.returncode) == (0, 2)
     assert asked.stdout == bare.stderr
-    source = (ROOT / "launch" / script).read_text()
+    source = (ROOT / "launch" / "pods" / script).read_text()
     names = re.findall(r"\w+", " ".join(re.findall(r"^(?:options|switches)=\((.*)\)", source, re.MULTILINE)))
     names += [] if script in (SLURM, WORKER) else re.search(r"^start_with '([a-z ]+)'", source, re.MULTILINE)[1].split()
     assert all(re.search(rf"\b{name}\b", asked.stdout) for name in {*names} - {"help"}), names
@@ -135,7 +135,7 @@ def test_help_names_what_there_is(script, tools):
 
 def test_commands_of_readme(tools):
     text = (ROOT / "README.md").read_text().replace("\\\n", "")
-    commands = [shlex.split(line) for line in re.findall(r"^    bash launch/(.*--.*)", text, re.MULTILINE)]
+    commands = [shlex.split(line) for line in re.findall(r"^    bash launch/pods/(.*--.*)", text, re.MULTILINE)]
     for script, *arguments in commands:
         cut = arguments.index("--") if "--" in arguments else len(arguments)
         done = tools.run(script, *arguments[:cut], "--dry_run", *arguments[cut:])
@@ -144,7 +144,7 @@ def test_commands_of_readme(tools):
 
 
 def test_the_image_holds_every_package():
-    source = (ROOT / "launch" / "gke" / "Dockerfile").read_text()
+    source = (ROOT / "launch" / "pods" / "gke" / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (\w+) \1$", source, re.MULTILINE))
     assert copied == {"model", "data", "train", "configs", "launch"}
 

@@ -18,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def environment(kind: str, **variables: str) -> dict[str, str]:
     """os.environ of a process after configure(kind)."""
-    code = (
-        f"from launch import runtime; runtime.configure({kind!r}); import json, os; print(json.dumps(dict(os.environ)))"
-    )
+    code = f"from launch.program import runtime; runtime.configure({kind!r}); import json, os; print(json.dumps(dict(os.environ)))"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX"))}
     command = [sys.executable, "-c", code]
     return json.loads(subprocess.check_output(command, cwd=ROOT, env=inherited | {"JAX_PLATFORMS": "cpu"} | variables))
@@ -52,7 +50,7 @@ def test_a_libtpu_that_is_there_to_plan_is_silent(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if runtime.platform() != "cpu":
         pytest.skip("there is an accelerator")
-    code = "from launch import runtime; runtime.configure(); import jax; jax.devices()"
+    code = "from launch.program import runtime; runtime.configure(); import jax; jax.devices()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -85,7 +83,7 @@ def test_flags_are_for_training_and_for_new_releases(monkeypatch):
 def test_products_in_a_loop_are_right_with_the_flags_of_training():
     """XLA's oneDNN fusions of jax 0.12 got them wrong by as much as their size, without a word."""
     code = """
-from launch import runtime
+from launch.program import runtime
 runtime.configure("training")
 import jax, jax.numpy as jnp, numpy as np
 a, b, c = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate([(4, 32, 3), (4, 3, 48), (4, 32, 48)]))
@@ -104,7 +102,7 @@ def test_freed_memory_is_used_again():
     """256 MB that were used once are there without a page fault the second time; by default every page faults anew."""
     code = """
 import resource, sys
-from launch import runtime
+from launch.program import runtime
 if sys.argv[1] == "yes":
     runtime.configure()
 import numpy as np

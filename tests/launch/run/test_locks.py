@@ -21,7 +21,7 @@ from tests.launch.test_train import ROOT, assert_same_run
 HOLDER = """
 import sys, time
 from pathlib import Path
-from launch import locks
+from launch.run import locks
 with locks.alone(Path(sys.argv[1]), "trains"):
     print("held", flush=True)
     time.sleep(600)

@@ -20,10 +20,13 @@ PHASES = ("prepare", "step", "save", "evaluate", "report")
 PROGRAM = """
 import os, signal, sys, threading
 phase, count, delay = sys.argv.pop(1), int(sys.argv.pop(1)), float(sys.argv.pop(1))
-from launch import runtime, train
+from launch.program import runtime
+from launch import train
 from absl import flags
 from data import stage
-from train import checkpoint, loop, report
+from train.checkpoints import checkpoint
+from train import loop
+from train.report import run_report
 
 entered = []
 
@@ -44,7 +47,7 @@ def parts_dying(state, step, saved, schedule, parts, run=loop.train):
 loop.train = parts_dying
 stage.run = dying("prepare", stage.run)
 checkpoint.Checkpoints.save = dying("save", checkpoint.Checkpoints.save)
-report.write_report = dying("report", report.write_report)
+run_report.write_report = dying("report", run_report.write_report)
 flags.mark_flags_as_required(["config", "workdir"])
 runtime.run(train.main)
 """

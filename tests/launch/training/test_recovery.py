@@ -188,8 +188,10 @@ def test_a_process_whose_saves_fail_ends(tiny, tmp_path):
     program = """
 import resource
 from absl import flags
-from launch import runtime, train
-from train import loop, saves
+from launch.program import runtime
+from launch import train
+from train import loop
+from train.checkpoints import saves
 
 def crowded(state, step, saved, schedule, parts, run=loop.train):
     read, calls = parts.source.next, []
@@ -224,7 +226,8 @@ def test_a_run_that_hangs_ends(tiny, tmp_path):
     program = """
 import threading
 from absl import flags
-from launch import runtime, train
+from launch.program import runtime
+from launch import train
 from train import loop
 
 def hanging(state, step, saved, schedule, parts, run=loop.train):

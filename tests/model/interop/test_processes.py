@@ -21,7 +21,7 @@ import jax
 address, rank, source, target = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(rank))
 from model import axes
-from model.interop.folder import Folder
+from model.interop.files.folder import Folder
 from model.interop.load import load, save
 from tests.model import tiny
 from tests.model.interop import made_up

@@ -72,7 +72,7 @@ def test_a_process_that_was_stopped_goes_on():
     """SIGSTOP, as Ctrl-Z sends it: the time until SIGCONT is nobody's."""
     code = """
 import os, signal, subprocess, time
-from train.phases import Phases, Watchdog
+from train.watch.phases import Phases, Watchdog
 phases = Phases()
 with Watchdog(phases, seconds=3.0, first_seconds=3.0, end_after=0.3, end=lambda text: os._exit(3)), phases("step"):
     time.sleep(0.2)
@@ -107,8 +107,8 @@ def test_compiling_is_no_history():
 def test_a_process_that_hangs_ends():
     code = """
 import threading
-from launch import processes
-from train.phases import Phases, Watchdog
+from launch.hosts import processes
+from train.watch.phases import Phases, Watchdog
 phases = Phases()
 def waits_for_good():
     threading.Event().wait()

@@ -94,7 +94,7 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path):
     program = f"""
         import os
         import numpy as np
-        from model.interop.writer import Writer
+        from model.interop.files.writer import Writer
         with Writer({str(tmp_path / "out")!r}, {{"a": ((3,), np.dtype("float32"))}}, {{}}) as writer:
             writer.write("a", np.ones(3, np.float32))
             os._exit(9)
