@@ -72,7 +72,7 @@ def test_files_form_floors(package):
     assert len(order) == len(modules)
 
 
-# Rooms of a package from the bottom up; programs are the files beside them. A file uses its own room and those before it.
+# Rooms of a package from the bottom up; programs are the files beside them. A file uses its own room and lower ones.
 FLOORS = {"launch": ("program", "hosts", "run", "plans answers", "training", "programs", "sweeps")}
 
 
