@@ -1,6 +1,6 @@
-"""README's table of the supported families, made from the tables of the code.
+"""The table of supported families in model/README.md, made from the tables of the code.
 
-    python -m tests.support     # writes it into README.md, between the two comments that mark its place
+    python -m tests.support     # writes it there, between the two comments that mark its place
 
 It stands with the tests, for it needs configs, which no package of the product imports.
 """
@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.interop.registry import FAMILIES, family_of
 from tests.configs.published import CONFIGS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[1] / "model" / "README.md"
 MARKS = ("<!-- python -m tests.support -->", "<!-- end of what it writes -->")
 NAMES = {
     "gpt2": "GPT-2, GPT-3",

@@ -170,3 +170,20 @@ def test_no_folder_is_crowded():
         str(Path(name).parent) for name in tracked() if not name.startswith(".") and not name.endswith("__init__.py")
     )
     assert not {folder: count for folder, count in counts.items() if count > 15}
+
+
+@pytest.mark.parametrize("readme", ["README.md", *(f"{package}/README.md" for package in (*PACKAGES, "tests"))])
+def test_links_of_readmes_lead_somewhere(readme):
+    text = (ROOT / readme).read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, heading = target.partition("#")
+        path = (ROOT / readme).parent / file if file else ROOT / readme
+        assert path.exists(), f"{readme} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+            names = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+            assert heading in names, f"{readme} links to {target}"
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 12_000

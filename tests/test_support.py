@@ -1,4 +1,4 @@
-"""README's table of families is the one that the code gives."""
+"""model/README.md's table of families is the one that the code gives."""
 
 from tests import support
 

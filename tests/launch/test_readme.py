@@ -1,4 +1,4 @@
-"""README's commands: every flag is there, and every config passes all checks that are made before data are.
+"""The commands of the READMEs: every flag is there, and every config passes all checks that are made before data are.
 
 Data are described and not made. Where a command reads a workdir, an earlier one makes it; a small model stands in it.
 """
@@ -21,15 +21,21 @@ from launch.training import runs
 from model import architectures, axes
 
 ROOT = Path(__file__).resolve().parents[2]
+# In the order in which they are read: what one command makes, a later one may use.
+READMES = (
+    "README.md",
+    *(f"{package}/README.md" for package in ("launch", "data", "model", "train", "configs", "tests")),
+)
 SMALL = dict(num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16, vocab_size=0)
 
 
 def commands():
-    """(program, words) of everything in launch/ that README starts, in its order."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", "")
-    for line in re.findall(r"^    python -m launch\.(.*)", text, re.MULTILINE):
-        program, *words = shlex.split(line, comments=True)
-        yield program, words
+    """(program, words) of everything in launch/ that the READMEs start, in their order."""
+    for readme in READMES:
+        text = (ROOT / readme).read_text().replace("\\\n", "")
+        for line in re.findall(r"^    python -m launch\.(.*)", text, re.MULTILINE):
+            program, *words = shlex.split(line, comments=True)
+            yield program, words
 
 
 def flags_of(program):

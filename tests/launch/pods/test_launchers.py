@@ -134,7 +134,7 @@ def test_help_names_what_there_is(script, tools):
 
 
 def test_commands_of_readme(tools):
-    text = (ROOT / "README.md").read_text().replace("\\\n", "")
+    text = (ROOT / "launch" / "README.md").read_text().replace("\\\n", "")
     commands = [shlex.split(line) for line in re.findall(r"^    bash launch/pods/(.*--.*)", text, re.MULTILINE)]
     for script, *arguments in commands:
         cut = arguments.index("--") if "--" in arguments else len(arguments)
