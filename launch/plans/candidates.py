@@ -49,7 +49,7 @@ def plan(config: ConfigDict, target: targets.Target, mesh: dict[str, int]) -> di
             [sys.executable, "-m", "launch.plans.child"],
             input=json.dumps(job).encode(),
             env=environment(target),
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
             capture_output=True,
         )
         messages = done.stderr.decode(errors="replace")

@@ -105,7 +105,7 @@ def configure(kind: str = "") -> None:
     os.environ.update(settings(platform(), kind))
     if platform() == "cpu" and importlib.util.find_spec("libtpu"):  # there to plan: without a TPU it would complain
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[2] / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if platform() == "cpu" and sys.platform == "linux":
