@@ -89,7 +89,7 @@ def test_without_the_compiler_the_analytic_half(tmp_path):
         "--target=v5e:2x2", "--mesh=fsdp=4", PYTHONPATH=str(tmp_path), TPU_LIBRARY_PATH=str(tmp_path / "none.so")
     )
     assert done.returncode == 0, done.stderr
-    assert "Missing: libtpu is not installed" in done.stdout and "requirements-planner.txt" in done.stdout
+    assert "Missing: libtpu is not installed" in done.stdout and "launch/plans/requirements.txt" in done.stdout
     assert "FLOPs a step" in done.stdout and "optimizer" in done.stdout and "activations" not in done.stdout
 
 
