@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from train.objectives.table import OBJECTIVES
+
 # First pattern found in the last part of a metric's name, at the start of a word of it, decides. (pattern, lower is
 # better)
 DIRECTIONS = (
@@ -25,9 +27,12 @@ def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of `metric` ('validation/loss', 'validation/news/macro_f1') is the better one.
 
     Raises:
-      UnknownMetric: no pattern of DIRECTIONS is in its name.
+      UnknownMetric: it is no objective's own figure, and no pattern of DIRECTIONS is in its name.
     """
     name = metric.rpartition("/")[2]
+    for objective in OBJECTIVES.values():
+        if name in objective.lower_is_better:
+            return objective.lower_is_better[name]
     for pattern, lower in DIRECTIONS:
         if re.search(rf"(?:^|_)(?:{pattern})", name):
             return lower

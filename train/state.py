@@ -1,6 +1,7 @@
 """TrainState: everything that the next step depends on beside the data, created already sharded."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ class TrainState:
     skipped: jax.Array  # int32: updates left out (guard.py)
     streak: jax.Array  # int32: of these, the last ones in a row
     recent: jax.Array  # float32: what updates are judged by (guard.py)
+    # Frozen models beside the one that trains, by name, for the objective (train/objectives/objective.py). They are
+    # sharded like any model; they are not differentiated, not updated and not saved.
+    companions: dict[str, nnx.Module] = dataclasses.field(default_factory=dict)
 
 
 def create(make_model, tx, seed: int) -> TrainState:
@@ -36,6 +40,18 @@ def create(make_model, tx, seed: int) -> TrainState:
 def around(model: nnx.Module, tx) -> TrainState:
     """A new state whose parameters are those of `model`, which is given away."""
     return jax.jit(lambda model: _around(model, tx), donate_argnums=0)(model)
+
+
+def beside(state: TrainState, companions: Mapping[str, nnx.Module]) -> TrainState:
+    """The state with these frozen models beside the one that trains.
+
+    Raises:
+      ValueError: a parameter of one of them would train.
+    """
+    for name, model in companions.items():
+        if found := list(trained(model)):
+            raise ValueError(f"the companion {name!r} is not frozen: {found[0]} would train")
+    return dataclasses.replace(state, companions=dict(companions))
 
 
 def completed(make_model, seed: int, found: dict[str, nnx.Variable | Weight]) -> tuple[nnx.Module, list[str]]:

@@ -1,6 +1,7 @@
 """One optimizer step: accumulate, differentiate, clip, update; leave out what is not finite or a spike."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 
 from model import axes
 from model.adapt.lora import seeded
+from model.adapt.tuning import without_adapters
 from model.weights import replaced, trained
 from train import guard
 from train.losses import Loss
@@ -19,27 +21,28 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
     """(state, batch) -> (gradients by name, Loss) of a step; gradients are of the mean loss.
 
     Args:
-      objective: (model, batch, key) -> Loss.
+      objective: (model, batch, key, **companions) -> Loss, see train/objectives/objective.py.
       accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
         that of one large batch whatever weight each micro-batch has. Gradients are summed in float32, whatever the
         dtype of the parameters: bfloat16 would lose most of the later ones.
     """
 
-    def total(params, model, batch, key):
-        loss = objective(seeded(replaced(model, params), key), batch, key)
+    def total(params, state, batch, key):
+        others = companions(objective, state.model, state.companions)
+        loss = objective(seeded(replaced(state.model, params), key), batch, key, **others)
         return loss.total, loss
 
-    def mean(params, model, batch, key):
-        """Divides before it differentiates: a pass over all gradients less."""
-        loss = objective(seeded(replaced(model, params), key), batch, key)
-        return loss.total / _at_least(jax.lax.stop_gradient(loss.weight)), loss
+    def mean(params, state, batch, key):
+        """Divides before it differentiates, which saves a pass over all gradients."""
+        sums, loss = total(params, state, batch, key)
+        return sums / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
     def gradients(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         params = trained(state.model)
         if accumulate == 1:
-            return jax.grad(mean, has_aux=True)(params, state.model, batch, key)
-        differentiate = functools.partial(jax.grad(total, has_aux=True), params, state.model)
+            return jax.grad(mean, has_aux=True)(params, state, batch, key)
+        differentiate = functools.partial(jax.grad(total, has_aux=True), params, state)
         sums, loss = _accumulate(differentiate, params, _split(batch, accumulate), key)
         return jax.tree.map(lambda g, p: (g / _at_least(loss.weight)).astype(p.dtype), sums, params), loss
 
@@ -78,6 +81,7 @@ def make_train_step(
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
             recent=recent,
+            companions=state.companions,  # the same arrays: the state is donated, so nothing is copied
         )
         metrics = {name: value / _at_least(loss.weight) for name, value in loss.metrics.items()}
         metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
@@ -88,8 +92,27 @@ def make_train_step(
 
 
 def make_eval_step(objective):
-    """The compiled (model, batch) -> Loss without dropout; sums, to be added up over batches."""
-    return jax.jit(lambda model, batch: objective(model, batch, None))
+    """The compiled (model, batch, companions) -> Loss without dropout; sums, to be added up over batches.
+
+    `model` and `companions` are those of a TrainState; an objective without companions needs none.
+    """
+
+    def eval_step(model, batch, beside=None):
+        return objective(model, batch, None, **companions(objective, model, beside or {}))
+
+    return jax.jit(eval_step)
+
+
+def companions(objective, model, given: Mapping) -> dict:
+    """The companions that an objective asks for.
+
+    One that is not `given` is the model itself with its adapter off: the same frozen arrays, so it takes no memory.
+
+    Raises:
+      ValueError: one is not given, and the model is no frozen base with an adapter.
+    """
+    names = [companion.name for companion in getattr(objective, "companions", ())]
+    return {name: given[name] if name in given else without_adapters(model) for name in names}
 
 
 def _home(new, old):

@@ -65,6 +65,14 @@ class Bottleneck:
         return model
 
 
+def without(model):
+    """The model without adapters; its other arrays are the same."""
+    model = jax.tree.map(lambda leaf: leaf, model)  # new modules, so that those of `model` keep their adapters
+    for block in (leaf for leaf in jax.tree.leaves(model, is_leaf=_is_block) if _is_block(leaf)):
+        block.attention_adapter = block.feed_forward_adapter = None
+    return model
+
+
 class Adapter(nnx.Module):
     """down, activation, up: [B, T, D] -> [B, T, D]."""
 

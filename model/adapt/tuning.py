@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.adapt import bottleneck
 from model.adapt.bottleneck import Bottleneck
-from model.adapt.lora import Lora, weights
+from model.adapt.lora import Lora, LowRank, weights
 from model.adapt.prompt import Prompt
 from model.compress.quantize import Settings
 from model.compress.quantized import QuantizedWeight
@@ -61,6 +62,26 @@ class Tuning:
         lists = {"train_only": self.train_only}
         lists |= {"adapt.targets": self.method.targets} if isinstance(self.method, Lora) else {}
         return tuple(sorted({cut for of, rules in lists.items() if rules for cut in cuts(config, names, rules, of)}))
+
+
+def without_adapters(model):
+    """The frozen base under what trains: the same arrays, without the adapters that stand on them.
+
+    Raises:
+      ValueError: the model has no adapter, or parameters of the base train beside it, or it is tuned by a prompt, whose
+        vectors have places of their own in the rows.
+    """
+    off = jax.tree.map(lambda w: w.base if isinstance(w, LowRank) else w, model, is_leaf=_is_low_rank)
+    off = bottleneck.without(off)
+    if trained(off):
+        raise ValueError(f"the base under the adapter is not frozen: {next(iter(trained(off)))} trains")
+    if len(trained(model)) == 0:
+        raise ValueError("the model has no adapter, so its base cannot be told from it")
+    return off
+
+
+def _is_low_rank(leaf) -> bool:
+    return isinstance(leaf, LowRank)
 
 
 def _in_float32(v: nnx.Variable) -> nnx.Variable:

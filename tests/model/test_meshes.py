@@ -17,7 +17,7 @@ from model import architectures, axes
 from model.parts import Experts
 from model.weights import replaced, trained
 from tests.model import tiny
-from train.objectives.language import language
+from train.objectives.language import Language
 
 MISTAKE = "Involuntary full rematerialization"
 
@@ -71,7 +71,7 @@ def batch(name):
 
 def compiled(model, rows):
     """The program (model, batch) -> (gradients of what trains, by name, Loss)."""
-    objective = language(z_loss=1e-3, balance_loss=1e-2, router_z_loss=1e-3)
+    objective = Language(z_loss=1e-3, balance_loss=1e-2, router_z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
         def total(params):

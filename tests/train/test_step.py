@@ -16,7 +16,7 @@ from tests.train.torch_decoder import losses_in_pytorch
 from train import guard, optimizer, state, step
 from train.checkpoints.checkpoint import Checkpoints
 from train.losses import Loss
-from train.objectives.language import language
+from train.objectives.language import Language
 
 CONFIG = ModelConfig(
     vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=16, dtype="float32", tied=True
@@ -48,7 +48,7 @@ def run(steps=3, accumulate=1, mesh=None, **settings):
     """Metrics of each step, and the final parameters."""
     with axes.use_mesh(mesh or axes.make_mesh({"data": 1}, jax.devices()[:1])) as mesh:
         tx, current = start(**settings)
-        train_step = step.make_train_step(language(), tx, accumulate=accumulate)
+        train_step = step.make_train_step(Language(), tx, accumulate=accumulate)
         put = lambda b: jax.device_put(b, axes.batch_sharding(mesh))
         seen = []
         for i in range(steps):
@@ -84,7 +84,7 @@ def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
         device = current.step.sharding.memory_kind
         assert kinds(current.opt_state) == {(False, device), (True, "pinned_host")}
         assert kinds(current.model) == {(True, device)}
-        current, _ = step.make_train_step(language(), tx)(current, jax.device_put(batch(), axes.batch_sharding(mesh)))
+        current, _ = step.make_train_step(Language(), tx)(current, jax.device_put(batch(), axes.batch_sharding(mesh)))
         assert kinds(current.opt_state) == {(False, device), (True, "pinned_host")}
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(1, current, {})
@@ -102,7 +102,7 @@ def test_clipping_bounds_the_update():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1, weight_decay=0.0)
         before = jax.device_get(jax.tree.leaves(current.model))
-        current, metrics = step.make_train_step(language(), tx)(current, batch())
+        current, metrics = step.make_train_step(Language(), tx)(current, batch())
         after = jax.device_get(jax.tree.leaves(current.model))
     moved = np.sqrt(sum(np.square(a - b).sum() for a, b in zip(after, before, strict=True)))
     assert metrics["grad_norm"] > 0.2
@@ -113,7 +113,7 @@ def test_skips_what_is_not_finite():
     """A bad batch changes neither parameters nor optimizer state and is counted; a good one resets the streak."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
-        train_step = step.make_train_step(language(), tx)
+        train_step = step.make_train_step(Language(), tx)
         current, _ = train_step(current, batch())
         before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
         bad = batch() | {"weights": np.full((ROWS, LENGTH), np.nan, np.float32)}
@@ -136,7 +136,7 @@ def test_an_update_that_is_not_finite_changes_nothing(broken, spike):
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(**broken)
         before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
-        current, metrics = step.make_train_step(language(), tx, spike=spike)(current, batch())
+        current, metrics = step.make_train_step(Language(), tx, spike=spike)(current, batch())
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
     assert guard.REASONS[int(metrics["left_out"])] == "the update is not finite"
     assert (metrics["skipped"], metrics["streak"], current.step) == (1, 1, 1)
@@ -169,7 +169,7 @@ def test_a_spike_changes_nothing():
     """Of the loss: labels at random, after a window of lower losses."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
-        train_step = step.make_train_step(language(), tx, spike=10.0)
+        train_step = step.make_train_step(Language(), tx, spike=10.0)
         recent = np.random.default_rng(0).normal(1.0, 0.01, (2, guard.WINDOW)).astype(np.float32)
         current = dataclasses.replace(current, recent=jnp.asarray(recent))
         before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
@@ -184,7 +184,7 @@ def test_a_spike_changes_nothing():
 def test_a_batch_without_weight_is_harmless():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(weight_decay=0.0)
-        _, metrics = step.make_train_step(language(), tx)(
+        _, metrics = step.make_train_step(Language(), tx)(
             current, batch() | {"weights": np.zeros((ROWS, LENGTH), np.float32)}
         )
     assert metrics["grad_norm"] == 0 and metrics["skipped"] == 0
@@ -193,7 +193,7 @@ def test_a_batch_without_weight_is_harmless():
 def test_dropout_differs_by_step_and_repeats_by_seed():
     config = ModelConfig(**{**CONFIG.__dict__, "dropout": 0.5})
     model = Decoder(config, nnx.Rngs(0))
-    loss = jax.jit(lambda key: language()(model, batch(), key).total)
+    loss = jax.jit(lambda key: Language()(model, batch(), key).total)
     keys = [jax.random.fold_in(jax.random.key(0), step) for step in (0, 1, 0)]
     first, second, again = (float(loss(key)) for key in keys)
     assert first == again != second
@@ -205,7 +205,7 @@ def test_pure_bfloat16():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, CONFIG)
         current = state.create(lambda rngs: Decoder(config, rngs), tx, seed=0)
-        train_step = step.make_train_step(language(), tx)
+        train_step = step.make_train_step(Language(), tx)
         losses = []
         for _ in range(20):
             current, metrics = train_step(current, batch())
@@ -220,7 +220,7 @@ def test_golden_curve():
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
         model = jax.device_get(nnx.to_pure_dict(nnx.state(current.model)))
-        train_step = step.make_train_step(language(), tx)
+        train_step = step.make_train_step(Language(), tx)
         ours = []
         for i in range(12):
             current, metrics = train_step(current, batch(i % 3))

@@ -295,4 +295,4 @@ def _training(state: TrainState) -> dict:
 def _join(like: TrainState, model: dict, training: dict) -> TrainState:
     rest = (like.opt_state, like.skipped, like.streak, like.recent)
     tree = _rename({"step": like.step, "rest": rest}, training)
-    return TrainState(tree["step"], _rename(like.model, model), *tree["rest"])
+    return TrainState(tree["step"], _rename(like.model, model), *tree["rest"], companions=like.companions)

@@ -9,14 +9,14 @@ import numpy as np
 from train.losses import Loss
 
 
-def total(eval_step, model, batches, put) -> Loss:
+def total(eval_step, model, batches, put, companions=None) -> Loss:
     """The sums of a loss over `batches`, as numbers and NumPy arrays on the host.
 
     Args:
-      eval_step: (model, batch) -> Loss, compiled.
+      eval_step: (model, batch, companions) -> Loss, compiled.
       batches: this process's host batches.  put: host batch -> global batch on the mesh.
     """
-    return added(jax.device_get(eval_step(model, put(batch))) for batch in batches)
+    return added(jax.device_get(eval_step(model, put(batch), companions)) for batch in batches)
 
 
 def added(losses: Iterable[Loss], factors: Iterable[float] | None = None) -> Loss:

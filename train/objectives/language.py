@@ -1,32 +1,90 @@
 """Language modelling: predict each target token from what the model is shown.
 
-What the targets are, the data say (data/rows/corrupt.py): the next tokens of a text for a decoder, hidden ones for an
-encoder, stretches that were taken out for an encoder-decoder.
+The data decide what the targets are (data/rows/corrupt.py): the next tokens of a text for a decoder, masked tokens for
+an encoder, spans that were taken out for an encoder-decoder.
 """
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from data.examples import kinds
 from model.architectures import Source
+from model.config import ModelConfig
+from train.evals import perplexity
 from train.losses import Loss, cross_entropy
+from train.objectives.objective import HeldOut, Objective
 from train.objectives.routing import with_routers
 
+CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
 
-def language(z_loss: float = 0.0, label_smoothing: float = 0.0, balance_loss: float = 0.0, router_z_loss: float = 0.0):
-    """The objective (model, batch, key) -> Loss over data.batch rows; `loss` is nats a token, unsmoothed.
+
+@dataclasses.dataclass(frozen=True)
+class Language(Objective):
+    """Cross-entropy of the target tokens; `loss` is nats a token, unsmoothed.
 
     Args:
       z_loss, label_smoothing: see losses.cross_entropy.
       balance_loss, router_z_loss: see routing.with_routers.
     """
 
-    def objective(model, batch, key) -> Loss:
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    balance_loss: float = 0.0
+    router_z_loss: float = 0.0
+
+    heads: ClassVar = ("language_model", "masked")
+    predicts_tokens: ClassVar = True
+
+    def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
+        if model.head not in self.heads:
+            raise ValueError(
+                f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
+                "'language' needs them"
+            )
+        found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
+        if "labels" in found:
+            raise ValueError(
+                "config.data has labels, which config.objective.name 'language' can't learn; use "
+                "--config=configs/classify.py"
+            )
+        if (examples := sorted(found - {kinds.TEXT})) and model.architecture == "encoder":
+            raise ValueError(
+                f"config.data.sources of kind {' and '.join(examples)} need a decoder, which says the answers, but "
+                "config.model.architecture is encoder"
+            )
+        kind, fitting = data["corruption"]["kind"], CORRUPTION[model.architecture]
+        if kind != fitting and kinds.TEXT in found:
+            raise ValueError(
+                f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns "
+                f"from {fitting!r}; change one of them"
+            )
+
+    def __call__(self, model, batch, key) -> Loss:
         rows = lambda prefix: [batch[prefix + name] for name in ("tokens", "segment_ids", "positions")]
         source = {"source": Source(*rows("encoder_"))} if "encoder_tokens" in batch else {}
         hidden = model(*rows(""), key=key, **source)
-        output = model.output(hidden.x_BTD)
-        loss = cross_entropy(output, batch["targets"], batch["weights"], z_loss=z_loss, label_smoothing=label_smoothing)
+        weights_BT, smoothing = batch["weights"], self.label_smoothing
+        loss = cross_entropy(
+            model.output(hidden.x_BTD), batch["targets"], weights_BT, z_loss=self.z_loss, label_smoothing=smoothing
+        )
         metrics = {"loss": loss.cross_entropy}
-        if z_loss:
+        if self.z_loss:
             metrics["z_loss"] = loss.z_loss
-        found = Loss(loss.total, batch["weights"].sum(), metrics)
-        return with_routers(found, hidden.router, balance_loss, router_z_loss)
+        found = Loss(loss.total, weights_BT.sum(), metrics)
+        return with_routers(found, hidden.router, self.balance_loss, self.router_z_loss)
 
-    return objective
+    def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
+        return perplexity.figures(loss, held_out.bytes_per_token)
+
+    def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
+        if "bits_per_byte" in figures:
+            yield f"held-out text: {held_out.bytes:,} bytes, never trained on"
+            for name, value in {"this model": figures["bits_per_byte"], **held_out.compressors}.items():
+                yield f"  {name:12} {value:6.3f} bits per byte"
+        else:
+            yield "what was held out, never trained on:"
+            yield f"  no bits per byte, as {held_out.no_bits_per_byte}"
+        yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
+        yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
+        yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)

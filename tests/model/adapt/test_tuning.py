@@ -19,7 +19,7 @@ from model.weights import by_name, trained, variables
 from tests.model import tiny
 from tests.model.adapt.test_lora import shaken
 from train import state, step
-from train.objectives.language import language
+from train.objectives.language import Language
 
 ROWS = tiny.packed_rows(4, 16)
 BATCH = dict(zip(("tokens", "segment_ids", "positions"), ROWS, strict=True)) | {
@@ -59,7 +59,7 @@ def test_two_steps_move_what_trains_and_nothing_else(name):
     current = state.around(model, tx)
     moments = {leaf.shape for leaf in jax.tree.leaves(current.opt_state) if leaf.ndim}
     assert moments == {before[name].shape for name in after_names}
-    train_step = step.make_train_step(language(), tx)
+    train_step = step.make_train_step(Language(), tx)
     for _ in range(2):
         current, metrics = train_step(current, BATCH)
     assert np.isfinite(metrics["loss"])
@@ -80,7 +80,7 @@ def test_what_trains_beside_an_adapter_is_float32():
     assert {str(p.dtype) for p in trained(model).values()} == {"float32"}
     assert model.inputs.tokens.table.dtype == "bfloat16" and (model.norm.scale[...] == 1).all()
     tx = optax.adam(2e-4)
-    current, _ = step.make_train_step(language(), tx)(state.around(model, tx), BATCH)
+    current, _ = step.make_train_step(Language(), tx)(state.around(model, tx), BATCH)
     np.testing.assert_allclose(np.abs(np.asarray(current.model.norm.scale) - 1), 2e-4, rtol=1e-3)
 
 

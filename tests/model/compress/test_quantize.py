@@ -23,7 +23,7 @@ from tests.model.compress.torch_layout import LAYOUTS, drawn
 from tests.model.test_meshes import MISTAKE, batch, captured
 from train import state
 from train.checkpoints.checkpoint import Checkpoints
-from train.objectives.language import language
+from train.objectives.language import Language
 
 # One weight sums over several dims, others belong to experts, and no part of two or more holds whole blocks of `embed`.
 SMALL = dataclasses.replace(
@@ -54,7 +54,7 @@ def filled(config=SMALL):
 
 
 def loss(model, rows):
-    return language(balance_loss=1e-2)(model, rows, None).total
+    return Language(balance_loss=1e-2)(model, rows, None).total
 
 
 def gradients(model, rows):

@@ -16,7 +16,7 @@ from model.experts.router import RouterStats
 from tests.model import tiny
 from train import state
 from train.evals.label_metrics import figures
-from train.objectives.classification import labels
+from train.objectives.classification import Classification
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +49,7 @@ def scorer(classes):
 
 def outcome(model, rows, **settings):
     """(loss as evaluated, gradients as trained)."""
-    objective = labels(**settings, names=("B-X", "I-X", "O"))
+    objective = Classification(**settings, names=("B-X", "I-X", "O"))
     both = lambda model: (objective(model, rows, jax.random.key(0)).total, objective(model, rows, None))
     gradients, loss = jax.jit(jax.grad(both, has_aux=True))(model)
     return loss, gradients
@@ -101,7 +101,7 @@ def test_entities_are_those_of_seqeval(likely):
     rows["weights"] = ((random.random(shape) < 0.8) & (rows["segment_ids"] > 0)).astype(np.float32)
     said = np.where(random.random(shape) < 0.7, rows["targets"], random.choice(5, shape, p=odds))
     model = Scorer(np.eye(5, dtype=np.float32)[said])
-    loss = jax.jit(lambda model: labels(names=NAMES)(model, rows, None))(model)
+    loss = jax.jit(lambda model: Classification(names=NAMES)(model, rows, None))(model)
     true_lists, said_lists = [], []
     for row in range(len(said)):
         for segment in range(1, rows["segment_ids"][row].max() + 1):
@@ -120,19 +120,19 @@ def test_entities_are_those_of_seqeval(likely):
 
 @pytest.mark.parametrize("names", [["O", "X"], ["B", "I", "O"], ["O"], []])
 def test_other_names_are_no_tags(names):
-    assert "entities" not in labels(names=names)(scorer(3), batch(), None).metrics
+    assert "entities" not in Classification(names=names)(scorer(3), batch(), None).metrics
 
 
 def test_numbers_need_one_score():
     with pytest.raises(ValueError, match="the model gives 3 scores"):
-        labels()(scorer(3), batch(numbers=True), None)
+        Classification()(scorer(3), batch(numbers=True), None)
 
 
 def test_routers_of_experts_are_added():
     router = RouterStats(*np.random.default_rng(0).uniform(1, 2, (len(RouterStats._fields), 2, 4)).astype(np.float32))
     router = router._replace(tokens=jnp.full(2, 24.0), z_loss=jnp.ones(2), dropped=jnp.zeros(2))
     model, rows = dataclasses.replace(scorer(3), router=router), batch()
-    added = labels(balance_loss=0.5)(model, rows, None).total - labels()(model, rows, None).total
+    added = Classification(balance_loss=0.5)(model, rows, None).total - Classification()(model, rows, None).total
     np.testing.assert_allclose(added, 0.5 * router.balance_loss().sum() * 24, rtol=1e-4)
     assert added > 0.1
 

@@ -12,7 +12,7 @@ from model import architectures
 from model.parts import Experts
 from tests.model import tiny
 from train import optimizer, state, step
-from train.objectives.language import language
+from train.objectives.language import Language
 
 CONFIG = dataclasses.replace(
     tiny.LLAMA,
@@ -30,7 +30,7 @@ def batch(rows=4):
 
 
 def loss_of(config, **coefficients):
-    return jax.jit(lambda model, rows: language(**coefficients)(model, rows, None))(tiny.drawn(config), batch())
+    return jax.jit(lambda model, rows: Language(**coefficients)(model, rows, None))(tiny.drawn(config), batch())
 
 
 def test_router_losses_are_added_as_means_over_tokens():
@@ -64,7 +64,7 @@ def run(accumulate=1, **settings):
     tx = optimizer.make_optimizer(options, lambda step: 0.01, CONFIG)
     old = state.create(lambda rngs: architectures.make(CONFIG, rngs), tx, seed=0)
     before = jax.device_get(old.model)
-    new, metrics = step.make_train_step(language(), tx, accumulate=accumulate)(old, batch())
+    new, metrics = step.make_train_step(Language(), tx, accumulate=accumulate)(old, batch())
     return before, jax.device_get(new.model), metrics
 
 

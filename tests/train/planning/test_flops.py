@@ -13,7 +13,7 @@ from model import architectures, axes
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train import state
-from train.objectives.language import language
+from train.objectives.language import Language
 from train.optimizer import make_optimizer
 from train.planning.flops import count
 from train.planning.hlo import parse
@@ -141,7 +141,7 @@ def step_of(model, mesh, batch_size, length):
     config = pretrain_decoder.get_config()
     config.data.seq_len, config.batch_size = length, batch_size
     tx = make_optimizer(config.optimizer, lambda step: 1e-3, model)
-    step = make_train_step(language(), tx)
+    step = make_train_step(Language(), tx)
     with axes.use_mesh(mesh):
         abstract = state.abstract(lambda rngs: architectures.make(model, rngs), tx)
         sharding = axes.batch_sharding(mesh)

@@ -7,7 +7,7 @@ import pytest
 from model import axes
 from tests.train.test_step import batch, start
 from train import step
-from train.objectives.language import language
+from train.objectives.language import Language
 from train.watch import silent_corruption
 from train.watch.silent_corruption import Checker, SilentCorruption, differing_replicas
 
@@ -44,7 +44,7 @@ def run(request):
     """(mesh, state, train step, a batch on the devices)"""
     with axes.use_mesh(axes.make_mesh(request.param)) as mesh:
         tx, state = start(offload=request.param.get("tensor") == 2)
-        train_step = step.make_train_step(language(), tx)
+        train_step = step.make_train_step(Language(), tx)
         yield mesh, state, train_step, jax.device_put(batch(), axes.batch_sharding(mesh))
 
 
