@@ -24,7 +24,7 @@ from flax import nnx
 from ml_collections import config_flags
 
 from launch.program.checking import ConfigError
-from launch.run import build, restore, workdirs
+from launch.run import build, checks, models, restore
 from model import architectures, axes, count
 from model.compress.quantize import quantize
 from model.weights import trained
@@ -42,8 +42,8 @@ _SERVE = flags.DEFINE_bool(
 def main() -> None:
     config = _CONFIG.value
     mesh = build.mesh(config)
-    build.check(config, mesh)
-    model = build.model_config(config)
+    checks.check(config, mesh)
+    model = models.model_config(config)
     if model.architecture == "encoder_decoder":
         raise ConfigError("launch.benchmark times decoders and encoders; of others launch.train prints tokens/s")
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def main() -> None:
 
 def random_model(config, model):
     """With what config.adapt puts over it."""
-    tuning = workdirs.tuning(config)
+    tuning = models.tuning(config)
     made = jax.jit(lambda key: architectures.make(model, nnx.Rngs(key)))(jax.random.key(config.seed))
     if tuning.quantization:
         made = quantize(made, tuning.quantization)

@@ -26,6 +26,7 @@ from data.read.sources import BadLines
 from launch.answers.classifier import Classifier
 from launch.program.checking import ConfigError
 from launch.run import early_stopping
+from launch.run.workdirs import Workdir
 from model.config import CHOICES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what launch.convert imported.")
@@ -87,7 +88,7 @@ def _best(row: np.ndarray, names: list[str] | None) -> str:
 
 
 def main() -> None:
-    classifier = Classifier(Path(_WORKDIR.value).absolute(), _STEP.value, _DTYPE.value)
+    classifier = Classifier(Workdir(Path(_WORKDIR.value).absolute()), _STEP.value, _DTYPE.value)
     texts = list(given(classifier.settings))
     if not texts:
         raise DataError(f"{_FILE.value} holds no texts.")

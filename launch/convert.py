@@ -31,6 +31,7 @@ from data.tokens.tokenizer import Tokenizer
 from launch.answers import prompts
 from launch.program.checking import ConfigError
 from launch.run import adapters, early_stopping, places, restore, workdirs
+from launch.run.workdirs import Workdir
 from model import architectures, axes, count
 from model.adapt.lora import Lora
 from model.config import ModelConfig
@@ -96,8 +97,8 @@ def _labels(config: ModelConfig, given: dict) -> dict | None:
 
 
 def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into: str = "original") -> None:
-    config, words = workdirs.contents(workdir)
-    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    run = Workdir(workdir)
+    config, method = run.architecture, run.tuning.method
     if not merge and method is not None:
         way = "it can neither be merged nor be written for peft"
         if isinstance(method, Lora):
@@ -106,13 +107,10 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into:
             f"{workdir} holds what was trained over a base ({type(method).__name__.lower()}), and a checkpoint folder "
             f"a whole model: {way}"
         )
-    name = workdirs.recorded_config(workdir).get("model_type") or registry.family_of(config)
-    fields, files, words = _described(workdir, config, words)
+    name = run.config.get("model_type") or registry.family_of(config)
+    fields, files, words = _described(run)
     mesh = restore.spread(config)
-    if merge:
-        model = adapters.merged(workdir, mesh, step, into)
-    else:
-        model = restore.restore_for_inference(workdir, mesh, step)[1]
+    model = adapters.merged(run, mesh, step, into) if merge else restore.for_inference(run, mesh, step)[1]
     with axes.use_mesh(mesh):
         registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
@@ -121,12 +119,13 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into:
             print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
 
 
-def _described(workdir: Path, config: ModelConfig, words: Tokenizer) -> tuple[dict, dict[str, str], Tokenizer]:
+def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     """(fields of config.json beside those of the architecture, files beside it, the tokenizer as it is written) of what
     is exported. With these transformers ends an answer where launch.generate does."""
-    record, encoder = workdirs.recorded_config(workdir), config.architecture == "encoder_decoder"
-    if prompts.trained_on(record) == "chat":
-        words = chat_export.hand_on(words, kinds.checked(record.data)["chat"], encoder)
+    config, words = run.architecture, run.tokenizer
+    encoder = config.architecture == "encoder_decoder"
+    if prompts.trained_on(run.config) == "chat":
+        words = chat_export.hand_on(words, kinds.checked(run.config.data)["chat"], encoder)
     if config.architecture == "decoder" and config.head == "sequence":
         words = hub.padded(words)  # transformers finds the last token of a text by what follows it
     fields, files = words.special.config, hub.files(words)
@@ -134,7 +133,7 @@ def _described(workdir: Path, config: ModelConfig, words: Tokenizer) -> tuple[di
         fields = fields | {"decoder_start_token_id": words.start_id}
     if config.head == "language_model":
         files["generation_config.json"] = writer.json_text({k: i for k, i in fields.items() if i is not None})
-    if "names" in (labels := workdirs.labels(workdir) or {}):
+    if "names" in (labels := run.labels or {}):
         names = labels["names"]
         fields = fields | {"id2label": {str(i): name for i, name in enumerate(names)}}
         fields = fields | {"label2id": {name: i for i, name in enumerate(names)}}
@@ -165,11 +164,11 @@ def main() -> None:
     elif given == ["to_hf"]:
         export(workdir, other, _STEP.value, _MERGE.value, _MERGE_INTO.value)
     elif given == ["from_peft"]:
-        adapters.from_peft(other, Path(_BASE.value).absolute(), workdir, _STEP.value)
+        adapters.from_peft(other, Workdir(Path(_BASE.value).absolute()), workdir, _STEP.value)
     elif given == ["to_peft"]:
-        adapters.to_peft(workdir, other, _STEP.value)
+        adapters.to_peft(Workdir(workdir), other, _STEP.value)
     else:
-        adapters.merge(workdir, other.absolute(), _STEP.value, _MERGE_INTO.value)
+        adapters.merge(Workdir(workdir), other.absolute(), _STEP.value, _MERGE_INTO.value)
 
 
 if __name__ == "__main__":

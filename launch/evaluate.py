@@ -21,7 +21,8 @@ from absl import flags
 
 from launch.answers import grading, held_out, prompts
 from launch.program.checking import checking
-from launch.run import build, early_stopping, restore, workdirs
+from launch.run import build, early_stopping, restore
+from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
 from model.decode.generate import check, generate
@@ -43,19 +44,21 @@ _GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Held-out examples of each s
 _GRADE_TOKENIZER = flags.DEFINE_string("grade_tokenizer", None, "Of BLEU, such as zh; else config.grade.tokenizer.")
 
 
-def _grader(config, prepared, workdir: Path) -> grading.Grader | None:
+def _grader(run: Workdir) -> grading.Grader | None:
     """What is asked of the model; mistakes in it are found before the model is read."""
     given = {"metrics": _GRADE.value, "tokenizer": _GRADE_TOKENIZER.value, "max_new_tokens": _TOKENS.value}
     given = {name: value for name, value in given.items() if value is not None}
-    wanted = grading.settings(config, rows=_GRADE_ROWS.value, **given)
-    return grading.Grader(config, prepared, *workdirs.contents(workdir), wanted) if wanted.metrics else None
+    wanted = grading.settings(run.config, rows=_GRADE_ROWS.value, **given)
+    if not wanted.metrics:
+        return None
+    return grading.Grader(run.config, run.prepared, run.architecture, run.tokenizer, wanted)
 
 
 def main() -> None:
-    workdir = Path(_WORKDIR.value).absolute()
-    config, prepared = workdirs.recorded_config(workdir), workdirs.adopted(workdir)
-    grader, new = _grader(config, prepared, workdir), 100 if _TOKENS.value is None else _TOKENS.value
-    mesh, model, tokenizer = restore.restore_for_inference(workdir, build.mesh(config), _STEP.value, _DTYPE.value)
+    run = Workdir(Path(_WORKDIR.value).absolute())
+    workdir, config, prepared = run.path, run.config, run.prepared
+    grader, new = _grader(run), 100 if _TOKENS.value is None else _TOKENS.value
+    mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
         given = None
         if _PROMPTS.value:

@@ -22,7 +22,8 @@ from absl import flags
 
 from launch.answers import prompts
 from launch.program.checking import checking
-from launch.run import adapters, early_stopping, restore, workdirs
+from launch.run import adapters, early_stopping, restore
+from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
 from model.decode import sampling
@@ -48,17 +49,16 @@ _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 def main() -> None:
     with checking("flags"):
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    runs = [Path(run).absolute() for run in _ADAPTER.value or [_WORKDIR.value]]
+    runs = [Workdir(Path(run).absolute()) for run in _ADAPTER.value or [_WORKDIR.value]]
     if _ADAPTER.value:
         mesh, model, tokenizer = adapters.several(
-            Path(_WORKDIR.value).absolute(), runs, step=_STEP.value, dtype=_DTYPE.value
+            Workdir(Path(_WORKDIR.value).absolute()), runs, step=_STEP.value, dtype=_DTYPE.value
         )
     else:
-        mesh, model, tokenizer = restore.restore_for_inference(runs[0], step=_STEP.value, dtype=_DTYPE.value)
+        mesh, model, tokenizer = restore.for_inference(runs[0], step=_STEP.value, dtype=_DTYPE.value)
     texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
     reads = model.config.architecture == "encoder_decoder"
-    records = [workdirs.recorded_config(run) for run in runs]
-    given = [prompts.inputs(record, tokenizer, texts, reads, _SYSTEM.value, _RAW.value) for record in records]
+    given = [prompts.inputs(run.config, tokenizer, texts, reads, _SYSTEM.value, _RAW.value) for run in runs]
     # Of each text, the rows of all runs.
     rows = [(run, number) for number in range(len(texts)) for run in range(len(runs))]
     known = model.inputs.tokens.rows

@@ -17,7 +17,8 @@ from ml_collections import config_flags
 
 from data.prepare import Prepared
 from launch.program.checking import ConfigError
-from launch.run import build, init_from
+from launch.run import build, checks, init_from
+from launch.run.workdirs import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")
@@ -62,8 +63,8 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     if "data.dir" in chosen:
         raise ConfigError("the folder is that of --data_dir; leave --config.data.dir out")
-    config = init_from.resolve(_CONFIG.value, Path(_DATA_DIR.value), chosen)
-    build.check(config, None)  # the run's devices may be elsewhere
+    config, _ = init_from.resolve(_CONFIG.value, Workdir(Path(_DATA_DIR.value)), chosen)
+    checks.check(config, None)  # the run's devices may be elsewhere
     with config.unlocked():
         config.data.dir = _DATA_DIR.value
     print(summary(build.data(config, Path(_DATA_DIR.value))))

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.run import build, early_stopping, locks, places, workdirs
+from launch.run import build, checks, early_stopping, locks, places, workdirs
 from launch.training import recovery, replay, runs
 from model import axes, weights
 from train import loop
@@ -152,7 +152,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             facts["no_bits_per_byte"] = held_out.no_bits_per_byte(prepared, run.corruption)
             if first:
                 summary.update(workdir, facts)
-            print("\n".join([summary.headline(facts), *build.notes(config, run.model, trains)]))
+            print("\n".join([summary.headline(facts), *checks.notes(config, run.model, trains)]))
         if back is not None:
             parts.progress.message(f"rolled back to step {step}: {back}; goes on with the data behind them")
         if not step:

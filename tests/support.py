@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from configs.sizes import SIZES
-from launch.run.build import CORRUPTION
+from launch.run.checks import CORRUPTION
 from model.config import ModelConfig
 from model.interop.registry import FAMILIES, family_of
 from tests.configs.published import CONFIGS

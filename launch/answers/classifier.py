@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from data.examples.labels import FIELDS, Reader, Reading
+from data.examples.labels import Reader, Reading
 from launch.program.checking import ConfigError
-from launch.run import restore, workdirs
+from launch.run import models, restore
+from launch.run.workdirs import Workdir
 from model import axes
 
 BATCH = 32  # texts at a time, each a row of its own
@@ -20,15 +19,14 @@ _ROUND = 32  # rows are as long as their longest text, rounded up to a multiple 
 class Classifier:
     """A trained model with what its labels mean."""
 
-    def __init__(self, workdir: Path, step: str = "", dtype: str | None = None):
-        self.labels, config = workdirs.labels(workdir), workdirs.recorded_config(workdir)
+    def __init__(self, run: Workdir, step: str = "", dtype: str | None = None):
+        config, self.labels = run.config, run.labels
         if self.labels is None:
-            raise ConfigError(f"{workdir} gives no labels; train with --config=configs/classify.py")
-        self.settings = FIELDS | config.get("data", ConfigDict()).get("labels", ConfigDict()).to_dict()
-        self.settings["kind"] = self.labels["kind"]
-        self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir, step=step, dtype=dtype)
-        self._prefix = workdirs.prefix(config)
-        self.length = config.get("data", ConfigDict()).get("seq_len", self._model.config.max_length)
+            raise ConfigError(f"{run.path} gives no labels; train with --config=configs/classify.py")
+        self.settings = config.data.labels.to_dict() | {"kind": self.labels["kind"]}
+        self._mesh, self._model, tokenizer = restore.for_inference(run, step=step, dtype=dtype)
+        self._prefix = models.prefix(config)
+        self.length = config.data.seq_len
         self._reader = Reader(tokenizer, self.labels["read"], self.length - len(self._prefix))
         self._scores = jax.jit(lambda model, types, *rows: model.classes(model(*rows, types_BT=types).x_BTD))
 

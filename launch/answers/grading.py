@@ -20,7 +20,7 @@ from data.prepared import Prepared, PreparedSource
 from data.tokens.tokenizer import Tokenizer
 from launch.answers import held_out, prompts
 from launch.program.checking import ConfigError, checking
-from launch.run import workdirs
+from launch.run import models
 from model.config import ModelConfig
 from train.evals import text
 from train.evals.bulk import answers
@@ -52,8 +52,7 @@ def settings(config: ConfigDict, **given) -> Settings:
     Raises:
       ConfigError: an unknown metric or tokenizer, numbers that can't be, or no source that could be graded.
     """
-    fields = {"metrics": "", "rows": 64, "max_new_tokens": 64, "tokenizer": "13a"} | dict(config.get("grade", {}))
-    fields |= given
+    fields = config.grade.to_dict() | given
     names = tuple(name.strip() for name in str(fields["metrics"]).split(",") if name.strip())
     with checking("grade"):
         found = Settings(**(fields | {"metrics": names}))
@@ -61,7 +60,7 @@ def settings(config: ConfigDict, **given) -> Settings:
     for name, least in (("rows", 0), ("max_new_tokens", 1)):
         if getattr(found, name) < least:
             raise ConfigError(f"grade.{name} is {getattr(found, name)}; it must be at least {least}")
-    read = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.get("data", {"sources": ()}))}
+    read = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
     if names and not read & {*KINDS}:
         raise ConfigError(
             f"grade: answers to conversations and pairs of texts are graded, and this run reads {', '.join(read)} alone"
@@ -90,7 +89,7 @@ class Grader:
             raise DataError(
                 f"No conversations or pairs of texts are held out in {prepared.directory}: set data.validation higher."
             )
-        prefix = len(workdirs.prefix(config))
+        prefix = len(models.prefix(config))
         room = min(prepared.seq_len, model.max_length - wanted.max_new_tokens)
         self._lengths = (room - prefix, prepared.seq_len - prefix)
         if self._lengths[0] < 1:
@@ -110,7 +109,7 @@ class Grader:
             given = prompts.of_examples(self._config, self._tokenizer, source.kind, records, self._encoder)
             short = given.cut(*self._lengths, self._tokenizer.special.begin)
             cut = [whole != read for whole, read in zip(_read(given), _read(short), strict=True)]
-            given = short.behind(workdirs.prefix(self._config))
+            given = short.behind(models.prefix(self._config))
             found = answers(
                 model,
                 given.prompts,

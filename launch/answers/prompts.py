@@ -12,7 +12,7 @@ from data.examples.conversations import trained_answers
 from data.examples.example import cut_end, cut_prompt
 from data.tokens.tokenizer import Tokenizer
 from launch.program.checking import ConfigError
-from launch.run import workdirs
+from launch.run import models
 
 
 class Inputs(NamedTuple):
@@ -57,7 +57,7 @@ def inputs(
 ) -> Inputs:
     """The prompts of a run with the recorded `config`: wrapped as a question where it was tuned on conversations, with
     the prefix where on pairs of texts, and as they are with `raw` or after training on text alone."""
-    return _inputs(config, tokenizer, texts, encoder, system, raw).behind(workdirs.prefix(config))
+    return _inputs(config, tokenizer, texts, encoder, system, raw).behind(models.prefix(config))
 
 
 def _inputs(config, tokenizer: Tokenizer, texts: Sequence[str], encoder: bool, system: str, raw: bool) -> Inputs:
@@ -116,6 +116,5 @@ def _asked(
 
 def trained_on(config: ConfigDict) -> str:
     """'chat' or 'pairs' where a run has such a source (the first of the two), else text."""
-    given = config.get("data", {"sources": ()})
-    found = {kinds.kind_of(spec) for spec, weight in kinds.sources(given) if weight}
+    found = {kinds.kind_of(spec) for spec, weight in kinds.sources(config.data) if weight}
     return next((kind for kind in ("chat", "pairs") if kind in found), kinds.TEXT)

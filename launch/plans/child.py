@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from data.batch import DTYPES, ENCODER_DTYPES
 from launch.program.checking import ConfigError, checking
-from launch.run import build, workdirs
+from launch.run import build, checks, models
 from model import architectures, axes, count, weights
 from model.compress.quantize import quantize
 from train import state
@@ -38,10 +38,10 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
             mesh = compile.mesh(target, mesh_shape)
         except compile.CompilerMissing as error:
             mesh, missing = compile.abstract_mesh(target, mesh_shape), str(error)
-    build.check(config, mesh)
+    checks.check(config, mesh)
     tokenizer_size = 0 if config.model.vocab_size else config.data.tokenizer.vocab_size
-    model = build.model_config(config, tokenizer_size, config.model.get("num_labels") or 1)
-    tx, tuning = build.optimizer(config, model), workdirs.tuning(config)
+    model = models.model_config(config, tokenizer_size, config.model.get("num_labels") or 1)
+    tx, tuning = build.optimizer(config, model), models.tuning(config)
 
     def make(rngs: nnx.Rngs):
         base = architectures.make(model, rngs)

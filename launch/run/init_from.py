@@ -10,12 +10,15 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError, checking
-from launch.run import restore, workdirs
+from launch.run import models, restore, workdirs
+from launch.run.defaults import flat
 from launch.run.early_stopping import find_step
+from launch.run.workdirs import Workdir
 from model import architectures
 from model.adapt.tuning import Tuning
 from model.config import ModelConfig
@@ -23,8 +26,18 @@ from model.interop.registry import RUNNING
 from train import state
 
 
-def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> ConfigDict:
-    """The config with architecture and tokenizer of config.init_from; without one, the config as it is.
+class _Taken(NamedTuple):
+    """What a run takes from the other workdir: from there at its start, later as it has recorded it."""
+
+    model: dict  # the block `model`
+    tokenizer: ConfigDict  # the block `data.tokenizer`
+    step: str
+    facts: dict  # of which family the model is, where that is known
+
+
+def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) -> tuple[ConfigDict, Workdir | None]:
+    """(the config with architecture and tokenizer of config.init_from, the workdir that this names); without one, (the
+    config as it is, None).
 
     Fields that are of a run and not of its parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
 
@@ -35,24 +48,21 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     Raises:
       ConfigError: there is nothing to begin with, though an adapter needs it, or a chosen field says something else.
     """
-    begun = workdirs.recorded_config(workdir) if workdirs.begun(workdir) else None
-    if begun is not None:
-        _refuse_another(config, begun, workdir)
-    if not config.get("init_from"):
-        if workdirs.tuning(config).method:
+    begun = workdirs.begun(workdir.path)
+    if begun:
+        _refuse_another(config, workdir)
+    if not config.init_from:
+        if models.tuning(config).method:
             raise ConfigError(
                 f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to "
                 "its workdir"
             )
-        return config
-    if begun is not None:
-        record, fields, taken = begun, begun.model.to_dict(), _taken_by(begun, config)
-        if workdirs.tuning(begun).method:
-            workdirs.base_of(workdir)  # still needed
-    else:
-        source = Path(config.init_from).absolute()
-        record, fields = workdirs.recorded_config(source), dataclasses.asdict(workdirs.contents(source)[0])
-        taken = _taken_from(source, config)
+        return config, None
+    source = Workdir(Path(config.init_from).absolute())
+    if begun and workdir.tuning.method:
+        source = workdir.base  # is still needed, and must be there
+    taken = _recorded(workdir, config) if begun else _found(source, config)
+    fields = dict(taken.model)
     if config.objective.name == "labels":  # the head is of the labels; `create` takes the source's over where it fits
         fields |= {name: config.model.get(name, default) for name, default in (("head", ""), ("num_labels", 0))}
         chosen = [name for name in chosen if name not in ("model.head", "model.num_labels")]
@@ -62,73 +72,49 @@ def resolve(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Co
     with config.unlocked():
         running = {name: value for name, value in config.model.items() if name in RUNNING}
         config.model = ConfigDict(running | fields)
-        config.data.tokenizer = taken.pop("tokenizer")
-        config.update(taken)
-        if "model_type" in record:
-            config.model_type = record.model_type
-    return config
+        config.data.tokenizer = taken.tokenizer
+        config.init_step = taken.step
+        config.update(taken.facts)
+    if begun:
+        config.init_from = workdir.config.init_from  # as it was written then
+    return config, source
 
 
-def create(
-    config: ConfigDict, model_config: ModelConfig, tuning: Tuning, tx, resume: bool = False, labels: dict | None = None
-) -> tuple[state.TrainState, str | None]:
-    """(state that a run begins with, content hash of its base): parameters of config.init_from or random ones, and a
-    new optimizer. There is a hash where only what trains over the base will be saved.
-
-    Args:
-      resume: the state will be read from a checkpoint: only what that does not hold is made, the rest are shapes.
-      labels: of a classifier (data/examples/labels.py).
-    """
-    make_model = lambda rngs: tuning.apply(architectures.make(model_config, rngs), rngs.params())
-    if resume and not tuning.method:
-        return state.abstract(make_model, tx), None
-    if not config.get("init_from"):
-        return state.create(make_model, tx, config.seed), None
-    model, base, new = restore.pretrained(
-        _source(config), model_config, config.seed, labels, tuning.quantization, config.get("init_step", "")
-    )
-    with checking("config"):
-        model = restore.tuned(model, tuning, config.seed)
-    if not resume:
-        print(f"begins with the parameters of {config.init_from}" + (f"; new: {', '.join(new)}" if new else ""))
-    return state.around(model, tx), base if tuning.method else None
-
-
-def _source(config: ConfigDict) -> Path:
-    return Path(config.init_from).absolute()
-
-
-def _taken_from(source: Path, config: ConfigDict) -> dict:
-    """Fields that say what a new run begins with."""
+def _found(source: Workdir, config: ConfigDict) -> _Taken:
+    """What a new run begins with."""
     restore.check_mergeable(source)
     if note := restore.quantization_note(source):
         print(
             f"warning: {note}; launch.convert --merge --merge_into=quantized makes a workdir of that", file=sys.stderr
         )
-    with contextlib.closing(workdirs.finished_checkpoints(source)) as checkpoints:
-        step = find_step(checkpoints, config.get("init_step", ""))
+    with contextlib.closing(source.checkpoints()) as checkpoints:
+        step = find_step(checkpoints, config.init_step)
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
-    return {"init_step": str(step), "tokenizer": words}
+    return _Taken(dataclasses.asdict(source.architecture), words, str(step), _facts(source))
 
 
-def _taken_by(begun: ConfigDict, config: ConfigDict) -> dict:
-    """The same fields of a run that goes on; a step that the user names again must be the same."""
-    step = config.get("init_step", "")
-    step = step if step.isdecimal() else begun.get("init_step", "")
-    return {"init_from": begun.init_from, "init_step": step, "tokenizer": begun.data.tokenizer}
+def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
+    """The same of a run that goes on; a step that the user names again must be the same."""
+    there = workdir.config
+    step = config.init_step if config.init_step.isdecimal() else there.init_step
+    return _Taken(there.model.to_dict(), there.data.tokenizer, step, _facts(workdir))
 
 
-def _refuse_another(config: ConfigDict, begun: ConfigDict, workdir: Path) -> None:
-    there, now = begun.get("init_from", ""), config.get("init_from", "")
+def _facts(workdir: Workdir) -> dict:
+    return {"model_type": workdir.config.model_type} if "model_type" in workdir.config else {}
+
+
+def _refuse_another(config: ConfigDict, workdir: Workdir) -> None:
+    there, now = workdir.config.init_from, config.init_from
     if bool(there) != bool(now) or Path(there).absolute() != Path(now).absolute():
         raise ConfigError(
-            f"{workdir} holds a run with config.init_from {there!r}, not {now!r}; use a new --workdir, or the same "
-            "value"
+            f"{workdir.path} holds a run with config.init_from {there!r}, not {now!r}; use a new --workdir, or the "
+            "same value"
         )
 
 
 def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[str]) -> None:
-    of_the_source = workdirs.flat({"model": fields})
+    of_the_source = flat({"model": fields})
     lines = []
     for name in chosen:
         value = config
@@ -144,3 +130,35 @@ def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[st
         raise ConfigError(
             f"config.init_from {config.init_from} says otherwise; leave these flags out:\n  " + "\n  ".join(lines)
         )
+
+
+def create(
+    config: ConfigDict,
+    source: Workdir | None,
+    model_config: ModelConfig,
+    tuning: Tuning,
+    tx,
+    resume: bool = False,
+    labels: dict | None = None,
+) -> tuple[state.TrainState, str | None]:
+    """(state that a run begins with, content hash of its base): parameters of config.init_from or random ones, and a
+    new optimizer. There is a hash where only what trains over the base will be saved.
+
+    Args:
+      source: the workdir of config.init_from; None: there is none.
+      resume: the state will be read from a checkpoint: only what that does not hold is made, the rest are shapes.
+      labels: of a classifier (data/examples/labels.py).
+    """
+    make_model = lambda rngs: tuning.apply(architectures.make(model_config, rngs), rngs.params())
+    if resume and not tuning.method:
+        return state.abstract(make_model, tx), None
+    if source is None:
+        return state.create(make_model, tx, config.seed), None
+    model, base, new = restore.pretrained(
+        source, model_config, config.seed, labels, tuning.quantization, config.init_step
+    )
+    with checking("config"):
+        model = restore.tuned(model, tuning, config.seed)
+    if not resume:
+        print(f"begins with the parameters of {config.init_from}" + (f"; new: {', '.join(new)}" if new else ""))
+    return state.around(model, tx), base if tuning.method else None

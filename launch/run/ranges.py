@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs.parts.ranges import OTHERS
 from configs.parts.ranges import RANGES as OF_RUNS
 from launch.program.checking import ConfigError
-from launch.run import workdirs
+from launch.run.defaults import flat
 from model import config as model_config
 from model import parts, ranges
 
@@ -22,8 +22,8 @@ def check(config: ConfigDict) -> None:
       ConfigError: a number is outside of its range, a field holds something else, or no run has such a field; names the
         field as a flag does.
     """
-    for field, value in workdirs.flat(config.to_dict()).items():
-        if not _known(field):
+    for field, value in flat(config.to_dict()).items():
+        if not known(field):
             near = difflib.get_close_matches(field, [*OF_RUNS, *OTHERS], 1)
             hint = f"; did you mean config.{near[0]}?" if near else ""
             raise ConfigError(f"config.{field} is a field that no run reads{hint}")
@@ -35,7 +35,8 @@ def check(config: ConfigDict) -> None:
                     _check(f"config.{field}[{place}]", pair[1], RANGES[f"{field}[]"])
 
 
-def _known(field: str) -> bool:
+def known(field: str) -> bool:
+    """Whether a run reads a field of this name; of `model`, `objective` and `adapt` their readers know."""
     block = field.partition(".")[0]
     if field == "model_type":  # init_from adds it to a config
         return True

@@ -1,16 +1,17 @@
-"""Models out of workdirs: a trained or imported one, or a base with what was trained over it."""
+"""Models out of workdirs: a trained or imported one, or a base with what was trained over it.
+
+for_inference -> model -> over_base -> pretrained, of the base -> its own checkpoint, or over_base again and merged
+"""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError, checking
-from launch.run import workdirs
 from launch.run.early_stopping import find_step
+from launch.run.workdirs import Workdir
 from model import architectures, axes
 from model.adapt.lora import Lora, merged
 from model.adapt.tuning import Tuning
@@ -22,23 +23,21 @@ from model.weights import by_name, trained, variables
 from train import state as states
 
 
-def restore_for_inference(workdir, mesh: jax.sharding.Mesh | None = None, step: str = "", dtype: str | None = None):
-    """(mesh, model, tokenizer) of a checkpoint in `workdir` (Checkpoints.find), on a mesh or on one device; in another
-    precision than the run's, where `dtype` says one."""
-    workdir = Path(workdir).absolute()
-    config, words = workdirs.contents(workdir)
-    config = in_precision(config, dtype, workdir)
+def for_inference(run: Workdir, mesh: jax.sharding.Mesh | None = None, step: str = "", dtype: str | None = None):
+    """(mesh, model, tokenizer) of a checkpoint (Checkpoints.find), on a mesh or on one device; in another precision
+    than the run's, where `dtype` says one."""
+    config = in_precision(run, run.architecture, dtype)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
-        return mesh, restore_model(workdir, config, step), words
+        return mesh, model(run, config, step), run.tokenizer
 
 
-def in_precision(config: ModelConfig, dtype: str | None, workdir: Path) -> ModelConfig:
-    """The config with parameters and computation in `dtype`; None: as they are. A base that is quantized keeps its
-    parameters, for they belong to what was trained over it, and computes in `dtype`."""
+def in_precision(run: Workdir, config: ModelConfig, dtype: str | None) -> ModelConfig:
+    """The run's config with parameters and computation in `dtype`; None: as they are. A base that is quantized keeps
+    its parameters, for they belong to what was trained over it, and computes in `dtype`."""
     if dtype is None:
         return config
-    quantized = workdirs.tuning(workdirs.recorded_config(workdir)).quantization is not None
+    quantized = run.tuning.quantization is not None
     return dataclasses.replace(config, dtype=dtype, **({} if quantized else {"param_dtype": dtype}))
 
 
@@ -52,34 +51,36 @@ def spread(config: ModelConfig) -> jax.sharding.Mesh:
     return axes.make_mesh({"fsdp": 1}, devices[:1])
 
 
-def restore_model(workdir: Path, config: ModelConfig, step: str = "", *, original: bool = False):
-    """The model of a checkpoint in `workdir`, on the mesh that is set; with its adapters, if it has some.
+def model(run: Workdir, config: ModelConfig, step: str = ""):
+    """The model of a checkpoint, on the mesh that is set; with its adapters, if it has some."""
+    if run.tuning.method is not None:
+        return over_base(run, config, run.tuning, step)[0]
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+        like = states.abstract_model(lambda rngs: architectures.make(config, rngs))
+        return checkpoints.restore_model(like, find_step(checkpoints, step))
+
+
+def over_base(run: Workdir, config: ModelConfig, tuning: Tuning, step: str = ""):
+    """(model of a run that holds what trained over a base, content hash of that base), on the mesh that is set.
 
     Args:
-      original: adapters stand on the weights as they were before they were quantized.
+      tuning: the run's, or with it over the weights as they were before they were quantized.
     """
-    record = workdirs.recorded_config(workdir)
-    tuning = workdirs.tuning(record)
-    if original:
-        tuning = dataclasses.replace(tuning, quantization=None)
-    if tuning.method is None:
-        with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
-            like = states.abstract_model(lambda rngs: architectures.make(config, rngs))
-            return checkpoints.restore_model(like, find_step(checkpoints, step))
-    return _over_base(workdir, record, config, tuning, step)[0]
+    seed, base_step = run.config.seed, run.config.init_step
+    base, content, _ = pretrained(run.base, config, seed, run.labels, tuning.quantization, base_step)
+    over = tuned(base, tuning, seed)
+    with contextlib.closing(run.checkpoints(content)) as checkpoints:
+        return checkpoints.restore_model(over, find_step(checkpoints, step)), content
 
 
-def _over_base(workdir: Path, record: ConfigDict, config: ModelConfig, tuning: Tuning, step: str):
-    """(model of a workdir that holds what trained over a base, content hash of that base)."""
-    source, labels = workdirs.base_of(workdir), workdirs.labels(workdir)
-    model, base, _ = pretrained(source, config, record.seed, labels, tuning.quantization, record.get("init_step", ""))
-    model = tuned(model, tuning, record.seed)
-    with contextlib.closing(workdirs.finished_checkpoints(workdir, base)) as checkpoints:
-        return checkpoints.restore_model(model, find_step(checkpoints, step)), base
+def tuned(model, tuning: Tuning, seed: int):
+    """The model, given away, with what a run trains of it or over it."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return jax.jit(tuning.apply, donate_argnums=0)(model, key)
 
 
 def pretrained(
-    workdir: Path,
+    source: Workdir,
     config: ModelConfig,
     seed: int = 0,
     labels: dict | None = None,
@@ -88,7 +89,7 @@ def pretrained(
     *,
     into_quantized: bool = False,
 ):
-    """(model of `config` with the parameters of a checkpoint in `workdir`, content hash of these, names of those that
+    """(model of `config` with the parameters of a checkpoint in `source`, content hash of these, names of those that
     it lacks and that are drawn), on the mesh that is set.
 
     `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
@@ -97,20 +98,17 @@ def pretrained(
     it (`into_quantized`). With `quantization` no more than one array at a time is there unquantized (all of them, where
     `cuts` differ).
     """
-    there, _ = workdirs.contents(workdir)
-    same = _meaning(labels) == _meaning(workdirs.labels(workdir))
-    like = by_name(states.abstract_model(lambda rngs: architectures.make(there, rngs)))
     make_model = lambda rngs: architectures.make(config, rngs)
     target = variables(states.abstract_model(make_model))
-    if not same:
+    if _meaning(labels) != _meaning(source.labels):
         target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
     narrowed = quantization.narrowed if quantization else lambda name, variable: variable
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
-    if workdirs.tuning(workdirs.recorded_config(workdir)).method is None:
-        arrays, content = _stored(workdir, like, step), None
+    if source.tuning.method is None:
+        arrays, content = _stored(source, step), None
     else:
-        arrays, content = _merged(workdir, there, step, into_quantized)
-    whole, leaves, sums = {}, {}, {}
+        arrays, content = _merged(source, step, into_quantized)
+    there, whole, leaves, sums = source.architecture, {}, {}, {}
     for name, array in arrays:
         sums[name] = "" if content else array_sum(array)
         if there.cuts != config.cuts:
@@ -129,61 +127,54 @@ def _meaning(labels: dict | None):
     return labels and (labels["kind"], labels.get("names"))
 
 
-def _stored(workdir: Path, like: dict, step: str) -> Iterator[tuple[str, jax.Array]]:
-    with contextlib.closing(workdirs.finished_checkpoints(workdir)) as checkpoints:
+def _stored(source: Workdir, step: str) -> Iterator[tuple[str, jax.Array]]:
+    """(name, array) of a checkpoint that holds a whole model, one at a time."""
+    like = by_name(states.abstract_model(lambda rngs: architectures.make(source.architecture, rngs)))
+    with contextlib.closing(source.checkpoints()) as checkpoints:
         yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
 
 
-def _merged(
-    workdir: Path, config: ModelConfig, step: str, into_quantized: bool
-) -> tuple[Iterable[tuple[str, jax.Array]], str]:
-    """(arrays with the adapter in them, content hash of the workdir).
+def _merged(source: Workdir, step: str, into_quantized: bool) -> tuple[Iterable[tuple[str, jax.Array]], str]:
+    """(arrays of a base with the adapter in them, content hash of the workdir).
 
     What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler.
     """
-    check_mergeable(workdir)
-    record = workdirs.recorded_config(workdir)
-    tuning = workdirs.tuning(record)
+    check_mergeable(source)
+    config, tuning = source.architecture, source.tuning
     if not into_quantized:
         tuning = dataclasses.replace(tuning, quantization=None)
-        config = dataclasses.replace(config, param_dtype=stored_dtype(workdir))
-    with checking(f"config.init_from {workdir}"):
-        model, base = _over_base(workdir, record, config, tuning, step)
+        config = dataclasses.replace(config, param_dtype=stored_dtype(source))
+    with checking(f"config.init_from {source.path}"):
+        model, base = over_base(source, config, tuning, step)
         sums = {name: array_sum(v[...]) for name, v in trained(model).items()}
         content = fingerprint(sums | {"base": base, "scale": repr(tuning.method.scale)})
         return by_name(merged(quantize.dequantized(model))).items(), content
 
 
-def quantization_note(workdir: Path) -> str:
+def quantization_note(run: Workdir) -> str:
     """What merging the adapter of a workdir into the original weights changes; '' where it changes nothing."""
-    settings = workdirs.tuning(workdirs.recorded_config(workdir)).quantization
+    settings = run.tuning.quantization
     if settings is None:
         return ""
     return (
-        f"the adapter in {workdir} was trained over weights in {settings.kind}; merged into the original ones, which "
+        f"the adapter in {run.path} was trained over weights in {settings.kind}; merged into the original ones, which "
         "it has never seen, the model's answers differ a little from those it gave there"
     )
 
 
-def check_mergeable(workdir: Path) -> None:
+def check_mergeable(run: Workdir) -> None:
     """Refuse a workdir from whose model no other run can begin."""
-    method = workdirs.tuning(workdirs.recorded_config(workdir)).method
+    method = run.tuning.method
     if not isinstance(method, Lora | None):
         raise ConfigError(
-            f"{workdir} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
-            f"base itself, {workdirs.base_of(workdir)}"
+            f"{run.path} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
+            f"base itself, {run.base.path}"
         )
 
 
-def stored_dtype(workdir: Path):
+def stored_dtype(run: Workdir):
     """That of the parameters at the bottom of a chain of adapters; what trains over quantized weights may hold the
     others in fewer bits."""
-    while workdirs.tuning(workdirs.recorded_config(workdir)).method is not None:
-        workdir = workdirs.base_of(workdir)
-    return workdirs.contents(workdir)[0].param_dtype
-
-
-def tuned(model, tuning, seed: int):
-    """The model, given away, with what a run trains of it or over it."""
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    return jax.jit(tuning.apply, donate_argnums=0)(model, key)
+    while run.tuning.method is not None:
+        run = run.base
+    return run.architecture.param_dtype

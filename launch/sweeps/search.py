@@ -25,7 +25,7 @@ import optuna
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError, checking
-from launch.run import workdirs
+from launch.run.defaults import flat
 
 Space = dict[str, tuple]  # {field: (kind, ...)}
 
@@ -58,7 +58,7 @@ def check(space: Space, config: ConfigDict) -> None:
     Raises:
       ConfigError: the first one that doesn't; what would do.
     """
-    known = workdirs.flat(config.to_dict())
+    known = flat(config.to_dict())
     for field, form in space.items():
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)

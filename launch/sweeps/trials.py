@@ -18,7 +18,9 @@ from optuna.trial import TrialState
 
 from data.batch import DataError
 from launch.program.checking import ConfigError
-from launch.run import build, locks, workdirs
+from launch.run import build, continuing, locks, recorded
+from launch.run.defaults import completed, flat
+from launch.run.workdirs import Workdir
 from launch.sweeps import search
 from launch.train import train
 from launch.training.runs import checked
@@ -29,6 +31,7 @@ from train.report.sweep_report import Trial, ranked, show
 # So many trials in a row that can't be run end a sweep.
 _UNFIT = 3
 
+_HOW = ("search", "sampler", "pruner")  # what a study keeps beside the config of its runs
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -76,31 +79,35 @@ class Trials:
             pruner=pruners.get(pruner, optuna.pruners.NopPruner()),
             load_if_exists=True,
         )
-        self._claim({"search": space, "sampler": sampler, "pruner": pruner, **json.loads(config.to_json())})
+        self._claim(dict(zip(_HOW, (space, sampler, pruner), strict=True)))
 
     def _check(self) -> None:
         """The config at the ends of the space, and its data, before anything is written to `workdir`."""
         resolved = []
         for point in search.corners(self.space):
             try:
-                resolved.append(checked(search.applied(self.config, point), self.workdir, self.chosen)[0])
+                resolved.append(checked(search.applied(self.config, point), Workdir(self.workdir), self.chosen))
             except ConfigError as error:
                 raise ConfigError(f"a trial with {_words(point)} cannot run: {error}") from error
-        build.data(resolved[0], self.workdir)
+        build.data(resolved[0].config, self.workdir)
 
-    def _claim(self, sweep: dict) -> None:
-        """Keep with the study what it is made of; refuse one that is made of something else."""
-        new = json.loads(json.dumps(sweep))
+    def _claim(self, how: dict) -> None:
+        """Keep with the study what it is made of, `how` it searches and the config; refuse one of something else."""
+        new = json.loads(json.dumps(how)) | recorded.written(self.config)
         old = self.study.user_attrs.get("sweep")
         if old is None:
             self.study.set_user_attr("sweep", new)
-        elif lines := workdirs.differing(
-            workdirs.ADDED | workdirs.flat(old), workdirs.flat(new), workdirs.SAME_FIGURES
-        ):
+        elif lines := continuing.differing(*map(self._today, (old, new)), continuing.SAME_FIGURES):
             raise ConfigError(
                 f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
                 + "\n  ".join(lines)
             )
+
+    def _today(self, sweep: dict) -> dict:
+        """What was kept with a study, by the names that it has today, with dots."""
+        how = {name: value for name, value in sweep.items() if name in _HOW}
+        fields = {name: value for name, value in sweep.items() if name not in _HOW}
+        return flat(how | completed(recorded.current(fields, f"the config in {self.workdir / 'sweep.db'}")))
 
     def run(self, total: int) -> bool:
         """Run trials until there are `total` (of a grid: as many as it has points at most); False: a signal stopped it.

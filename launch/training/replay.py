@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
-from launch.run import build, workdirs
+from launch.run import build, objectives, workdirs
 from launch.training import recovery, runs
 from model import axes
 from model.weights import trained
@@ -70,7 +70,7 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         mine = build.batch_rows(run.mesh, run.config.batch_size)
         mine = np.arange(run.config.batch_size) if mine is None else mine
         losses = [_loss(eval_step(state.model, put(_only(batch, mine == row)))) for row in range(len(origins))]
-        objective = build.objective(run.config, run.prepared.labels)
+        objective = objectives.make(run.config, run.prepared.labels)
         gradients = make_gradients(objective, accumulate=run.config.accumulate, seed=run.config.seed)
         norms = jax.device_get(jax.jit(functools.partial(_norms, gradients, tx))(state, put(batch)))
         _, result = train_step(state, put(batch))

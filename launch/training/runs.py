@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +15,8 @@ from data.rows.corrupt import Corruption
 from data.tokens import tokenizer
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.run import build, early_stopping, init_from, places, ranges, workdirs
+from launch.run import build, checks, continuing, early_stopping, init_from, models, places, ranges
+from launch.run.workdirs import Workdir
 from launch.training import recovery
 from model.config import ModelConfig
 
@@ -25,6 +27,7 @@ class Run:
 
     config: ConfigDict  # with what config.init_from brings
     workdir: Path
+    pretrained: Workdir | None  # of config.init_from
     mesh: jax.sharding.Mesh
     prepared: Prepared
     model: ModelConfig
@@ -36,8 +39,8 @@ class Run:
 
     def state(self, tx, resume: bool):
         """init_from.create of it."""
-        tuning = workdirs.tuning(self.config, self.words)
-        return init_from.create(self.config, self.model, tuning, tx, resume, self.prepared.labels)
+        tuning = models.tuning(self.config, self.words)
+        return init_from.create(self.config, self.pretrained, self.model, tuning, tx, resume, self.prepared.labels)
 
     def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline:
         """Its batches, from their start or from a position: what this process needs of them, or `everything`."""
@@ -53,33 +56,40 @@ class Run:
         )
 
 
-def checked(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> tuple[ConfigDict, jax.sharding.Mesh]:
-    """(the config with what config.init_from brings, its mesh), once all is checked that can be without data.
+class Checked(NamedTuple):
+    """A config that can be run, as far as that shows without its data."""
 
-    Args, and what is raised: those of launch.train.train.
-    """
-    places.check(workdir)
-    ranges.check(config)  # and again in build.check, once the model is known
-    config = init_from.resolve(config, workdir, chosen)
+    config: ConfigDict  # with what config.init_from brings
+    pretrained: Workdir | None  # of config.init_from
+    mesh: jax.sharding.Mesh
+
+
+def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) -> Checked:
+    """Args, and what is raised: those of launch.train.train."""
+    places.check(workdir.path)
+    ranges.check(config)  # and again in checks.check, once the model is known
+    config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
-    build.check(config, mesh)
+    checks.check(config, mesh)
     early_stopping.make(config)
     grading.settings(config)
     held_out.check(config)
     recovery.check(config)
-    return config, mesh
+    return Checked(config, pretrained, mesh)
 
 
 def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run:
     """The run of a config in a workdir, with its data; all processes have the same."""
-    config, mesh = checked(config, workdir, chosen)
-    workdirs.check(workdir, config)
+    there = Workdir(workdir)
+    config, pretrained, mesh = checked(config, there, chosen)
+    continuing.check(there, config)
     prepared = build.data(config, workdir)
-    workdirs.check_data(workdir, prepared)
+    continuing.check_data(there, prepared)
     held_out.check_held_out(config, prepared)
     num_labels = 0 if prepared.labels is None else num_scores(prepared.labels)
-    model = build.model_config(config, prepared.vocab_size, num_labels)
+    model = models.model_config(config, prepared.vocab_size, num_labels)
     words = tokenizer.load(prepared.tokenizer_path)
     distributed.agree("config", stage.digest(config.to_json()))
     distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
-    return Run(config, workdir, mesh, prepared, model, words, build.corruption(config, prepared))
+    corruption = build.corruption(config, prepared)
+    return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption)

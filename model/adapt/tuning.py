@@ -18,6 +18,7 @@ from model.patterns import Rules, by_array, cuts
 from model.weights import is_variable, marked, trained
 
 METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
+BASE = {"base": "float", "double_quantization": True}  # fields of what a method stands on, with their defaults
 _HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
 
 
@@ -99,7 +100,7 @@ def make(fields: Mapping, train_only: Rules = ()) -> Tuning:
     method = fields.pop("method", "none")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; choose from {', '.join(METHODS)}")
-    base, double = fields.pop("base", "float"), fields.pop("double_quantization", True)
+    base, double = (fields.pop(name, default) for name, default in BASE.items())
     quantization = None if base == "float" else Settings(base, double)
     if METHODS[method] is None:
         if quantization:

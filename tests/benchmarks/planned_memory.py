@@ -36,12 +36,12 @@ def measure(name: str) -> None:
     import numpy as np
 
     from data.batch import DTYPES
-    from launch.run import build
+    from launch.run import build, models
     from model import architectures, axes
     from train import state
 
     config = config_of(name)
-    model, mesh = build.model_config(config), axes.make_mesh()
+    model, mesh = models.model_config(config), axes.make_mesh()
     tx = build.optimizer(config, model)
     step, _ = build.steps(config, tx)
     batch = {name: np.ones((config.batch_size, config.data.seq_len), dtype) for name, dtype in DTYPES.items()}

@@ -25,7 +25,7 @@ import optax
 
 from configs import benchmark
 from data.batch import DTYPES
-from launch.run import build
+from launch.run import build, models, objectives
 from launch.training import recovery
 from model import architectures, axes
 from model.weights import replaced, trained
@@ -91,7 +91,7 @@ class Runner:
         self.config, self.step, self.protected = config, 0, protected
         tx = build.optimizer(config, model)
         step, _ = build.steps(config, tx)
-        step = step if protected else unguarded(build.objective(config), tx)
+        step = step if protected else unguarded(objectives.make(config), tx)
         self.state = state.create(lambda rngs: architectures.make(model, rngs), tx, 0)
         self.phases = Phases() if protected else NoPhases()
         checkpoints = Checkpoints(workdir)
@@ -153,7 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     config = benchmark.get_config(args.model)
     config.model.dtype, config.batch_size = args.dtype, args.batch_size
-    model, mesh = build.model_config(config), build.mesh(config)
+    model, mesh = models.model_config(config), build.mesh(config)
     with tempfile.TemporaryDirectory() as folder, axes.use_mesh(mesh):
         both = {on: Runner(config, mesh, model, Path(folder) / str(on), on) for on in (True, False)}
         for runner in both.values():

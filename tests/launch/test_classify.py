@@ -16,7 +16,8 @@ from configs import classify
 from data.batch import DataError
 from launch.answers.classifier import Classifier
 from launch.program.checking import ConfigError
-from launch.run import restore, workdirs
+from launch.run import restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from model.weights import by_name
 from tests.launch.conftest import shrink
@@ -39,7 +40,7 @@ def figures(workdir) -> dict:
 
 
 def parameters(workdir) -> dict:
-    return jax.device_get(by_name(restore.restore_for_inference(workdir)[1]))
+    return jax.device_get(by_name(restore.for_inference(Workdir(workdir))[1]))
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +61,15 @@ def test_a_classifier_learns_and_its_figures_stand_beside_the_most_frequent_clas
     assert found["validation/accuracy"] > 0.9 > 0.6 > found["validation/majority_accuracy"]
     assert found["validation/macro_f1"] > 0.9 and found["validation/matthews"] > 0.85
     assert not any("unigram" in name or "bits" in name or "perplexity" in name for name in found)
-    assert workdirs.labels(trained)["names"] == ["money", "sky", "sport"]
-    assert workdirs.contents(trained)[0].num_labels == 3
+    assert Workdir(trained).labels["names"] == ["money", "sky", "sport"]
+    assert Workdir(trained).architecture.num_labels == 3
     assert "most frequent class" in (trained / "report.html").read_text()
 
 
 def test_new_texts_are_labelled_as_transformers_does(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("launch.answers.classifier.BATCH", 2)
     texts = ["so we lost the ball", "moon and star", "so much debt " * 40, "the bank", "a"]
-    found = [row for (row,) in Classifier(trained)((text, None) for text in texts)]
+    found = [row for (row,) in Classifier(Workdir(trained))((text, None) for text in texts)]
     assert [row.argmax() for row in found[:2]] == [2, 1]
     command = [sys.executable, "-m", "launch.convert", f"--workdir={trained}", f"--to_hf={tmp_path / 'out'}"]
     subprocess.run(command, check=True, capture_output=True)
@@ -84,9 +85,9 @@ def test_new_texts_are_labelled_as_transformers_does(trained, tmp_path, monkeypa
         np.testing.assert_allclose(found, scores, atol=1e-4)
     again = [sys.executable, "-m", "launch.convert", f"--from_hf={tmp_path / 'out'}", f"--workdir={tmp_path / 'back'}"]
     subprocess.run(again, check=True, capture_output=True)
-    (row,) = next(Classifier(tmp_path / "back")([(texts[0], None)]))
+    (row,) = next(Classifier(Workdir(tmp_path / "back"))([(texts[0], None)]))
     np.testing.assert_allclose(row, found[0], atol=1e-5)
-    assert workdirs.labels(tmp_path / "back") == {"kind": "class", "names": ["money", "sky", "sport"], "read": "last"}
+    assert Workdir(tmp_path / "back").labels == {"kind": "class", "names": ["money", "sky", "sport"], "read": "last"}
 
 
 def test_the_commands(trained, tmp_path):
@@ -132,8 +133,8 @@ def test_numbers(news, data_dir, tmp_path):
     assert found["validation/mse"] == found["validation/loss"] and -1 <= found["validation/pearson"] <= 1
     assert found["validation/mean_mse"] == pytest.approx(np.var([len(row["text"]) / 10 for row in rows]), rel=0.3)
     assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
-    assert workdirs.contents(tmp_path / "run")[0].num_labels == 1
-    ((number,),) = next(Classifier(tmp_path / "run")([("some text", None)]))
+    assert Workdir(tmp_path / "run").architecture.num_labels == 1
+    ((number,),) = next(Classifier(Workdir(tmp_path / "run"))([("some text", None)]))
     assert np.isfinite(number)
     assert "mean of training" in (tmp_path / "run" / "report.html").read_text()
 
@@ -143,11 +144,11 @@ def test_words(data_dir, tmp_path, capsys):
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     config = small(data_dir, tmp_path / "words.jsonl", "encoder", kind="token")
     train(config, tmp_path / "run")
-    assert workdirs.contents(tmp_path / "run")[0].head == "token"
+    assert Workdir(tmp_path / "run").architecture.head == "token"
     assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
     assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
     assert {"validation/f1", "validation/entity_f1"} <= figures(tmp_path / "run").keys()
-    row, cut = Classifier(tmp_path / "run")([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
+    row, cut = Classifier(Workdir(tmp_path / "run"))([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
     assert row.shape == (3, 2) and cut.shape == (40, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
     fit = (64 - 2 + 1) // 3  # in rows of 64 bytes, "in" with a space or none, and two special tokens
@@ -191,7 +192,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
     record = json.loads((base / "config.json").read_text())
     record["model"]["dtype"] = "float32"
     (base / "config.json").write_text(json.dumps(record))
-    np.testing.assert_allclose([row for (row,) in Classifier(base)(PAIRS)], expected, atol=1e-5)
+    np.testing.assert_allclose([row for (row,) in Classifier(Workdir(base))(PAIRS)], expected, atol=1e-5)
     done = command("classify", f"--workdir={base}", f"--text={PAIRS[0][0]}", f"--pair={PAIRS[0][1]}")
     label, probability, _ = done.stdout.split("\t")
     assert label == f"LABEL_{expected[0].argmax()}" and float(probability) == pytest.approx(expected[0].max(), abs=1e-4)
@@ -201,7 +202,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
     config = small(data_dir, tmp_path / "pairs.jsonl", "encoder", pair="other")
     config.init_from, config.optimizer.learning_rate, config.data.seq_len = str(base), 0.0, 32
     train(config, tmp_path / "run")
-    prepared = workdirs.adopted(tmp_path / "run")
+    prepared = Workdir(tmp_path / "run").prepared
     place = {pair: i for i, pair in enumerate(PAIRS)}
     held_out = list(prepared.validation_records(prepared.sources[0]))
     true = [expected[place[row["text"], row["pair"]], int(row["label"][-1])] for row in held_out]

@@ -9,7 +9,8 @@ from configs import pretrain_decoder
 from configs.searches import lora as search_lora
 from launch.answers.classifier import Classifier
 from launch.program.checking import ConfigError
-from launch.run import build, restore, workdirs
+from launch.run import objectives, restore
+from launch.run.workdirs import Workdir
 from launch.sweeps import search
 from launch.train import train
 from model import axes
@@ -42,12 +43,14 @@ def test_a_language_model_becomes_a_classifier_whose_head_is_kept(language_model
         np.testing.assert_array_equal(base[name], first[name])
     assert first["classifier/weight"].shape == (32, 3) and first["classifier/weight"].std() > 0.01
 
-    known, model_config = workdirs.labels(tmp_path / "first"), workdirs.contents(tmp_path / "first")[0]
+    known, model_config = Workdir(tmp_path / "first").labels, Workdir(tmp_path / "first").architecture
     with axes.use_mesh(axes.make_mesh({"data": 1})):
-        model, _, new = restore.pretrained(tmp_path / "first", model_config, 1, known | {"counts": [9, 9, 9]})
+        model, _, new = restore.pretrained(Workdir(tmp_path / "first"), model_config, 1, known | {"counts": [9, 9, 9]})
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(by_name(model)), first)
         assert not new
-        model, _, new = restore.pretrained(tmp_path / "first", model_config, 1, known | {"names": ["x", "y", "z"]})
+        model, _, new = restore.pretrained(
+            Workdir(tmp_path / "first"), model_config, 1, known | {"names": ["x", "y", "z"]}
+        )
     assert new == ["classifier/weight"]
     assert not np.array_equal(by_name(model)["classifier/weight"], first["classifier/weight"])
     np.testing.assert_array_equal(by_name(model)["norm/scale"], first["norm/scale"])
@@ -65,8 +68,8 @@ def test_low_rank_adapters_and_a_new_head_train_over_a_frozen_model(language_mod
     for name, array in tuned.items():
         if name not in trained_here:
             np.testing.assert_array_equal(array, base[name.removesuffix("/base")])
-    prepared = workdirs.adopted(tmp_path / "run")
-    classifier, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
+    prepared = Workdir(tmp_path / "run").prepared
+    classifier, names = Classifier(Workdir(tmp_path / "run")), Workdir(tmp_path / "run").labels["names"]
     records = list(prepared.validation_records(prepared.sources[0]))
     said = [names[row.argmax()] for (row,) in classifier((record["text"], None) for record in records)]
     right = [name == record["label"] for name, record in zip(said, records, strict=True)]
@@ -81,10 +84,10 @@ def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir,
     config.data.seq_len, config.adapt = 32, ConfigDict({"method": "prompt", "length": 4})  # most texts are cut
     config.optimizer.learning_rate = 0.3  # the prompt matters
     train(config, tmp_path / "run")
-    prepared = workdirs.adopted(tmp_path / "run")
+    prepared = Workdir(tmp_path / "run").prepared
     (source,) = prepared.sources
     held_out = list(prepared.validation_records(source))
-    classify, names = Classifier(tmp_path / "run"), workdirs.labels(tmp_path / "run")["names"]
+    classify, names = Classifier(Workdir(tmp_path / "run")), Workdir(tmp_path / "run").labels["names"]
     found = [row for (row,) in classify((record["text"], None) for record in held_out)]
     losses = [-np.log(row[names.index(record["label"])]) for row, record in zip(found, held_out, strict=True)]
     assert np.mean(losses) == pytest.approx(figures(tmp_path / "run")["validation/loss"], rel=1e-4)
@@ -96,6 +99,6 @@ def test_mistakes_between_kinds_of_runs(news, tiny, language_model, tmp_path):
         train(tiny, tmp_path / "run")
     tiny.objective.name = "labels"
     with pytest.raises(ConfigError, match=r"z_loss is no field of objective 'labels', which has label_smoothing, "):
-        build.objective(tiny)
+        objectives.make(tiny)
     with pytest.raises(ConfigError, match=r"gives no labels; train with --config=configs/classify\.py"):
-        Classifier(language_model)
+        Classifier(Workdir(language_model))

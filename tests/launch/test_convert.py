@@ -18,7 +18,8 @@ from tokenizers import processors
 from data.tokens import tokenizer
 from launch import convert as module
 from launch.program.checking import ConfigError
-from launch.run import restore, workdirs
+from launch.run import restore
+from launch.run.workdirs import Workdir
 from model import architectures, axes
 from model.attention import masks
 from model.decode.generate import generate
@@ -58,7 +59,7 @@ def command(**flags):
 def test_in_and_out(folder, tmp_path):
     done = command(from_hf=folder, workdir=tmp_path / "run")
     assert ": llama, 3" in done.stdout, done.stderr
-    mesh, model, words = restore.restore_for_inference(tmp_path / "run")
+    mesh, model, words = restore.for_inference(Workdir(tmp_path / "run"))
     with axes.use_mesh(mesh):
         assert generate(model, [words.encode("some")], jax.random.key(0), max_new_tokens=3).lengths == [3]
     assert command(workdir=tmp_path / "run", to_hf=tmp_path / "out").returncode == 0
@@ -68,7 +69,7 @@ def test_in_and_out(folder, tmp_path):
         np.testing.assert_array_equal(old.read(name), new.read(name))
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
     with pytest.raises(ConfigError, match="reads no data"):
-        workdirs.adopted(tmp_path / "run")
+        _ = Workdir(tmp_path / "run").prepared
     with pytest.raises(ConfigError, match="holds a run already"):
         convert(tmp_path / "run", from_hf=folder)
     for target in ("to_hf", "to_peft"):  # before the workdir is looked at
@@ -87,7 +88,7 @@ def test_bfloat16_stays_bfloat16(folder, tmp_path):
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "narrow")
     convert(tmp_path / "run", from_hf=tmp_path / "narrow")
-    assert workdirs.contents(tmp_path / "run")[0].param_dtype == "bfloat16"
+    assert Workdir(tmp_path / "run").architecture.param_dtype == "bfloat16"
     convert(tmp_path / "run", to_hf=tmp_path / "out")
     old, new = Folder(tmp_path / "narrow"), Folder(tmp_path / "out")
     for name in old.tensors:
@@ -98,7 +99,7 @@ def test_bfloat16_stays_bfloat16(folder, tmp_path):
 @pytest.mark.xdist_group("pretrain_decoder")
 def test_a_model_trained_here_loads_in_transformers(trained, tmp_path):
     convert(trained("decoder"), to_hf=tmp_path / "out")
-    mesh, model, words = restore.restore_for_inference(trained("decoder"))
+    mesh, model, words = restore.for_inference(Workdir(trained("decoder")))
     tokens = np.arange(12, dtype=np.int32)[None] + 40
     with axes.use_mesh(mesh):
         ours = model.logits(jnp.asarray(tokens))
@@ -130,7 +131,7 @@ CLASSES = {
 def test_other_architectures_trained_here(name, trained, tmp_path):
     kind, others = CLASSES[name]
     convert(trained(name), to_hf=tmp_path / "out")
-    mesh, model, words = restore.restore_for_inference(trained(name))
+    mesh, model, words = restore.for_inference(Workdir(trained(name)))
     tokens = torch.arange(12)[None] + 40
     with torch.no_grad():
         theirs = kind.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()(tokens, **others).logits
@@ -150,7 +151,7 @@ def test_special_tokens_on_the_way(folder, tmp_path):
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 77], "pad_token_id": 5}')
     (source / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|endoftext|>"}')
     convert(tmp_path / "run", from_hf=source)
-    words = workdirs.contents(tmp_path / "run")[1]
+    words = Workdir(tmp_path / "run").tokenizer
     assert words.prompts(["a"]) == [words.encode("a")] and words.special.end == (0, 77)
     convert(tmp_path / "run", to_hf=tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -176,7 +177,7 @@ def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
     backend.save(str(source / "tokenizer.json"))
     convert(workdir, from_hf=source)
     (workdir / "config.json").write_text((workdir / "config.json").read_text().replace("bfloat16", "float32"))
-    mesh, model, ours = restore.restore_for_inference(workdir)
+    mesh, model, ours = restore.for_inference(Workdir(workdir))
     with axes.use_mesh(mesh):
         inputs = ours.inputs(["hello there"], encoder=True)
         out = generate(model, key=jax.random.key(0), max_new_tokens=8, eos_id=ours.special.end, **inputs)
@@ -202,7 +203,7 @@ def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
 
 def test_a_folder_where_a_workdir_is_wanted(folder):
     with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*no workdir; .*--from_hf={folder}"):
-        restore.restore_for_inference(folder)
+        restore.for_inference(Workdir(folder))
 
 
 def test_names_of_classes_in_the_order_of_their_numbers(folder, tmp_path):
@@ -215,7 +216,7 @@ def test_names_of_classes_in_the_order_of_their_numbers(folder, tmp_path):
     given["id2label"] = {str(number): names[number] for number in (10, 2, 11, 0, 1, 3, 9, 8, 7, 6, 5, 4)}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(given))
     convert(tmp_path / "run", from_hf=tmp_path / "hf")
-    assert workdirs.labels(tmp_path / "run")["names"] == names
+    assert Workdir(tmp_path / "run").labels["names"] == names
     convert(tmp_path / "run", to_hf=tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(written["id2label"].items()) == [(str(number), name) for number, name in enumerate(names)]

@@ -14,7 +14,8 @@ from data.tokens import tokenizer
 from data.tokens.templates import TEMPLATES
 from launch import convert
 from launch.answers import prompts
-from launch.run import restore, workdirs
+from launch.run import restore
+from launch.run.workdirs import Workdir
 from model import axes
 from model.decode.generate import generate
 
@@ -48,7 +49,7 @@ def tuned(template, folder, system="", **data):
     chain(ids, words.vocab_size).save_pretrained(folder / "hf")
     words.save(folder / "hf" / "tokenizer.json")
     convert.import_folder(folder / "hf", folder / "run")
-    record = workdirs.recorded_config(folder / "run")
+    record = Workdir(folder / "run").config
     words.save(folder / "run" / "tokenizer.json")  # no published one
     fields = sft.get_config().data.to_dict() | {"path": "c.json", "format": "chat", "sources": ()}
     fields["chat"] = {"template": template, "system": system}
@@ -59,8 +60,8 @@ def tuned(template, folder, system="", **data):
 
 def answered(workdir):
     """(prompt, greedy answer, tokens that end one), as launch.generate has them."""
-    mesh, model, words = restore.restore_for_inference(workdir)
-    given = prompts.inputs(workdirs.recorded_config(workdir), words, [MESSAGES[0]["content"]], encoder=False)
+    mesh, model, words = restore.for_inference(Workdir(workdir))
+    given = prompts.inputs(Workdir(workdir).config, words, [MESSAGES[0]["content"]], encoder=False)
     with axes.use_mesh(mesh):
         out = generate(
             model, given.prompts, jax.random.key(0), max_new_tokens=8, eos_id=given.ends, vocab_size=words.vocab_size
@@ -95,7 +96,7 @@ def test_the_way_back(tmp_path):
     workdir = tuned("chatml", tmp_path / "a")
     convert.export(workdir, tmp_path / "out")
     convert.import_folder(tmp_path / "out", tmp_path / "back")
-    words = workdirs.contents(tmp_path / "back")[1]
+    words = Workdir(tmp_path / "back").tokenizer
     assert set(words.special.end) == set(answered(workdir)[2])
     convert.export(tmp_path / "back", tmp_path / "again")
     read = lambda out, name: json.loads((tmp_path / out / name).read_text())
@@ -109,7 +110,7 @@ def test_a_model_of_text_alone_gets_no_template(tmp_path):
     convert.export(workdir, tmp_path / "out")
     assert "chat_template" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert written["eos_token_id"] == workdirs.contents(workdir)[1].eot_id
+    assert written["eos_token_id"] == Workdir(workdir).tokenizer.eot_id
 
 
 def test_what_can_not_be_handed_on_is_refused_before_anything_is_written(tmp_path):

@@ -15,7 +15,8 @@ from ml_collections import config_flags
 from configs import quickstart
 from data.checked import checked
 from data.tokens import tokenizer
-from launch.run import build, workdirs
+from launch.run import build, models, workdirs
+from launch.run.workdirs import Workdir
 from launch.sweeps import search, trials
 from launch.training import runs
 from model import architectures, axes
@@ -59,7 +60,7 @@ def small_base(workdir):
     """A workdir as one of configs/quickstart.py, but small."""
     config, words = quickstart.get_config(), tokenizer.train((), "byte")
     config.model.update(SMALL)
-    model = architectures.make(workdirs.architecture(config, words.vocab_size), nnx.Rngs(0))
+    model = architectures.make(models.model_config(config, words.vocab_size), nnx.Rngs(0))
     workdirs.create(workdir, config.to_dict(), model, words)
 
 
@@ -84,7 +85,7 @@ def test_commands_would_run(tmp_path, monkeypatch):
         workdir = Path(names.get("workdir", "none"))
         if program in ("train", "prepare"):
             config, chosen = parsed(words)
-            build.data(runs.checked(config, workdir, chosen)[0], workdir)
+            build.data(runs.checked(config, Workdir(workdir), chosen).config, workdir)
         if program == "sweep":
             config, chosen = parsed(words)
             trials.Trials(config, search.read(names["search"]), workdir, chosen=chosen)

@@ -8,7 +8,8 @@ import pytest
 
 from data.batch import DataError
 from launch.program.checking import ConfigError
-from launch.run import workdirs
+from launch.run import continuing
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import ROOT
@@ -29,10 +30,10 @@ def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tm
     tiny.early_stopping.metric, tiny.grade.metrics = metric, "bleu, rouge"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(tiny.to_json())
-    workdirs.check(tmp_path, tiny)
+    continuing.check(Workdir(tmp_path), tiny)
     tiny.update_from_flattened_dict({field: {"grade.metrics": "rouge"}.get(field, 7)})
     with pytest.raises(ConfigError, match=f"{field}: .* there, 7 now") if refused else contextlib.nullcontext():
-        workdirs.check(tmp_path, tiny)
+        continuing.check(Workdir(tmp_path), tiny)
 
 
 def test_refuses_before_anything_is_made(tiny, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from data.tokens import tokenizer
 from launch import convert as module
 from launch.run import restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.model.interop import hub
 
@@ -45,7 +46,7 @@ def test_a_run_that_goes_on(tiny, tmp_path, heard):
     jax.clear_caches()
     (tmp_path / "run" / "checkpoints" / "6" / "manifest.json").unlink()  # so that it goes on from the one before
     assert train(tiny, tmp_path / "run")
-    restore.restore_for_inference(tmp_path / "run")
+    restore.for_inference(Workdir(tmp_path / "run"))
     assert heard == {}
 
 
@@ -55,5 +56,5 @@ def test_a_published_model(tmp_path, monkeypatch, heard):
     tokenizer.train(["some text, " * 50], "char").save(tmp_path / "hub" / "tokenizer.json")
     heard.clear()
     module.import_folder(tmp_path / "hub", tmp_path / "run")
-    restore.restore_for_inference(tmp_path / "run")
+    restore.for_inference(Workdir(tmp_path / "run"))
     assert heard == {}

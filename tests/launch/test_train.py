@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from launch.program.checking import ConfigError
-from launch.run import build, workdirs
+from launch.run import build, checks, continuing, models, workdirs
+from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
 from model.architectures import Decoder
@@ -30,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def final(config, workdir):
     """Every array of the latest checkpoint, and the loop's JSON."""
-    prepared = workdirs.adopted(workdir)
-    model = build.model_config(config, prepared.vocab_size)
+    prepared = Workdir(workdir).prepared
+    model = models.model_config(config, prepared.vocab_size)
     with axes.use_mesh(build.mesh(config)):
         abstract = state.abstract(lambda rngs: Decoder(model, rngs), build.optimizer(config, model))
         checkpoints = Checkpoints(workdir)
@@ -254,10 +255,10 @@ def test_a_run_that_is_older_than_a_field_goes_on(tiny, uninterrupted, tmp_path)
     recorded = json.loads((workdir / "config.json").read_text())
     assert recorded["data"].pop("copies") == "keep"
     (workdir / "config.json").write_text(json.dumps(recorded))
-    workdirs.check(workdir, tiny)
+    continuing.check(Workdir(workdir), tiny)
     tiny.data.copies = "drop"
     with pytest.raises(ConfigError, match=r"data\.copies: 'keep' there, 'drop' now"):
-        workdirs.check(workdir, tiny)
+        continuing.check(Workdir(workdir), tiny)
 
 
 def test_refuses_another_config(tiny, uninterrupted, tmp_path):
@@ -281,10 +282,10 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
 def test_a_weight_that_is_too_small_for_this_run_is_noted(tiny):
     (first,) = tiny.data.sources
     tiny.data.sources, tiny.steps, tiny.batch_size = (first, ("stdlib", 1e-4)), 100, 8
-    (note,) = build.notes(tiny, build.model_config(tiny, 64), [])
+    (note,) = checks.notes(tiny, models.model_config(tiny, 64), [])
     assert note.startswith("note: stdlib has 0.0001 of") and "less than a row in the 800 rows" in note
     tiny.steps = 100_000
-    assert not build.notes(tiny, build.model_config(tiny, 64), [])
+    assert not checks.notes(tiny, models.model_config(tiny, 64), [])
 
 
 def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):

@@ -12,7 +12,8 @@ import pytest
 
 from launch.answers import held_out
 from launch.program.checking import ConfigError
-from launch.run import adapters, build, restore, workdirs
+from launch.run import adapters, build, checks, models, restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
 from model.weights import by_name, trained
@@ -62,7 +63,7 @@ def losses_by_step(workdir):
 
 def restored(workdir):
     """The arrays of the latest model, on the host."""
-    return jax.device_get(by_name(restore.restore_for_inference(workdir)[1]))
+    return jax.device_get(by_name(restore.for_inference(Workdir(workdir))[1]))
 
 
 def files(folder):
@@ -93,7 +94,7 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
     # A base that has changed is noticed, when it goes on and when it is used.
     shutil.copytree(base, tmp_path / "other")
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        changed = restore.restore_model(base, workdirs.contents(base)[0])
+        changed = restore.model(Workdir(base), Workdir(base).architecture)
         changed.norm.scale[...] = changed.norm.scale[...].at[0].add(1e-6)
         shutil.rmtree(tmp_path / "other" / "checkpoints")
         Checkpoints(tmp_path / "other").save_model(3, changed)
@@ -115,7 +116,7 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
     config = configured(name, base, data_dir, examples, **fields)
     config.steps, config.optimizer.warmup_steps = 2, 1
     train(config, tmp_path / "run")
-    mesh, model, _ = restore.restore_for_inference(tmp_path / "run")
+    mesh, model, _ = restore.for_inference(Workdir(tmp_path / "run"))
     facts = json.loads((tmp_path / "run" / "summary.json").read_text())["model"]
     assert facts["trained_parameters"] == sum(leaf.size for leaf in trained(model).values())
     assert f"{facts['trained_parameters']:,} of all train" in capsys.readouterr().out
@@ -127,7 +128,7 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
         assert facts["quantized_weights"] and facts["quantized_bytes"] < 0.8 * facts["quantized_weights"]
         norms = {path: w[...] for path, w in trained(model).items() if "norm" in path}
         assert len(norms) == 3 and all((w != w.astype(jnp.bfloat16)).any() for w in norms.values())
-        adapters.merge(tmp_path / "run", tmp_path / "merged")
+        adapters.merge(Workdir(tmp_path / "run"), tmp_path / "merged")
         merged = restored(tmp_path / "merged")
         for path, w in norms.items():
             np.testing.assert_array_equal(merged[path], w)
@@ -172,10 +173,10 @@ def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corp
     config = configured("lora", str(source) + "/", data_dir, examples)
     config.init_step, config.steps, config.optimizer.warmup_steps = "latest", 2, 1
     train(config, tmp_path / "run")
-    assert workdirs.recorded_config(tmp_path / "run").init_step == "3"
+    assert Workdir(tmp_path / "run").config.init_step == "3"
     wanted = restored(tmp_path / "run")
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
-        model = restore.restore_model(source, workdirs.contents(source)[0])
+        model = restore.model(Workdir(source), Workdir(source).architecture)
         model.norm.scale[...] = model.norm.scale[...] + 1
         later = Checkpoints(source, keep_last=2)
         later.save_model(6, model)
@@ -247,14 +248,14 @@ def test_refuses(base, data_dir, examples, tmp_path):
 def test_widths_that_can_not_be_quantized_are_found_before_anything_is_made(data_dir, examples):
     config = configured("qlora", "", data_dir, examples, **{"model.mlp_dim": 40})
     with pytest.raises(ConfigError, match=r"config.adapt.*/down can't be quantized: it has 40 inputs.*int8 takes any"):
-        build.check(config, build.mesh(config))
+        checks.check(config, build.mesh(config))
 
 
 def test_an_adapter_that_peft_can_not_read_is_noted(data_dir, corpus):
     """At the start of the run, not when it is exported."""
     config = shrink(importlib.import_module("configs.pretrain_moe").get_config(), data_dir, corpus)
     config.model.experts.mlp_dim, config.objective.balance_loss = 48, 0.01
-    model, attention = build.model_config(config, 64), "stack/segments/0/0/attention/query"
-    assert not build.notes(config, model, [f"{attention}/a", f"{attention}/b"])
-    (note,) = build.notes(config, model, [f"{attention}/a", "stack/segments/0/0/feed_forward/experts_up/a"])
+    model, attention = models.model_config(config, 64), "stack/segments/0/0/attention/query"
+    assert not checks.notes(config, model, [f"{attention}/a", f"{attention}/b"])
+    (note,) = checks.notes(config, model, [f"{attention}/a", "stack/segments/0/0/feed_forward/experts_up/a"])
     assert note.startswith("note: peft can't read an adapter of stack/segments/0/0/feed_forward/experts_up")

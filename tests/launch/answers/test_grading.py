@@ -17,7 +17,8 @@ from data.examples.example import Context
 from data.tokens import tokenizer
 from launch.answers import grading, prompts
 from launch.program.checking import ConfigError
-from launch.run import restore, workdirs
+from launch.run import restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
 from model.decode.generate import generate
@@ -56,12 +57,13 @@ def run(tmp_path_factory, corpus, data_dir):
 def restored(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
-        return restore.restore_for_inference(run, step="latest")
+        return restore.for_inference(Workdir(run), step="latest")
 
 
 def grader(run, **given):
-    config, prepared = workdirs.recorded_config(run), workdirs.adopted(run)
-    return grading.Grader(config, prepared, *workdirs.contents(run), grading.settings(config, **given))
+    run = Workdir(run)
+    wanted = grading.settings(run.config, **given)
+    return grading.Grader(run.config, run.prepared, run.architecture, run.tokenizer, wanted)
 
 
 def test_what_it_learnt_is_graded_while_it_trains(run, restored):
@@ -137,7 +139,7 @@ def test_long_prompts_are_cut_as_in_training(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grading, "answers", answer)
         found = list(asked.answers(None))
-    words = workdirs.contents(run)[1]
+    words = Workdir(run).tokenizer
     assert words.decode(given[0]) == "x" * 31 and given[0][-1] == words.eot_id and len(given[0]) == 32
     assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
 
@@ -185,7 +187,7 @@ def test_the_reference_is_the_last_answer_that_is_trained_on_with_all_that_is_sa
 
 
 def test_refuses(run, tiny, tmp_path):
-    config = workdirs.recorded_config(run)
+    config = Workdir(run).config
     for given, words in (
         ({"metrics": "bleu,meteor"}, "grade: unknown metric 'meteor'; choose from bleu"),
         ({"tokenizer": "zz"}, "unknown tokenizer 'zz' of BLEU"),
@@ -199,9 +201,9 @@ def test_refuses(run, tiny, tmp_path):
     with pytest.raises(ConfigError, match="this run reads text alone"):
         train(tiny, tmp_path / "text")
     assert not (tmp_path / "text").exists()
-    prepared = workdirs.adopted(run)
+    prepared = Workdir(run).prepared
     empty = dataclasses.replace(
         prepared, sources=tuple(dataclasses.replace(s, validation_rows=0) for s in prepared.sources)
     )
     with pytest.raises(DataError, match="No conversations or pairs of texts are held out"):
-        grading.Grader(config, empty, *workdirs.contents(run), grading.settings(config))
+        grading.Grader(config, empty, Workdir(run).architecture, Workdir(run).tokenizer, grading.settings(config))

@@ -23,7 +23,7 @@ from configs import lora
 from data import pipeline
 from launch.hosts import distributed
 from launch.program.checking import ConfigError
-from launch.run import workdirs
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import shrink
 from train.checkpoints.checkpoint import Checkpoints
@@ -195,7 +195,7 @@ def test_four_go_on_where_two_stopped(tiny, alone, two, four, place):
     assert some.keys() == found.keys() and validation.keys() == validation_of_four.keys()
     for expected, got in ((found, some), (validation, validation_of_four)):
         np.testing.assert_allclose([got[step] for step in expected], list(expected.values()), rtol=2e-4)
-    stream = pipeline.train_pipeline(workdirs.adopted(alone), tiny.batch_size, tiny.seed)
+    stream = pipeline.train_pipeline(Workdir(alone).prepared, tiny.batch_size, tiny.seed)
     first, second = read_by(place, "two", 2), read_by(place, "four", 4)
     stopped = two["step"] * tiny.batch_size
     for step in range(STEPS):

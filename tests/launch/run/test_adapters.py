@@ -13,12 +13,15 @@ import peft
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from data.tokens import tokenizer
 from launch import convert
 from launch.program.checking import ConfigError
-from launch.run import adapters, restore, workdirs
+from launch.run import adapters, models, restore, workdirs
+from launch.run.defaults import completed
+from launch.run.workdirs import Workdir
 from model import axes
 from model.adapt.lora import Lora
 from model.adapt.tuning import Tuning
@@ -59,8 +62,13 @@ def made(tmp_path_factory):
         config = root / "base" / "config.json"
         config.write_text(config.read_text().replace("bfloat16", "float32"))
         for name in TARGETS:
-            adapters.from_peft(root / f"peft {name}", root / "base", root / name)
+            adapters.from_peft(root / f"peft {name}", Workdir(root / "base"), root / name)
     return root, models
+
+
+def opened(base, *runs):
+    """The first arguments of adapters.several."""
+    return Workdir(base), [Workdir(run) for run in runs]
 
 
 def theirs(model):
@@ -70,7 +78,7 @@ def theirs(model):
 
 
 def ours(workdir):
-    mesh, model, _ = restore.restore_for_inference(workdir)
+    mesh, model, _ = restore.for_inference(Workdir(workdir))
     with axes.use_mesh(mesh):
         return generate(model, [PROMPT], jax.random.key(0), max_new_tokens=LENGTH).tokens[0]
 
@@ -80,7 +88,7 @@ def test_from_peft_and_back(name, made, tmp_path):
     root, models = made
     np.testing.assert_array_equal(ours(root / name), theirs(models[name]))
     assert (theirs(models[name]) != theirs(models["base"])).any()
-    adapters.to_peft(root / name, tmp_path / "out")
+    adapters.to_peft(Workdir(root / name), tmp_path / "out")
     old, new = (load_file(path / "adapter_model.safetensors") for path in (root / f"peft {name}", tmp_path / "out"))
     assert old.keys() == new.keys()
     for tensor in old:
@@ -105,7 +113,7 @@ def test_merged(made, tmp_path):
     convert.export(tmp_path / "quantized", tmp_path / "original", merge=True)
     for tensor, array in load_file(tmp_path / "original" / "model.safetensors").items():
         np.testing.assert_array_equal(array, found[tensor])
-    adapters.merge(root / "wide", tmp_path / "plain")
+    adapters.merge(Workdir(root / "wide"), tmp_path / "plain")
     np.testing.assert_array_equal(ours(tmp_path / "plain"), theirs(models["wide"]))
     convert.export(tmp_path / "plain", tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
@@ -114,7 +122,7 @@ def test_merged(made, tmp_path):
 
 
 def logits(workdir):
-    mesh, model, _ = restore.restore_for_inference(workdir)
+    mesh, model, _ = restore.for_inference(Workdir(workdir))
     with axes.use_mesh(mesh):
         return np.asarray(jax.jit(lambda model: model.logits(np.array([PROMPT])))(model))
 
@@ -127,23 +135,23 @@ def test_merged_into_the_weights_that_it_was_trained_over(made, tmp_path, capsys
     record = json.loads((run / "config.json").read_text())
     record["model"]["param_dtype"], record["adapt"]["base"] = "bfloat16", "nf4"
     (run / "config.json").write_text(json.dumps(record))
-    adapters.merge(run, tmp_path / "quantized", into="quantized")
+    adapters.merge(Workdir(run), tmp_path / "quantized", into="quantized")
     assert "warning" not in capsys.readouterr().err
-    adapters.merge(run, tmp_path / "original")
+    adapters.merge(Workdir(run), tmp_path / "original")
     said = capsys.readouterr().err
     assert f"warning: the adapter in {run} was trained over weights in nf4; merged into the original ones" in said
     assert "--merge_into=quantized" in said
-    assert workdirs.contents(tmp_path / "quantized")[0].param_dtype == "float32"
+    assert Workdir(tmp_path / "quantized").architecture.param_dtype == "float32"
     trained_over, merged, other = (logits(path) for path in (run, tmp_path / "quantized", tmp_path / "original"))
     difference = np.abs(trained_over - other).max()
     assert np.abs(trained_over - merged).max() < 0.01 * difference
-    adapters.merge(root / "wide", tmp_path / "plain")
+    adapters.merge(Workdir(root / "wide"), tmp_path / "plain")
     assert "warning" not in capsys.readouterr().err
     with pytest.raises(
         ConfigError,
         match=r"--merge_into=quantized is for adapters that were trained over quantized weights; the one in .*wide was",
     ):
-        adapters.merge(root / "wide", tmp_path / "none", into="quantized")
+        adapters.merge(Workdir(root / "wide"), tmp_path / "none", into="quantized")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +176,7 @@ def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
     given = json.loads(path.read_text())
     for name, warned in (("org/other", True), (None, False), (str(root / "hf"), False)):
         path.write_text(json.dumps(given | {"base_model_name_or_path": name}))
-        adapters.from_peft(tmp_path / "peft", root / "base", tmp_path / str(name).replace("/", "_"))
+        adapters.from_peft(tmp_path / "peft", Workdir(root / "base"), tmp_path / str(name).replace("/", "_"))
         said = capsys.readouterr().err
         assert ("warning" in said) == warned
         assert not warned or f"was trained over {name}, but {root / 'base'} was imported from {root / 'hf'}" in said
@@ -179,14 +187,14 @@ def early(made):
     """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
     root, _ = made
     if not (root / "early").exists():
-        config, words = workdirs.contents(root / "base")
+        config, words = Workdir(root / "base").architecture, Workdir(root / "base").tokenizer
         tuning = Tuning(Lora(targets=(("layer/0/.*query", True), (".*", False))))
         record = {"model": dataclasses.asdict(config), "init_from": str(root / "base"), "seed": 0}
         record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
-        config = workdirs.architecture(workdirs.ConfigDict(record))
+        config = models.model_config(ConfigDict(completed(record)))
         assert config.cuts == (1,)
         with axes.use_mesh(axes.make_mesh()):
-            model, content, _ = restore.pretrained(root / "base", config)
+            model, content, _ = restore.pretrained(Workdir(root / "base"), config)
             model = tuning.apply(model, jax.random.key(0))
             noise = lambda w: w.replace(w[...] + jax.random.normal(jax.random.key(1), w.shape))
             model = replaced(model, {name: noise(w) for name, w in trained(model).items()})
@@ -196,7 +204,7 @@ def early(made):
 
 def test_several_in_one_batch(made, early):
     root, models = made
-    mesh, model, _ = adapters.several(root / "base", [root / "narrow", early, root / "wide"])
+    mesh, model, _ = adapters.several(*opened(root / "base", root / "narrow", early, root / "wide"))
     with axes.use_mesh(mesh):
         found = generate(model, [PROMPT] * 4, jax.random.key(0), max_new_tokens=LENGTH, adapters=[2, 1, 0, -1]).tokens
     wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
@@ -213,9 +221,9 @@ def test_in_another_precision(made, tmp_path):
     (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
     tables = {}
     for name, given in {
-        "alone": restore.restore_for_inference(root / "wide", dtype="bfloat16"),
-        "several": adapters.several(root / "base", [root / "narrow", root / "wide"], dtype="bfloat16"),
-        "quantized": restore.restore_for_inference(tmp_path / "quantized", dtype="bfloat16"),
+        "alone": restore.for_inference(Workdir(root / "wide"), dtype="bfloat16"),
+        "several": adapters.several(*opened(root / "base", root / "narrow", root / "wide"), dtype="bfloat16"),
+        "quantized": restore.for_inference(Workdir(tmp_path / "quantized"), dtype="bfloat16"),
     }.items():
         mesh, model, _ = given
         assert model.config.dtype == "bfloat16"
@@ -227,7 +235,7 @@ def test_in_another_precision(made, tmp_path):
 
 
 def test_an_adapter_of_one_layer(early, tmp_path):
-    adapters.to_peft(early, tmp_path / "out")
+    adapters.to_peft(Workdir(early), tmp_path / "out")
     module = "base_model.model.model.layers.0.self_attn.q_proj"
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert found.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
@@ -252,16 +260,16 @@ def test_the_commands(made, tmp_path):
 def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
     """What is hashed of a workdir with an adapter is what it stores: merged weights differ in their last bits."""
     root, _ = made
-    config, words = workdirs.contents(root / "wide")
+    config, words = Workdir(root / "wide").architecture, Workdir(root / "wide").tokenizer
     tuning = Tuning(Lora(rank=2))
     with axes.use_mesh(axes.make_mesh({"fsdp": 8}, jax.local_devices())):
-        model, content, _ = restore.pretrained(root / "wide", config)
+        model, content, _ = restore.pretrained(Workdir(root / "wide"), config)
         record = {"model": dataclasses.asdict(config), "init_from": str(root / "wide"), "seed": 0}
         record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
         workdirs.create(tmp_path / "second", record, tuning.apply(model, jax.random.key(0)), words, base=content)
     np.testing.assert_array_equal(ours(tmp_path / "second"), ours(root / "wide"))
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices())):
-        assert restore.pretrained(root / "narrow", workdirs.contents(root / "narrow")[0])[1] != content
+        assert restore.pretrained(Workdir(root / "narrow"), Workdir(root / "narrow").architecture)[1] != content
 
 
 def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
@@ -271,11 +279,11 @@ def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
     record = json.loads((root / "wide" / "config.json").read_text())
     record["model"]["param_dtype"] = "bfloat16"
     (tmp_path / "wide" / "config.json").write_text(json.dumps(record))
-    adapters.merge(tmp_path / "wide", tmp_path / "once")
-    assert workdirs.contents(tmp_path / "once")[0].param_dtype == "float32"
+    adapters.merge(Workdir(tmp_path / "wide"), tmp_path / "once")
+    assert Workdir(tmp_path / "once").architecture.param_dtype == "float32"
     shutil.copytree(tmp_path / "wide", tmp_path / "second")
     (tmp_path / "second" / "config.json").write_text(json.dumps(record | {"init_from": str(tmp_path / "wide")}))
-    assert restore.stored_dtype(tmp_path / "second") == "float32"
+    assert restore.stored_dtype(Workdir(tmp_path / "second")) == "float32"
 
 
 def test_what_is_refused(made, tmp_path):
@@ -283,19 +291,19 @@ def test_what_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match=r"over a base \(lora\), and a .* --merge puts"):
         convert.export(root / "wide", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds no adapter"):
-        adapters.to_peft(root / "base", tmp_path / "out")
+        adapters.to_peft(Workdir(root / "base"), tmp_path / "out")
     changed = tmp_path / "base" / "config.json"  # a GPT-2 whose queries were divided by the number of their layer
     changed.parent.mkdir()
     changed.write_text('{"imported_changed": true}')
     with pytest.raises(ConfigError, match=r"changed when they were imported \(scale_attn_by_inverse_layer_idx\)"):
-        adapters.from_peft(root / "peft narrow", changed.parent, tmp_path / "out")
+        adapters.from_peft(root / "peft narrow", Workdir(changed.parent), tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a run already"):
-        adapters.from_peft(root / "peft wide", root / "base", root / "wide")
+        adapters.from_peft(root / "peft wide", Workdir(root / "base"), root / "wide")
     (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
-        adapters.merge(root / "wide", tmp_path / "left")
+        adapters.merge(Workdir(root / "wide"), tmp_path / "left")
     with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
-        adapters.several(root / "base", [root / "narrow"], step="7")
+        adapters.several(*opened(root / "base", root / "narrow"), step="7")
     with pytest.raises(CheckpointError, match="was trained over a base with the content hash"):
-        adapters.merge(root / "wide", tmp_path / "other")
-        adapters.several(tmp_path / "other", [root / "narrow"])
+        adapters.merge(Workdir(root / "wide"), tmp_path / "other")
+        adapters.several(*opened(tmp_path / "other", root / "narrow"))

@@ -13,6 +13,7 @@ from absl import flags
 from launch import convert, sweep
 from launch.program.checking import ConfigError
 from launch.run import restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import assert_same_run
@@ -98,7 +99,7 @@ def test_what_is_read_of_a_run_that_ended_early(ruined, ended, tmp_path, capsys)
     best, last = sorted(kept(workdir))
     arrays = {}
     for wanted in ("", "best", "latest", str(best), str(last)):
-        model = restore.restore_for_inference(workdir, step=wanted)[1]
+        model = restore.for_inference(Workdir(workdir), step=wanted)[1]
         arrays[wanted] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(model)])
         said = f"reading step {best}, the best by validation/loss; the latest is {last}" in capsys.readouterr().err
         assert said == (wanted in ("", "best"))
@@ -107,7 +108,7 @@ def test_what_is_read_of_a_run_that_ended_early(ruined, ended, tmp_path, capsys)
     np.testing.assert_array_equal(arrays["latest"], arrays[str(last)])
     assert not np.array_equal(arrays["best"], arrays["latest"])
     with pytest.raises(CheckpointError, match=rf"no step '7'; there are: {best}, {last}"):
-        restore.restore_for_inference(workdir, step="7")
+        restore.for_inference(Workdir(workdir), step="7")
 
 
 def test_help_shows_flags_that_other_files_define():

@@ -15,7 +15,8 @@ from data.rows.pack import RowReader
 from data.tokens import tokenizer
 from launch import convert
 from launch.program.checking import ConfigError
-from launch.run import build, restore, workdirs
+from launch.run import build, restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
 from tests.launch.test_train import assert_same_run, losses
@@ -66,13 +67,13 @@ def test_begins_with_the_parameters_and_goes_on_without_the_source(tiny, importe
     whole = tmp_path / "whole"
     train(tiny, whole)
     assert f"begins with the parameters of {source}" in capsys.readouterr().out
-    prepared = workdirs.adopted(whole)
+    prepared = Workdir(whole).prepared
     batch = pipeline.train_pipeline(prepared, tiny.batch_size, tiny.seed).next()
     np.testing.assert_allclose(losses(whole)[1], reference_loss(model, batch), rtol=1e-4)
 
     rows = RowReader(prepared.sources[0].train, 32).read([0])
     assert rows[0, 0, 0] == 1 and 1 not in rows[0, 0, 1:]
-    recorded = workdirs.recorded_config(whole)
+    recorded = Workdir(whole).config
     assert (recorded.model.num_layers, recorded.model.norm, recorded.model.remat) == (3, "layernorm", "full")
     assert recorded.model_type == "gpt2"
     assert tokenizer.load(whole / "tokenizer.json").special == tokenizer.load(source / "tokenizer.json").special
@@ -94,12 +95,12 @@ def test_from_a_run(tiny, tmp_path):
     tuned.model.num_layers = 7  # of the config file: the architecture is the source's
     tuned.seed = 1
     train(tuned, tmp_path / "second")
-    mesh, model, _ = restore.restore_for_inference(tmp_path / "first")
-    batch = pipeline.train_pipeline(workdirs.adopted(tmp_path / "second"), tuned.batch_size, tuned.seed).next()
+    mesh, model, _ = restore.for_inference(Workdir(tmp_path / "first"))
+    batch = pipeline.train_pipeline(Workdir(tmp_path / "second").prepared, tuned.batch_size, tuned.seed).next()
     with axes.use_mesh(mesh):
         evaluated = build.steps(tuned, None)[1](model, build.put(mesh)(batch))
     np.testing.assert_allclose(losses(tmp_path / "second")[1], evaluated.total / evaluated.weight, rtol=1e-5)
-    assert workdirs.recorded_config(tmp_path / "second").model.num_layers == 2
+    assert Workdir(tmp_path / "second").config.model.num_layers == 2
 
 
 @pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])

@@ -4,6 +4,7 @@ import pytest
 
 from launch.program.checking import ConfigError
 from launch.run import places, restore
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import ROOT, final, losses
@@ -23,7 +24,7 @@ def test_a_workdir_of_all_characters(tiny, tmp_path, capsys):
     train(tiny, workdir)
     assert "is done: 4 steps" in capsys.readouterr().out
     assert final(tiny, workdir)[0]
-    _, model, _ = restore.restore_for_inference(workdir)
+    _, model, _ = restore.for_inference(Workdir(workdir))
     assert model.config.num_layers == 2
     tiny.init_from, tiny.steps = str(workdir), 3
     train(tiny, tmp_path / "next")

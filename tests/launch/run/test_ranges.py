@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from configs.sizes import SIZES
 from launch.program.checking import ConfigError
-from launch.run import ranges, workdirs
+from launch.run import ranges
+from launch.run.defaults import flat
 from tests.launch.conftest import refused
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -24,8 +25,8 @@ def published():
         if hasattr(module, "get_config"):
             for argument in ARGUMENTS.get(path.stem, [None]):
                 config = module.get_config(argument) if argument else module.get_config()
-                yield workdirs.flat(config.to_dict())
-    yield from (workdirs.flat(size, "model.") for size in SIZES.values())
+                yield flat(config.to_dict())
+    yield from (flat(size, "model.") for size in SIZES.values())
 
 
 def numbers(fields):
@@ -98,7 +99,7 @@ def outside(field):
 @pytest.mark.parametrize("field", NUMBERS)
 def test_a_value_outside_of_its_range_is_refused_first(field, tiny, tmp_path):
     """By the name that a flag has. The name of the norm is wrong too, which any later check would say."""
-    fields = workdirs.flat(tiny.to_dict()) | {"model.norm": "none of these"}
+    fields = flat(tiny.to_dict()) | {"model.norm": "none of these"}
     for value in outside(field):
         if field.endswith("[]"):
             config = ConfigDict(nested(fields | {field[:-2]: ((".*", 1.0), (".*", value))}))

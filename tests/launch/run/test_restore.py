@@ -14,6 +14,7 @@ from data.tokens import tokenizer
 from launch import convert
 from launch.answers.classifier import Classifier
 from launch.run import restore
+from launch.run.workdirs import Workdir
 from model import axes
 from model.weights import by_name
 
@@ -40,7 +41,7 @@ def test_the_folder_decides_and_dtype_changes_it(stored, tmp_path):
         expected = theirs(torch.tensor(TOKENS).long()).logits
     scores = {}
     for dtype in (None, "float32", "bfloat16"):
-        mesh, model, _ = restore.restore_for_inference(tmp_path / "run", dtype=dtype)
+        mesh, model, _ = restore.for_inference(Workdir(tmp_path / "run"), dtype=dtype)
         held = dtype or name
         assert (model.config.dtype, model.config.param_dtype) == (held, held)
         assert {leaf.dtype.name for leaf in by_name(model).values()} == {held}
@@ -55,7 +56,10 @@ def test_a_classifier_in_another_precision(tmp_path):
     folder(tmp_path / "hf", torch.float32, transformers.LlamaForSequenceClassification, num_labels=3)
     convert.import_folder(tmp_path / "hf", tmp_path / "run")
     texts = [("some text", None)]
-    rows = {dtype: next(Classifier(tmp_path / "run", dtype=dtype)(texts)) for dtype in (None, "float32", "bfloat16")}
+    rows = {
+        dtype: next(Classifier(Workdir(tmp_path / "run"), dtype=dtype)(texts))
+        for dtype in (None, "float32", "bfloat16")
+    }
     np.testing.assert_array_equal(rows[None], rows["float32"])
     assert 0 < abs(rows["bfloat16"] - rows["float32"]).max() < 0.1
 

@@ -11,6 +11,7 @@ from orbax.checkpoint._src.futures import future
 
 from data.tokens import tokenizer
 from launch.run import workdirs
+from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import refused
 from tests.launch.test_train import assert_same_run, losses
@@ -159,7 +160,7 @@ def test_only_the_first_checkpoint_of_a_run_is_read_back(tiny, uninterrupted, tm
 def test_a_full_disk_leaves_what_describes_a_run(tiny, uninterrupted, tmp_path):
     """A continued run says anew what it is; where no file may grow beyond 20 bytes, what stood there before stays."""
     workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
-    prepared = workdirs.adopted(workdir)
+    prepared = Workdir(workdir).prepared
     files = lambda: {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     before, (soft, hard) = files(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.program.checking import ConfigError
 from launch.run import workdirs
 from launch.train import train
 from launch.training import recovery
@@ -119,7 +120,7 @@ def test_what_is_no_step(tiny, run, level, capsys):
 
 def test_an_unknown_level(tiny, tmp_path):
     tiny.verify_checkpoints = "some"
-    refused(tiny, tmp_path / "run", workdirs.ConfigError, "config.verify_checkpoints is 'some'", "full, sampled, off")
+    refused(tiny, tmp_path / "run", ConfigError, "config.verify_checkpoints is 'some'", "full, sampled, off")
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,13 @@ def test_an_unknown_level(tiny, tmp_path):
 )
 def test_numbers_that_make_no_sense(tiny, tmp_path, field, value, words):
     tiny.update_from_flattened_dict({field: value})
-    refused(tiny, tmp_path / "run", workdirs.ConfigError, f"config.{field} is {value!r}", words)
+    refused(tiny, tmp_path / "run", ConfigError, f"config.{field} is {value!r}", words)
 
 
 def test_a_workdir_without_its_config(tiny, run):
     """Another run must not go on from its checkpoints."""
     (run / "config.json").unlink()
-    refused(tiny, run, workdirs.ConfigError, "checkpoints but no config.json", "new --workdir")
+    refused(tiny, run, ConfigError, "checkpoints but no config.json", "new --workdir")
     assert not (run / "config.json").exists()
 
 
@@ -157,7 +158,7 @@ def test_text_that_has_changed(tiny, corpus, tmp_path):
     own = [workdir / name for name in ("tokenizer.json", "data.json", "config.json")]
     before = [path.read_bytes() for path in own]
     text.write_text("something else, " * 500)
-    refused(tiny, workdir, workdirs.ConfigError, f"files:{text} has other content than when the run", "new --workdir")
+    refused(tiny, workdir, ConfigError, f"files:{text} has other content than when the run", "new --workdir")
     assert [path.read_bytes() for path in own] == before
 
 

@@ -1,0 +1,161 @@
+"""Every check of a config that can be made before its expensive part, and what is worth saying of one that passes."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data.examples import kinds
+from launch.program.checking import ConfigError, checking
+from launch.run import build, models, objectives, ranges
+from model import architectures, axes, weights
+from model.compress.quantize import quantize
+from model.config import ModelConfig
+from model.interop import peft, registry
+from model.interop.files.tensorfile import CheckpointFolderError
+from train.optimizer import UNREAD, fetched
+
+CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
+
+
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
+    """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
+    ranges.check(config)
+    if mesh is not None:
+        check_batch(config, mesh)
+    model = models.model_config(config, tokenizer_size=1, num_labels=config.model.get("num_labels") or 1)
+    if mesh is not None:
+        with checking("config.mesh"):
+            model.check_mesh(dict(mesh.shape))
+    (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
+    _check_training(config, model)
+    objectives.make(config)
+
+
+def _check_training(config: ConfigDict, model: ModelConfig) -> None:
+    """What trains, and by which patterns, on shapes alone."""
+    tuning, tx = models.tuning(config), build.optimizer(config, model)
+
+    def make(key):
+        base = architectures.make(model, nnx.Rngs(key))
+        return weights.trained(tuning.apply(quantize(base, tuning.quantization) if tuning.quantization else base, key))
+
+    with checking("config.adapt, config.train_only"):
+        params = jax.eval_shape(make, jax.random.key(0))
+    with checking("config.optimizer"):
+        jax.eval_shape(lambda params: tx.update(params, fetched(tx.init(params)), params), params)
+
+
+def _check_language(config: ConfigDict, model: ModelConfig) -> None:
+    if model.head not in ("language_model", "masked"):
+        raise ConfigError(
+            f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
+            f"{config.objective.name!r} needs them"
+        )
+    if "labels" in source_kinds(config):
+        raise ConfigError(
+            f"config.data has labels, which config.objective.name {config.objective.name!r} can't learn; use "
+            "--config=configs/classify.py"
+        )
+    examples = sorted(source_kinds(config) & {"chat", "pairs"})
+    if examples and model.architecture == "encoder":
+        raise ConfigError(
+            f"config.data.sources of kind {' and '.join(examples)} need a decoder, which says the answers, but "
+            "config.model.architecture is encoder"
+        )
+    kind, fitting = config.data.corruption.kind, CORRUPTION[model.architecture]
+    if kind != fitting and kinds.TEXT in source_kinds(config):
+        raise ConfigError(
+            f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
+            f"{fitting!r}; change one of them"
+        )
+
+
+def _check_labels(config: ConfigDict, model: ModelConfig) -> None:
+    others = sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)} - {"labels"})
+    if others:
+        raise ConfigError(
+            f"config.objective.name 'labels' learns from labels alone, and config.data has {', '.join(others)} too; "
+            "take these out, or set config.data.format to 'labels' if that is what config.data.path holds"
+        )
+    kind = config.data.labels.kind
+    fitting = "token" if kind == "token" else "sequence"
+    if model.head != fitting:
+        raise ConfigError(
+            f"config.model.head is {model.head!r}, but labels of config.data.labels.kind {kind!r} need {fitting!r}; '' "
+            "chooses it"
+        )
+    if kind == "number" and model.num_labels != 1:
+        raise ConfigError(f"config.model.num_labels is {model.num_labels}; a number is one score: set it to 0 or 1")
+
+
+def source_kinds(config: ConfigDict) -> set[str]:
+    """Kinds of the sources that a run reads, by data/examples/kinds.py."""
+    return {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Every device gets the same number of rows of every micro-batch, and of tokens of each row."""
+    split = {axis: mesh.shape[axis] for axis in axes.spec("batch")[0]} | {"accumulate": config.accumulate}
+    parts = math.prod(split.values())
+    if config.batch_size < 1 or config.batch_size % parts:
+        near = [n for n in (config.batch_size // parts * parts, (config.batch_size // parts + 1) * parts) if n]
+        raise ConfigError(
+            f"config.batch_size {config.batch_size} cannot be divided over "
+            + " x ".join(f"{name}={size}" for name, size in split.items() if size > 1)
+            + "; the nearest that can: "
+            + ", ".join(map(str, near))
+        )
+    if config.model.pipeline_slots and config.batch_size // parts % config.model.pipeline_slots:
+        raise ConfigError(
+            f"config.model.pipeline_slots {config.model.pipeline_slots} does not divide the "
+            f"{config.batch_size // parts} rows of a device in a micro-batch of the step"
+        )
+    halves = 2 * mesh.shape["context"]
+    if halves > 2 and config.data.seq_len % halves:
+        raise ConfigError(
+            f"config.data.seq_len {config.data.seq_len} cannot be split over context={halves // 2}, each device having "
+            f"two stretches of a row; the nearest that can: {-(-config.data.seq_len // halves) * halves}"
+        )
+
+
+def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list[str]:
+    """What a user would want to know of a run that can be made as it is.
+
+    Args:
+      trains: names of what trains.
+    """
+    found, trains = [], list(trains)
+    if not config.checkpoint_every:
+        but = " but the best evaluations" if config.early_stopping.patience else ""
+        found.append(
+            f"note: config.checkpoint_every is 0, so nothing is saved{but}, neither before the end nor at it; SIGTERM, "
+            "Ctrl-C and an evaluation that fails still save"
+        )
+    if unread := UNREAD.get(config.optimizer.name):
+        fields = ", ".join(f"config.optimizer.{field}" for field in unread)
+        found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
+    routed = any(name.endswith("/router") for name in trains)
+    if routed and not model.experts.correction and not config.objective.balance_loss:
+        found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
+    with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
+        name = config.get("model_type") or registry.family_of(model)
+        adapted = {path.removesuffix("/a") for path in trains if path.endswith("/a")}
+        if why := peft.unreadable(model, registry.FAMILIES[name].table(model), adapted):
+            found.append(f"note: {why}")
+    return found + _rare_sources(config)
+
+
+def _rare_sources(config: ConfigDict) -> list[str]:
+    """A line for each source whose weight is too small for a row of it in this run."""
+    rows, sources = config.steps * config.batch_size, kinds.sources(config.data)
+    total = math.fsum(weight for _, weight in sources)
+    return [
+        f"note: {spec} has {weight:.6g} of the weights' sum of {total:.6g}, which is less than a row in the {rows:,} "
+        "rows of this run"
+        for spec, weight in sources
+        if 0 < weight * rows < total
+    ]

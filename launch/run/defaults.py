@@ -1,0 +1,92 @@
+"""What a recorded config that lacks a field means by that: every block with its defaults, from where it is read."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from configs.parts.defaults import DEFAULTS
+from data.examples import kinds
+from data.rows import augment, corrupt
+from launch.run import objectives
+from model.adapt import tuning
+from model.config import ModelConfig
+from model.parts import Experts, Latent, Rope
+
+_PARTS = {
+    "rope": Rope,
+    "latent": Latent,
+    "experts": Experts,
+}  # blocks of `model`; None where the model has no such part
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """Nested fields by their names with dots."""
+    found = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def completed(fields: dict) -> dict:
+    """Nested fields, as JSON has them, with the defaults of all that are not there.
+
+    What was imported or made of adapters of peft is a model and no run, and its config has no `data`: it has read
+    nothing, and its rows may be as long as the model allows.
+    """
+    model = fields["model"]
+    found = DEFAULTS | {
+        "model": _model(model),
+        "adapt": _adapt(_name(fields, "adapt", "method")),
+        "objective": objectives.fields(_name(fields, "objective", "name")) | {"name": DEFAULTS["objective"]["name"]},
+    }
+    if "data" in fields:
+        found["data"] = _data(_name(fields["data"], "corruption", "kind"))
+    else:
+        found["data"] = DEFAULTS["data"] | {"sources": (), "seq_len": model["max_length"]}
+    return _filled(json.loads(json.dumps(found)), fields)
+
+
+def _name(fields: Mapping, block: str, field: str) -> str:
+    """What chooses the other fields of a block."""
+    default = (DEFAULTS if block in DEFAULTS else DEFAULTS["data"])[block][field]
+    return fields.get(block, {}).get(field, default)
+
+
+def _model(given: dict) -> dict:
+    found = _of(ModelConfig)
+    for name, part in _PARTS.items():
+        if isinstance(given.get(name), dict) or found[name] is not None:
+            found[name] = _of(part)
+    return found
+
+
+def _adapt(method: str) -> dict:
+    own = _of(tuning.METHODS[method]) if tuning.METHODS.get(method) else {}
+    if method == "prompt":  # a config names the text, of which the run's tokenizer makes the ids
+        own = {name: value for name, value in own.items() if name != "init_ids"} | {"init_text": ""}
+    return {"method": DEFAULTS["adapt"]["method"]} | own | tuning.BASE
+
+
+def _data(corruption: str) -> dict:
+    own = {"augment": augment.FIELDS, "corruption": {"kind": "none"} | corrupt.FIELDS.get(corruption, {})}
+    return DEFAULTS["data"] | {name: dict(kind.fields) for name, kind in kinds.KINDS.items()} | own
+
+
+def _of(kind: type) -> dict:
+    """The defaults of a dataclass; fields without one are left out."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _filled(defaults: dict, given: dict) -> dict:
+    """`given`, and where it lacks a field, at any depth, that of `defaults`."""
+    found = defaults | given
+    for name, value in given.items():
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
+            found[name] = _filled(defaults[name], value)
+    return found

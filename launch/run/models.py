@@ -1,0 +1,85 @@
+"""From a config to the architecture of its model, and to what of it trains."""
+
+import dataclasses
+import difflib
+
+from ml_collections import ConfigDict
+
+from data.tokens.tokenizer import Tokenizer
+from launch.program.checking import ConfigError, checking
+from model import count, patterns
+from model.adapt.prompt import Prompt
+from model.adapt.tuning import Tuning
+from model.adapt.tuning import make as make_tuning
+from model.config import ModelConfig
+
+
+def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 0) -> ModelConfig:
+    """The block `model` of a config, with room for the rows of its data.
+
+    What it leaves to the data comes from there: a vocabulary of 0 is the tokenizer's, rounded up so that it splits over
+    a mesh; 0 labels are as many as there are, and a head of '' is the one for their kind.
+    """
+    fields = config.model.to_dict()
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"config.model.{name} is no field of the model" + (f"; is it {near[0]}?" if near else ""))
+    fields |= _left_to_data(config, fields, tokenizer_size, num_labels)
+    with checking("config.model"):
+        model = ModelConfig(**fields)
+    parted = tuning(config)  # where the stacks are parted follows from what trains
+    with checking("config"):
+        model = dataclasses.replace(model, cuts=parted.cuts(model, count.names(model)))
+    if config.data.seq_len > model.max_length:
+        raise ConfigError(
+            f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {model.max_length}"
+        )
+    return model
+
+
+def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_labels: int) -> dict:
+    """The fields that follow from the data where the config does not say them; where it does, they must fit these."""
+    found = {}
+    if not fields["vocab_size"] and tokenizer_size:
+        found["vocab_size"] = -(-tokenizer_size // 64) * 64
+    elif fields["vocab_size"] < tokenizer_size:
+        raise ConfigError(
+            f"config.model.vocab_size is {fields['vocab_size']}, but the tokenizer has {tokenizer_size} tokens; raise "
+            "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
+        )
+    if fields.get("head") == "":
+        found["head"] = "token" if config.data.labels.kind == "token" else "sequence"
+    if fields.get("num_labels") == 0:
+        found["num_labels"] = num_labels
+    elif num_labels and fields.get("num_labels", num_labels) != num_labels:
+        raise ConfigError(
+            f"config.model.num_labels is {fields['num_labels']}, but the labels need {num_labels}; set it to 0 (as "
+            "many as there are)"
+        )
+    return found
+
+
+def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:
+    """What of the model trains: the blocks `adapt` and `train_only` of a config.
+
+    Args:
+      words: for an adapter that begins with a text.
+    """
+    fields = config.adapt.to_dict()
+    text = fields.pop("init_text", "")
+    with checking("config"):
+        train_only = patterns.checked(config.train_only, "train_only", bool)
+        if "targets" in fields:
+            fields["targets"] = patterns.checked(fields["targets"], "adapt.targets", bool)
+    with checking("config.adapt"):
+        if text and words is not None:
+            fields["init_ids"] = tuple(words.encode(text))
+        return make_tuning(fields, train_only)
+
+
+def prefix(config: ConfigDict) -> tuple[int, ...]:
+    """The ids that an example begins with: of prompt tuning."""
+    method = tuning(config).method
+    return method.ids(config.model.vocab_size) if isinstance(method, Prompt) else ()
