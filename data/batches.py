@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batch import CONTENT, ENCODER_CONTENT, Batch, DataError, from_rows, marked
-from data.examples.example import widened
+from data.examples.packing import widened
 from data.prepared import PreparedSource
 from data.rows.augment import Augmentation
 from data.rows.corrupt import Corruption

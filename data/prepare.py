@@ -23,7 +23,8 @@ from data.checked import checked, specials
 from data.copies import HeldOut
 from data.corpus import Corpus
 from data.examples import kinds
-from data.examples.example import Context, Encoding, pack_records, row_channels
+from data.examples.example import Context, Encoding
+from data.examples.packing import pack_records, row_channels
 from data.prepared import Prepared, load
 from data.rows.pack import pack_texts, write_rows
 from data.tokens import tokenizer as tokenizers

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError, check, from_rows, marked
-from data.examples import example as example_module
-from data.examples.example import Example, best_fit, cut, pack, widened
+from data.examples import packing
+from data.examples.example import Example, cut
+from data.examples.packing import best_fit, pack, widened
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import load, prepare
 from data.rows import corrupt
@@ -54,8 +55,8 @@ def unpacked(rows: np.ndarray) -> list[tuple]:
 
 @pytest.mark.parametrize("sides", [1, 2])
 def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
-    monkeypatch.setattr(example_module, "GROUP", 64)
-    monkeypatch.setattr(example_module, "BLOCK_TOKENS", 256)
+    monkeypatch.setattr(packing, "GROUP", 64)
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 256)
     given = some_examples(200, 32, sides)
     rows = np.concatenate(list(pack(given, 32, 2 * sides + 2, np.dtype("<u2"))))
     parts = lambda example: (
@@ -68,8 +69,8 @@ def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
 
 
 def test_packing_takes_little_memory(monkeypatch):
-    monkeypatch.setattr(example_module, "GROUP_TOKENS", 1 << 18)
-    monkeypatch.setattr(example_module, "BLOCK_TOKENS", 1 << 16)
+    monkeypatch.setattr(packing, "GROUP_TOKENS", 1 << 18)
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1 << 16)
     array = lambda dtype: np.ones(4096, dtype)
     given = (Example(array(np.int32), array(np.int32), array(np.uint8)) for _ in range(512))
     tracemalloc.start()

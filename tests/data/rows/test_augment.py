@@ -10,7 +10,8 @@ import pytest
 from data.batch import CONTENT, TRAINED, DataError, check, from_rows
 from data.batches import Block, to_batch
 from data.examples import kinds, labels
-from data.examples.example import Context, Example, pack, prefixed
+from data.examples.example import Context, Example, prefixed
+from data.examples.packing import pack
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.rows import augment
