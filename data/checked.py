@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import copies
-from data.batch import DataError
+from data.batch import DataError, united
 from data.builders import text as corpora
 from data.examples import kinds
 from data.rows import augment, corrupt
@@ -25,7 +25,6 @@ FIELDS = {
     "max_bad_lines": 100,
     "corruption": None,
     "augment": None,
-    **dict.fromkeys(kinds.KINDS),
 }
 TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0, "chat": ""}
 
@@ -36,11 +35,12 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     Args:
       encoder: the rows are for a model with an encoder beside its decoder.
     """
-    config = merged(given, FIELDS, "data")
+    config = merged(given, FIELDS | dict.fromkeys(kinds.KINDS), "data")
     config["tokenizer"] = merged(config["tokenizer"] or {}, TOKENIZER_FIELDS, "data.tokenizer")
     config["sources"] = kinds.sources(config)
     config |= kinds.checked(config)
     _check_sources(config["sources"])
+    united({spec: kinds.channels(kinds.kind_of(spec), config, encoder) for spec, _ in config["sources"]})
     for key in ("seq_len", "max_bad_lines"):
         if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
             raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")

@@ -128,12 +128,7 @@ def train_pipeline(
     first_row = position["next_row"] if position is not None else 0
     blocks = _TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row, max_damaged)
     make = functools.partial(
-        to_batch,
-        seed=seed,
-        corruption=corruption,
-        numbers=prepared.numbers,
-        token_types=prepared.token_types,
-        augmentation=augmentation,
+        to_batch, seed=seed, channels=prepared.channels, corruption=corruption, augmentation=augmentation
     )
     return Pipeline(blocks, make, stream, prepared.tokenizer_path)
 
@@ -233,10 +228,7 @@ def validation_batches(
         places = places[np.arange(limit_rows) * len(places) // limit_rows]
     reader = Rows(sources, "validation", prepared.seq_len, prepared.channels)
     blocks = _read_in_order(reader, ends, places, batch_size, _rows(rows, batch_size))
-    return (
-        to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, token_types=prepared.token_types)
-        for block in blocks
-    )
+    return (to_batch(block, VALIDATION_SEED, prepared.channels, corruption) for block in blocks)
 
 
 def _read_in_order(reader: Rows, ends, places, batch_size: int, rows: np.ndarray) -> Iterator[Block]:

@@ -1,5 +1,6 @@
-"""Examples: what a model reads and what it must say, packed whole into rows. They are packed into rows in
-data/examples/packing.py.
+"""Examples: what a model reads and what it must say. They are packed whole into rows by data/examples/packing.py.
+
+A kind of examples declares the arrays of its rows as channels (data/batch.py), beside those that all examples have.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import CONTENT, ENCODER_CONTENT, TRAINED
+from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, Channel
 from data.tokens.tokenizer import Tokenizer
 
 CUT = "examples were longer than {} tokens and were cut"  # a note
@@ -18,14 +19,15 @@ class LeftOut(ValueError):
 
 
 class Example(NamedTuple):
-    """What a model reads, and what it must say at each token."""
+    """What a model reads, and what it must say at each token: a segment of a row."""
 
     tokens: np.ndarray  # int32 [n]
     targets: np.ndarray  # int32 [n]: the next token; a class; of a number the bits of its float32
-    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT
+    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT and those that the kind declares
     source: np.ndarray | None = None  # int32 [m]: what an encoder reads
     source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
     notes: tuple[str, ...] = ()  # what was done to it; how often each occurs is printed
+    own: Mapping[str, np.ndarray] = {}  # [n], or of names 'encoder_...' [m]: what the kind declares, by name
 
     @classmethod
     def of_ids(cls, ids, trained, content=False, source=None, source_content=False) -> "Example":
@@ -50,6 +52,23 @@ class Example(NamedTuple):
         """Tokens on each side."""
         return [len(self.tokens)] + ([] if self.source is None else [len(self.source)])
 
+    def at(self, places: np.ndarray | slice) -> "Example":
+        """The example with these of its tokens and of all that goes along with them."""
+        own = {name: values if is_encoders(name) else values[places] for name, values in self.own.items()}
+        return self._replace(
+            tokens=self.tokens[places], targets=self.targets[places], marks=self.marks[places], own=own
+        )
+
+    def source_at(self, places: np.ndarray | slice) -> "Example":
+        """The same of the encoder's tokens."""
+        own = {name: values[places] if is_encoders(name) else values for name, values in self.own.items()}
+        return self._replace(source=self.source[places], source_marks=self.source_marks[places], own=own)
+
+
+def is_encoders(name: str) -> bool:
+    """Whether a channel goes along with what an encoder reads."""
+    return name.startswith("encoder_")
+
 
 class Context(NamedTuple):
     """What a kind of examples is encoded for."""
@@ -64,11 +83,12 @@ class Context(NamedTuple):
 class Encoding(NamedTuple):
     """How the records of one source become examples."""
 
-    encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it, LeftOut why it is skipped
-    numbers: bool = False  # targets are float32 bits
+    # Of a record; ValueError says what is wrong with it, LeftOut why it is skipped. A list is an example of several
+    # segments, which stay in one row and in their order; the kind then declares GROUPS, which says where they are.
+    encode: Callable[[dict], Example | list[Example]]
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
     warnings: tuple[str, ...] = ()  # what is odd about the records to train on, all together; printed
-    cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
+    cut: Callable[[Example, int, int | None], Example] | None = None  # of each segment, in place of `cut` below
 
 
 class Kind(NamedTuple):
@@ -84,6 +104,8 @@ class Kind(NamedTuple):
     # be made with this tokenizer, or for a model with (or without) an encoder
     identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
     encoding: Callable[[Mapping[str, Any], Context], Encoding]
+    # settings -> the channels of its rows beside those of all examples; one called 'targets' stands in place of theirs
+    channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
 
 
 def cut(example: Example, seq_len: int, begin: int | None) -> Example:
@@ -95,16 +117,14 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     """
     n, source = len(example.tokens), example.source
     if source is not None:
-        source = cut_prompt(source, seq_len, begin)
-        example = example._replace(source=source, source_marks=example.source_marks[-seq_len:])
+        example = example.source_at(slice(-seq_len, None))._replace(source=cut_prompt(source, seq_len, begin))
     if n <= seq_len:
         return example
     untrained = np.flatnonzero(~example.trained)
     prompt = int(untrained[-1]) + 2 if len(untrained) else 1  # tokens before the last answer
     first = min(n - seq_len, max(prompt - max(seq_len // 4, 1), 0))
     part = slice(first, first + seq_len)
-    tokens = _keep_begin(example.tokens, first, seq_len, begin)
-    return example._replace(tokens=tokens, targets=example.targets[part], marks=example.marks[part])
+    return example.at(part)._replace(tokens=_keep_begin(example.tokens, first, seq_len, begin))
 
 
 def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
@@ -131,4 +151,8 @@ def prefixed(example: Example, prefix: Sequence[int]) -> Example:
     fills = dict(tokens=prefix, targets=nothing, marks=nothing)
     if example.source is not None:
         fills = dict(source=prefix, source_marks=nothing)
-    return example._replace(**{name: before(getattr(example, name), fill) for name, fill in fills.items()})
+    side = example.source is not None
+    own = {
+        name: before(values, nothing) if is_encoders(name) == side else values for name, values in example.own.items()
+    }
+    return example._replace(own=own, **{name: before(getattr(example, name), fill) for name, fill in fills.items()})

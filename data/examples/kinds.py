@@ -4,7 +4,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data.batch import DataError
+from data.batch import TEXT as TEXT_CHANNELS
+from data.batch import Channel, DataError, example_channels
 from data.examples import chat, labels, pairs
 from data.examples.example import Kind
 from data.read.records import RecordSource
@@ -29,6 +30,13 @@ def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
     kind = KINDS[name]
     parse = functools.partial(kind.parse, settings=settings)
     return RecordSource(pattern, parse, [_PARSED, name, {column: settings[column] for column in kind.columns}])
+
+
+def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
+    """Those of the rows of a source of this kind; `settings` of all kinds, as `checked` gives them."""
+    if kind == TEXT:
+        return TEXT_CHANNELS
+    return example_channels(KINDS[kind].channels(settings[kind]), encoder)
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

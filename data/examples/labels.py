@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import CONTENT, SECOND, TRAINED, DataError
+from data.batch import CONTENT, SECOND, TOKEN_TYPES, TRAINED, Channel, DataError
 from data.examples.example import CUT, Context, Encoding, Example, Kind, LeftOut
 from data.read.records import field
 from data.tokens.tokenizer import Tokenizer
@@ -229,7 +229,12 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
     counts = dict(zip(facts.get("names", ()), facts.get("counts", ()), strict=True))
-    return Encoding(encode, numbers=kind == "number", facts=facts, warnings=tuple(_alike(counts)))
+    return Encoding(encode, facts=facts, warnings=tuple(_alike(counts)))
+
+
+def _channels(settings: Mapping[str, Any]) -> tuple[Channel, ...]:
+    numbers = (Channel("targets", "float32"),) if settings["kind"] == "number" else ()
+    return numbers + ((TOKEN_TYPES,) if settings["pair"] else ())
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:
@@ -282,4 +287,4 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-KIND = Kind(FIELDS, ("kind", "text", "label", "pair", "split"), _check, _parse, _text, _identity, _encoding)
+KIND = Kind(FIELDS, ("kind", "text", "label", "pair", "split"), _check, _parse, _text, _identity, _encoding, _channels)

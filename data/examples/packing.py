@@ -1,12 +1,10 @@
-"""Packing of examples: each is a segment of its own in a row, so that nothing leaks between them, and is never cut over
-rows.
+"""Packing of examples: each is a segment of its own in a row, so that nothing leaks between them, or several that stay
+beside each other, and is never cut over rows.
 
 Examples are taken in groups of bounded size; in a group the longest come first, and each goes to the fullest row that
 has room for it (best fit decreasing), which leaves little padding and is the same each time.
 
-On disk a row is one ArrayRecord record as in data/rows/pack.py, with 4 channels instead of 3: tokens, targets, segment
-ids, marks; where there is an encoder, with 6: also encoder tokens and encoder segment ids. All are `seq_len` long. The
-bits of the marks are those of data/batch.py.
+On disk a row is one ArrayRecord record as in data/rows/pack.py, of more channels, all `seq_len` long (data/batch.py).
 
 B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
@@ -18,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batch import TRAINED, DataError
-from data.examples.example import CUT, Context, Encoding, Example, LeftOut, cut, prefixed
+from data.batch import BASE, GROUPS, MARKS, TRAINED, Channel, DataError, stored, wide
+from data.examples.example import CUT, Context, Encoding, Example, LeftOut, cut, is_encoders, prefixed
 from data.rows.pack import row_dtype, write_rows
 
 # Examples that are packed together: so many of them, or of their tokens, which bounds memory (by 9 bytes a token).
@@ -37,27 +35,35 @@ class Counts(NamedTuple):
     unknown: int  # tokens that stand for text the vocabulary has none for
 
 
-def row_channels(encoder: bool) -> int:
-    return 6 if encoder else 4
-
-
-def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side."""
+def pack(
+    examples: Iterable[Example | list[Example]], seq_len: int, channels: Sequence[Channel], dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side, a list of
+    segments all together."""
     count = max(BLOCK_TOKENS // seq_len, 1)
-    for group in _groups(examples):
-        place = best_fit(np.array([example.sizes() for example in group]), seq_len)
+    for group in _groups(map(segments_of, examples)):
+        place = best_fit(np.array([_sizes(segments) for segments in group]), seq_len)
         for first in range(0, place.max() + 1, count):
-            rows = np.zeros((min(count, place.max() + 1 - first), channels, seq_len), dtype)
+            rows = np.zeros((min(count, place.max() + 1 - first), len(stored(channels)), seq_len), dtype)
             mine = np.flatnonzero((place >= first) & (place < first + count))
-            _fill(rows, place[mine] - first, [group[i] for i in mine])
+            _fill(rows, place[mine] - first, [group[i] for i in mine], channels)
             yield rows
 
 
-def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def segments_of(found: Example | list[Example]) -> list[Example]:
+    """The segments of an example (data/examples/example.py, `Encoding.encode`)."""
+    return [found] if isinstance(found, Example) else found
+
+
+def _sizes(segments: Sequence[Example]) -> list[int]:
+    return [sum(side) for side in zip(*(segment.sizes() for segment in segments), strict=True)]
+
+
+def _groups(examples: Iterable[list[Example]]) -> Iterator[list[list[Example]]]:
     group, tokens = [], 0
     for example in examples:
         group.append(example)
-        tokens += max(example.sizes())
+        tokens += max(_sizes(example))
         if len(group) == GROUP or tokens >= GROUP_TOKENS:
             yield group
             group, tokens = [], 0
@@ -65,23 +71,29 @@ def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield group
 
 
-def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[Example]) -> None:
+def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[list[Example]], channels: Sequence[Channel]) -> None:
     """Writes each example into its row of `rows`, behind those before it."""
+    known = {channel.name: (i, np.dtype(channel.dtype)) for i, channel in enumerate(stored(channels))}
     used = np.zeros((len(rows), 2), int)
-    segments = np.zeros(len(rows), int)
+    segments, groups = np.zeros((2, len(rows)), int)
     for row, example in zip(place, examples, strict=True):
-        segments[row] += 1
-        begin, end = used[row, 0], used[row, 0] + len(example.tokens)
-        target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
-        for channel, values in enumerate((example.tokens, target_bits, segments[row])):
-            rows[row, channel, begin:end] = values
-        rows[row, 3, begin:end] |= example.marks  # both sides share the channel
-        used[row, 0] = end
-        if example.source is not None:
-            begin, end = used[row, 1], used[row, 1] + len(example.source)
-            rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
-            rows[row, 3, begin:end] |= example.source_marks
-            used[row, 1] = end
+        groups[row] += 1
+        for rank, segment in enumerate(example):
+            segments[row] += 1
+            arrays = {"tokens": segment.tokens, "targets": segment.targets, "segment_ids": segments[row]}
+            arrays |= {"encoder_tokens": segment.source, "encoder_segment_ids": segments[row]}
+            arrays |= {"group_ids": groups[row], "ranks": rank, **segment.own}
+            sizes = [*segment.sizes(), 0][:2]
+            parts = [slice(begin, begin + size) for begin, size in zip(used[row], sizes, strict=True)]
+            for name, values in arrays.items():
+                if name in known and values is not None:
+                    i, dtype = known[name]
+                    bits = np.asarray(values, dtype if name in segment.own else np.int32).view(np.uint32)
+                    rows[row, i, parts[is_encoders(name)]] = bits
+            for part, marks in zip(parts, (segment.marks, segment.source_marks), strict=True):  # of both sides
+                if marks is not None:
+                    rows[row, known[MARKS.name][0], part] |= marks
+            used[row] += sizes
 
 
 def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:
@@ -101,7 +113,12 @@ def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def pack_records(
-    records: Iterable[tuple[str, dict]], encoding: Encoding, context: Context, spec: str, folder: Path
+    records: Iterable[tuple[str, dict]],
+    encoding: Encoding,
+    context: Context,
+    channels: Sequence[Channel],
+    spec: str,
+    folder: Path,
 ) -> Counts:
     """Writes the packed examples of (where, parsed record).
 
@@ -110,46 +127,89 @@ def pack_records(
         them are left out.
     """
     ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
-    dtype = np.dtype("<u4") if encoding.numbers else row_dtype(ids, context.seq_len)
-    room = context.seq_len - len(context.prefix)
+    dtype = np.dtype("<u4") if wide(channels) else row_dtype(ids, context.seq_len)
+    begin, unknown_id = context.tokenizer.special.begin, context.tokenizer.unknown_id
     tokens = targets = unknown = 0
-    notes, unknown_id = Counter(), context.tokenizer.unknown_id
+    notes = Counter()
 
-    def examples() -> Iterator[Example]:
+    def examples() -> Iterator[list[Example]]:
         nonlocal tokens, targets, unknown
         for where, record in records:
             try:
-                example = encoding.encode(record)
-                if not example.trained.any():
-                    raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
+                example = segments_of(encoding.encode(record))
+                _check(example, channels)
+                length = _longest(example, context)
             except LeftOut as why:
                 notes[f"{why}, and are left out"] += 1
                 continue
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
-            if max(example.sizes()) > room:
-                example = (encoding.cut or cut)(example, room, context.tokenizer.special.begin)
+            long = [max(segment.sizes()) > length for segment in example]
+            if any(long):
+                shorten = encoding.cut or cut
+                pairs = zip(example, long, strict=True)
+                example = [shorten(segment, length, begin) if is_long else segment for segment, is_long in pairs]
                 notes[CUT.format(context.seq_len)] += 1
-            notes.update(example.notes)
-            example = prefixed(example, context.prefix)
-            tokens += sum(example.sizes())
+            notes.update(note for segment in example for note in segment.notes)
+            example = [prefixed(segment, context.prefix) for segment in example]
+            tokens += sum(_sizes(example))
+            sides = [side for segment in example for side in (segment.tokens, segment.source) if side is not None]
             if unknown_id is not None:
-                sides = (side for side in (example.tokens, example.source) if side is not None)
                 unknown += sum(int(np.count_nonzero(ids == unknown_id)) for ids in sides)
-            targets += int(example.trained.sum())
+            targets += sum(int(segment.trained.sum()) for segment in example)
             yield example
 
-    rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
+    rows = write_rows(folder, pack(examples(), context.seq_len, channels, dtype))
     if notes and not rows:
         raise DataError(f"{spec}: no example is left: {next(iter(notes.values()))} {next(iter(notes))}.")
     return Counts(rows, tokens, targets, notes, unknown)
 
 
-def widened(rows: np.ndarray, channels: int) -> np.ndarray:
-    """Rows of text [B, 3, T] as rows [B, C, T] of examples: all that is no padding is trained. No encoder reads
-    anything there; for one, text is corrupted (data/rows/corrupt.py)."""
-    wide = np.zeros((len(rows), channels, rows.shape[2]), rows.dtype)
-    wide[:, :3] = rows
-    if channels > 3:
-        wide[:, 3] = np.where(rows[:, 2] > 0, TRAINED, 0)
-    return wide
+def _check(example: Sequence[Example], channels: Sequence[Channel]) -> None:
+    """ValueError where nothing of an example would be trained, or it has not what its kind declares."""
+    if not any(segment.trained.any() for segment in example):
+        raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
+    known = {channel.name for channel in BASE}
+    declared = {channel.name for channel in stored(channels)} - known
+    groups = {channel.name for channel in GROUPS}
+    if len(example) > 1 and not groups <= declared:
+        raise ValueError(
+            f"it has {len(example)} segments, and its kind does not declare {' and '.join(sorted(groups))}"
+        )
+    for segment in example:
+        if {*segment.own} != declared - groups:
+            raise ValueError(
+                f"it brings the channels {sorted(segment.own)}, and its kind declares {sorted(declared - groups)}"
+            )
+
+
+def _longest(example: Sequence[Example], context: Context) -> int:
+    """How long its segments may be, so that they and their prefixes fit into one row: the longest are cut first."""
+    room = context.seq_len - len(example) * len(context.prefix)
+    length = min(_level(side, room) for side in zip(*(segment.sizes() for segment in example), strict=True))
+    if length < 1:
+        raise LeftOut(f"examples have more segments than rows of {context.seq_len} tokens have room for")
+    return length
+
+
+def _level(sizes: Sequence[int], room: int) -> int:
+    """The largest length at which these sizes, those above cut down to it, fit into `room` together."""
+    left = room
+    for i, size in enumerate(sorted(sizes)):
+        if size > (share := left // (len(sizes) - i)):
+            return share
+        left -= size
+    return room  # all of them are whole
+
+
+def widened(rows: np.ndarray, own: Sequence[Channel], channels: Sequence[Channel]) -> np.ndarray:
+    """Rows [B, C, T] of a source's `own` channels as rows of these `channels`, int32.
+
+    What the source does not bring is 0 there; but all text that is no padding is marked as trained. So no encoder reads
+    anything in a row of text; for one, text is corrupted (data/rows/corrupt.py)."""
+    place = {channel.name: i for i, channel in enumerate(stored(channels))}
+    wide_rows = np.zeros((len(rows), len(place), rows.shape[2]), np.int32)
+    wide_rows[:, [place[channel.name] for channel in stored(own)]] = rows
+    if MARKS in channels and MARKS not in own:
+        wide_rows[:, place[MARKS.name]] = np.where(rows[:, place["segment_ids"]] > 0, TRAINED, 0)
+    return wide_rows

@@ -83,14 +83,12 @@ def _cut(example: Example, seq_len: int, begin: int | None) -> Example:
     """The part that fits into a row: the source loses its end, for a decoder down to a quarter of the row, and then the
     target loses its own."""
     if example.source is not None:
-        source, marks = (cut_end(ids, seq_len) for ids in (example.source, example.source_marks))
-        example = example._replace(source=source, source_marks=marks)
+        example = example.source_at(cut_end(np.arange(len(example.source)), seq_len))
     target = int(example.trained.sum())
     read = len(example.tokens) - target + 1  # with the token at which the target begins
     said = min(target, seq_len + 1 - min(read, max(seq_len // 4, 1)))
     kept = min(read, seq_len + 1 - said)
-    places = np.r_[: kept - 1, read - 1 : read - 1 + said]
-    return example._replace(tokens=example.tokens[places], targets=example.targets[places], marks=example.marks[places])
+    return example.at(np.r_[: kept - 1, read - 1 : read - 1 + said])
 
 
 KIND = Kind(FIELDS, ("source", "target"), _check, _parse, _text, _identity, _encoding)

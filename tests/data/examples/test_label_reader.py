@@ -77,7 +77,7 @@ def test_two_texts_of_an_example_are_texts_of_their_own(settings, tmp_path):
         pipeline = train_pipeline(prepared, 8, 0, augmentation=augment.make(rates, tokenizer))
         batch = pipeline.next()
         pipeline.close()
-        check(batch, tokenizer.vocab_size)
+        check(batch, tokenizer.vocab_size, prepared.channels)
         for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
             for segment in range(1, segments.max() + 1):
                 texts = [tokenizer.decode(ids[(segments == segment) & (types == i)]).split() for i in (0, 1)]

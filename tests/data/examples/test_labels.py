@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from data.batch import TRAINED, DataError, check
+from data.batch import TRAINED, Channel, DataError, check
 from data.examples import kinds, labels
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
@@ -57,8 +57,9 @@ def config(settings):
 
 def examples(prepared, split="train"):
     """(ids, {place: target}) of every example."""
-    numbers = prepared.sources[0].numbers
-    reader = RowReader(getattr(prepared.sources[0], split), prepared.seq_len, channels=4)
+    channels = prepared.sources[0].channels
+    numbers = Channel("targets", "float32") in channels
+    reader = RowReader(getattr(prepared.sources[0], split), prepared.seq_len, channels=channels)
     for row in reader.read(range(len(reader))).astype(np.int32):
         targets = row[1].view(np.float32) if numbers else row[1]
         for segment in range(1, row[2].max() + 1):
@@ -171,7 +172,7 @@ def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
     tokenizer = tokenizers.load(prepared.tokenizer_path)
     reader, examples = labels.Reader(tokenizer, "first", 64), 0
     for batch in validation_batches(prepared, 2):
-        check(batch, tokenizer.vocab_size)
+        check(batch, tokenizer.vocab_size, prepared.channels)
         for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
             for segment in range(1, segments.max() + 1):
                 here, types_here = ids[segments == segment].tolist(), types[segments == segment].tolist()
