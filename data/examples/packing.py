@@ -73,26 +73,29 @@ def _groups(examples: Iterable[list[Example]]) -> Iterator[list[list[Example]]]:
 
 def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[list[Example]], channels: Sequence[Channel]) -> None:
     """Writes each example into its row of `rows`, behind those before it."""
-    known = {channel.name: (i, np.dtype(channel.dtype)) for i, channel in enumerate(stored(channels))}
+    place_of = {channel.name: i for i, channel in enumerate(stored(channels))}
+    dtype_of = {channel.name: channel.dtype for channel in channels}
+    encoder, grouped = "encoder_tokens" in place_of, GROUPS[0] in channels
+    bits = lambda values, dtype="int32": np.asarray(values, dtype).view(np.uint32)
     used = np.zeros((len(rows), 2), int)
     segments, groups = np.zeros((2, len(rows)), int)
     for row, example in zip(place, examples, strict=True):
         groups[row] += 1
         for rank, segment in enumerate(example):
             segments[row] += 1
-            arrays = {"tokens": segment.tokens, "targets": segment.targets, "segment_ids": segments[row]}
-            arrays |= {"encoder_tokens": segment.source, "encoder_segment_ids": segments[row]}
-            arrays |= {"group_ids": groups[row], "ranks": rank, **segment.own}
+            arrays = {"tokens": segment.tokens, "targets": bits(segment.targets), "segment_ids": segments[row]}
+            if encoder:
+                arrays |= {"encoder_tokens": segment.source, "encoder_segment_ids": segments[row]}
+            if grouped:
+                arrays |= {"group_ids": groups[row], "ranks": rank}
+            arrays |= {name: bits(values, dtype_of[name]) for name, values in segment.own.items()}
             sizes = [*segment.sizes(), 0][:2]
             parts = [slice(begin, begin + size) for begin, size in zip(used[row], sizes, strict=True)]
             for name, values in arrays.items():
-                if name in known and values is not None:
-                    i, dtype = known[name]
-                    bits = np.asarray(values, dtype if name in segment.own else np.int32).view(np.uint32)
-                    rows[row, i, parts[is_encoders(name)]] = bits
+                rows[row, place_of[name], parts[is_encoders(name)]] = values
             for part, marks in zip(parts, (segment.marks, segment.source_marks), strict=True):  # of both sides
                 if marks is not None:
-                    rows[row, known[MARKS.name][0], part] |= marks
+                    rows[row, place_of[MARKS.name], part] |= marks
             used[row] += sizes
 
 
