@@ -51,11 +51,15 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     if config["copies"] not in copies.CHOICES:
         raise DataError(f"data.copies must be one of {', '.join(copies.CHOICES)}, not {config['copies']!r}.")
     _check_tokenizer(config)
-    _check_template(config)
+    examples = sorted({kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT})
+    for kind in examples:
+        kinds.check_encoder(kind, encoder)
+        if config["tokenizer"]["kind"] != "file":
+            kinds.KINDS[kind].check_trained(config[kind], specials(config["tokenizer"]))
     tokenizer = tokenizers.load(config["tokenizer"]["path"]) if config["tokenizer"]["kind"] == "file" else None
     _check_augment(config, config["tokenizer"]["mask"] if tokenizer is None else tokenizer.mask_id is not None)
     if tokenizer is not None:
-        for kind in {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}:
+        for kind in examples:
             kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)
     return config
 
@@ -78,7 +82,7 @@ def _check_augment(config: dict[str, Any], mask: bool) -> None:
     if not any(augment.check(config["augment"] or {}, mask).values()):
         return
     found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
-    if not found or (found == {"labels"} and config["labels"]["kind"] == "token"):
+    if not any(kinds.KINDS[kind].augmentable(config[kind]) for kind in found):
         raise DataError(
             "data.augment changes words that carry no target, and in data.sources every word has one: set its rates to "
             "0."
@@ -89,25 +93,6 @@ def specials(tokenizer: Mapping[str, Any]) -> list[str]:
     """Names of the special tokens, beside those that all have, of a tokenizer that is trained by these fields."""
     markers = TEMPLATES[tokenizer["chat"]].markers if tokenizer["chat"] else ()
     return [*tokenizers.specials(tokenizer["mask"], tokenizer["sentinels"]), *markers]
-
-
-def _check_template(config: dict[str, Any]) -> None:
-    """A tokenizer that is trained here has no chat template, and no markers but those that it is asked for."""
-    if config["tokenizer"]["kind"] == "file" or all(kinds.kind_of(spec) != "chat" for spec, _ in config["sources"]):
-        return
-    name = config["chat"]["template"]
-    if name == "tokenizer":
-        raise DataError(
-            "data.chat.template is 'tokenizer', but a tokenizer that is trained here brings none along: name one of "
-            f"{', '.join(TEMPLATES)}, and all but alpaca in data.tokenizer.chat too."
-        )
-    markers = TEMPLATES[name].markers if name in TEMPLATES else ()
-    missing = [marker for marker in markers if marker not in specials(config["tokenizer"])]
-    if missing:
-        raise DataError(
-            f"data.chat.template is {name!r}, but a tokenizer that is trained here has no token {missing[0]!r}; set "
-            f"data.tokenizer.chat to {name!r}, or data.chat.template to 'alpaca', which needs none."
-        )
 
 
 def _check_tokenizer(config: dict[str, Any]) -> None:

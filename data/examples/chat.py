@@ -5,12 +5,13 @@ this answer.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.batch import DataError
+from data.examples.asking import Asking, Prompts
 from data.examples.conversations import conversation_of, trained_answers
 from data.examples.example import Context, Encoding, Example, Kind, LeftOut
 from data.tokens.jinja_template import JinjaTemplate
@@ -189,4 +190,79 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     return Encoding(encode)
 
 
-KIND = Kind(FIELDS, (), _check, _parse, _text, _identity, _encoding)
+def _check_trained(settings: Mapping[str, Any], specials: Collection[str]) -> None:
+    """A tokenizer that is trained here has no chat template, and no markers but those that it is asked for."""
+    name = settings["template"]
+    if name == "tokenizer":
+        raise DataError(
+            "data.chat.template is 'tokenizer', but a tokenizer that is trained here brings none along: name one of "
+            f"{', '.join(TEMPLATES)}, and all but alpaca in data.tokenizer.chat too."
+        )
+    markers = TEMPLATES[name].markers if name in TEMPLATES else ()
+    missing = [marker for marker in markers if marker not in specials]
+    if missing:
+        raise DataError(
+            f"data.chat.template is {name!r}, but a tokenizer that is trained here has no token {missing[0]!r}; set "
+            f"data.tokenizer.chat to {name!r}, or data.chat.template to 'alpaca', which needs none."
+        )
+
+
+class Question(NamedTuple):
+    """What is said before an answer."""
+
+    messages: Sequence[Message]
+    tools: Tools = None
+
+
+def _question(record: dict) -> Question | None:
+    answers = trained_answers(record["messages"])
+    return Question(record["messages"][: answers[-1]], record.get("tools")) if answers else None
+
+
+def _question_of_text(text: str, system: str) -> Question:
+    start = [{"role": "system", "content": system}] if system else []
+    return Question([*start, {"role": "user", "content": text}])
+
+
+def _prompts(
+    settings: Mapping[str, Any], tokenizer: Tokenizer, questions: Sequence[Question], encoder: bool
+) -> Prompts:
+    chat = Chat(tokenizer, settings)
+    messages, tools = [question.messages for question in questions], [question.tools for question in questions]
+    return Prompts(**chat.inputs(messages, encoder, tools), ends=chat.ends, lead=chat.lead)
+
+
+def _shown(question: Question) -> str:
+    """A single message as it is, else each after who says it."""
+    messages = question.messages
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _reference(settings: Mapping[str, Any], tokenizer: Tokenizer, record: dict) -> str:
+    """The text of the last answer that is trained on; where thoughts or calls of tools stand beside that, all that a
+    model would say."""
+    messages, tools = record["messages"], record.get("tools")
+    last = trained_answers(messages)[-1]
+    answer = messages[last]
+    if not answer.get("reasoning_content") and not answer.get("tool_calls"):
+        return answer["content"]
+    chat = Chat(tokenizer, settings)
+    ids, trained, _ = chat.encode(messages[: last + 1], tools)
+    begin = len(chat.prompt(messages[:last], tools))
+    said = ids[begin:][trained[begin:]].tolist()
+    return Prompts([], None, chat.ends, chat.lead).answer(tokenizer, said)
+
+
+KIND = Kind(
+    fields=FIELDS,
+    columns=(),
+    check=_check,
+    parse=_parse,
+    text=_text,
+    identity=_identity,
+    encoding=_encoding,
+    asking=Asking(_question, _question_of_text, _prompts, _shown, _reference),
+    check_trained=_check_trained,
+)

@@ -3,12 +3,13 @@
 A kind of examples declares the arrays of its rows as channels (data/batch.py), beside those that all examples have.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, Channel
+from data.examples.asking import Asking
 from data.tokens.tokenizer import Tokenizer
 
 CUT = "examples were longer than {} tokens and were cut"  # a note
@@ -101,11 +102,19 @@ class Kind(NamedTuple):
     parse: Callable[[Mapping[str, Any], Mapping[str, Any]], dict]
     text: Callable[[dict], str]  # of a parsed record: what a tokenizer is trained on
     # (settings, tokenizer, encoder) -> JSON on which, beside the records, examples depend; DataError where they can't
-    # be made with this tokenizer, or for a model with (or without) an encoder
+    # be made with this tokenizer
     identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
     encoding: Callable[[Mapping[str, Any], Context], Encoding]
     # settings -> the channels of its rows beside those of all examples; one called 'targets' stands in place of theirs
     channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
+    asking: Asking | None = None  # how a model is asked for an answer; None: there are none to grade
+    encoder: bool | None = (
+        None  # it is for models with an encoder beside their decoder alone, or without; None: for all
+    )
+    # settings -> whether there are words that carry no target, which augmentation may change
+    augmentable: Callable[[Mapping[str, Any]], bool] = lambda settings: True
+    # (settings, its special tokens) -> DataError where a tokenizer that is trained here lacks what examples need
+    check_trained: Callable[[Mapping[str, Any], Collection[str]], None] = lambda settings, specials: None
 
 
 def cut(example: Example, seq_len: int, begin: int | None) -> Example:

@@ -39,6 +39,15 @@ def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Cha
     return example_channels(KINDS[kind].channels(settings[kind]), encoder)
 
 
+def check_encoder(kind: str, encoder: bool) -> None:
+    """DataError where examples of this kind are not for a model with (or without) an encoder beside its decoder."""
+    wanted = None if kind == TEXT else KINDS[kind].encoder
+    if wanted is False and encoder:
+        raise DataError(f"Sources {kind}:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
+    if wanted and not encoder:
+        raise DataError(f"Sources {kind}:GLOB are for encoder-decoders, and the model is none.")
+
+
 def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of every kind, with defaults, from the config's block `data`."""
     blocks = {}

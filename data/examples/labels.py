@@ -133,8 +133,6 @@ def _text(record: dict) -> str:
 
 
 def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
-    if encoder:
-        raise DataError("Sources labels:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
     return [settings["kind"], settings["read"]]
 
 
@@ -287,4 +285,15 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-KIND = Kind(FIELDS, ("kind", "text", "label", "pair", "split"), _check, _parse, _text, _identity, _encoding, _channels)
+KIND = Kind(
+    fields=FIELDS,
+    columns=("kind", "text", "label", "pair", "split"),
+    check=_check,
+    parse=_parse,
+    text=_text,
+    identity=_identity,
+    encoding=_encoding,
+    channels=_channels,
+    encoder=False,
+    augmentable=lambda settings: settings["kind"] != "token",  # of those every word is asked for its label
+)
