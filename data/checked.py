@@ -5,7 +5,7 @@ from typing import Any
 
 from data import copies
 from data.batch import DataError, united
-from data.builders import text as corpora
+from data.clean.splits import RULES
 from data.examples import kinds
 from data.rows import augment, corrupt
 from data.rows.mixture import Mixture
@@ -46,8 +46,8 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
             raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
     if not (isinstance(config["validation"], int | float) and 0 <= config["validation"] < 1):
         raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
-    if config["split"] not in corpora.RULES:
-        raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
+    if config["split"] not in RULES:
+        raise DataError(f"data.split must be one of {', '.join(RULES)}, not {config['split']!r}.")
     if config["copies"] not in copies.CHOICES:
         raise DataError(f"data.copies must be one of {', '.join(copies.CHOICES)}, not {config['copies']!r}.")
     _check_tokenizer(config)

@@ -18,8 +18,8 @@ from typing import Any
 
 from data import corpus, stage
 from data.batch import BASE, Channel, DataError, stored
-from data.builders import text as corpora
 from data.checked import checked, specials
+from data.clean.splits import SPLITS
 from data.copies import HeldOut
 from data.corpus import Corpus
 from data.examples import kinds
@@ -171,7 +171,7 @@ def _rows(
                         log(f"warning: {source.spec}: {warning}.")
                 facts |= {"kind": source.kind, "channels": channels, "encoding": stage.digest(identity)[:16]}
                 facts |= {"facts": dict(encoding.facts)}
-            for split in corpora.SPLITS:
+            for split in SPLITS:
                 counts = source.splits.get(split, {"documents": 0, "bytes": 0})
                 path = f"{i}-{source.name}/{split}"
                 if split == "train" and not weight:

@@ -7,8 +7,8 @@
     tfds:NAME[/CONFIG]    any TFDS dataset by name, or the folder of a prepared one
 
 `files[FIELD]:` and `tfds[FIELD]:` name another field than "text". All is read as UTF-8. What can't be read (a broken
-jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: cleaning, language
-and near-duplicate filters.
+jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: what is done to
+documents, which is data/clean/.
 """
 
 import difflib
@@ -45,7 +45,7 @@ class BadLines:
 
     limit: int
     count: int = 0
-    empty: int = 0  # documents without text and files without documents, which do not count against the limit
+    empty: int = 0  # files without documents, which do not count against the limit
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str, why: str) -> None:
@@ -70,7 +70,7 @@ class Source(Protocol):
         """Brings the source to this machine where it isn't yet."""
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
-        """Yields every document that isn't empty, in a fixed order."""
+        """Yields every document, in a fixed order."""
 
 
 def open_source(spec: str) -> Source:
@@ -138,10 +138,7 @@ class FileSource:
                     line = content.count(b"\n", 0, error.start) + 1
                     bad.add(f"{file}, line {line}", f"not UTF-8 ({error.reason})")
                     continue
-                if text:
-                    yield Document(name, text)
-                else:
-                    bad.empty += 1
+                yield Document(name, text)
             else:
                 yield from self._lines(file, name, bad)
 
@@ -157,10 +154,7 @@ class FileSource:
                 except (ValueError, RecursionError) as error:
                     bad.add(f"{file}, line {number}", str(error))
                     continue
-                if text:
-                    yield Document(f"{name}:{number}", text)
-                else:
-                    bad.empty += 1
+                yield Document(f"{name}:{number}", text)
         bad.empty += not found
 
     def _parse(self, line: bytes) -> str:
@@ -226,10 +220,7 @@ class TfdsSource:
                 except UnicodeDecodeError as error:
                     bad.add(f"{self._dataset}, {name} example {i}", f"not UTF-8 ({error.reason})")
                     continue
-                if text:
-                    yield Document(f"{name}:{i}", text, split)
-                else:
-                    bad.empty += 1
+                yield Document(f"{name}:{i}", text, split)
 
     def _builder(self):
         import tensorflow_datasets as tfds
