@@ -11,6 +11,7 @@ from data.rows import augment, corrupt
 from data.rows.mixture import Mixture
 from data.settings import merged
 from data.tokens import tokenizer as tokenizers
+from data.tokens.backends import KINDS
 from data.tokens.templates import TEMPLATES
 
 FIELDS = {
@@ -97,8 +98,8 @@ def specials(tokenizer: Mapping[str, Any]) -> list[str]:
 
 def _check_tokenizer(config: dict[str, Any]) -> None:
     kind, path = config["tokenizer"]["kind"], config["tokenizer"]["path"]
-    if kind not in (*tokenizers.KINDS, "file"):
-        raise DataError(f"data.tokenizer.kind must be one of {', '.join(tokenizers.KINDS)}, file, not {kind!r}.")
+    if kind not in (*KINDS, "file"):
+        raise DataError(f"data.tokenizer.kind must be one of {', '.join(KINDS)}, file, not {kind!r}.")
     if kind == "file" and not path:
         raise DataError("data.tokenizer.kind is 'file', so data.tokenizer.path must name a tokenizer.json.")
     mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]

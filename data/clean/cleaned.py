@@ -15,7 +15,7 @@ from typing import Any
 from data.batch import DataError
 from data.clean.splits import SPLITS, assign
 from data.clean.steps import EMPTY, STEPS, Account, Step, run
-from data.read.sources import BadLines, Source
+from data.read.documents import BadLines, Source
 
 
 @dataclass

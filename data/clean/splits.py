@@ -8,7 +8,7 @@ source may also say itself which split each document belongs to; what it calls t
 import hashlib
 from collections.abc import Iterator
 
-from data.read.sources import Document
+from data.read.documents import Document
 
 SPLITS = ("train", "validation")
 RULES = ("document", "tail")

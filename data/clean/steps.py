@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data.read.sources import Document
+from data.read.documents import Document
 
 
 class Dropped(NamedTuple):

@@ -6,14 +6,14 @@ from typing import Any
 
 from data.batch import TEXT as TEXT_CHANNELS
 from data.batch import Channel, DataError, example_channels
-from data.examples import chat, labels, pairs
+from data.examples import chat_examples, labels, pairs
 from data.examples.example import Kind
 from data.read.records import RecordSource
 from data.settings import merged
 
 _PARSED = 2  # part of what names corpora of examples: raise it when `parse` makes something else of the same records
 
-KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
+KINDS: dict[str, Kind] = {"chat": chat_examples.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
 
 TEXT = "text"
 

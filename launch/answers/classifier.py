@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data.examples.labels import FIELDS, Reader, Reading
+from data.examples.label_reader import Reader, Reading
+from data.examples.labels import FIELDS
 from launch.program.checking import ConfigError
 from launch.run import restore, workdirs
 from model import axes

@@ -9,7 +9,8 @@ import pytest
 from data.batch import DataError
 from data.clean.cleaned import clean
 from data.clean.steps import STEPS, Dropped
-from data.read.sources import Document, open_source
+from data.read.documents import Document
+from data.read.sources import open_source
 
 
 def cleaned(spec, directory, validation=0.2, rule="document", max_bad_lines=0, **settings):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from data.clean.splits import assign
-from data.read.sources import Document
+from data.read.documents import Document
 
 
 def test_the_split_by_document_depends_on_the_name_alone():

@@ -9,10 +9,11 @@ import pytest
 
 from data.batch import TRAINED, Channel, DataError, check
 from data.examples import kinds, labels
+from data.examples.label_reader import Reader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
+from data.read.documents import BadLines
 from data.read.records import RecordSource
-from data.read.sources import BadLines
 from data.rows.pack import RowReader
 from data.tokens import hub
 from data.tokens import tokenizer as tokenizers
@@ -170,7 +171,7 @@ def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
     path = write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
     prepared = prepare(config(path, {"pair": "other", "read": "first"}), tmp_path, quiet)
     tokenizer = tokenizers.load(prepared.tokenizer_path)
-    reader, examples = labels.Reader(tokenizer, "first", 64), 0
+    reader, examples = Reader(tokenizer, "first", 64), 0
     for batch in validation_batches(prepared, 2):
         check(batch, tokenizer.vocab_size, prepared.channels)
         for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):

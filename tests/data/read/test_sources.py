@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from data.batch import DataError
-from data.read.sources import BadLines, open_source
+from data.read.documents import BadLines
+from data.read.sources import open_source
 
 
 def read(spec, limit: int = 100):

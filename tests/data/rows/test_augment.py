@@ -9,13 +9,14 @@ import pytest
 
 from data.batch import CONTENT, TRAINED, DataError, check, example_channels, from_rows
 from data.batches import Block, to_batch
-from data.examples import kinds, labels
+from data.examples import kinds
 from data.examples.example import Context, Example, prefixed
+from data.examples.label_reader import Reader
 from data.examples.packing import pack
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.rows import augment
-from data.rows.corrupt import span_counts
+from data.rows.spans import span_counts
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
 
@@ -43,7 +44,7 @@ def packed(examples, encoder=False):
 @pytest.fixture(scope="module")
 def rows(tokenizer, given):
     """Each text with a period, at which its class is asked; a few texts a row."""
-    reader, examples = labels.Reader(tokenizer, "last", 256), []
+    reader, examples = Reader(tokenizer, "last", 256), []
     for i, words in enumerate(given):
         ids, (place,), *_ = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
