@@ -1,6 +1,6 @@
 """The Batch contract: the only thing that passes from `data` to `train`.
 
-A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = seq_len):
+A batch is a dict of arrays of shape [B, T] (B rows of this process, T = seq_len). Five are in every one:
 
     tokens       int32    inputs
     targets      int32    the token that follows each input in its document; of labels the class; of numbers (a
@@ -9,28 +9,34 @@ A batch is a dict of five arrays of shape [B, T] (B rows of this process, T = se
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
 
-Attention must not cross from one segment to another. Where examples are of two texts (data/examples/labels.py) there is
-one
-more:
-
-    token_types  int32    1 from the second text of an example on, else 0
-
-The first five are the decoder's side where a model has two; then three more of shape [B, S] are the encoder's, all
-int32:
+Attention must not cross from one segment to another. These five are the decoder's side where a model has two; then
+three more of shape [B, S] are the encoder's, all int32:
 
     encoder_tokens, encoder_segment_ids, encoder_positions
 
 A document has the same segment id on both sides, and cross-attention must not leave it either.
 
-A row of text on disk holds tokens, targets and segment ids (`data/rows/pack.py`). The other two follow from them and
-are derived here, when rows are read, or the row is corrupted (`data/rows/corrupt.py`). Rows of examples
-(`data/examples/example.py`) hold marks of each token too, and where there is an encoder, what it reads.
+All others are declared by the kind of examples that brings them, as `Channel`s; two sorts of them are known here:
+
+    token_types  int32    1 from the second text of an example on, else 0
+    group_ids    int32    1, 2, ... for each example of several segments in the row; 0 = none
+    ranks        int32    the segment's place in its example, from 0: a chosen answer before the rejected one, the best
+                          of a list first
+
+Every array is 0 on padding, and a declared one on rows of sources that do not bring it.
+
+On disk a row is an array [C, T]. Of text it holds tokens, targets and segment ids (`data/rows/pack.py`); positions and
+weights follow from them and are derived here, when rows are read, or the row is corrupted (`data/rows/corrupt.py`).
+Rows of examples (`data/examples/example.py`) hold marks of each token too, then where there is an encoder what it
+reads, then what their kind declares. A channel of float32 travels as its bits, in 32-bit rows: a file of its own would
+keep the other channels at 16 bits, for a second read of each row and two files that can get out of step.
 
 `DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
 a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +49,7 @@ DTYPES = {
     "positions": np.int32,
     "weights": np.float32,
 }
+ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
 
 # Bits of the channel of marks.
 TRAINED = 1  # the loss counts what is said at the token
@@ -50,43 +57,101 @@ CONTENT = 2  # what a user or a source says, or words to be labelled: not the te
 ENCODER_CONTENT = 4  # the same of the encoder's token at this place
 SECOND = 8  # the token is of the second text of an example, or behind it
 
-TYPES_DTYPES = {"token_types": np.int32}
-ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
+
+class Channel(NamedTuple):
+    """One array of rows and batches. A name that begins with 'encoder_' is of the encoder's side: the array is as long
+    as what the encoder reads, and packed, cut and augmented along with it, else with the tokens."""
+
+    name: str  # the key in a batch
+    dtype: str = "int32"  # or "float32"
+    mark: int = 0  # this bit of the marks is the channel (0 or 1), which has no array of its own on disk; 0: it has one
+
+
+TEXT = (Channel("tokens"), Channel("targets"), Channel("segment_ids"))
+MARKS = Channel("marks")  # on disk alone
+ENCODER = (Channel("encoder_tokens"), Channel("encoder_segment_ids"))
+TOKEN_TYPES = Channel("token_types", mark=SECOND)
+GROUPS = (Channel("group_ids"), Channel("ranks"))
+BASE = (*TEXT, MARKS, *ENCODER)
+_MARKS = len(TEXT)  # where the marks stand in rows
 
 
 class DataError(Exception):
     """A mistake of the user about data. The message stands alone: programs print it without a traceback."""
 
 
-def from_rows(rows: np.ndarray, numbers: bool = False, token_types: bool = False) -> Batch:
-    """Builds a batch from packed rows [B, C, T].
+def example_channels(own: Iterable[Channel], encoder: bool) -> tuple[Channel, ...]:
+    """All channels of rows of examples; one of its `own` that is called like a channel of text stands in its place."""
+    base = (*TEXT, MARKS, *(ENCODER if encoder else ()))
+    return tuple({channel.name: channel for channel in (*base, *own)}.values())
 
-    The C channels are tokens, targets, segment ids; with C = 4 also marks; with C = 6 also encoder tokens and encoder
-    segment ids. `numbers`: the targets are the bits of float32. `token_types`: examples are of two texts.
+
+def united(sources: Mapping[str, tuple[Channel, ...]]) -> tuple[Channel, ...]:
+    """The channels of batches of rows of several sources, by name; text's stand first, marks behind them.
+
+    Raises:
+      DataError: a channel is not the same in two of them.
     """
+    found, owner = {}, {}
+    for channel, source in ((channel, source) for source, channels in sources.items() for channel in channels):
+        if found.setdefault(channel.name, channel) != channel:
+            raise DataError(
+                f"The data sources {owner[channel.name]} and {source} can't be in one batch: their {channel.name} are "
+                f"{_described(found[channel.name])} and {_described(channel)}. Train on them one after the other."
+            )
+        owner.setdefault(channel.name, source)
+    first = [channel.name for channel in BASE if channel.name in found]
+    return tuple(found[name] for name in dict.fromkeys([*first, *found]))
+
+
+def _described(channel: Channel) -> str:
+    return f"bit {channel.mark} of the marks" if channel.mark else channel.dtype
+
+
+def stored(channels: Iterable[Channel]) -> tuple[Channel, ...]:
+    """Those that have an array of their own on disk, in its order."""
+    return tuple(channel for channel in channels if not channel.mark)
+
+
+def wide(channels: Iterable[Channel]) -> bool:
+    """Whether rows need 32 bits a value, whatever the vocabulary: for floats, and for integers that a kind brings,
+    which may be negative. The others are ids, numbers of segments and bits."""
+    small = {channel.name for channel in (*BASE, *GROUPS)}
+    return any(channel.dtype == "float32" or channel.name not in small for channel in stored(channels))
+
+
+def dtypes(channels: Iterable[Channel]) -> dict[str, np.dtype]:
+    """Keys and dtypes of a batch of rows of these channels."""
+    channels = [channel for channel in channels if channel != MARKS]
+    encoder = ENCODER_DTYPES if ENCODER[0] in channels else {}
+    return DTYPES | encoder | {channel.name: np.dtype(channel.dtype).type for channel in channels}
+
+
+def from_rows(rows: np.ndarray, channels: Sequence[Channel] = TEXT) -> Batch:
+    """Builds a batch from packed rows [B, C, T] of these channels; C of them are `stored`."""
     rows = rows.astype(np.int32)
-    segment_ids = rows[:, 2]
-    # Copies, so that each array is contiguous and may be handed to a device without another copy.
+    place = {channel.name: i for i, channel in enumerate(stored(channels))}
+    examples = MARKS.name in place
+    segment_ids = rows[:, place["segment_ids"]]
     batch = {
-        "tokens": rows[:, 0].copy(),
-        "targets": rows[:, 1].copy(),
-        "segment_ids": segment_ids.copy(),
         "positions": positions(segment_ids),
-        "weights": (segment_ids > 0 if rows.shape[1] == 3 else marked(rows, TRAINED)).astype(np.float32),
+        "weights": (marked(rows, TRAINED) if examples else segment_ids > 0).astype(np.float32),
     }
-    if rows.shape[1] == 6:
-        batch |= {"encoder_tokens": rows[:, 4].copy(), "encoder_segment_ids": rows[:, 5].copy()}
-        batch["encoder_positions"] = positions(rows[:, 5])
-    if token_types:
-        batch["token_types"] = marked(rows, SECOND).astype(np.int32)
-    if numbers:
-        batch["targets"] = batch["targets"].view(np.float32)
+    for name, dtype in dtypes(channels).items():
+        if name in place:
+            # Copies, so that each array is contiguous and may be handed to a device without another copy.
+            batch[name] = rows[:, place[name]].copy().view(dtype)
+    if "encoder_tokens" in batch:
+        batch["encoder_positions"] = positions(batch["encoder_segment_ids"])
+    for channel in channels:
+        if channel.mark:
+            batch[channel.name] = marked(rows, channel.mark).astype(channel.dtype)
     return batch
 
 
 def marked(rows: np.ndarray, mark: int) -> np.ndarray:
     """Which tokens of packed rows of examples [B, C, T] have this mark, bool [B, T]."""
-    return rows[:, 3] & mark > 0
+    return rows[:, _MARKS] & mark > 0
 
 
 def positions(segment_ids: np.ndarray) -> np.ndarray:
@@ -97,16 +162,17 @@ def positions(segment_ids: np.ndarray) -> np.ndarray:
     return np.where(segment_ids > 0, column - np.maximum.accumulate(starts, axis=1), 0)
 
 
-def check(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
-    """Raises DataError where `batch` breaks the contract: keys, shapes, dtypes, or ids outside the vocabulary."""
-    both_sides = DTYPES | TYPES_DTYPES | ENCODER_DTYPES
-    if set(batch) not in [{*DTYPES, *others} for others in ((), TYPES_DTYPES, ENCODER_DTYPES)]:
+def check(batch: Mapping[str, np.ndarray], vocab_size: int, channels: Iterable[Channel] = TEXT) -> None:
+    """Raises DataError where `batch` is none of rows of these `channels`: keys, shapes, dtypes, or ids outside the
+    vocabulary. Text that is corrupted may have an encoder's side that its rows have not."""
+    wanted = dtypes(channels)
+    if set(batch) not in ({*wanted}, {*wanted, *ENCODER_DTYPES}):
         raise DataError(
-            f"A batch has the keys {sorted(DTYPES)}, and maybe {sorted(TYPES_DTYPES)} or {sorted(ENCODER_DTYPES)}, but "
-            f"this one has {sorted(batch)}."
+            f"This batch has the keys {sorted(wanted)}, and maybe {sorted(ENCODER_DTYPES)}, by what its rows hold, but "
+            f"it has {sorted(batch)}."
         )
-    for key in batch:
-        array, dtype, first = batch[key], both_sides[key], "encoder_tokens" if key in ENCODER_DTYPES else "tokens"
+    for key, array in batch.items():
+        dtype, first = (wanted | ENCODER_DTYPES)[key], "encoder_tokens" if key.startswith("encoder_") else "tokens"
         shape = batch[first].shape
         if array.ndim != 2 or array.shape != shape:
             raise DataError(f"Batch arrays are [B, T] and alike, but {key} is {array.shape} and {first} is {shape}.")
@@ -117,7 +183,7 @@ def check(batch: Mapping[str, np.ndarray], vocab_size: int) -> None:
                 f"Both sides have the same rows, but {key} has {len(array)} and tokens {len(batch['tokens'])}."
             )
     for key in ("tokens", "targets", "encoder_tokens"):
-        if key not in batch:
+        if key not in batch or batch[key].dtype != np.int32:
             continue
         low, high = (int(batch[key].min()), int(batch[key].max())) if batch[key].size else (0, 0)
         if low < 0 or high >= vocab_size:

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import copies
-from data.batch import DataError
-from data.builders import text as corpora
+from data.batch import DataError, united
+from data.clean.splits import RULES
 from data.examples import kinds
 from data.rows import augment, corrupt
 from data.rows.mixture import Mixture
 from data.settings import merged
 from data.tokens import tokenizer as tokenizers
+from data.tokens.backends import KINDS
 from data.tokens.templates import TEMPLATES
 
 FIELDS = {
@@ -25,7 +26,6 @@ FIELDS = {
     "max_bad_lines": 100,
     "corruption": None,
     "augment": None,
-    **dict.fromkeys(kinds.KINDS),
 }
 TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "sentinels": 0, "chat": ""}
 
@@ -36,26 +36,31 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     Args:
       encoder: the rows are for a model with an encoder beside its decoder.
     """
-    config = merged(given, FIELDS, "data")
+    config = merged(given, FIELDS | dict.fromkeys(kinds.KINDS), "data")
     config["tokenizer"] = merged(config["tokenizer"] or {}, TOKENIZER_FIELDS, "data.tokenizer")
     config["sources"] = kinds.sources(config)
     config |= kinds.checked(config)
     _check_sources(config["sources"])
+    united({spec: kinds.channels(kinds.kind_of(spec), config, encoder) for spec, _ in config["sources"]})
     for key in ("seq_len", "max_bad_lines"):
         if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
             raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
     if not (isinstance(config["validation"], int | float) and 0 <= config["validation"] < 1):
         raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
-    if config["split"] not in corpora.RULES:
-        raise DataError(f"data.split must be one of {', '.join(corpora.RULES)}, not {config['split']!r}.")
+    if config["split"] not in RULES:
+        raise DataError(f"data.split must be one of {', '.join(RULES)}, not {config['split']!r}.")
     if config["copies"] not in copies.CHOICES:
         raise DataError(f"data.copies must be one of {', '.join(copies.CHOICES)}, not {config['copies']!r}.")
     _check_tokenizer(config)
-    _check_template(config)
+    examples = sorted({kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT})
+    for kind in examples:
+        kinds.check_encoder(kind, encoder)
+        if config["tokenizer"]["kind"] != "file":
+            kinds.KINDS[kind].check_trained(config[kind], specials(config["tokenizer"]))
     tokenizer = tokenizers.load(config["tokenizer"]["path"]) if config["tokenizer"]["kind"] == "file" else None
     _check_augment(config, config["tokenizer"]["mask"] if tokenizer is None else tokenizer.mask_id is not None)
     if tokenizer is not None:
-        for kind in {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}:
+        for kind in examples:
             kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)
     return config
 
@@ -78,7 +83,7 @@ def _check_augment(config: dict[str, Any], mask: bool) -> None:
     if not any(augment.check(config["augment"] or {}, mask).values()):
         return
     found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
-    if not found or (found == {"labels"} and config["labels"]["kind"] == "token"):
+    if not any(kinds.KINDS[kind].augmentable(config[kind]) for kind in found):
         raise DataError(
             "data.augment changes words that carry no target, and in data.sources every word has one: set its rates to "
             "0."
@@ -91,29 +96,10 @@ def specials(tokenizer: Mapping[str, Any]) -> list[str]:
     return [*tokenizers.specials(tokenizer["mask"], tokenizer["sentinels"]), *markers]
 
 
-def _check_template(config: dict[str, Any]) -> None:
-    """A tokenizer that is trained here has no chat template, and no markers but those that it is asked for."""
-    if config["tokenizer"]["kind"] == "file" or all(kinds.kind_of(spec) != "chat" for spec, _ in config["sources"]):
-        return
-    name = config["chat"]["template"]
-    if name == "tokenizer":
-        raise DataError(
-            "data.chat.template is 'tokenizer', but a tokenizer that is trained here brings none along: name one of "
-            f"{', '.join(TEMPLATES)}, and all but alpaca in data.tokenizer.chat too."
-        )
-    markers = TEMPLATES[name].markers if name in TEMPLATES else ()
-    missing = [marker for marker in markers if marker not in specials(config["tokenizer"])]
-    if missing:
-        raise DataError(
-            f"data.chat.template is {name!r}, but a tokenizer that is trained here has no token {missing[0]!r}; set "
-            f"data.tokenizer.chat to {name!r}, or data.chat.template to 'alpaca', which needs none."
-        )
-
-
 def _check_tokenizer(config: dict[str, Any]) -> None:
     kind, path = config["tokenizer"]["kind"], config["tokenizer"]["path"]
-    if kind not in (*tokenizers.KINDS, "file"):
-        raise DataError(f"data.tokenizer.kind must be one of {', '.join(tokenizers.KINDS)}, file, not {kind!r}.")
+    if kind not in (*KINDS, "file"):
+        raise DataError(f"data.tokenizer.kind must be one of {', '.join(KINDS)}, file, not {kind!r}.")
     if kind == "file" and not path:
         raise DataError("data.tokenizer.kind is 'file', so data.tokenizer.path must name a tokenizer.json.")
     mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]

@@ -1,6 +1,7 @@
 """The corpus of a source, a stage of preparation: a TFDS dataset of texts, or of records as canonical JSON objects."""
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from data import stage
 from data.batch import DataError
 from data.builders import text as corpora
+from data.clean.cleaned import clean
 from data.copies import HeldOut
 from data.examples import kinds
 from data.read.sources import open_source
@@ -60,11 +62,15 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
     def make(folder: Path) -> dict:
         source.fetch()
         records = kind != kinds.TEXT
-        facts = corpora.build(source, folder, max_bad_lines=config["max_bad_lines"], records=records, **settings)
-        if changed := _changed(before, source):
-            raise DataError(
-                f"The data source {spec} has changed while it was read: {changed}. Run again when nobody writes to it."
-            )
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            limits = {"max_bad_lines": config["max_bad_lines"], "records": records}
+            cleaned = clean(source, Path(temporary), **limits, **settings)
+            if changed := _changed(before, source):
+                raise DataError(
+                    f"The data source {spec} has changed while it was read: {changed}. Run again when nobody writes to "
+                    "it."
+                )
+            facts = {"dataset": corpora.build(cleaned.splits, folder)} | cleaned.facts()
         bad = facts["bad_lines"]
         if bad["count"]:
             log(
@@ -72,6 +78,8 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
             )
         if facts["empty"]:
             log(f"{spec}: {facts['empty']:,} files or documents are empty and are left out.")
+        for reason, count in cleaned.account.others().items():
+            log(f"{spec}: {count:,} of {cleaned.account.read:,} documents are left out: {reason}.")
         if facts["test"]:
             log(f"{spec}: {facts['test']:,} records of the split test are left out.")
         return facts

@@ -1,27 +1,20 @@
 """From packed rows to batches: endless and shuffled for training, once and in order for validation.
 
-Training reads one global stream of rows: place k holds row j of source s, where s is set by the weights (`mixture.py`)
-and j by a shuffle of that source anew for each epoch. The batch of a step is the next `batch_size` places, and each
-process takes the rows of it that its devices need. So a position is one number that holds for any number of processes,
-any mesh and any batch size. (grain's ElasticIterator keeps one number too, but deals rows out in turn: the order within
-a global batch would change with the number of processes.) grain shuffles, reads ahead in threads, and maps rows to
-batches there: as they are, corrupted (`corrupt.py`) or augmented (`augment.py`), with random numbers that follow from
-seed and place.
+Training reads one global stream of rows (data/stream.py), of which a position is one number. grain reads ahead in
+threads, and maps rows to batches there: as they are, corrupted (data/rows/corrupt.py) or augmented
+(data/rows/augment.py), with random numbers that follow from seed and place.
 
 Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
 """
 
 import functools
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
-from grain.experimental import index_shuffle
 
 from data.batch import Batch, DataError
 from data.batches import Block, Rows, to_batch
@@ -29,20 +22,16 @@ from data.prepared import Prepared, PreparedSource
 from data.rows.augment import Augmentation
 from data.rows.corrupt import VALIDATION_SEED, Corruption
 from data.rows.mixture import Mixture
-from data.rows.pack import Damage
+from data.stream import TrainBlocks, trained_sources
 from data.tokens.tokenizer import load as load_tokenizer
 
-# Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
-# its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).
-_LISTED_ROWS = 1 << 22
-_BLOCK_TOKENS = 1 << 14
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # blocks
 
 
 class Pipeline:
     """An endless iterator over this process's share of training batches, with a position that can be saved."""
 
-    def __init__(self, blocks: "_TrainBlocks", to_batch: Callable[[Block], Batch], stream: str, tokenizer_path: Path):
+    def __init__(self, blocks: TrainBlocks, to_batch: Callable[[Block], Batch], stream: str, tokenizer_path: Path):
         self._blocks = blocks
         self._tokenizer_path = tokenizer_path
         self._stream = stream
@@ -107,7 +96,7 @@ def train_pipeline(
     has no rows, or the position is of another stream (other data, weights, corruption, augmentation or seed), for which
     it would repeat some rows and skip others.
     """
-    sources = _trained(prepared)
+    sources = trained_sources(prepared)
     names = [source.name for source in sources if not source.train_rows]
     if names:
         raise DataError(f"No rows to train on in {', '.join(names)} ({prepared.directory}).")
@@ -126,84 +115,11 @@ def train_pipeline(
             f"its augmentation and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
         )
     first_row = position["next_row"] if position is not None else 0
-    blocks = _TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row, max_damaged)
+    blocks = TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row, max_damaged)
     make = functools.partial(
-        to_batch,
-        seed=seed,
-        corruption=corruption,
-        numbers=prepared.numbers,
-        token_types=prepared.token_types,
-        augmentation=augmentation,
+        to_batch, seed=seed, channels=prepared.channels, corruption=corruption, augmentation=augmentation
     )
     return Pipeline(blocks, make, stream, prepared.tokenizer_path)
-
-
-def _trained(prepared: Prepared) -> list[PreparedSource]:
-    return [source for source in prepared.sources if source.weight]
-
-
-class _TrainBlocks:
-    """Random access to some `rows` of each batch after `first_row`, in blocks of `steps` batches.
-
-    A small batch costs many small calls and little work, so a thread makes a block of them at once.
-    """
-
-    def __init__(
-        self, prepared: Prepared, batch_size: int, seed: int, rows: np.ndarray, first_row: int, max_damaged: int
-    ):
-        self.batch_size = batch_size
-        self.share = len(rows)
-        self.first_row = first_row
-        self.steps = -(-_BLOCK_TOKENS // (self.share * prepared.seq_len))
-        self._seed = seed
-        sources = _trained(prepared)
-        self.names = [source.name for source in sources]
-        self._mixture = Mixture([source.weight for source in sources])
-        self.damage = Damage(max_damaged)
-        self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True, damage=self.damage)
-        steps = np.arange(self.steps)[:, None] * batch_size
-        self._places = (steps + rows).reshape(-1)
-        # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.
-        self._order = lru_cache(maxsize=2 * len(sources))(self._epoch_order)
-
-    def __len__(self) -> int:
-        return sys.maxsize // (self.batch_size * self.steps)
-
-    def __getitem__(self, block: int) -> Block:
-        places = self.first_row + block * self.steps * self.batch_size + self._places
-        sources, indices = self.locate(places)
-        return self._rows.read(sources, indices, places)
-
-    def locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(number of the source, number of the row in it) of places in the stream."""
-        sources, ranks = self._mixture.locate(places)
-        indices = np.empty_like(ranks)
-        for source in np.unique(sources):
-            mine = sources == source
-            indices[mine] = self._shuffled(int(source), ranks[mine])
-        return sources, indices
-
-    def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
-        """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""
-        count = self._rows.counts[source]
-        epochs, indices = np.divmod(ranks, count)
-        rows = np.empty_like(indices)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            if count <= _LISTED_ROWS:
-                rows[now] = self._order(source, int(epoch))[indices[now]]
-            else:
-                seed = self._epoch_seed(source, int(epoch))
-                rows[now] = [index_shuffle(int(i), max_index=count - 1, seed=seed, rounds=4) for i in indices[now]]
-        return rows
-
-    def _epoch_order(self, source: int, epoch: int) -> np.ndarray:
-        random = np.random.Generator(np.random.PCG64(self._epoch_seed(source, epoch)))
-        return random.permutation(self._rows.counts[source]).astype(np.uint32)
-
-    def _epoch_seed(self, source: int, epoch: int) -> int:
-        key = f"{self._seed} {source} {epoch}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
 
 
 def validation_batches(
@@ -233,10 +149,7 @@ def validation_batches(
         places = places[np.arange(limit_rows) * len(places) // limit_rows]
     reader = Rows(sources, "validation", prepared.seq_len, prepared.channels)
     blocks = _read_in_order(reader, ends, places, batch_size, _rows(rows, batch_size))
-    return (
-        to_batch(block, VALIDATION_SEED, corruption, prepared.numbers, token_types=prepared.token_types)
-        for block in blocks
-    )
+    return (to_batch(block, VALIDATION_SEED, prepared.channels, corruption) for block in blocks)
 
 
 def _read_in_order(reader: Rows, ends, places, batch_size: int, rows: np.ndarray) -> Iterator[Block]:

@@ -12,18 +12,19 @@ others wait and find everything done; on disks of their own each makes the same 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data import corpus, stage
-from data.batch import DataError
-from data.builders import text as corpora
+from data.batch import BASE, Channel, DataError, stored
 from data.checked import checked, specials
+from data.clean.splits import SPLITS
 from data.copies import HeldOut
 from data.corpus import Corpus
 from data.examples import kinds
-from data.examples.example import Context, Encoding, pack_records, row_channels
+from data.examples.example import Context, Encoding
+from data.examples.packing import pack_records
 from data.prepared import Prepared, load
 from data.rows.pack import pack_texts, write_rows
 from data.tokens import tokenizer as tokenizers
@@ -162,14 +163,15 @@ def _rows(
             context = Context(tokenizer, seq_len, encoder, trained, prefix)
             if identity is not None:
                 encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
-                pack = functools.partial(_pack_examples, encoding=encoding)
+                channels = kinds.channels(source.kind, config, encoder)
+                pack = functools.partial(_pack_examples, encoding=encoding, channels=channels)
                 for warning in encoding.warnings:
                     if warning not in warned:  # all sources of a kind have the same
                         warned.add(warning)
                         log(f"warning: {source.spec}: {warning}.")
-                facts |= {"kind": source.kind, "channels": row_channels(encoder), "numbers": encoding.numbers}
-                facts |= {"encoding": stage.digest(identity)[:16], "facts": dict(encoding.facts)}
-            for split in corpora.SPLITS:
+                facts |= {"kind": source.kind, "channels": channels, "encoding": stage.digest(identity)[:16]}
+                facts |= {"facts": dict(encoding.facts)}
+            for split in SPLITS:
                 counts = source.splits.get(split, {"documents": 0, "bytes": 0})
                 path = f"{i}-{source.name}/{split}"
                 if split == "train" and not weight:
@@ -226,7 +228,10 @@ def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder:
     if kind == kinds.TEXT:
         return None
     identity = [_EXAMPLES, kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
-    return [*identity, list(prefix)] if prefix else identity
+    identity += [list(prefix)] if prefix else []
+    known = {channel.name for channel in BASE}
+    own = [channel for channel in stored(kinds.channels(kind, config, encoder)) if channel.name not in known]
+    return [*identity, {"channels": own}] if own else identity
 
 
 def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> dict[str, int]:
@@ -245,10 +250,16 @@ def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: 
 
 
 def _pack_examples(
-    source: Corpus, split: str, context: Context, folder: Path, log: Log, encoding: Encoding
+    source: Corpus,
+    split: str,
+    context: Context,
+    folder: Path,
+    log: Log,
+    encoding: Encoding,
+    channels: Sequence[Channel],
 ) -> dict[str, int]:
     """As `_pack_text`."""
-    counts = pack_records(source.records(split), encoding, context, source.spec, folder)
+    counts = pack_records(source.records(split), encoding, context, channels, source.spec, folder)
     if counts.rows:
         places = counts.rows * context.seq_len * (1 + context.encoder)
         log(

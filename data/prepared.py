@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data import stage
-from data.batch import DataError
+from data.batch import TEXT, TOKEN_TYPES, Channel, DataError, example_channels, united
 from data.builders import text as corpora
 from data.examples import kinds
 from data.tokens import tokenizer as tokenizers
@@ -36,8 +36,7 @@ class PreparedSource:
     train_copies: int | None = None  # copies of held-out documents, kept or left out; None: they were not counted then
     validation_altered: int | None = None  # documents that the tokenizer loses something of; None: not counted then
     kind: str = kinds.TEXT
-    channels: int = 3  # arrays a row
-    numbers: bool = False  # targets are float32 bits
+    channels: tuple[Channel, ...] = TEXT  # of its rows
     encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps with its rows
 
@@ -53,20 +52,10 @@ class Prepared:
     content_hash: str
     sources: tuple[PreparedSource, ...]
 
-    @property
-    def channels(self) -> int:
-        """Arrays a row where rows of all sources are put into one batch."""
-        return max(source.channels for source in self.sources)
-
-    @property
-    def numbers(self) -> bool:
-        """Targets of examples are float32 bits."""
-        return any(source.numbers for source in self.sources)
-
-    @property
-    def token_types(self) -> bool:
-        """Examples are of two texts."""
-        return bool(self.labels and self.labels.get("pair"))
+    @functools.cached_property
+    def channels(self) -> tuple[Channel, ...]:
+        """Those of batches, in which rows of all sources stand."""
+        return united({source.spec: source.channels for source in self.sources})
 
     @property
     def labels(self) -> Mapping[str, Any] | None:
@@ -116,7 +105,7 @@ def load(directory: str | os.PathLike) -> Prepared:
     sources = []
     for facts in manifest["sources"]:
         paths = {key: Path(os.path.normpath(directory / facts[key])) for key in ("corpus", "train", "validation")}
-        sources.append(PreparedSource(**(facts | paths)))
+        sources.append(PreparedSource(**(_declared(facts) | paths)))
     hashes = [source.content_hash for source in sources]
     return Prepared(
         directory=directory,
@@ -126,3 +115,17 @@ def load(directory: str | os.PathLike) -> Prepared:
         content_hash=hashes[0] if len(hashes) == 1 else stage.digest(hashes),
         sources=tuple(sources),
     )
+
+
+def _declared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded of a source, with its channels as such. Rows that were prepared before they were declared say
+    only how many arrays they have (4, or with an encoder 6), and whether targets are numbers."""
+    facts = dict(facts)
+    numbers, channels = facts.pop("numbers", False), facts.pop("channels", None)
+    if isinstance(channels, int):
+        own = (Channel("targets", "float32"),) * numbers
+        own += (TOKEN_TYPES,) * bool(facts["facts"].get("pair"))
+        facts["channels"] = example_channels(own, encoder=channels == 6)
+    elif channels is not None:
+        facts["channels"] = tuple(Channel(*channel) for channel in channels)
+    return facts

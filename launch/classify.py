@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags
 
 from data.batch import DataError
-from data.examples.labels import text_fields
+from data.examples.label_values import text_fields
 from data.read import records
-from data.read.sources import BadLines
+from data.read.documents import BadLines
 from launch.answers.classifier import Classifier
 from launch.program.checking import ConfigError
 from launch.run import early_stopping

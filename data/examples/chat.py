@@ -1,8 +1,4 @@
-"""Conversations as tokens, by a chat template. The records that they come from are in data/examples/conversations.py.
-
-Where the model has an encoder, it reads all that stands before the last answer that is trained on, and the decoder says
-this answer.
-"""
+"""Conversations as tokens, by a chat template."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -11,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from data.batch import DataError
-from data.examples.conversations import conversation_of, trained_answers
-from data.examples.example import Context, Encoding, Example, Kind, LeftOut
 from data.tokens.jinja_template import JinjaTemplate
 from data.tokens.templates import TEMPLATES, Ends, Message, NamedTemplate, Piece, PieceEncoder
 from data.tokens.tokenizer import Tokenizer
 
-FIELDS = {"template": "auto", "system": ""}
 _SAID = "Yes."  # an answer to see what a template makes of it
 # Fields of messages that every template reads, or that change nothing of what is said.
 _KNOWN = {"role", "content", "input", "train", "id", "tool_call_id", "timestamp", "created_at", "metadata", "model"}
@@ -144,49 +137,3 @@ def own_templates(tokenizer: Tokenizer) -> dict[str, str]:
         given = {item["name"]: item["template"] for item in given}
     given = {"default": given} if isinstance(given, str) else given
     return {name: given[name] for name in ("default", "tool_use") if name in given} if given.get("default") else {}
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    names = ("auto", "tokenizer", *TEMPLATES)
-    if settings["template"] not in names:
-        raise DataError(f"data.chat.template must be one of {', '.join(names)}, not {settings['template']!r}.")
-    if not isinstance(settings["system"], str):
-        raise DataError(f"data.chat.system must be a string, not {settings['system']!r}.")
-
-
-def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
-    return conversation_of(record)
-
-
-def _text(record: dict) -> str:
-    said = [message.get(name) for message in record["messages"] for name in ("reasoning_content", "content")]
-    return "\n".join(filter(None, said))
-
-
-def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
-    return Chat(tokenizer, settings).identity
-
-
-def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
-    chat, tokenizer = Chat(context.tokenizer, settings), context.tokenizer
-
-    def encode(record: dict) -> Example:
-        messages, tools = record["messages"], record.get("tools")
-        answers = trained_answers(messages)
-        if not answers:
-            raise LeftOut("conversations say that none of their answers is to be trained on")
-        if not context.encoder:
-            return Example.of_ids(*chat.encode(messages, tools))
-        # Without what follows the last answer that is trained on: some templates write what stands before a later
-        # question otherwise than they ask for it.
-        ids, trained, content = chat.encode(messages[: answers[-1] + 1], tools)
-        begin = len(chat.prompt(messages[: answers[-1]], tools))
-        end = int(np.flatnonzero(trained)[-1]) + 1
-        answer, source = [tokenizer.start_id, *ids[begin:end]], [*ids[:begin], tokenizer.eot_id]
-        said = [False] + [True] * (end - begin)
-        return Example.of_ids(answer, said, source=source, source_content=[*content[:begin], False])
-
-    return Encoding(encode)
-
-
-KIND = Kind(FIELDS, (), _check, _parse, _text, _identity, _encoding)

@@ -1,30 +1,17 @@
-"""Examples: what a model reads and what it must say, packed whole into rows.
+"""Examples: what a model reads and what it must say. They are packed whole into rows by data/examples/packing.py.
 
-An example is never cut over rows. Each is a segment of its own, so that nothing leaks between them. Examples are taken
-in groups of bounded size; in a group the longest come first, and each goes to the fullest row that has room for it
-(best fit decreasing), which leaves little padding and is the same each time.
-
-On disk a row is one ArrayRecord record as in data/rows/pack.py, with 4 channels instead of 3: tokens, targets, segment
-ids, marks; where there is an encoder, with 6: also encoder tokens and encoder segment ids. All are `seq_len` long. The
-bits of the marks are those of data/batch.py.
-
-B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
+A kind of examples declares the arrays of its rows as channels (data/batch.py), beside those that all examples have.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError
-from data.rows.pack import row_dtype, write_rows
+from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, Channel
+from data.examples.asking import Asking
 from data.tokens.tokenizer import Tokenizer
 
-# Examples that are packed together: so many of them, or of their tokens, which bounds memory (by 9 bytes a token).
-GROUP, GROUP_TOKENS = 8192, 1 << 24
-BLOCK_TOKENS = 1 << 20  # of rows that are handed over together
 CUT = "examples were longer than {} tokens and were cut"  # a note
 
 
@@ -33,14 +20,15 @@ class LeftOut(ValueError):
 
 
 class Example(NamedTuple):
-    """What a model reads, and what it must say at each token."""
+    """What a model reads, and what it must say at each token: a segment of a row."""
 
     tokens: np.ndarray  # int32 [n]
     targets: np.ndarray  # int32 [n]: the next token; a class; of a number the bits of its float32
-    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT
+    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT and those that the kind declares
     source: np.ndarray | None = None  # int32 [m]: what an encoder reads
     source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
     notes: tuple[str, ...] = ()  # what was done to it; how often each occurs is printed
+    own: Mapping[str, np.ndarray] = {}  # [n], or of names 'encoder_...' [m]: what the kind declares, by name
 
     @classmethod
     def of_ids(cls, ids, trained, content=False, source=None, source_content=False) -> "Example":
@@ -65,6 +53,23 @@ class Example(NamedTuple):
         """Tokens on each side."""
         return [len(self.tokens)] + ([] if self.source is None else [len(self.source)])
 
+    def at(self, places: np.ndarray | slice) -> "Example":
+        """The example with these of its tokens and of all that goes along with them."""
+        own = {name: values if is_encoders(name) else values[places] for name, values in self.own.items()}
+        return self._replace(
+            tokens=self.tokens[places], targets=self.targets[places], marks=self.marks[places], own=own
+        )
+
+    def source_at(self, places: np.ndarray | slice) -> "Example":
+        """The same of the encoder's tokens."""
+        own = {name: values[places] if is_encoders(name) else values for name, values in self.own.items()}
+        return self._replace(source=self.source[places], source_marks=self.source_marks[places], own=own)
+
+
+def is_encoders(name: str) -> bool:
+    """Whether a channel goes along with what an encoder reads."""
+    return name.startswith("encoder_")
+
 
 class Context(NamedTuple):
     """What a kind of examples is encoded for."""
@@ -79,11 +84,12 @@ class Context(NamedTuple):
 class Encoding(NamedTuple):
     """How the records of one source become examples."""
 
-    encode: Callable[[dict], Example]  # of a record; ValueError says what is wrong with it, LeftOut why it is skipped
-    numbers: bool = False  # targets are float32 bits
+    # Of a record; ValueError says what is wrong with it, LeftOut why it is skipped. A list is an example of several
+    # segments, which stay in one row and in their order; the kind then declares GROUPS, which says where they are.
+    encode: Callable[[dict], Example | list[Example]]
     facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
     warnings: tuple[str, ...] = ()  # what is odd about the records to train on, all together; printed
-    cut: Callable[[Example, int, int | None], Example] | None = None  # in place of `cut` below
+    cut: Callable[[Example, int, int | None], Example] | None = None  # of each segment, in place of `cut` below
 
 
 class Kind(NamedTuple):
@@ -96,23 +102,19 @@ class Kind(NamedTuple):
     parse: Callable[[Mapping[str, Any], Mapping[str, Any]], dict]
     text: Callable[[dict], str]  # of a parsed record: what a tokenizer is trained on
     # (settings, tokenizer, encoder) -> JSON on which, beside the records, examples depend; DataError where they can't
-    # be made with this tokenizer, or for a model with (or without) an encoder
+    # be made with this tokenizer
     identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
     encoding: Callable[[Mapping[str, Any], Context], Encoding]
-
-
-class Counts(NamedTuple):
-    """What was packed of a split."""
-
-    rows: int
-    tokens: int  # that a model reads, on both sides
-    targets: int  # of these with weight
-    notes: Mapping[str, int]  # what was done to examples, and how often
-    unknown: int  # tokens that stand for text the vocabulary has none for
-
-
-def row_channels(encoder: bool) -> int:
-    return 6 if encoder else 4
+    # settings -> the channels of its rows beside those of all examples; one called 'targets' stands in place of theirs
+    channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
+    asking: Asking | None = None  # how a model is asked for an answer; None: there are none to grade
+    encoder: bool | None = (
+        None  # it is for models with an encoder beside their decoder alone, or without; None: for all
+    )
+    # settings -> whether there are words that carry no target, which augmentation may change
+    augmentable: Callable[[Mapping[str, Any]], bool] = lambda settings: True
+    # (settings, its special tokens) -> DataError where a tokenizer that is trained here lacks what examples need
+    check_trained: Callable[[Mapping[str, Any], Collection[str]], None] = lambda settings, specials: None
 
 
 def cut(example: Example, seq_len: int, begin: int | None) -> Example:
@@ -124,16 +126,14 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
     """
     n, source = len(example.tokens), example.source
     if source is not None:
-        source = cut_prompt(source, seq_len, begin)
-        example = example._replace(source=source, source_marks=example.source_marks[-seq_len:])
+        example = example.source_at(slice(-seq_len, None))._replace(source=cut_prompt(source, seq_len, begin))
     if n <= seq_len:
         return example
     untrained = np.flatnonzero(~example.trained)
     prompt = int(untrained[-1]) + 2 if len(untrained) else 1  # tokens before the last answer
     first = min(n - seq_len, max(prompt - max(seq_len // 4, 1), 0))
     part = slice(first, first + seq_len)
-    tokens = _keep_begin(example.tokens, first, seq_len, begin)
-    return example._replace(tokens=tokens, targets=example.targets[part], marks=example.marks[part])
+    return example.at(part)._replace(tokens=_keep_begin(example.tokens, first, seq_len, begin))
 
 
 def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
@@ -160,118 +160,8 @@ def prefixed(example: Example, prefix: Sequence[int]) -> Example:
     fills = dict(tokens=prefix, targets=nothing, marks=nothing)
     if example.source is not None:
         fills = dict(source=prefix, source_marks=nothing)
-    return example._replace(**{name: before(getattr(example, name), fill) for name, fill in fills.items()})
-
-
-def pack(examples: Iterable[Example], seq_len: int, channels: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side."""
-    count = max(BLOCK_TOKENS // seq_len, 1)
-    for group in _groups(examples):
-        place = best_fit(np.array([example.sizes() for example in group]), seq_len)
-        for first in range(0, place.max() + 1, count):
-            rows = np.zeros((min(count, place.max() + 1 - first), channels, seq_len), dtype)
-            mine = np.flatnonzero((place >= first) & (place < first + count))
-            _fill(rows, place[mine] - first, [group[i] for i in mine])
-            yield rows
-
-
-def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    group, tokens = [], 0
-    for example in examples:
-        group.append(example)
-        tokens += max(example.sizes())
-        if len(group) == GROUP or tokens >= GROUP_TOKENS:
-            yield group
-            group, tokens = [], 0
-    if group:
-        yield group
-
-
-def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[Example]) -> None:
-    """Writes each example into its row of `rows`, behind those before it."""
-    used = np.zeros((len(rows), 2), int)
-    segments = np.zeros(len(rows), int)
-    for row, example in zip(place, examples, strict=True):
-        segments[row] += 1
-        begin, end = used[row, 0], used[row, 0] + len(example.tokens)
-        target_bits = np.asarray(example.targets, np.int32).view(np.uint32)
-        for channel, values in enumerate((example.tokens, target_bits, segments[row])):
-            rows[row, channel, begin:end] = values
-        rows[row, 3, begin:end] |= example.marks  # both sides share the channel
-        used[row, 0] = end
-        if example.source is not None:
-            begin, end = used[row, 1], used[row, 1] + len(example.source)
-            rows[row, 4, begin:end], rows[row, 5, begin:end] = example.source, segments[row]
-            rows[row, 3, begin:end] |= example.source_marks
-            used[row, 1] = end
-
-
-def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:
-    """Which row each of N examples goes to, int [N]: longest first, each into the fullest row that has room for all of
-    its sides."""
-    left = np.full_like(sizes_NS, seq_len)
-    place = np.empty(len(sizes_NS), int)
-    opened = 0
-    for i in np.argsort(-sizes_NS.max(1), kind="stable"):
-        after = (left[:opened] - sizes_NS[i]).min(1)
-        fits = np.flatnonzero(after >= 0)
-        row = fits[np.argmin(after[fits])] if len(fits) else opened
-        opened = max(opened, row + 1)
-        left[row] -= sizes_NS[i]
-        place[i] = row
-    return place
-
-
-def pack_records(
-    records: Iterable[tuple[str, dict]], encoding: Encoding, context: Context, spec: str, folder: Path
-) -> Counts:
-    """Writes the packed examples of (where, parsed record).
-
-    Raises:
-      DataError: a record can't become an example, or nothing of it would be trained; it names the record. Or all of
-        them are left out.
-    """
-    ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
-    dtype = np.dtype("<u4") if encoding.numbers else row_dtype(ids, context.seq_len)
-    room = context.seq_len - len(context.prefix)
-    tokens = targets = unknown = 0
-    notes, unknown_id = Counter(), context.tokenizer.unknown_id
-
-    def examples() -> Iterator[Example]:
-        nonlocal tokens, targets, unknown
-        for where, record in records:
-            try:
-                example = encoding.encode(record)
-                if not example.trained.any():
-                    raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
-            except LeftOut as why:
-                notes[f"{why}, and are left out"] += 1
-                continue
-            except ValueError as error:
-                raise DataError(f"{spec}, {where}: {error}.") from error
-            if max(example.sizes()) > room:
-                example = (encoding.cut or cut)(example, room, context.tokenizer.special.begin)
-                notes[CUT.format(context.seq_len)] += 1
-            notes.update(example.notes)
-            example = prefixed(example, context.prefix)
-            tokens += sum(example.sizes())
-            if unknown_id is not None:
-                sides = (side for side in (example.tokens, example.source) if side is not None)
-                unknown += sum(int(np.count_nonzero(ids == unknown_id)) for ids in sides)
-            targets += int(example.trained.sum())
-            yield example
-
-    rows = write_rows(folder, pack(examples(), context.seq_len, row_channels(context.encoder), dtype))
-    if notes and not rows:
-        raise DataError(f"{spec}: no example is left: {next(iter(notes.values()))} {next(iter(notes))}.")
-    return Counts(rows, tokens, targets, notes, unknown)
-
-
-def widened(rows: np.ndarray, channels: int) -> np.ndarray:
-    """Rows of text [B, 3, T] as rows [B, C, T] of examples: all that is no padding is trained. No encoder reads
-    anything there; for one, text is corrupted (data/rows/corrupt.py)."""
-    wide = np.zeros((len(rows), channels, rows.shape[2]), rows.dtype)
-    wide[:, :3] = rows
-    if channels > 3:
-        wide[:, 3] = np.where(rows[:, 2] > 0, TRAINED, 0)
-    return wide
+    side = example.source is not None
+    own = {
+        name: before(values, nothing) if is_encoders(name) == side else values for name, values in example.own.items()
+    }
+    return example._replace(own=own, **{name: before(getattr(example, name), fill) for name, fill in fills.items()})

@@ -4,15 +4,16 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data.batch import DataError
-from data.examples import chat, labels, pairs
+from data.batch import TEXT as TEXT_CHANNELS
+from data.batch import Channel, DataError, example_channels
+from data.examples import chat_examples, labels, pairs
 from data.examples.example import Kind
 from data.read.records import RecordSource
 from data.settings import merged
 
 _PARSED = 2  # part of what names corpora of examples: raise it when `parse` makes something else of the same records
 
-KINDS: dict[str, Kind] = {"chat": chat.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
+KINDS: dict[str, Kind] = {"chat": chat_examples.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
 
 TEXT = "text"
 
@@ -29,6 +30,22 @@ def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
     kind = KINDS[name]
     parse = functools.partial(kind.parse, settings=settings)
     return RecordSource(pattern, parse, [_PARSED, name, {column: settings[column] for column in kind.columns}])
+
+
+def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
+    """Those of the rows of a source of this kind; `settings` of all kinds, as `checked` gives them."""
+    if kind == TEXT:
+        return TEXT_CHANNELS
+    return example_channels(KINDS[kind].channels(settings[kind]), encoder)
+
+
+def check_encoder(kind: str, encoder: bool) -> None:
+    """DataError where examples of this kind are not for a model with (or without) an encoder beside its decoder."""
+    wanted = None if kind == TEXT else KINDS[kind].encoder
+    if wanted is False and encoder:
+        raise DataError(f"Sources {kind}:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
+    if wanted and not encoder:
+        raise DataError(f"Sources {kind}:GLOB are for encoder-decoders, and the model is none.")
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

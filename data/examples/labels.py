@@ -15,17 +15,18 @@ longer than a row loses its end, of two the longer one first. A word that has no
 leave nothing of a zero-width space) has no label, and a record without a labelled word is left out; both are counted.
 """
 
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data.batch import CONTENT, SECOND, TRAINED, DataError
+from data.batch import CONTENT, SECOND, TOKEN_TYPES, TRAINED, Channel, DataError
 from data.examples.example import CUT, Context, Encoding, Example, Kind, LeftOut
+from data.examples.label_reader import Reader
+from data.examples.label_values import class_of, classes_of, number_of, text_fields
 from data.read.records import field
 from data.tokens.tokenizer import Tokenizer
 
@@ -40,8 +41,6 @@ FIELDS = {
     "read": "",  # where the label of a text is asked for, 'last' or 'first'; '': by the model's architecture
 }
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_LARGEST = float(np.finfo(np.float32).max)
-_IGNORED = "-100"  # what torch's losses, and so published data, take for no label
 _MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
 
 
@@ -68,64 +67,8 @@ def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
     name = settings["label"] or ("labels" if settings["kind"] == "token" else "label")
     label = field(record, name, "data.labels.label")
     if settings["kind"] == "token":
-        return parsed | {"labels": _classes(label, name, len(parsed["tokens"]))}
-    return parsed | {"label": (_number if settings["kind"] == "number" else _class)(label, name)}
-
-
-def text_fields(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
-    """{'text': ..., 'pair': ...} or {'tokens': [...]} of a record; ValueError says what is wrong with it."""
-    if settings["kind"] == "token":
-        name = settings["text"] or "tokens"
-        return {"tokens": [_string(word, name) for word in _array(field(record, name, "data.labels.text"), name)]}
-    names = {"text": settings["text"] or "text"} | ({"pair": settings["pair"]} if settings["pair"] else {})
-    return {what: _string(field(record, name, f"data.labels.{what}"), name) for what, name in names.items()}
-
-
-def _string(text: Any, name: str) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"field {name!r} is not a string but {type(text).__name__}")
-    if not text.strip():
-        raise ValueError(f"field {name!r} is empty; mend the record or take it out")
-    return text
-
-
-def _class(label: Any, name: str) -> str:
-    if _is_none(label):
-        raise ValueError(f"field {name!r} is {label!r}, which is no label; fill it in or take the record out")
-    if not isinstance(label, str | int):  # True and False are integers
-        raise ValueError(f"field {name!r} is {label!r}; a class is a string, an integer, true or false")
-    return str(label)
-
-
-def _is_none(label: Any) -> bool:
-    """Whether a label says that there is none."""
-    if isinstance(label, str):
-        return label.strip() in ("", _IGNORED) or label.strip().lower() == "nan"  # as tables write it
-    return label is None or label != label or label == int(_IGNORED)  # NaN differs from itself
-
-
-def _number(label: Any, name: str) -> float:
-    try:
-        number = float(label)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(label, bool) or not abs(number) <= _LARGEST:
-        raise ValueError(f"field {name!r} is {label!r}; data.labels.kind 'number' needs a finite number")
-    return number
-
-
-def _classes(labels: Any, name: str, count: int) -> list[str | None]:
-    if len(_array(labels, name)) != count:
-        raise ValueError(f"{count} words, but {len(labels)} {name}")
-    if all(map(_is_none, labels)):
-        raise ValueError(f"field {name!r} has no label; mend the record or take it out")
-    return [None if _is_none(label) else _class(label, name) for label in labels]
-
-
-def _array(values: Any, name: str) -> list:
-    if not isinstance(values, list):
-        raise ValueError(f"field {name!r} is not an array but {type(values).__name__}; data.labels.kind is 'token'")
-    return values
+        return parsed | {"labels": classes_of(label, name, len(parsed["tokens"]))}
+    return parsed | {"label": (number_of if settings["kind"] == "number" else class_of)(label, name)}
 
 
 def _text(record: dict) -> str:
@@ -133,67 +76,7 @@ def _text(record: dict) -> str:
 
 
 def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
-    if encoder:
-        raise DataError("Sources labels:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
     return [settings["kind"], settings["read"]]
-
-
-class Reading(NamedTuple):
-    """What a model reads of a text or of words, and where it is asked for their labels."""
-
-    ids: list[int]
-    places: list[int | None]  # the one of a text; that of each word, None: it is not asked
-    second: int | None = None  # where the second text begins
-    lost: int = 0  # words without a token of their own
-    whole: bool = True  # nothing was cut off
-
-
-class Reader:
-    """Texts, or words, as a model reads them; at most `length` ids, so that a long one loses its end."""
-
-    def __init__(self, tokenizer: Tokenizer, read: str, length: int):
-        special = tokenizer.special
-        self._tokenizer, self._first, self._length = tokenizer, read == "first", length
-        self._begin = [] if special.begin is None else [special.begin]
-        self._between = tokenizer.between()
-        self._end = [tokenizer.eot_id] if self._first else []
-        if self._room() < 1:
-            raise DataError(f"Rows of {length} tokens have no room for a text beside the special tokens.")
-
-    def text(self, text: str, pair: str | None = None) -> Reading:
-        """ValueError where there is nothing to ask at."""
-        first, other = self._tokenizer.encode(text), [] if pair is None else self._tokenizer.encode(pair)
-        between = [] if pair is None else self._between
-        room = self._room() - len(between)
-        if room < 1:
-            raise ValueError(f"rows of {self._length} tokens have no room for two texts beside the special tokens")
-        of_first, of_other = longest_first(len(first), len(other), room)
-        before = [*self._begin, *first[:of_first], *between]
-        ids = [*before, *other[:of_other], *self._end]
-        if not ids:
-            raise ValueError("the text has no tokens")
-        place, whole = 0 if self._first else len(ids) - 1, of_first + of_other == len(first) + len(other)
-        return Reading(ids, [place], None if pair is None else len(before), whole=whole)
-
-    def words(self, words: list[str]) -> Reading:
-        """A word is asked at its first token, and not at all where it shares it with another one or has none."""
-        ids, places = self._tokenizer.encode_words(words)
-        alone = [place is not None and places.count(place) == 1 for place in places]
-        room, first = self._room(), len(self._begin)
-        asked = [first + place if own and place < room else None for place, own in zip(places, alone, strict=True)]
-        return Reading([*self._begin, *ids[:room], *self._end], asked, None, alone.count(False), len(ids) <= room)
-
-    def _room(self) -> int:
-        """Ids beside the special ones."""
-        return self._length - len(self._begin) - len(self._end)
-
-
-def longest_first(first: int, other: int, room: int) -> tuple[int, int]:
-    """What is kept of two texts, in tokens: the longer one is cut first, both where neither leaves room for the other
-    (the tokenizers library's 'longest_first')."""
-    shorter = min(first, other, room // 2)
-    longer = min(max(first, other), room - shorter)
-    return (shorter, longer) if first <= other else (longer, shorter)
 
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
@@ -229,7 +112,12 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
     counts = dict(zip(facts.get("names", ()), facts.get("counts", ()), strict=True))
-    return Encoding(encode, numbers=kind == "number", facts=facts, warnings=tuple(_alike(counts)))
+    return Encoding(encode, facts=facts, warnings=tuple(_alike(counts)))
+
+
+def _channels(settings: Mapping[str, Any]) -> tuple[Channel, ...]:
+    numbers = (Channel("targets", "float32"),) if settings["kind"] == "number" else ()
+    return numbers + ((TOKEN_TYPES,) if settings["pair"] else ())
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:
@@ -282,4 +170,15 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-KIND = Kind(FIELDS, ("kind", "text", "label", "pair", "split"), _check, _parse, _text, _identity, _encoding)
+KIND = Kind(
+    fields=FIELDS,
+    columns=("kind", "text", "label", "pair", "split"),
+    check=_check,
+    parse=_parse,
+    text=_text,
+    identity=_identity,
+    encoding=_encoding,
+    channels=_channels,
+    encoder=False,
+    augmentable=lambda settings: settings["kind"] != "token",  # of those every word is asked for its label
+)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.batch import DataError
+from data.examples.asking import Asking, Prompts
 from data.examples.example import Context, Encoding, Example, Kind, cut_end
 from data.read.records import field
 from data.tokens.tokenizer import Tokenizer
@@ -83,14 +84,38 @@ def _cut(example: Example, seq_len: int, begin: int | None) -> Example:
     """The part that fits into a row: the source loses its end, for a decoder down to a quarter of the row, and then the
     target loses its own."""
     if example.source is not None:
-        source, marks = (cut_end(ids, seq_len) for ids in (example.source, example.source_marks))
-        example = example._replace(source=source, source_marks=marks)
+        example = example.source_at(cut_end(np.arange(len(example.source)), seq_len))
     target = int(example.trained.sum())
     read = len(example.tokens) - target + 1  # with the token at which the target begins
     said = min(target, seq_len + 1 - min(read, max(seq_len // 4, 1)))
     kept = min(read, seq_len + 1 - said)
-    places = np.r_[: kept - 1, read - 1 : read - 1 + said]
-    return example._replace(tokens=example.tokens[places], targets=example.targets[places], marks=example.marks[places])
+    return example.at(np.r_[: kept - 1, read - 1 : read - 1 + said])
 
 
-KIND = Kind(FIELDS, ("source", "target"), _check, _parse, _text, _identity, _encoding)
+def _question_of_text(text: str, system: str) -> str:
+    if system:
+        raise ValueError("pairs of texts have no system text")
+    return text
+
+
+def _prompts(settings: Mapping[str, Any], tokenizer: Tokenizer, questions: Sequence[str], encoder: bool) -> Prompts:
+    """A question is the source of a pair, a text."""
+    return Prompts(**inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, keeps_start=True)
+
+
+KIND = Kind(
+    fields=FIELDS,
+    columns=("source", "target"),
+    check=_check,
+    parse=_parse,
+    text=_text,
+    identity=_identity,
+    encoding=_encoding,
+    asking=Asking(
+        question=lambda record: record["source"],
+        of_text=_question_of_text,
+        prompts=_prompts,
+        shown=lambda question: question,
+        reference=lambda settings, tokenizer, record: record["target"],
+    ),
+)

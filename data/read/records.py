@@ -17,8 +17,8 @@ from typing import Any
 
 from data.batch import DataError
 from data.read import compressed, fingerprints
+from data.read.documents import BadLines, Document, parsed_line
 from data.read.listing import document_name, find_files
-from data.read.sources import BadLines, Document, parsed_line
 from data.read.tables import DELIMITERS, read_table
 
 SUFFIXES = tuple(kind + packed for kind in (*DELIMITERS, ".jsonl", ".json") for packed in ("", *compressed.SUFFIXES))
@@ -34,7 +34,7 @@ class MissingField(ValueError):
 
 
 class RecordSource:
-    """The records of files as documents, each one canonical JSON object; a `data.sources.Source`.
+    """The records of files as documents, each one canonical JSON object; a `Source` (data/read/documents.py).
 
     Args:
       parse: record -> JSON object; its ValueError says what is wrong with the record. "split" in it is 'train',

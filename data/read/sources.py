@@ -7,70 +7,26 @@
     tfds:NAME[/CONFIG]    any TFDS dataset by name, or the folder of a prepared one
 
 `files[FIELD]:` and `tfds[FIELD]:` name another field than "text". All is read as UTF-8. What can't be read (a broken
-jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: cleaning, language
-and near-duplicate filters.
+jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: what is done to
+documents, which is data/clean/.
 """
 
-import difflib
-import json
-import os
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 from data.batch import DataError
 from data.read import compressed, fingerprints
-from data.read.listing import Listing, document_name, find_files, slug
+from data.read.documents import BadLines, Document, Source, parsed_line
+from data.read.listing import Listing, document_name, find_files
+from data.read.tfds_source import TfdsSource
 
 _WHOLE = (".txt", ".md", ".py")
 _LINES = (".jsonl",)
 _SUFFIXES = tuple(kind + packed for kind in _WHOLE + _LINES for packed in ("", *compressed.SUFFIXES))
 # Left out of the standard library: third-party packages, tests (which some systems don't ship) and generated tables.
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings"}
-
-
-class Document(NamedTuple):
-    name: str  # the same on every machine: it decides between train and validation
-    text: str
-    # "train", "validation" or "test" where the source itself says so, of all documents or of none
-    split: str | None = None
-
-
-@dataclass
-class BadLines:
-    """What was skipped: all counted, the first few kept; more than `limit` stops the run."""
-
-    limit: int
-    count: int = 0
-    empty: int = 0  # documents without text and files without documents, which do not count against the limit
-    first: list[str] = field(default_factory=list)
-
-    def add(self, where: str, why: str) -> None:
-        self.count += 1
-        if len(self.first) < 5:
-            self.first.append(f"{where}: {why}")
-        if self.count > self.limit:
-            raise DataError(
-                f"More than config.data.max_bad_lines = {self.limit} lines or files can't be read. Mend or remove "
-                "them, or raise config.data.max_bad_lines. The first are:\n  " + "\n  ".join(self.first)
-            )
-
-
-class Source(Protocol):
-    name: str
-    notes: Sequence[str]  # what lies where it reads and is not read, a line for each reason
-
-    def fingerprint(self) -> list:
-        """Changes when the source's content may have changed; cheap, JSON."""
-
-    def fetch(self) -> None:
-        """Brings the source to this machine where it isn't yet."""
-
-    def documents(self, bad: BadLines) -> Iterator[Document]:
-        """Yields every document that isn't empty, in a fixed order."""
 
 
 def open_source(spec: str) -> Source:
@@ -101,19 +57,6 @@ def _files(pattern: str, text_field: str) -> "FileSource":
     return FileSource(listing, text_field)
 
 
-def parsed_line(line: bytes) -> dict[str, Any]:
-    """The record on a line of a `.jsonl` file; a ValueError (or RecursionError) says why it is none."""
-    try:
-        record = json.loads(line.decode())  # of bytes, json guesses the encoding
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
-    return record
-
-
 class FileSource:
     def __init__(self, listing: Listing, text_field: str):
         self.name, self.notes = listing.name, listing.notes()
@@ -138,10 +81,7 @@ class FileSource:
                     line = content.count(b"\n", 0, error.start) + 1
                     bad.add(f"{file}, line {line}", f"not UTF-8 ({error.reason})")
                     continue
-                if text:
-                    yield Document(name, text)
-                else:
-                    bad.empty += 1
+                yield Document(name, text)
             else:
                 yield from self._lines(file, name, bad)
 
@@ -157,10 +97,7 @@ class FileSource:
                 except (ValueError, RecursionError) as error:
                     bad.add(f"{file}, line {number}", str(error))
                     continue
-                if text:
-                    yield Document(f"{name}:{number}", text)
-                else:
-                    bad.empty += 1
+                yield Document(f"{name}:{number}", text)
         bad.empty += not found
 
     def _parse(self, line: bytes) -> str:
@@ -174,98 +111,3 @@ class FileSource:
             raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
         text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
         return text
-
-
-class TfdsSource:
-    """A TFDS dataset, downloaded and written as array_record (the one format that needs no TensorFlow) at first use.
-
-    Its own train and validation (or test) splits are kept; with a train split alone, documents are split like others.
-    """
-
-    def __init__(self, dataset: str, text_field: str | None):
-        self.name, self.notes = slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name), ()
-        self._dataset = dataset
-        self._field = text_field
-
-    def fingerprint(self) -> list:
-        info = self._builder().info
-        # A catalogue name has a version; a folder may be written anew.
-        if not os.path.isdir(self._dataset):
-            return [self._field, info.full_name]
-        files = [path for path in Path(self._dataset).rglob("*") if path.is_file()]
-        return [self._field, info.full_name, *fingerprints.of_files(sorted(files))]
-
-    def fetch(self) -> None:
-        builder = self._builder()
-        if os.path.isdir(self._dataset):
-            return
-        try:
-            builder.download_and_prepare()
-        except Exception as error:  # each dataset has its own code to download and parse, which may fail in any way
-            raise DataError(
-                f"TFDS dataset {self._dataset!r} could not be downloaded ({type(error).__name__}: {error}). Is there a "
-                "network? Without one, prepare the dataset on another machine and copy its folder to "
-                f"{builder.data_dir}, or set TFDS_DATA_DIR to where it is."
-            ) from error
-
-    def documents(self, bad: BadLines) -> Iterator[Document]:
-        builder = self._builder()
-        held_out = next((name for name in ("validation", "valid", "test") if name in builder.info.splits), None)
-        if "train" not in builder.info.splits:
-            raise DataError(
-                f"TFDS dataset {self._dataset} has no split of the name train, only {', '.join(builder.info.splits)}. "
-                "Prepare it anew with one, or write its text into files, for files:GLOB."
-            )
-        key = self._text_field(builder)
-        for name, split in (("train", "train" if held_out else None), (held_out, "validation")):
-            if name is None:
-                continue
-            for i, example in enumerate(builder.as_data_source(split=name)):
-                try:
-                    text = example[key].decode() if isinstance(example[key], bytes) else str(example[key])
-                except UnicodeDecodeError as error:
-                    bad.add(f"{self._dataset}, {name} example {i}", f"not UTF-8 ({error.reason})")
-                    continue
-                if text:
-                    yield Document(f"{name}:{i}", text, split)
-                else:
-                    bad.empty += 1
-
-    def _builder(self):
-        import tensorflow_datasets as tfds
-        import tensorflow_datasets.text  # the catalogue finds c4, lm1b and wikipedia only after this
-
-        if os.path.isdir(self._dataset):
-            try:
-                return tfds.builder_from_directory(self._dataset)
-            except Exception as error:
-                raise DataError(
-                    f"{self._dataset} is not the folder of a TFDS dataset, which holds a dataset_info.json: {error}"
-                ) from error
-        try:
-            return tfds.builder(self._dataset, file_format="array_record")
-        except tfds.core.DatasetNotFoundError as error:
-            known = tfds.list_builders(with_community_datasets=False)
-            close = difflib.get_close_matches(self._dataset.split("/")[0], known)
-            hint = (
-                f"did you mean {' or '.join(close)}?" if close else "see tensorflow.org/datasets/catalog for the names."
-            )
-            raise DataError(f"There is no TFDS dataset {self._dataset!r}: {hint}") from error
-        except (AssertionError, ValueError, OSError, ImportError) as error:
-            raise DataError(f"TFDS dataset {self._dataset!r} can't be opened: {error}") from error
-
-    def _text_field(self, builder) -> str:
-        import tensorflow_datasets as tfds
-
-        texts = sorted(name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text))
-        wanted = self._field or ("text" if "text" in texts else None) or (texts[0] if len(texts) == 1 else None)
-        if not texts:
-            raise DataError(
-                f"TFDS dataset {self._dataset!r} has no text feature, only {', '.join(builder.info.features)}."
-            )
-        if wanted not in texts:
-            raise DataError(
-                f"TFDS dataset {self._dataset!r}: which field is the text? Write tfds[FIELD]:{self._dataset}, with one "
-                f"of these fields: {', '.join(texts)}."
-            )
-        return wanted

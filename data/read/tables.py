@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from data.batch import DataError
 from data.read import compressed
-from data.read.sources import BadLines
+from data.read.documents import BadLines
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LONGEST = 1 << 28  # characters of a field, beyond which its quote is taken for a character

@@ -9,7 +9,7 @@ Only content is touched (what a user or a source says, and words to be labelled)
 is asked. So labels, answers, special tokens and what a template writes stay as they are, and held-out examples are not
 augmented at all. All three are done to a text, in this order. Left out: EDA's synonyms, which need a thesaurus.
 
-Random numbers of a row follow from the seed and its place in the stream, as in data/rows/corrupt.py, so another epoch
+Random numbers of a row follow from the seed and its place in the stream, as in data/rows/draws.py, so another epoch
 has others.
 
 B rows, T tokens a row, W = B T words at most.
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from data.batch import Batch, DataError, positions
-from data.rows.corrupt import random_numbers, span_noise
+from data.rows.draws import random_numbers
+from data.rows.spans import span_noise
 from data.settings import merged
 from data.tokens.tokenizer import Tokenizer
 

@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data.batch import DataError
+from data.batch import TEXT, Channel, DataError, stored
 from data.tokens.tokenizer import Tokenizer
 
 ROWS_FILE = "rows.array_record"
@@ -189,7 +189,7 @@ class RowReader:
     us).
 
     Args:
-      channels: arrays a row, 3 for text.
+      channels: of the rows.
       rows: how many were written, None: unknown.
       damage: takes rows that can't be read; by default the first is an error.
     """
@@ -199,7 +199,7 @@ class RowReader:
         directory: Path,
         seq_len: int,
         hold: bool = False,
-        channels: int = 3,
+        channels: Sequence[Channel] = TEXT,
         rows: int | None = None,
         damage: Damage | None = None,
     ):
@@ -215,10 +215,10 @@ class RowReader:
             raise DataError(
                 f"{self._path} is damaged: {rows:,} rows were written, {self._count:,} are found. {_again(self._path)}"
             )
-        self._held, self._shape = None, (channels, seq_len)
+        self._held, self._shape = None, (len(stored(channels)), seq_len)
         if not self._count:
             return
-        values = channels * seq_len
+        values = int(np.prod(self._shape))
         size = len(next((found for found in map(self._record, range(self._count)) if isinstance(found, bytes)), b""))
         if size not in (values * 2, values * 4):
             raise DataError(f"The rows in {self._path} are not of length {seq_len}. {_again(self._path)}")

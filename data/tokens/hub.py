@@ -23,8 +23,9 @@ from tokenizers import Tokenizer as Backend
 
 from data.batch import DataError
 from data.files import refuse_pointer
+from data.tokens import backends
 from data.tokens.special import EOT, SpecialTokens, usual_special_tokens
-from data.tokens.tokenizer import Tokenizer, load_backend
+from data.tokens.tokenizer import Tokenizer
 
 _HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _BPE_FILES = ("vocab.json", "merges.txt")
@@ -68,7 +69,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
         if (folder / name).exists():
             refuse_pointer(folder / name)
     if (folder / "tokenizer.json").exists():
-        backend = load_backend(folder / "tokenizer.json")
+        backend = backends.load(folder / "tokenizer.json")
     else:
         backend = _build(folder, family, settings, names)
     special = _special_tokens(backend, names, config, generation, settings.get("add_bos_token", False))

@@ -2,12 +2,8 @@
 
 `tokenizer.json` (the format of the `tokenizers` library and of Hugging Face) is the only truth: whatever it says is
 what training, evaluation and serving use. Beside the one of a published model (data/tokens/hub.py) stands
-`special_tokens.json`: what a text begins with and ends at, which tokenizer.json has no place for. Three kinds can be
-trained here:
-
-    bpe   byte-level BPE (GPT-2; Llama 3's split into words). Lossless for every text.
-    byte  the 256 bytes, no merges. Lossless.
-    char  one token for each character seen, and one for all the others.
+`special_tokens.json`: what a text begins with and ends at, which tokenizer.json has no place for. What can be
+trained is in data/tokens/backends.py.
 
 For masked language modelling and span corruption (data/rows/corrupt.py) they can be trained with a mask token and
 sentinels; in a tokenizer.json of other people these are found by their usual names.
@@ -21,36 +17,25 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, count, takewhile
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from data import files
 from data.batch import DataError
-from data.tokens import long_words
-from data.tokens.special import EOT, FILE, SpecialTokens, load_special, unknown_token, usual_special_tokens
+from data.tokens import backends
+from data.tokens.special import FILE, SpecialTokens, load_special, unknown_token, usual_special_tokens
 from data.tokens.words import goes_on, stands_for
 
-UNKNOWN = "<|unknown|>"
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
 _SENTINELS = re.compile(r"<extra_id_(\d+)>")
-KINDS = ("bpe", "byte", "char")
 
 # What other people's tokenizers call it.
 _MASK_NAMES = ("[MASK]", "<mask>", MASK)
-
-# How Llama 3 (and, but for the digits, GPT-4) cuts text into words before merging: at most three digits to a word, a
-# run of newlines kept together. Gives 1 % fewer tokens than GPT-2's pattern on source code, at the same speed.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
 class Tokenizer:
@@ -211,62 +196,8 @@ def specials(mask: bool, sentinels: int) -> list[str]:
 
 
 def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequence[str] = ()) -> Tokenizer:
-    """Makes a tokenizer of `kind` from `texts`; the same texts in the same order give the same tokenizer.
-
-    `vocab_size` counts the special tokens: EOT, and `specials`, the names of others. For bpe it is the size asked for
-    (a small corpus may have too few merges to reach it); for byte and char it is an upper limit (0: none), and char
-    keeps the most frequent characters.
-    """
-    if kind not in KINDS:
-        raise DataError(f"Unknown tokenizer kind {kind!r}: use one of {', '.join(KINDS)}, or 'file' with a path.")
-    if kind == "char":
-        return _train_char(texts, vocab_size, specials)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = [EOT, *specials]
-    least = len(alphabet) + len(special)
-    if not vocab_size and kind == "bpe":
-        raise DataError("A bpe tokenizer needs a vocab_size.")
-    if vocab_size and vocab_size < least:
-        names = ", ".join(special[:3]) + (", ..." if len(special) > 3 else "")
-        raise DataError(f"A {kind} tokenizer needs a vocab_size of {least} (256 bytes and {names}), not {vocab_size}.")
-    if kind == "byte":
-        backend = Backend(models.BPE({token: i for i, token in enumerate(special + alphabet)}, []))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.add_special_tokens(special)
-    else:
-        backend = Backend(models.BPE())
-        words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, long_words.cut(), level])
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            special_tokens=special,
-            initial_alphabet=alphabet,
-            show_progress=False,
-        )
-        backend.train_from_iterator(texts, trainer)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, level])
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend)
-
-
-def _train_char(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Tokenizer:
-    specials = [EOT, UNKNOWN, *specials]
-    if vocab_size and vocab_size <= len(specials):
-        raise DataError(f"A char tokenizer needs a vocab_size above {len(specials)}, not {vocab_size}.")
-    counts = Counter()
-    for text in texts:
-        counts.update(text)
-    kept = sorted(counts, key=lambda char: (-counts[char], char))
-    if vocab_size:
-        kept = kept[: vocab_size - len(specials)]
-    vocab = {token: i for i, token in enumerate(specials + sorted(kept))}
-    # BPE without merges gives one token a character, five times faster than a word-level model that splits first.
-    backend = Backend(models.BPE(vocab, [], unk_token=UNKNOWN))
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens(specials)
-    return Tokenizer(backend)
+    """As `backends.trained`."""
+    return Tokenizer(backends.trained(texts, kind, vocab_size, specials))
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
@@ -276,18 +207,4 @@ def load(path: str | os.PathLike) -> Tokenizer:
       DataError: no file, or a damaged one.
     """
     path = Path(path)
-    return Tokenizer(load_backend(path), load_special(path.with_name(FILE)))
-
-
-def load_backend(path: Path) -> Backend:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"There is no tokenizer at {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The tokenizer {path} can't be read: {error}.") from error
-    files.refuse_pointer(path)
-    try:
-        return Backend.from_str(content)
-    except Exception as error:  # the library raises a plain Exception for every kind of broken file
-        raise DataError(f"{path} is not a tokenizer.json: {error}.") from error
+    return Tokenizer(backends.load(path), load_special(path.with_name(FILE)))

@@ -6,7 +6,7 @@ from itertools import islice
 import jax
 import numpy as np
 
-from data.examples.labels import Reader, Reading
+from data.examples.label_reader import Reader, Reading
 from launch.program.checking import ConfigError
 from launch.run import models, restore
 from launch.run.workdirs import Workdir

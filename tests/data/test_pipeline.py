@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import pipeline as pipeline_module
+from data import stream as stream_module
 from data.batch import DataError, check
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
@@ -155,7 +155,7 @@ def test_weights_are_shares_of_rows(two):
 
 
 def test_more_rows_than_can_be_listed_are_shuffled_too(prepared, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "_LISTED_ROWS", 0)
+    monkeypatch.setattr(stream_module, "_LISTED_ROWS", 0)
     rows = prepared.sources[0].train_rows
     stream = [row_key(batch, 0) for batch in take(train_pipeline(prepared, 1, seed=0), 2 * rows)]
     assert sorted(stream[:rows]) == sorted(stream[rows:])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from data import prepare as prepare_module
 from data import stage
 from data.batch import DataError, from_rows
+from data.builders import text as corpora
 from data.prepare import load, prepare
 from data.rows import pack
 from data.rows.pack import RowReader
@@ -53,7 +54,7 @@ def test_all_text_arrives_in_the_rows(corpus, prepared):
 
 def test_the_tokenizer_sees_no_held_out_text(corpus, settings, tmp_path):
     prepared = prepare(settings(corpus[0]), tmp_path, quiet)
-    train = list(prepare_module.corpora.read(prepared.sources[0].corpus, "train"))
+    train = list(corpora.read(prepared.sources[0].corpus, "train"))
     assert tokenizers.train(train, "bpe", 330).fingerprint == tokenizers.load(prepared.tokenizer_path).fingerprint
 
 
@@ -96,7 +97,7 @@ def test_other_settings_and_other_text_overwrite_nothing(settings, tmp_path):
 @pytest.mark.parametrize("broken", ["build", "train", "write_rows"])
 def test_a_killed_preparation_is_done_again(corpus, settings, tmp_path, monkeypatch, broken):
     expected = prepare(settings(corpus[0]), tmp_path / "whole", quiet)
-    owner = {"build": prepare_module.corpora, "train": prepare_module.tokenizers, "write_rows": pack}[broken]
+    owner = {"build": corpora, "train": prepare_module.tokenizers, "write_rows": pack}[broken]
     whole = getattr(owner, broken)
 
     def half(*args, **kwargs):
@@ -289,3 +290,13 @@ def test_what_is_not_read_is_said_each_time(settings, tmp_path):
         assert f"{tmp_path}/in: not read: files of other kinds (.pdf 1) (1): {tmp_path}/in/b.pdf" in lines
     assert f"{tmp_path}/in: 1 files or documents are empty and are left out." in first
     assert len(second) == 1
+
+
+def test_documents_that_waited_on_disk_are_gone(corpus, settings, tmp_path):
+    """And after a mistake too, though what else was begun stays until the next run."""
+    (source,) = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path / "out", quiet).sources
+    assert {path.name for path in source.corpus.parents[2].iterdir()} == {"manifest.json", "tfds"}
+    (tmp_path / "a.jsonl").write_text("broken\n" * 3)
+    with pytest.raises(DataError, match="can't be read"):
+        prepare(settings(tmp_path / "a.jsonl", max_bad_lines=2), tmp_path / "second", quiet)
+    assert not [path for path in (tmp_path / "second" / "corpora").rglob("*") if path.is_file()]

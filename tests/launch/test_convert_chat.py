@@ -11,6 +11,7 @@ import transformers
 from configs import sft
 from data.batch import DataError
 from data.tokens import tokenizer
+from data.tokens.special import EOT
 from data.tokens.templates import TEMPLATES
 from launch import convert
 from launch.answers import prompts
@@ -22,7 +23,7 @@ from model.decode.generate import generate
 MESSAGES = [{"role": "user", "content": "What is it?"}]
 # What a model says, token by token; behind the end it would go on with "z".
 SAYS = {"chatml": ["\n", "O", "k", "<|im_end|>"], "llama3": ["\n\n", "O", "k", "<|eot_id|>"]}
-SAYS |= {"alpaca": [":", "O", "k", tokenizer.EOT], "gemma": ["\n", "O", "k", "<end_of_turn>"]}
+SAYS |= {"alpaca": [":", "O", "k", EOT], "gemma": ["\n", "O", "k", "<end_of_turn>"]}
 
 
 def chain(tokens, size):

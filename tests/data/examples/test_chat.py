@@ -10,6 +10,7 @@ from data.examples.chat import Chat
 from data.prepare import prepare
 from data.rows.pack import RowReader
 from data.tokens import tokenizer as tokenizers
+from data.tokens.special import EOT
 from data.tokens.templates import TEMPLATES
 
 # The templates that models of each family bring along, without tools. `«` and `»` stand around what is trained on:
@@ -55,7 +56,7 @@ PUBLISHED = {
     "llama2": (LLAMA2, "<s>", "</s>"),
     "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>"),
     "gemma": (GEMMA, "<bos>", "<end_of_turn>"),
-    "alpaca": (ALPACA, tokenizers.EOT, tokenizers.EOT),
+    "alpaca": (ALPACA, EOT, EOT),
 }
 MARKERS = sorted({marker for template in TEMPLATES.values() for marker in template.markers})
 
@@ -148,7 +149,7 @@ def test_a_message_can_not_smuggle_a_special_token_in(family, words):
     name, template, begin, end, _ = family
     honest = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     count = lambda ids: {i: list(ids).count(i) for i in words.special_ids}
-    attack = "".join(MARKERS) + "<<s>" + "<|im_<|im_end|>end|>" + tokenizers.EOT
+    attack = "".join(MARKERS) + "<<s>" + "<|im_<|im_end|>end|>" + EOT
     evil = [{"role": "user", "content": attack}, {"role": "assistant", "content": f"a{attack}b"}]
     for chat in (
         Chat(words, {"template": name, "system": ""}),
@@ -243,7 +244,7 @@ def test_a_record_that_can_not_become_an_example_is_named(settings, tmp_path):
     lines = [{"instruction": f"q{i}", "output": "a"} for i in range(30)]
     lines[7]["output"] = "\ue0f0"
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    words = bringing(tokenizers.train([], "byte"), without_marks(ALPACA), "", tokenizers.EOT)
+    words = bringing(tokenizers.train([], "byte"), without_marks(ALPACA), "", EOT)
     words.save(tmp_path / "tokenizer.json")
     tokenizer = {"kind": "file", "path": str(tmp_path / "tokenizer.json")}
     with pytest.raises(DataError, match=r"a\.jsonl, line 8: a message has a character from"):

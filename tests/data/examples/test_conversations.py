@@ -209,7 +209,7 @@ def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):
     tokenizer = {"kind": "file", "path": str(tmp_path / "tokenizer.json")}
     config = settings(f"chat:{tmp_path / 'a.jsonl'}", tokenizer=tokenizer, seq_len=512)
     (source,) = prepare(config, tmp_path / "out", lambda line: None).sources
-    rows = RowReader(source.train, 512, channels=4).read(range(1))
+    rows = RowReader(source.train, 512, channels=source.channels).read(range(1))
     text = words.decode(rows[0, 0][rows[0, 2] == 1].astype(np.int32))
     assert json.dumps([CALL]) in text and json.dumps(tools) in text
     assert marked(rows, TRAINED).any()

@@ -5,9 +5,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data.batch import CONTENT, ENCODER_CONTENT, TRAINED, DataError, check, from_rows, marked
-from data.examples import example as example_module
-from data.examples.example import Example, best_fit, cut, pack, widened
+from data.batch import (
+    CONTENT,
+    ENCODER_CONTENT,
+    TEXT,
+    TRAINED,
+    Channel,
+    DataError,
+    check,
+    example_channels,
+    from_rows,
+    marked,
+)
+from data.examples import packing
+from data.examples.example import Example, cut
+from data.examples.packing import best_fit, pack, widened
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import load, prepare
 from data.rows import corrupt
@@ -36,7 +48,8 @@ def some_examples(count: int, longest: int, sides: int, seed: int = 0) -> list[E
 def unpacked(rows: np.ndarray) -> list[tuple]:
     """The examples in packed rows, by their segment ids: tokens, targets, TRAINED, CONTENT, and of an encoder tokens,
     ENCODER_CONTENT."""
-    batch = from_rows(rows)
+    channels = example_channels((), rows.shape[1] == 6)
+    batch = from_rows(rows, channels)
     batch["content"], batch["encoder_content"] = marked(rows, CONTENT), marked(rows, ENCODER_CONTENT)
     found = []
     for i in range(len(rows)):
@@ -54,26 +67,26 @@ def unpacked(rows: np.ndarray) -> list[tuple]:
 
 @pytest.mark.parametrize("sides", [1, 2])
 def test_every_example_is_in_the_rows_once_and_whole(sides, monkeypatch):
-    monkeypatch.setattr(example_module, "GROUP", 64)
-    monkeypatch.setattr(example_module, "BLOCK_TOKENS", 256)
-    given = some_examples(200, 32, sides)
-    rows = np.concatenate(list(pack(given, 32, 2 * sides + 2, np.dtype("<u2"))))
+    monkeypatch.setattr(packing, "GROUP", 64)
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 256)
+    given, channels = some_examples(200, 32, sides), example_channels((), encoder=sides == 2)
+    rows = np.concatenate(list(pack(given, 32, channels, np.dtype("<u2"))))
     parts = lambda example: (
         [example.tokens, example.targets, example.trained, example.marks & CONTENT > 0]
         + ([] if example.source is None else [example.source, example.source_marks > 0])
     )
     expected = [tuple(tuple(map(int, part)) for part in parts(example)) for example in given]
     assert sorted(unpacked(rows)) == sorted(expected)
-    check(from_rows(rows), 500)
+    check(from_rows(rows, channels), 500, channels)
 
 
 def test_packing_takes_little_memory(monkeypatch):
-    monkeypatch.setattr(example_module, "GROUP_TOKENS", 1 << 18)
-    monkeypatch.setattr(example_module, "BLOCK_TOKENS", 1 << 16)
+    monkeypatch.setattr(packing, "GROUP_TOKENS", 1 << 18)
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1 << 16)
     array = lambda dtype: np.ones(4096, dtype)
     given = (Example(array(np.int32), array(np.int32), array(np.uint8)) for _ in range(512))
     tracemalloc.start()
-    rows = sum(len(block) for block in pack(given, 4096, 4, np.dtype("<u2")))
+    rows = sum(len(block) for block in pack(given, 4096, example_channels((), encoder=False), np.dtype("<u2")))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert rows == 512 and peak < 2 * (9 << 18) + 2 * (
@@ -92,8 +105,9 @@ def test_little_is_padding():
 def test_targets_may_be_the_bits_of_floats():
     values = np.array([-1.5, 0.25, 3e8], np.float32)
     given = Example(np.ones(3, np.int32), values.view(np.int32), np.ones(3, np.uint8))
-    (rows,) = pack([given], 4, 4, np.dtype("<u4"))
-    assert np.array_equal(from_rows(rows, numbers=True)["targets"][0], [*values, 0])
+    channels = example_channels([Channel("targets", "float32")], encoder=False)
+    (rows,) = pack([given], 4, channels, np.dtype("<u4"))
+    assert np.array_equal(from_rows(rows, channels)["targets"][0], [*values, 0])
 
 
 def test_the_next_id_is_the_target_and_nothing_stands_behind_the_last_trained_one():
@@ -198,7 +212,7 @@ def test_a_mixture_of_text_and_pairs_is_restored_exactly_by_any_number_of_proces
         batches.append(whole.next())
     whole.close()
     for batch in batches:
-        check(batch, prepared.vocab_size)
+        check(batch, prepared.vocab_size, prepared.channels)
         assert batch["tokens"].shape == (4, 48)
         assert batch["weights"].any(1).all()
     shares = [open_(rows, positions[4]) for rows in np.split(np.arange(4), 2)]
@@ -260,7 +274,8 @@ def test_a_batch_without_weights_shows_its_first_example(pairs, settings, tmp_pa
 
 def test_rows_of_text_beside_an_encoder_are_all_of_weight_1():
     rows = np.array([[[5, 6, 0], [6, 7, 0], [1, 1, 0]]])
-    assert from_rows(widened(rows, 4))["weights"].tolist() == [[1, 1, 0]]
+    channels = example_channels((), encoder=True)
+    assert from_rows(widened(rows, TEXT, channels), channels)["weights"].tolist() == [[1, 1, 0]]
 
 
 @pytest.mark.parametrize(

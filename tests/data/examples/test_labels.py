@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from data.batch import TRAINED, DataError, check
+from data.batch import TRAINED, Channel, DataError, check
 from data.examples import kinds, labels
+from data.examples.label_reader import Reader
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
+from data.read.documents import BadLines
 from data.read.records import RecordSource
-from data.read.sources import BadLines
 from data.rows.pack import RowReader
 from data.tokens import hub
 from data.tokens import tokenizer as tokenizers
@@ -57,8 +58,9 @@ def config(settings):
 
 def examples(prepared, split="train"):
     """(ids, {place: target}) of every example."""
-    numbers = prepared.sources[0].numbers
-    reader = RowReader(getattr(prepared.sources[0], split), prepared.seq_len, channels=4)
+    channels = prepared.sources[0].channels
+    numbers = Channel("targets", "float32") in channels
+    reader = RowReader(getattr(prepared.sources[0], split), prepared.seq_len, channels=channels)
     for row in reader.read(range(len(reader))).astype(np.int32):
         targets = row[1].view(np.float32) if numbers else row[1]
         for segment in range(1, row[2].max() + 1):
@@ -169,9 +171,9 @@ def test_a_batch_of_two_texts_has_token_types(config, tmp_path):
     path = write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows)))
     prepared = prepare(config(path, {"pair": "other", "read": "first"}), tmp_path, quiet)
     tokenizer = tokenizers.load(prepared.tokenizer_path)
-    reader, examples = labels.Reader(tokenizer, "first", 64), 0
+    reader, examples = Reader(tokenizer, "first", 64), 0
     for batch in validation_batches(prepared, 2):
-        check(batch, tokenizer.vocab_size)
+        check(batch, tokenizer.vocab_size, prepared.channels)
         for ids, segments, types in zip(batch["tokens"], batch["segment_ids"], batch["token_types"], strict=True):
             for segment in range(1, segments.max() + 1):
                 here, types_here = ids[segments == segment].tolist(), types[segments == segment].tolist()

@@ -9,6 +9,7 @@ from data.batch import CONTENT, ENCODER_CONTENT
 from data.examples import pairs
 from data.examples.example import Context
 from data.tokens import tokenizer as tokenizers
+from data.tokens.special import EOT
 
 NEWS, HEADLINE = "First the main news. And then all the rest of it, xxx xxx", "News"
 
@@ -28,10 +29,8 @@ def cut(words, seq_len, encoder, target=HEADLINE):
 def test_a_source_is_cut_as_by_transformers(words):
     """Its scripts for translation and summarization truncate so: tokenizer(prefix + source, max_length)."""
     backend = tokenizers.Backend.from_str(words.to_json())
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"$A {tokenizers.EOT}", special_tokens=[(tokenizers.EOT, words.eot_id)]
-    )
-    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizers.EOT)
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {EOT}", special_tokens=[(EOT, words.eot_id)])
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOT)
     expected = theirs("summarize: " + NEWS, max_length=24, truncation=True)["input_ids"]
     found = cut(words, 24, True)
     assert found.source.tolist() == expected and len(expected) == 24

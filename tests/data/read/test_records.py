@@ -4,8 +4,8 @@ import pytest
 
 from data.batch import DataError
 from data.examples import kinds
+from data.read.documents import BadLines, parsed_line
 from data.read.records import RecordSource, read_file
-from data.read.sources import BadLines, parsed_line
 
 
 def write(tmp_path, name: str, content: str):

@@ -6,8 +6,8 @@ import io
 import pytest
 
 from data.batch import DataError
+from data.read.documents import BadLines
 from data.read.records import read_file
-from data.read.sources import BadLines
 
 TEXTS = [
     "plain",

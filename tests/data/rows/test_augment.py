@@ -7,14 +7,16 @@ import re
 import numpy as np
 import pytest
 
-from data.batch import CONTENT, TRAINED, DataError, check, from_rows
+from data.batch import CONTENT, TRAINED, DataError, check, example_channels, from_rows
 from data.batches import Block, to_batch
-from data.examples import kinds, labels
-from data.examples.example import Context, Example, pack, prefixed
+from data.examples import kinds
+from data.examples.example import Context, Example, prefixed
+from data.examples.label_reader import Reader
+from data.examples.packing import pack
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import prepare
 from data.rows import augment
-from data.rows.corrupt import span_counts
+from data.rows.spans import span_counts
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
 
@@ -35,14 +37,14 @@ def given():
     return [[name(j) for j in random.permutation(60)[:n]] for n in random.integers(1, 31, COUNT)]
 
 
-def packed(examples, channels=4):
-    return np.concatenate(list(pack(examples, 256, channels, np.dtype("<u2"))))
+def packed(examples, encoder=False):
+    return np.concatenate(list(pack(examples, 256, example_channels((), encoder), np.dtype("<u2"))))
 
 
 @pytest.fixture(scope="module")
 def rows(tokenizer, given):
     """Each text with a period, at which its class is asked; a few texts a row."""
-    reader, examples = labels.Reader(tokenizer, "last", 256), []
+    reader, examples = Reader(tokenizer, "last", 256), []
     for i, words in enumerate(given):
         ids, (place,), *_ = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
@@ -52,14 +54,18 @@ def rows(tokenizer, given):
     return packed(examples)
 
 
+def channels(rows):
+    return example_channels((), encoder=rows.shape[1] == 6)
+
+
 def run(tokenizer, rows, seed=3, first=100, **rates):
     change, places = augment.make(rates, tokenizer), first + np.arange(len(rows))
-    return to_batch(Block(rows, places, np.zeros(len(rows), bool)), seed, None, False, change)
+    return to_batch(Block(rows, places, np.zeros(len(rows), bool)), seed, channels(rows), augmentation=change)
 
 
 def texts(batch, tokenizer) -> dict[int, str]:
     """{class: text}, of a batch in which all else is as it must be."""
-    check(batch, tokenizer.vocab_size)
+    check(batch, tokenizer.vocab_size, example_channels((), "encoder_tokens" in batch))
     found = {}
     for row in range(len(batch["tokens"])):
         segments = batch["segment_ids"][row]
@@ -108,7 +114,7 @@ def test_swaps_are_of_as_many_pairs_as_edas(rows, tokenizer, given, rate):
 
 
 def test_masks_hide_whole_words_in_stretches(rows, tokenizer):
-    before, batch = from_rows(rows), run(tokenizer, rows, mask=0.2)
+    before, batch = from_rows(rows, channels(rows)), run(tokenizer, rows, mask=0.2)
     hidden = batch["tokens"] == tokenizer.mask_id
     assert np.array_equal(np.where(hidden, before["tokens"], batch["tokens"]), before["tokens"])
     assert all(np.array_equal(batch[key], before[key]) for key in before if key != "tokens")
@@ -160,9 +166,9 @@ def test_an_encoder_reads_what_is_augmented(tokenizer):
     example = Example.of_ids(
         [0, *tokenizer.encode("so it is")], [False] + [True] * 8, source=source, source_content=True
     )
-    rows = packed([example] * 20, channels=6)
-    before, batch = from_rows(rows), run(tokenizer, rows, delete=0.4)
-    check(batch, tokenizer.vocab_size)
+    rows = packed([example] * 20, encoder=True)
+    before, batch = from_rows(rows, channels(rows)), run(tokenizer, rows, delete=0.4)
+    check(batch, tokenizer.vocab_size, example_channels((), "encoder_tokens" in batch))
     assert all(np.array_equal(batch[key], before[key]) for key in before if not key.startswith("encoder_"))
     for row in range(len(rows)):
         for segment in range(1, batch["segment_ids"][row].max() + 1):
@@ -189,7 +195,7 @@ def of_record(kind, record, settings, tokenizer, encoder):
     settings = kinds.KINDS[kind].fields | settings
     context = Context(tokenizer, 256, encoder, lambda: iter([record]))
     example = kinds.KINDS[kind].encoding(settings, context).encode(record)
-    return packed([example] * 20, 6 if encoder else 4)
+    return packed([example] * 20, encoder)
 
 
 @pytest.mark.parametrize("encoder", [False, True])
@@ -221,7 +227,7 @@ def check_frame(tokenizer, rows):
                 text = "".join(backend.id_to_token(int(i)) for i in tokens[segments == segment])
                 yield re.findall("zq[a-z]", text), re.sub("zq[a-z]|Ġ", "", text)
 
-    (words, frame), *_ = parts(from_rows(rows))
+    (words, frame), *_ = parts(from_rows(rows, channels(rows)))
     firsts = {"zqa", "zqe"}  # the space before them is not theirs, so no other word can take their place
     for rates, changed in (({"delete": 0.4}, set(words)), ({"swap": 0.5}, set(words) - firsts)):
         after = list(parts(run(tokenizer, rows, **rates)))
@@ -229,7 +235,7 @@ def check_frame(tokenizer, rows):
         assert all({*found[:4]} == {*words[:4]} for found, _ in after if "swap" in rates)  # each in its own message
         assert {word for found, _ in after for i, word in enumerate(words) if found[i : i + 1] != [word]} == changed
     masked = run(tokenizer, rows, mask=0.3)[side + "tokens"] == tokenizer.mask_id
-    hidden = {backend.id_to_token(int(i)) for i in from_rows(rows)[side + "tokens"][masked]}
+    hidden = {backend.id_to_token(int(i)) for i in from_rows(rows, channels(rows))[side + "tokens"][masked]}
     assert set("zq") < hidden <= set("Ġ".join(words))
 
 

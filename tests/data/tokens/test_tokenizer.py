@@ -7,8 +7,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from data.batch import DataError
-from data.tokens.special import SpecialTokens
-from data.tokens.tokenizer import EOT, MASK, Tokenizer, load, specials, train
+from data.tokens.special import EOT, SpecialTokens
+from data.tokens.tokenizer import MASK, Tokenizer, load, specials, train
 
 
 def random_texts(count: int) -> list[str]:

@@ -13,6 +13,7 @@ import transformers
 from data import pipeline
 from data.rows.pack import RowReader
 from data.tokens import tokenizer
+from data.tokens.special import EOT
 from launch import convert
 from launch.program.checking import ConfigError
 from launch.run import build, restore
@@ -30,7 +31,7 @@ def imported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     words = tokenizer.train([], "byte", specials=[BEGIN])
     words.save(folder / "tokenizer.json")
-    names = {"bos_token": BEGIN, "eos_token": tokenizer.EOT, "add_bos_token": True}
+    names = {"bos_token": BEGIN, "eos_token": EOT, "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     torch.manual_seed(0)
     shape = dict(vocab_size=300, n_positions=48, n_embd=32, n_layer=3, n_head=4)

@@ -6,7 +6,7 @@ import pytest
 from data.batch import DataError
 from data.rows.corrupt import make
 from data.tokens import tokenizer as tokenizers
-from data.tokens.tokenizer import EOT
+from data.tokens.special import EOT
 
 
 def equal(first, second) -> bool:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data.batch import DataError, check
-from data.rows.corrupt import decoder_length, make, span_counts
+from data.rows.corrupt import make
 from data.rows.pack import Packer
+from data.rows.spans import decoder_length, span_counts
 
 
 def pieces(tokens, segments) -> dict[int, list[int]]:
