@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,9 +14,10 @@ from data.prepared import Prepared, PreparedSource
 from data.rows import corrupt
 from launch.program.checking import ConfigError
 from launch.run import build
-from train.evals import label_metrics
-from train.evals.perplexity import added, figures, total
+from train.evals.perplexity import added, total
 from train.evals.unigram import nats_of_targets, unigram
+from train.losses import Loss
+from train.objectives.objective import HeldOut, Objective
 
 BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
 
@@ -43,60 +44,86 @@ def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
         )
 
 
-def evaluation(config: ConfigDict, prepared: Prepared, corrupted: corrupt.Corruption | None, eval_step, mesh: Mesh):
-    """(model, rows) -> figures of what is held out: `rows` of each source, None: all of it. The same in every process.
+class Evaluation:
+    """Figures of what is held out: (model, rows of each source; None: all of them) -> {'validation/...': value}.
 
-    `validation/loss` and the like are those of all sources that train, every token weighted once (where not all rows
-    are read, sources still count by what they hold); of labels there are accuracy and the like
-    (train/evals/label_metrics.py). With several sources, `validation/SOURCE/loss` and the like are those of each, also
-    of sources of weight 0, which are only watched.
+    `validation/loss` and the objective's other figures are those of all sources that train, every token weighted once
+    (where not all rows are read, a source still counts by what it holds). With several sources, `validation/SOURCE/loss`
+    and the like are those of each, also of sources of weight 0, which are only watched. All processes get the same.
+
+    Args:
+      eval_step: train.step.make_eval_step of the objective.
     """
-    sources = [source for source in prepared.sources if source.validation_rows]
-    put, mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
 
-    def batches(source: PreparedSource, limit, size: int, mine=None):
-        return pipeline.validation_batches(prepared, size, mine, limit, corrupted, source)
+    def __init__(
+        self,
+        config: ConfigDict,
+        prepared: Prepared,
+        corruption: corrupt.Corruption | None,
+        objective: Objective,
+        eval_step,
+        mesh: Mesh,
+    ):
+        self._config, self._prepared, self._corruption = config, prepared, corruption
+        self._objective, self._step = objective, eval_step
+        self._put, self._mine = build.put(mesh), build.batch_rows(mesh, config.batch_size)
+        self._sources = [source for source in prepared.sources if source.validation_rows]
+        self._baseline = functools.cache(self._unigram)
 
-    @functools.cache
-    def nats():
-        bad = config.data.max_bad_lines
-        train = pipeline.train_pipeline(prepared, BASELINE_ROWS, config.seed, corruption=corrupted, max_damaged=bad)
-        with contextlib.closing(train):
-            return nats_of_targets(iter(train.next, None), prepared.vocab_size)
-
-    @functools.cache
-    def baseline(number: int, rows) -> float:
-        """What token frequencies alone reach; every process counts all rows, so all agree."""
-        return unigram(nats(), batches(sources[number], rows, BASELINE_ROWS))
-
-    def judge(loss, of: list[PreparedSource]) -> dict[str, float]:
-        if prepared.labels is not None:
-            return label_metrics.figures(loss, prepared.labels)
-        return figures(loss, None if no_bits_per_byte(prepared, corrupted, of) else bytes_per_token(of))
-
-    def run(model, rows) -> dict[str, float]:
-        if not sources:
-            raise DataError(f"Nothing is held out in {prepared.directory}: set config.data.validation above 0.")
-        losses, missing = [], []
-        for number, source in enumerate(sources):
-            loss = total(eval_step, model, batches(source, rows, config.batch_size, mine), put)
-            if prepared.labels is None:
-                loss = loss._replace(metrics=loss.metrics | {"unigram": baseline(number, rows)})
-            losses.append(loss)
-            count = source.validation_rows
-            judges = source.weight > 0 or not any(other.weight for other in sources)
-            missing.append(judges * count / min(rows or count, count))
-        judged = [source for source, factor in zip(sources, missing, strict=True) if factor]
-        found = judge(added(losses, missing), judged)
-        if len(prepared.sources) > 1:
-            for name, source, loss in zip(names(sources), sources, losses, strict=True):
-                of_source = judge(loss, [source])
-                if not source.weight:  # the frequencies are those of other text
-                    of_source.pop("unigram", None)
-                found |= {f"{name}/{figure}": value for figure, value in of_source.items()}
+    def __call__(self, model, rows: int | None, companions=None) -> dict[str, float]:
+        if not self._sources:
+            raise DataError(f"Nothing is held out in {self._prepared.directory}: set config.data.validation above 0.")
+        losses = [self._loss(number, model, rows, companions) for number in range(len(self._sources))]
+        weights = [self._weight(source, rows) for source in self._sources]
+        judged = [source for source, weight in zip(self._sources, weights, strict=True) if weight]
+        found = self._objective.figures(added(losses, weights), self.about(judged))
+        if len(self._prepared.sources) > 1:
+            for name, source, loss in zip(names(self._sources), self._sources, losses, strict=True):
+                own = self._objective.figures(loss, self.about([source]))
+                if not source.weight:
+                    own.pop("unigram", None)  # the token frequencies are those of other text
+                found |= {f"{name}/{figure}": value for figure, value in own.items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
-    return run
+    def about(self, sources: Iterable[PreparedSource] | None = None, compressors: Mapping[str, float] = {}) -> HeldOut:  # noqa: B006
+        """What the objective needs to know of these sources (default: those that train) for its figures."""
+        prepared = self._prepared
+        why = no_bits_per_byte(prepared, self._corruption, sources)
+        per_token = None if why else bytes_per_token(self._sources if sources is None else sources)
+        return HeldOut(prepared.labels, per_token, why, prepared.validation_bytes, compressors)
+
+    def _loss(self, number: int, model, rows: int | None, companions) -> Loss:
+        """The sums of the objective over a source."""
+        batches = self._batches(self._sources[number], rows, self._config.batch_size, self._mine)
+        loss = total(self._step, model, batches, self._put, companions)
+        if self._objective.predicts_tokens:
+            loss = loss._replace(metrics=loss.metrics | {"unigram": self._baseline(number, rows)})
+        return loss
+
+    def _weight(self, source: PreparedSource, rows: int | None) -> float:
+        """What its sums count in those of all: 0 if it is only watched, more than 1 if not all of its rows are read."""
+        judges = source.weight > 0 or not any(other.weight for other in self._sources)
+        return judges * source.validation_rows / min(rows or source.validation_rows, source.validation_rows)
+
+    def _batches(self, source: PreparedSource, limit: int | None, size: int, mine=None):
+        return pipeline.validation_batches(self._prepared, size, mine, limit, self._corruption, source)
+
+    def _unigram(self, number: int, rows: int | None) -> float:
+        """What token frequencies alone reach, in nats; every process counts all rows, so all agree."""
+        return unigram(self._nats, self._batches(self._sources[number], rows, BASELINE_ROWS))
+
+    @functools.cached_property
+    def _nats(self):
+        """Of each token, by its frequency as a target of training."""
+        train = pipeline.train_pipeline(
+            self._prepared,
+            BASELINE_ROWS,
+            self._config.seed,
+            corruption=self._corruption,
+            max_damaged=self._config.data.max_bad_lines,
+        )
+        with contextlib.closing(train):
+            return nats_of_targets(iter(train.next, None), self._prepared.vocab_size)
 
 
 def names(sources: list[PreparedSource]) -> list[str]:
@@ -151,38 +178,3 @@ def before_and_after(rows: list[dict], best: int | None) -> str:
             lines.append((name.removeprefix("validation/"), *(f"{row[name]:.4g}" for row in columns.values())))
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) + "\n" for line in lines)
-
-
-def described(figures: dict, prepared: Prepared, compressors: dict, no_bits: str) -> Iterator[str]:
-    """Lines that a person reads of all figures of what was held out, named without `validation/`; `no_bits` says why
-    there are no bits per byte."""
-    if prepared.labels:
-        return _labelled(figures, prepared.labels)
-    return _predicted(figures, prepared, compressors, no_bits)
-
-
-def _predicted(figures: dict, prepared: Prepared, compressors: dict, no_bits: str) -> Iterator[str]:
-    if "bits_per_byte" in figures:
-        yield f"held-out text: {prepared.validation_bytes:,} bytes, never trained on"
-        for name, value in {"this model": figures["bits_per_byte"], **compressors}.items():
-            yield f"  {name:12} {value:6.3f} bits per byte"
-    else:
-        yield "what was held out, never trained on:"
-        yield f"  no bits per byte, as {no_bits}"
-    yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
-    yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
-    yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)
-
-
-def _labelled(figures: dict, labels: Mapping) -> Iterator[str]:
-    yield "labels that were held out, never trained on:"
-    meanings = {"macro_f1": "mean F1 of the classes", "matthews": "Matthews correlation", "loss": "nats a label"}
-    meanings |= {"majority_accuracy": "accuracy of always saying the most frequent class of training"}
-    meanings |= {"mean_mse": "mean squared error of always saying the mean of training", "pearson": "correlation"}
-    meanings |= {"entity_f1": "F1 of whole entities, as CoNLL's script and seqeval count"}
-    if "names" in labels:
-        meanings["f1"] = f"F1 of {labels['names'][1]!r}"
-    else:
-        meanings["loss"] = "the mean squared error"
-    for name, value in figures.items():
-        yield f"  {name:18} {value:.4f}  {meanings.get(name, '')}".rstrip()

@@ -18,9 +18,6 @@ from model.interop import peft, registry
 from model.interop.files.tensorfile import CheckpointFolderError
 from train.optimizer import UNREAD, fetched
 
-CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
-
-
 def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
     ranges.check(config)
@@ -30,9 +27,12 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     if mesh is not None:
         with checking("config.mesh"):
             model.check_mesh(dict(mesh.shape))
-    (_check_labels if config.objective.name == "labels" else _check_language)(config, model)
+    objective = objectives.make(config)
+    try:
+        objective.check(model, config.data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     _check_training(config, model)
-    objectives.make(config)
 
 
 def _check_training(config: ConfigDict, model: ModelConfig) -> None:
@@ -47,54 +47,6 @@ def _check_training(config: ConfigDict, model: ModelConfig) -> None:
         params = jax.eval_shape(make, jax.random.key(0))
     with checking("config.optimizer"):
         jax.eval_shape(lambda params: tx.update(params, fetched(tx.init(params)), params), params)
-
-
-def _check_language(config: ConfigDict, model: ModelConfig) -> None:
-    if model.head not in ("language_model", "masked"):
-        raise ConfigError(
-            f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
-            f"{config.objective.name!r} needs them"
-        )
-    if "labels" in source_kinds(config):
-        raise ConfigError(
-            f"config.data has labels, which config.objective.name {config.objective.name!r} can't learn; use "
-            "--config=configs/classify.py"
-        )
-    examples = sorted(source_kinds(config) & {"chat", "pairs"})
-    if examples and model.architecture == "encoder":
-        raise ConfigError(
-            f"config.data.sources of kind {' and '.join(examples)} need a decoder, which says the answers, but "
-            "config.model.architecture is encoder"
-        )
-    kind, fitting = config.data.corruption.kind, CORRUPTION[model.architecture]
-    if kind != fitting and kinds.TEXT in source_kinds(config):
-        raise ConfigError(
-            f"config.data.corruption.kind is {kind!r}, but config.model.architecture {model.architecture} learns from "
-            f"{fitting!r}; change one of them"
-        )
-
-
-def _check_labels(config: ConfigDict, model: ModelConfig) -> None:
-    others = sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)} - {"labels"})
-    if others:
-        raise ConfigError(
-            f"config.objective.name 'labels' learns from labels alone, and config.data has {', '.join(others)} too; "
-            "take these out, or set config.data.format to 'labels' if that is what config.data.path holds"
-        )
-    kind = config.data.labels.kind
-    fitting = "token" if kind == "token" else "sequence"
-    if model.head != fitting:
-        raise ConfigError(
-            f"config.model.head is {model.head!r}, but labels of config.data.labels.kind {kind!r} need {fitting!r}; '' "
-            "chooses it"
-        )
-    if kind == "number" and model.num_labels != 1:
-        raise ConfigError(f"config.model.num_labels is {model.num_labels}; a number is one score: set it to 0 or 1")
-
-
-def source_kinds(config: ConfigDict) -> set[str]:
-    """Kinds of the sources that a run reads, by data/examples/kinds.py."""
-    return {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

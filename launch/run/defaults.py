@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from configs.parts.defaults import DEFAULTS
 from data.examples import kinds
 from data.rows import augment, corrupt
-from launch.run import objectives
 from model.adapt import tuning
 from model.config import ModelConfig
 from model.parts import Experts, Latent, Rope
+from train.objectives import table
 
 _PARTS = {
     "rope": Rope,
@@ -37,7 +37,7 @@ def completed(fields: dict) -> dict:
     found = DEFAULTS | {
         "model": _model(model),
         "adapt": _adapt(_name(fields, "adapt", "method")),
-        "objective": objectives.fields(_name(fields, "objective", "name")) | {"name": DEFAULTS["objective"]["name"]},
+        "objective": table.fields(_name(fields, "objective", "name")) | {"name": DEFAULTS["objective"]["name"]},
     }
     if "data" in fields:
         found["data"] = _data(_name(fields["data"], "corruption", "kind"))

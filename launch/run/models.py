@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from data.tokens.tokenizer import Tokenizer
 from launch.program.checking import ConfigError, checking
+from launch.run import objectives
 from model import count, patterns
 from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
@@ -50,7 +51,7 @@ def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_lab
             "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
         )
     if fields.get("head") == "":
-        found["head"] = "token" if config.data.labels.kind == "token" else "sequence"
+        found["head"] = objectives.make(config).head(config.data)
     if fields.get("num_labels") == 0:
         found["num_labels"] = num_labels
     elif num_labels and fields.get("num_labels", num_labels) != num_labels:

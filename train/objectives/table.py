@@ -11,21 +11,26 @@ from train.objectives.objective import Objective
 OBJECTIVES: dict[str, type[Objective]] = {"language": Language, "labels": Classification}
 
 
+def fields(name: str) -> dict[str, Any]:
+    """The fields of an objective in a config, with their defaults; none for a name that no objective has."""
+    own = dataclasses.fields(OBJECTIVES[name]) if name in OBJECTIVES else ()
+    return {field.name: field.default for field in own if not field.metadata.get("from_data")}
+
+
 def make(settings: Mapping[str, Any]) -> Objective:
     """The objective of the block `objective` of a config: its name, and the fields of its class.
 
     Raises:
       ValueError: an unknown name or field; lists what there is.
     """
-    fields = dict(settings)
-    name = fields.pop("name", None)
+    given = dict(settings)
+    name = given.pop("name", None)
     if name not in OBJECTIVES:
-        raise ValueError(f"config.objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
-    kind = OBJECTIVES[name]
-    known = [field.name for field in dataclasses.fields(kind) if not field.metadata.get("from_data")]
-    if unknown := [field for field in fields if field not in known]:
+        raise ValueError(f"name is {name!r}; choose from {', '.join(OBJECTIVES)}")
+    known = fields(name)
+    if unknown := [field for field in given if field not in known]:
         raise ValueError(
-            f"config.objective.{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin "
-            "with a config of it (for labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
+            f"{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin with a config of it "
+            "(for labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
         )
-    return kind(**fields)
+    return OBJECTIVES[name](**given)
