@@ -35,7 +35,8 @@ from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import value_of
-from train.record import metrics, mfu
+from train.parts import Parts
+from train.record import lines, metrics, mfu
 from train.report import run_report, summary
 from train.watch import goodput
 from train.watch.phases import Phases
@@ -131,7 +132,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             peak, peak_words = mfu.peak_flops(mesh.devices.flat, run.model.dtype)
             evaluate = held_out.evaluation(config, prepared, run.corruption, eval_step, mesh)
             words = config.objective.name == "language"
-            parts = loop.Parts(
+            parts = Parts(
                 train_step=train_step,
                 source=source,
                 checker=Checker(train_step, distributed.device_name),
@@ -190,7 +191,7 @@ def _say_done(workdir: Path, step: int, stopping) -> None:
         print(f"report: {run_report.write_report(workdir)}")
 
 
-def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:
+def _evaluate_first(config: ConfigDict, state, parts: Parts) -> None:
     """Where there is something to compare with later, or a metric of which only this shows whether there is one."""
     named = parts.stopping.metric != "validation/loss"
     if (config.init_from or named) and config.eval_every:
@@ -198,7 +199,7 @@ def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:
             before = parts.evaluate(state.model)
         value_of(parts.stopping.metric, before)
         parts.writer.write(0, before)
-        parts.progress.message(loop.evaluation_line(0, before))
+        parts.progress.message(lines.evaluation(0, before))
 
 
 def _command() -> str:
