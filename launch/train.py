@@ -1,4 +1,4 @@
-"""Train.
+"""Train a model by a config, or continue the run of a workdir.
 
     python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
 
@@ -42,12 +42,14 @@ from train.watch import goodput
 from train.watch.phases import Phases
 from train.watch.silent_corruption import Checker
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the config, metrics, checkpoints and report of the run. Required."
+)
 _REPLAY = flags.DEFINE_integer(
     "replay",
     None,
-    "A step that the run has taken: do it again from the checkpoint before it, and show it.",
+    "Do a step that the run has taken again, from the checkpoint before it, and show it.",
     lower_bound=1,
 )
 flags.adopt_module_key_flags(distributed)

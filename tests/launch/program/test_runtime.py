@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def environment(kind: str, **variables: str) -> dict[str, str]:
     """os.environ of a process after configure(kind)."""
-    code = f"from launch.program import runtime; runtime.configure({kind!r}); import json, os; print(json.dumps(dict(os.environ)))"
+    code = f"from launch.program import runtime; runtime.configure({kind!r})\n"
+    code += "import json, os; print(json.dumps(dict(os.environ)))"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX"))}
     command = [sys.executable, "-c", code]
     return json.loads(subprocess.check_output(command, cwd=ROOT, env=inherited | {"JAX_PLATFORMS": "cpu"} | variables))
