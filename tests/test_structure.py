@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -124,7 +125,16 @@ def test_no_file_is_long():
 
 def test_top_level_is_the_agreed_one():
     top = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
-    assert top == {"README.md", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
+    assert top == {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
+
+
+def test_license_is_apache_2_unmodified():
+    """Also apart from white space; the README says it too."""
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert (
+        digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )  # as in the wheels of jax
+    assert "[LICENSE](LICENSE)" in (ROOT / "README.md").read_text()
 
 
 def tracked():
