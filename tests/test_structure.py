@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "data", "train", "configs", "launch")
@@ -129,12 +130,23 @@ def test_top_level_is_the_agreed_one():
 
 
 def test_license_is_apache_2_unmodified():
-    """Also apart from white space; the README says it too."""
-    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
-    assert (
-        digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
-    )  # as in the wheels of jax
+    as_in_the_wheels_of_jax = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == as_in_the_wheels_of_jax
     assert "[LICENSE](LICENSE)" in (ROOT / "README.md").read_text()
+
+
+def test_commits_and_ci_check_by_the_same_commands():
+    """Hooks use what is installed, none is fetched."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    hooks = {hook["id"]: hook for hook in hooks[0]["hooks"]}
+    assert {hook["language"] for hook in hooks.values()} == {"system"}
+    script = (ROOT / "tests" / "run.sh").read_text()
+    for line in ("ruff check", "ruff format", "mypy"):
+        assert re.search(rf"^{line}\b", script, re.MULTILINE)
+        assert hooks[line.replace(" check", "").replace(" ", "-")]["entry"].startswith(line)
+    assert hooks["structure"]["entry"].endswith("tests/test_structure.py")
+    assert hooks["shellcheck"]["types"] == ["shell"]  # in CI tests/launch/pods/test_launchers.py
 
 
 def tracked():
