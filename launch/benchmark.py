@@ -1,6 +1,8 @@
-"""Time the training step of a config on random tokens; nothing is read or written.
+"""Time the training step of a config on random tokens.
 
-python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
+    python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
+
+No data are read and nothing is written. Prints compile time, tokens a second (median), peak memory and MFU.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
@@ -31,11 +33,13 @@ from model.weights import trained
 from train import state
 from train.record import mfu
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 _SERVE = flags.DEFINE_bool(
-    "serve", False, "Print facts, then time as many steps as each line on stdin says; for comparisons."
+    "serve",
+    False,
+    "Print facts, then time as many steps as each line of stdin says; for comparisons with other programs.",
 )
 
 

@@ -1,4 +1,4 @@
-"""List the checkpoints of a run: steps, sizes, when they were written, whether their files are all there.
+"""List the checkpoints of a run: steps, sizes, times, and whether their files are all there.
 
     python -m launch.checkpoints --workdir=runs/quickstart
     python -m launch.checkpoints --workdir=runs/quickstart --verify     # reads every byte
@@ -20,8 +20,8 @@ from absl import flags
 
 from launch.training import recovery
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a run, or of an imported model.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Compare all bytes with the hashes of when they were written.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Read every byte, and compare with the hashes of when it was written.")
 
 
 def main() -> None:

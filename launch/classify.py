@@ -29,12 +29,18 @@ from launch.run import early_stopping
 from launch.run.workdirs import Workdir
 from model.config import CHOICES
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or what launch.convert imported.")
-_TEXT = flags.DEFINE_multi_string("text", [], "What to label; may stand several times. Words are split at spaces.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Workdir of a trained classifier, or of one that launch.convert imported. Required."
+)
+_TEXT = flags.DEFINE_multi_string(
+    "text", [], "Text to label; may be given several times. A run that labels words splits it at spaces."
+)
 _PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, where a run has two.")
-_FILE = flags.DEFINE_string("file", None, "A file of texts to label.")
+_FILE = flags.DEFINE_string("file", None, "File of texts to label, instead of --text.")
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
+)
 
 
 class _Refused(BadLines):

@@ -1,9 +1,9 @@
-"""Hugging Face checkpoints in and out.
+"""Read and write checkpoints of Hugging Face, and low-rank adapters of peft.
 
     python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
     python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer, chat template
 
-and low-rank adapters, as peft keeps them, or merged into the model:
+Low-rank adapters are read and written as peft keeps them, or are merged into the model:
 
     python -m launch.convert --from_peft=FOLDER --base=BASE --workdir=DIR   # BASE: the workdir of the adapter's model
     python -m launch.convert --workdir=DIR --to_peft=FOLDER                 # adapter_config.json, safetensors
@@ -41,12 +41,12 @@ from model.interop.files import writer
 from model.interop.files.folder import Folder
 from train import state
 
-_FROM_HF = flags.DEFINE_string("from_hf", None, "A checkpoint folder to read.")
-_TO_HF = flags.DEFINE_string("to_hf", None, "A folder to write; it must not exist or be empty.")
-_FROM_PEFT = flags.DEFINE_string("from_peft", None, "A folder of an adapter to read.")
+_FROM_HF = flags.DEFINE_string("from_hf", None, "Checkpoint folder to read.")
+_TO_HF = flags.DEFINE_string("to_hf", None, "Folder to write the model to; it must not exist, or be empty.")
+_FROM_PEFT = flags.DEFINE_string("from_peft", None, "Folder of an adapter to read, with --base.")
 _BASE = flags.DEFINE_string("base", None, "The workdir of the model that the adapter of --from_peft is for.")
-_TO_PEFT = flags.DEFINE_string("to_peft", None, "A folder to write the adapter to; it must not exist or be empty.")
-_TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "A new workdir to write the merged model to.")
+_TO_PEFT = flags.DEFINE_string("to_peft", None, "Folder to write the adapter to; it must not exist, or be empty.")
+_TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "New workdir to write the merged model to.")
 _DRAW_POOLER = flags.DEFINE_bool(
     "draw_pooler", False, "With --from_hf: give an encoder whose file has no pooler a random one, as transformers does."
 )
@@ -59,7 +59,9 @@ _MERGE_INTO = flags.DEFINE_enum(
     "written out in the dtype of the original ones.",
 )
 _STEP = early_stopping.define_step()
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train, or where to put what is read.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Workdir of a run to write from, or a new one for what is read. Required."
+)
 
 
 def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:

@@ -1,10 +1,10 @@
-"""Evaluate a run on all that it held out: text beside compressors, labels beside the most frequent one. Sample from it.
-Grade its answers to conversations and pairs of texts that were held out. All of it goes into its report.
+"""Evaluate a run on all that it held out, sample from it, and grade its answers.
 
     python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
     python -m launch.evaluate --workdir=DIR --grade=bleu,chrf,rouge,exact_match,f1 --grade_rows=200 --max_new_tokens=64
 
---grade also writes all answers to DIR/predictions.jsonl.
+Held-out text is measured beside compressors, labels beside the most frequent one. Graded are answers to conversations
+and pairs of texts that were held out; they are also written to DIR/predictions.jsonl. All of it goes into the report.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
@@ -30,18 +30,30 @@ from model.decode.sampling import settings
 from train.evals.compressors import compressed_bits_per_byte
 from train.report import run_report, summary
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
-_PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to continue; may stand several times.")
-_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "Length of a sample (else 100), at most of an answer (else config.grade.max_new_tokens)."
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the samples; 0 takes the likeliest token.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 0.95, "Nucleus of the samples.", lower_bound=0, upper_bound=1)
-_GRADE = flags.DEFINE_string("grade", None, "Metrics of train/evals/text.py, with commas; else config.grade.metrics.")
+_PROMPTS = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
+_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    "Length of a sample (by default 100), and the most of an answer (by default config.grade.max_new_tokens).",
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.8, "Temperature of the samples; 0 takes the most likely token.", lower_bound=0
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 0.95, "Draw from the fewest tokens that together have this probability.", lower_bound=0, upper_bound=1
+)
+_GRADE = flags.DEFINE_string(
+    "grade", None, "Metrics of answers, with commas (train/evals/text.py); by default config.grade.metrics."
+)
 _GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Held-out examples of each source to answer; 0: all.")
-_GRADE_TOKENIZER = flags.DEFINE_string("grade_tokenizer", None, "Of BLEU, such as zh; else config.grade.tokenizer.")
+_GRADE_TOKENIZER = flags.DEFINE_string(
+    "grade_tokenizer", None, "How BLEU splits text, as zh; by default config.grade.tokenizer."
+)
 
 
 def _grader(run: Workdir) -> grading.Grader | None:

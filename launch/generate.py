@@ -29,19 +29,27 @@ from model.config import CHOICES
 from model.decode import sampling
 from model.decode.generate import check, generate
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run of launch.train.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Of parameters and computation; else that of the run.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
+)
 _ADAPTER = flags.DEFINE_multi_string(
-    "adapter", [], "A workdir of a low-rank adapter over the model of --workdir; given several times, each one answers."
+    "adapter",
+    [],
+    "Workdir of a low-rank adapter over the model of --workdir; where several are given, each one answers.",
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
 _SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
 _RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 100, "At most so many tokens; the end of a document ends it.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the most likely token. 1: the model's distribution.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens only; 0: from all.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 100, "The most tokens of a continuation; the end of a document ends it too."
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.8, "At 0 always the most likely token, at 1 the model's distribution."
+)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from so many of the most likely tokens; 0: from all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens that together have this probability; 1: all.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 

@@ -1,4 +1,4 @@
-"""Plan a training run for accelerators that are not here: does it fit, what does it send, how long would it take.
+"""Plan a training run for accelerators that are not here: what fits, what is sent, how long it takes.
 
     python -m launch.plan --config=configs/pretrain_decoder.py:llama3_8b --target=v5p:4x4x4 --mesh=fsdp=16,tensor=4
     python -m launch.plan --config=configs/pretrain_decoder.py:llama3_8b --target=h100:2x8 --search
@@ -23,8 +23,8 @@ from launch.plans import candidates
 from launch.program.checking import ConfigError, checking
 from train.planning import page, targets
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
-_TARGET = flags.DEFINE_string("target", None, "What to plan for: v4, v5e, v5p, v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
+_TARGET = flags.DEFINE_string("target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N. Required.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of a TPU target, connected by the data center's network.")
 _MESH = flags.DEFINE_string("mesh", "", "Sizes of axes, as fsdp=16,tensor=4; the rest is data. Empty: config.mesh.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "Budget of training tokens; 0: 20 a parameter (Chinchilla).", lower_bound=0)

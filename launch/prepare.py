@@ -1,9 +1,9 @@
-"""Prepares the data of a config: corpus -> TFDS (array_record) -> tokenizer -> packed rows, once.
+"""Prepare the data of a config once: its corpus, tokenizer and packed rows.
 
     python -m launch.prepare --config=configs/NAME.py:ARG --data_dir=DIR
 
-Training does the same by itself where it is missing; this is for doing it beforehand, on a machine without
-accelerators.
+What is made are array_record files (TFDS). Training does the same by itself where it is missing; this is for doing it
+beforehand, on a machine without accelerators.
 """
 
 from launch.program import runtime
@@ -20,8 +20,12 @@ from launch.program.checking import ConfigError
 from launch.run import build, checks, init_from
 from launch.run.workdirs import Workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file whose .data block says what to prepare.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for prepared data; what is finished there is used again.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file whose .data block says what to prepare. Required."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder for prepared data; what is finished there is used again. Required."
+)
 
 
 def summary(prepared: Prepared) -> str:

@@ -31,7 +31,7 @@ from train.report import sweep_report
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 _SEARCH = flags.DEFINE_string(
-    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py)."
+    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py). Required."
 )
 _TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
 _SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")

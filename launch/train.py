@@ -1,4 +1,4 @@
-"""Train.
+"""Train a model by a config, or continue the run of a workdir.
 
     python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
 
@@ -35,18 +35,21 @@ from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import value_of
-from train.record import metrics, mfu
+from train.parts import Parts
+from train.record import lines, metrics, mfu
 from train.report import run_report, summary
 from train.watch import goodput
 from train.watch.phases import Phases
 from train.watch.silent_corruption import Checker
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its config, metrics, checkpoints and report.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the config, metrics, checkpoints and report of the run. Required."
+)
 _REPLAY = flags.DEFINE_integer(
     "replay",
     None,
-    "A step that the run has taken: do it again from the checkpoint before it, and show it.",
+    "Do a step that the run has taken again, from the checkpoint before it, and show it.",
     lower_bound=1,
 )
 flags.adopt_module_key_flags(distributed)
@@ -131,7 +134,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
             peak, peak_words = mfu.peak_flops(mesh.devices.flat, run.model.dtype)
             evaluate = held_out.evaluation(config, prepared, run.corruption, eval_step, mesh)
             words = config.objective.name == "language"
-            parts = loop.Parts(
+            parts = Parts(
                 train_step=train_step,
                 source=source,
                 checker=Checker(train_step, distributed.device_name),
@@ -190,7 +193,7 @@ def _say_done(workdir: Path, step: int, stopping) -> None:
         print(f"report: {run_report.write_report(workdir)}")
 
 
-def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:
+def _evaluate_first(config: ConfigDict, state, parts: Parts) -> None:
     """Where there is something to compare with later, or a metric of which only this shows whether there is one."""
     named = parts.stopping.metric != "validation/loss"
     if (config.init_from or named) and config.eval_every:
@@ -198,7 +201,7 @@ def _evaluate_first(config: ConfigDict, state, parts: loop.Parts) -> None:
             before = parts.evaluate(state.model)
         value_of(parts.stopping.metric, before)
         parts.writer.write(0, before)
-        parts.progress.message(loop.evaluation_line(0, before))
+        parts.progress.message(lines.evaluation(0, before))
 
 
 def _command() -> str:

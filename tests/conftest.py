@@ -26,6 +26,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+pytest_plugins = ["tests.needs", "tests.fast"]
+
 jax.devices()  # starts the backend with these settings: importing a program of launch/ later adds none of its own
 
 

@@ -3,11 +3,13 @@
 import ast
 import collections
 import graphlib
+import hashlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("model", "data", "train", "configs", "launch")
@@ -125,7 +127,27 @@ def test_no_file_is_long():
 
 def test_top_level_is_the_agreed_one():
     top = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
-    assert top == {"README.md", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
+    assert top == {"README.md", "LICENSE", "requirements.txt", "pyproject.toml", "tests", *PACKAGES}
+
+
+def test_license_is_apache_2_unmodified():
+    as_in_the_wheels_of_jax = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == as_in_the_wheels_of_jax
+    assert "[LICENSE](LICENSE)" in (ROOT / "README.md").read_text()
+
+
+def test_commits_and_ci_check_by_the_same_commands():
+    """Hooks use what is installed, none is fetched."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    hooks = {hook["id"]: hook for hook in hooks[0]["hooks"]}
+    assert {hook["language"] for hook in hooks.values()} == {"system"}
+    script = (ROOT / "tests" / "run.sh").read_text()
+    for line in ("ruff check", "ruff format", "mypy"):
+        assert re.search(rf"^{line}\b", script, re.MULTILINE)
+        assert hooks[line.replace(" check", "").replace(" ", "-")]["entry"].startswith(line)
+    assert hooks["structure"]["entry"].endswith("tests/test_structure.py")
+    assert hooks["shellcheck"]["types"] == ["shell"]  # in CI tests/launch/pods/test_launchers.py
 
 
 def tracked():

@@ -5,26 +5,20 @@ Results are read one step late, so that the device always has its next step wait
 after a stop is saved together: state, data position, running sums, waiting for a better evaluation.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
 from train import guard
-from train.checkpoints.checkpoint import Checkpoints
 from train.checkpoints.read_back import compare
 from train.checkpoints.saves import Saves
-from train.early_stopping import EarlyStopping
-from train.record.metrics import Clock, Progress, Writer
+from train.parts import Parts, Schedule
+from train.record import lines
+from train.record.metrics import Clock
 from train.record.profiler import Profiler
 from train.record.window import Window
 from train.state import TrainState
-from train.watch.goodput import Goodput, share
-from train.watch.phases import Phases
-from train.watch.silent_corruption import Checker
 from train.watch.stop_requests import StopRequests
 
 ON_BAD_STEPS = ("stop", "roll_back")
@@ -42,42 +36,6 @@ class RollBack(Exception):
         super().__init__(why)
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When things happen, in steps; 0: never."""
-
-    steps: int
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    max_bad_steps: int  # updates left out in a row, after which the run stops, or rolls back
-    on_bad_steps: str = "stop"  # of ON_BAD_STEPS
-    check_every: int = 0
-    profile_start: int = 0  # first step of the profiler's window
-    profile_steps: int = 0
-
-
-@dataclasses.dataclass
-class Parts:
-    """What the loop drives."""
-
-    train_step: Callable  # (state, batch) -> (state, metrics)
-    source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
-    checker: Checker
-    put: Callable  # host batch -> global batch on the mesh
-    evaluate: Callable  # model -> {name: value}
-    observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
-    stopping: EarlyStopping
-    learning_rates: np.ndarray  # of each step
-    checkpoints: Checkpoints
-    phases: Phases
-    goodput: Goodput
-    meet: Callable  # what for -> None, when all processes have come to it
-    writer: Writer
-    progress: Progress
-    workdir: Any
-
-
 def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int]:
     """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT (of
     several processes, to any of them), and when `parts.stopping` has ended. Either is saved; with early stopping, so is
@@ -93,119 +51,180 @@ def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: P
       UnknownMetric: evaluations lack the metric of `parts.stopping`.
       CheckpointError: the last save failed.
     """
-    window, clock, pending, evaluation, counters = Window(loop.get("window")), Clock(step), None, None, {}
-    first = step
-    due = lambda every, at: every and (at % every == 0 or at == schedule.steps)
+    return _Loop(state, step, loop, schedule, parts).run()
 
-    def read(pending) -> None:
-        """Take in the result of an earlier step; log it where due."""
-        at, result, place, behind = pending
-        with parts.phases("step"):
+
+class _Pending(NamedTuple):
+    """A step that the device may still be at work on."""
+
+    step: int
+    result: dict[str, jax.Array]
+    place: Any  # position of the data before its batch
+    behind: Any  # and behind it
+
+
+class _Loop:
+    """Where a run is, and what it does there. `run` is the order of things, the other methods are what happens.
+
+    The host is a step ahead of the results that it reads:
+
+        host      batch 8 | send step 8 | read, log 7 | batch 9 | send step 9 | read, log 8 | ...
+        device    ... step 7 ...        | step 8 ...            ...           | step 9 ...
+
+    An evaluation, a save or a check of devices needs the step that was just sent: `_catch_up` waits for its result.
+    """
+
+    def __init__(self, state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts):
+        self.state, self.step, self.schedule, self.parts = state, step, schedule, parts
+        self.first = step
+        self.window, self.clock = Window(loop.get("window")), Clock(step)
+        self.pending: _Pending | None = None
+        self.evaluation: dict[str, float] | None = None  # of this step
+        self.counters: dict = {}  # what the last save kept beside the state
+
+    def run(self) -> tuple[TrainState, int]:
+        schedule, parts = self.schedule, self.parts
+        # No attribute: it holds methods of this object, and in such a circle the state would outlive a roll-back,
+        # which restores another beside it.
+        saves = Saves(self._save, self._read_back, parts.checkpoints, parts.writer, parts.progress)
+        profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
+        with StopRequests() as stop, profiler, parts.progress:
+            while self.step < schedule.steps and not stop and not parts.stopping.ended:
+                profiler.at(self.step)
+                place = parts.source.position()
+                result = self._send(self._next_batch())
+                stop.ask(self.step)
+                self._read()
+                self.pending = _Pending(self.step, result, place, parts.source.position())
+                self.evaluation = None
+                evaluating = self._due(schedule.eval_every, self.step)
+                saving = self._due(schedule.checkpoint_every, self.step) or saves.due(self.step) or stop
+                if evaluating or saving:
+                    self._catch_up()
+                    if evaluating:
+                        best = self._evaluate(saves)
+                        saving = saving or parts.stopping.ended or (best and parts.stopping.patience)
+                    if saving:
+                        with parts.phases("save"):
+                            saves.now(self.step)
+                    self.clock.skip(self.step)
+            self._catch_up()
+            self._end(stop, saves)
+        return self.state, self.step
+
+    def _due(self, every: int, at: int) -> bool:
+        return every > 0 and (at % every == 0 or at == self.schedule.steps)
+
+    def _next_batch(self):
+        """The host's part of the next step. Where the device is still at work, that costs no time."""
+        working = lambda: self.pending is not None and not self.pending.result["weight"].is_ready()
+        with self.parts.phases("data", behind=working):
+            batch = self.parts.source.next()
+        for line in self.parts.source.damaged():
+            self.parts.writer.event(self.step + 1, {"damaged_row": line})
+        return batch
+
+    def _send(self, batch) -> dict[str, jax.Array]:
+        """Make the step, without waiting for its result; one that checks the devices is waited for, twice."""
+        parts = self.parts
+        if self._due(self.schedule.check_every, self.step + 1):
+            self._catch_up()
+            with parts.phases("check"):
+                self.state, result = parts.checker.twice(self.state, parts.put(batch), self.step + 1)
+            self.clock.skip(self.step + 1)
+        else:
+            with parts.phases("step"):
+                self.state, result = parts.train_step(self.state, parts.put(batch))
+        self.step += 1
+        return result
+
+    def _catch_up(self) -> None:
+        """Wait for the step that was sent last, and take in its result."""
+        if self.pending:
+            self._read()
+            self.clock.lap(self.step)
+
+    def _read(self) -> None:
+        """Take in the result of the step that is pending; log it where due."""
+        if self.pending is None:
+            return
+        (at, result, place, behind), self.pending = self.pending, None
+        with self.parts.phases("step"):
             result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
-        window.add(result)
+        self.window.add(result)
         if not result["weight"]:
             raise TrainingStopped(f"all weights of the batch of step {at} are 0: nothing can be learnt from it")
         if result["left_out"]:
-            _left_out(at, result, place, parts)
-        if result["streak"] >= schedule.max_bad_steps:
-            why = f"the updates of steps {at - schedule.max_bad_steps + 1} to {at} were all left out (the last: "
-            why += f"{guard.REASONS[int(result['left_out'])]})"
-            if schedule.on_bad_steps == "roll_back":
-                raise RollBack(why, at, behind, parts.goodput.wall())
-            raise TrainingStopped(
-                f"{why}; none of them changed the model. Look at the data (metrics.jsonl says which rows), raise "
-                "config.spike, or set config.on_bad_steps=roll_back: the same command then continues from the last "
-                "checkpoint, where there is one. With another config.optimizer.learning_rate or "
-                "config.optimizer.warmup_steps it is another run: use a new --workdir"
-            )
-        if at == first + 1:
-            clock.skip(at)  # it was compiling
-        if due(schedule.log_every, at):
-            with parts.phases("log"):
-                _log(at, window.flush(), clock.lap(at), parts)
+            lines.left_out(at, result, place, self.parts)
+        if result["streak"] >= self.schedule.max_bad_steps:
+            self._give_up(at, result, behind)
+        if at == self.first + 1:
+            self.clock.skip(at)  # it was compiling
+        if self._due(self.schedule.log_every, at):
+            with self.parts.phases("log"):
+                lines.log(at, self.window.flush(), self.clock.lap(at), self.parts)
 
-    def save(step: int) -> None:
-        if schedule.check_every:
+    def _give_up(self, at: int, result: dict[str, np.ndarray], behind: Any) -> NoReturn:
+        """Too many updates in a row were left out, the last at step `at`."""
+        why = f"the updates of steps {at - self.schedule.max_bad_steps + 1} to {at} were all left out (the last: "
+        why += f"{guard.REASONS[int(result['left_out'])]})"
+        if self.schedule.on_bad_steps == "roll_back":
+            raise RollBack(why, at, behind, self.parts.goodput.wall())
+        raise TrainingStopped(
+            f"{why}; none of them changed the model. Look at the data (metrics.jsonl says which rows), raise "
+            "config.spike, or set config.on_bad_steps=roll_back: the same command then continues from the last "
+            "checkpoint, where there is one. With another config.optimizer.learning_rate or "
+            "config.optimizer.warmup_steps it is another run: use a new --workdir"
+        )
+
+    def _evaluate(self, saves: Saves) -> bool:
+        """Evaluate this step; whether it is the best yet. Where that fails, the step is saved before the run ends."""
+        parts = self.parts
+        try:
+            with parts.phases("evaluate"):
+                found = parts.evaluate(self.state.model)
+            with parts.phases("log"):
+                parts.writer.write(self.step, found | self.window.flush_arrays())
+            parts.progress.message(lines.evaluation(self.step, found))
+            best = parts.stopping.update(self.step, found)
+        except Exception as error:  # whatever it is, the steps before it are not lost with it
+            _save_despite(error, self.step, saves, parts)
+            raise
+        self.evaluation = found
+        parts.observe(self.step, found)
+        return best
+
+    def _save(self, step: int) -> None:
+        """Begin to save this step; what there is to write is written while training goes on."""
+        parts = self.parts
+        if self.schedule.check_every:
             with parts.phases("check"):
-                parts.checker.replicas(state, step)
+                parts.checker.replicas(self.state, step)
         with parts.phases("barrier"):
             parts.meet(f"the save of step {step}")
-        if counters.get("step") != step:  # else a save of this step is tried again
-            counters.update(step=step, window=window.to_json(), early_stopping=parts.stopping.to_json())
-            counters["wall"] = parts.goodput.wall()
-            counters["position"] = parts.source.position()
-        parts.checkpoints.save(step, state, dict(counters), evaluation)  # written while we go on
+        if self.counters.get("step") != step:  # else a save of this step is tried again
+            self.counters.update(step=step, window=self.window.to_json(), early_stopping=parts.stopping.to_json())
+            self.counters["wall"] = parts.goodput.wall()
+            self.counters["position"] = parts.source.position()
+        parts.checkpoints.save(step, self.state, dict(self.counters), self.evaluation)
 
-    read_back = lambda step: compare(parts.checkpoints, step, state)
-    saves = Saves(save, read_back, parts.checkpoints, parts.writer, parts.progress)
-    profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
-    with StopRequests() as stop, profiler, parts.progress:
-        while step < schedule.steps and not stop and not parts.stopping.ended:
-            profiler.at(step)
-            place = parts.source.position()
-            with parts.phases("data", behind=lambda before=pending: before and not before[1]["weight"].is_ready()):
-                batch = parts.source.next()
-            for line in parts.source.damaged():
-                parts.writer.event(step + 1, {"damaged_row": line})
-            if due(schedule.check_every, step + 1):
-                if pending:
-                    read(pending)
-                    pending = None
-                    clock.lap(step)
-                with parts.phases("check"):
-                    state, result = parts.checker.twice(state, parts.put(batch), step + 1)
-                clock.skip(step + 1)
-            else:
-                with parts.phases("step"):
-                    state, result = parts.train_step(state, parts.put(batch))
-            step += 1
-            stop.ask(step)
-            if pending:
-                read(pending)
-            pending, evaluation = (step, result, place, parts.source.position()), None
-            evaluating = due(schedule.eval_every, step)
-            saving = due(schedule.checkpoint_every, step) or saves.due(step) or stop
-            if evaluating or saving:
-                read(pending)
-                pending = None
-                clock.lap(step)
-                if evaluating:
-                    try:
-                        found = _evaluated(step, state, window, parts)
-                        best = parts.stopping.update(step, found)
-                    except Exception as error:  # whatever it is, the steps before it are not lost with it
-                        _save_despite(error, step, saves, parts)
-                        raise
-                    evaluation = found
-                    parts.observe(step, evaluation)
-                    saving = saving or parts.stopping.ended or (best and parts.stopping.patience)
-                if saving:
-                    with parts.phases("save"):
-                        saves.now(step)
-                clock.skip(step)
-        if pending:
-            read(pending)
-            clock.lap(step)
-        if not stop and (arrays := window.flush_arrays()):  # no evaluation has written them
+    def _read_back(self, step: int) -> None:
+        compare(self.parts.checkpoints, step, self.state)
+
+    def _end(self, stop: StopRequests, saves: Saves) -> None:
+        """What a run owes when it ends without an error; the last save is complete afterwards."""
+        step, parts, ended = self.step, self.parts, self.parts.stopping.ended
+        if not stop and (arrays := self.window.flush_arrays()):  # no evaluation has written them
             parts.writer.write(step, arrays)
-        if parts.stopping.ended and schedule.log_every and not due(schedule.log_every, step):
-            _log(step, window.flush(), clock.lap(step), parts)  # the last window; a run that goes on has all of it
-        if stop or parts.stopping.ended or due(schedule.checkpoint_every, step):  # last: what is saved is done
+        if ended and self.schedule.log_every and not self._due(self.schedule.log_every, step):
+            # The part of a window that there is; a run that goes on keeps it for its next line.
+            lines.log(step, self.window.flush(), self.clock.lap(step), parts)
+        if stop or ended or self._due(self.schedule.checkpoint_every, step):
             with parts.phases("save"):
                 saves.last(step)
         with parts.phases("save"):
             parts.checkpoints.wait()
         parts.writer.flush()
-    return state, step
-
-
-def _evaluated(step: int, state: TrainState, window: Window, parts: Parts) -> dict[str, float]:
-    with parts.phases("evaluate"):
-        found = parts.evaluate(state.model)
-    with parts.phases("log"):
-        parts.writer.write(step, found | window.flush_arrays())
-    parts.progress.message(evaluation_line(step, found))
-    return found
 
 
 def _save_despite(error: Exception, step: int, saves: Saves, parts: Parts) -> None:
@@ -222,32 +241,3 @@ def _save_despite(error: Exception, step: int, saves: Saves, parts: Parts) -> No
         f"step {step}: {what}; the step is saved, and the run ends. The same command continues from there, and "
         "python -m launch.evaluate evaluates it"
     )
-
-
-def _log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
-    rate, progress = float(parts.learning_rates[step - 1]), parts.progress
-    values = {"loss": means.pop("loss"), "learning_rate": rate, **means}
-    if progress.perplexity:
-        values["perplexity"] = math.exp(min(values["loss"], 700.0))
-    if math.isfinite(seconds):
-        values["seconds_per_step"] = seconds
-        values["tokens_per_second"] = progress.tokens_per_step / seconds
-        if progress.peak_flops:
-            values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
-    values |= {"goodput": share(wall := parts.goodput.wall()), "wall": wall}
-    parts.writer.write(step, values)
-    progress.update(step, values["loss"], rate, seconds)
-
-
-def _left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
-    """Say and keep why the update of a step was not made, and where its batch begins."""
-    why, norm = guard.REASONS[int(result["left_out"])], float(result["grad_norm"])
-    loss = float(result["loss"]) if "loss" in result else math.nan
-    parts.writer.event(step, {"left_out": why, "loss": loss, "grad_norm": norm, "position": place})
-    parts.progress.message(f"step {step}: update left out, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
-
-
-def evaluation_line(step: int, evaluation: dict[str, float]) -> str:
-    """What a person sees of an evaluation."""
-    shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in evaluation.items())
-    return f"step {step}  validation: {shown}"

@@ -51,22 +51,32 @@ def end(text: str) -> None:
 
 
 class Group:
-    """This process among the others, from when they have found each other to the end."""
+    """This process among the others, from when they have found each other to the end.
+
+    What runs beside the main thread, which ends in `finish` or `fail`:
+
+        process 0                                          each other process
+          watcher   who lives, is there an `end`?   <->      watcher    the same; ends its process, `_stop`
+          acceptor  holds a connection to each      <--      lifeline   a child; speaks when that breaks
+
+    How it ends, as process 1 sees it:
+
+        all is done     process 0 sets end=done in `finish`, where 1 waits for it; 1 leaves, then 0
+        1 fails         `fail` says why and sets `end`; the watchers of the others read it
+        2 fails         the watcher reads `end`: `_stop`
+        2 is lost       the watcher misses it among those that live: `_stop`
+        0 is lost       jax aborts this process from C++; its lifeline says why
+
+    Whoever speaks last words holds `_last_words` and never gives it back, so that each process has one reason.
+    """
 
     def __init__(self, heartbeat_timeout: float):
         self._timeout, self._interval = heartbeat_timeout, heartbeat_timeout / 10
         self._client = global_state.client
         self._index, self._count = global_state.process_id, global_state.num_processes
-        self._speaker = f"process {self._index} of {self._count} on {socket.gethostname()}"
         self._client.key_value_set(f"host/{self._index}", socket.gethostname())
         self._coordinator = self._client.blocking_key_value_get("host/0", _DAY)
-        handler = logging.get_absl_handler()
-        handler.setFormatter(_Speaking(self._speaker))
-        if self._index:
-            sys.stdout.flush()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        else:
-            print(f"{self._count} processes, coordinated by this one on {self._coordinator}")
+        self._introduce()
         self._leaving, self._last_words = threading.Event(), threading.Lock()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -75,7 +85,19 @@ class Group:
         else:
             threading.Thread(target=self._accept, daemon=True).start()
 
+    def _introduce(self) -> None:
+        """From now on logs say who speaks, and stdout is process 0's alone."""
+        self._speaker = f"process {self._index} of {self._count} on {socket.gethostname()}"
+        logging.get_absl_handler().setFormatter(_Speaking(self._speaker))
+        if self._index:
+            sys.stdout.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        else:
+            print(f"{self._count} processes, coordinated by this one on {self._coordinator}")
+
     def _watch(self) -> None:
+        """The watcher, until the run is done or this process leaves; that of process 0, by which the others learn who
+        lives, until they have left."""
         everyone = list(range(self._count))
         while not (self._leaving.is_set() and self._index):
             try:
@@ -87,15 +109,19 @@ class Group:
             if self._leaving.is_set():
                 if len(alive) == 1:  # process 0, after all others
                     return
-                continue
-            if end == _DONE:
+            elif end == _DONE:
                 return
-            if end:
-                self._stop(end)
-            if lost := [i for i in everyone if i not in alive]:
-                names = ", ".join(f"process {i} on {host(i)}" for i in lost)
-                self._stop(f"lost {names}: no heartbeat for {self._timeout} s (--heartbeat_timeout)")
-            self._leaving.wait(self._interval)
+            else:
+                self._stop_where(end, [i for i in everyone if i not in alive])
+                self._leaving.wait(self._interval)
+
+    def _stop_where(self, end: str, lost: list[int]) -> None:
+        """End this process if another has failed, which is what `end` says, or is lost."""
+        if end:
+            self._stop(end)
+        if lost:
+            names = ", ".join(f"process {i} on {host(i)}" for i in lost)
+            self._stop(f"lost {names}: no heartbeat for {self._timeout} s (--heartbeat_timeout)")
 
     def _accept(self) -> None:
         """Process 0's side of the connections that carry nothing."""
@@ -115,6 +141,7 @@ class Group:
         self._lifeline = subprocess.Popen([*program, where, port, words], stdin=subprocess.PIPE, start_new_session=True)
 
     def _ended(self) -> str:
+        """What stands under `end`: '' while the run goes on, done, or who failed and why."""
         try:
             return self._client.key_value_try_get("end")
         except jax.errors.JaxRuntimeError as error:
@@ -166,6 +193,7 @@ class Group:
         os._exit(1)
 
     def finish(self) -> None:
+        """The run is done: wait until process 0 says so, and leave."""
         if self._index == 0:
             self._client.key_value_set("end", _DONE)
         elif (end := self._client.blocking_key_value_get("end", _DAY)) != _DONE:

@@ -25,10 +25,24 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 Range = tuple[int, int]
+
+
+class Factor(NamedTuple):
+    """What is wanted of one of the dims that a dim of theirs is made of."""
+
+    dim: str | None  # ours; None: a number, of which the entry has one slot
+    start: int
+    stop: int
+    total: int  # its size in theirs
+
+    @property
+    def part(self) -> int | slice:
+        return self.start if self.dim is None else slice(self.start, self.stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,50 +116,68 @@ class Entry:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape of their tensor. `sizes`: of our dims, and of the parts of unequal size that other entries have."""
-        return tuple(math.prod(total for *_, total in group) for group in self._factors(sizes, {}))
+        return tuple(math.prod(factor.total for factor in group) for group in self._factors(sizes, {}))
 
     def take(self, read: Callable, sizes: Mapping[str, int], wanted: Mapping[str, Range]) -> np.ndarray:
         """Theirs -> ours: the part `wanted` (start and stop by dim) of the parameter, as a view.
 
         Args:
           read: index (a slice for each dim of theirs) -> array. Asked for no more than the smallest run of each dim
-            that holds what is wanted: exactly that, unless a dim is cut that is not outermost in its parentheses.
+            that holds what is wanted (_run): exactly that, unless a dim is cut that is not outermost in its
+            parentheses.
         """
-        index, shape, cut, kept = [], [], [], []
-        for group in self._factors(sizes, wanted):
-            low, high, run, inner = 0, 0, False, math.prod(total for *_, total in group)
-            for name, start, stop, total in group:
-                inner //= total
-                if not run:  # all factors so far are one index wide: a run of this one's indices is a run of the dim
-                    low, high, run = low + start * inner, low + stop * inner, stop - start > 1
-                    start, stop, total = 0, stop - start, stop - start
-                shape.append(total)
-                cut.append(start if name is None else slice(start, stop))
-                kept += [] if name is None else [name]
-            index.append(slice(low, high))
-        part = read(tuple(index)).reshape(shape)[tuple(cut)]
-        return part.transpose([kept.index(dim) for dim in self.dims])
+        runs = [_run(group) for group in self._factors(sizes, wanted)]
+        factors = [factor for _, inside in runs for factor in inside]
+        return self._ours(read(tuple(run for run, _ in runs)), factors)
 
     def put(self, array: np.ndarray, tensor: np.ndarray, sizes: Mapping[str, int]) -> None:
         """Ours -> theirs: write one index of the stacked dims into its place in `tensor` (contiguous)."""
         factors = list(itertools.chain.from_iterable(self._factors(sizes, {})))
-        view = tensor.reshape([total for *_, total in factors])
-        view = view[tuple(start if name is None else slice(start, stop) for name, start, stop, _ in factors)]
-        kept = [name for name, *_ in factors if name is not None]
-        view.transpose([kept.index(dim) for dim in self.dims])[...] = array
+        self._ours(tensor, factors)[...] = array
 
-    def _factors(self, sizes, wanted) -> list[list[tuple]]:
-        """(our dim, start, stop, size in theirs) of each factor of each dim of theirs; our dim is None for a slot."""
+    def _ours(self, tensor: np.ndarray, factors: list[Factor]) -> np.ndarray:
+        """Our part of a tensor that is made of these factors, with our dims in their order. A view."""
+        part = tensor.reshape([factor.total for factor in factors])[tuple(factor.part for factor in factors)]
+        left = [factor.dim for factor in factors if factor.dim is not None]  # a slot's index has taken its dim away
+        return part.transpose([left.index(dim) for dim in self.dims])
 
-        def factor(text):
+    def _factors(self, sizes: Mapping[str, int], wanted: Mapping[str, Range]) -> list[list[Factor]]:
+        """The factors of each dim of theirs, cut to what is wanted of our dims."""
+
+        def factor(text: str) -> Factor:
             if text.isdigit():
-                return None, self.slot, self.slot + 1, int(text)
+                return Factor(None, self.slot, self.slot + 1, int(text))
             parts = text.split("+")
             if unknown := [part for part in parts if part not in sizes]:
                 self.fail(f"no entry of this tensor says how large {unknown[0]} is")
             own = next(part for part in parts if part in self.dims)
             before = sum(sizes[part] for part in parts[: parts.index(own)])
             start, stop = wanted.get(own, (0, sizes[own]))
-            return own, before + start, before + stop, sum(sizes[part] for part in parts)
+            return Factor(own, before + start, before + stop, sum(sizes[part] for part in parts))
 
         return [[factor(text) for text in group] for group in self.groups]
+
+
+def _run(group: list[Factor]) -> tuple[slice, list[Factor]]:
+    """The smallest run of one dim of theirs that holds what is wanted, and the factors of this run.
+
+    Of a dim `(kv group head_dim)` of 2 x 3 x 4, two things that may be wanted (#), and the run in brackets:
+
+        kv                         0                    1
+        group                      0    1    2          0    1    2
+        kv 1:2, group 1:3        ....|....|....  ||  ....[####|####]     the run is what is wanted
+        head_dim 1:3            [.##.|.##.|.##.  ||  .##.|.##.|.##.]     head_dim is cut in memory
+
+    So factors narrow the run, from outside, up to the first that is more than one index wide; it and those before it
+    have no other index left in the run, and those behind it are whole in it.
+    """
+    low, high, narrowing, inside = 0, 0, True, []
+    inner = math.prod(factor.total for factor in group)
+    for factor in group:
+        inner //= factor.total
+        if narrowing:
+            low, high = low + factor.start * inner, low + factor.stop * inner
+            width = factor.stop - factor.start
+            narrowing, factor = width <= 1, Factor(factor.dim, 0, width, width)
+        inside.append(factor)
+    return slice(low, high), inside

@@ -20,6 +20,7 @@ from model.interop.files import tensorfile
 from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.files.writer import Writer
+from model.interop.layout import Range
 from model.interop.table import Piece, Table
 from model.weights import by_name
 
@@ -103,42 +104,61 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
 
 
 def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> jax.Array:
-    """A parameter, from its tensors."""
+    """A parameter, from its tensors.
+
+    Each device keeps a box of the parameter. A tensor of theirs has one index of the stacked dims (here the layer) and
+    is read once, as far as the boxes with this index reach together, their hull; each device gets its own cut of that:
+
+        parameter [layer 4, embed 8]      layers   embed         tensor of layer 1, [embed 8]
+          device 0                          0:2     0:3            -> [0:3] into row 1 of its box
+          device 1                          0:2     3:6            -> [3:6] into row 1 of its box
+          device 2 (other devices have      2:4     0:3            nothing
+          device 3  the rest of embed)      2:4     3:6            nothing
+                                                                 read: [0:6]
+    """
     sharding = _sharding(leaf)
-    boxes = {  # what each device of this process keeps: (start, stop) of each dim
+    boxes = {
         device: [part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True)]
         for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
     }
     parts: dict[jax.Device, jax.Array] = {}
-    for (entry, index), name, sizes in sources:
-        stacked = len(index)
-        here = {
-            device: box
-            for device, box in boxes.items()
-            if all(start <= i < stop for i, (start, stop) in zip(index, box, strict=False))
-        }
-        if not here:
+    for source in sources:
+        index = source.piece.index
+        keep = {device: box for device, box in boxes.items() if _holds(box, index)}
+        if not keep:
             continue
-        rest = [box[stacked:] for box in here.values()]
-        hull = [(min(start for start, _ in dim), max(stop for _, stop in dim)) for dim in zip(*rest, strict=True)]
-        wanted = dict(zip(entry.dims, hull, strict=True))
-        array = entry.take(functools.partial(_values, folder, name), sizes, wanted)
-        if entry.divisor is not None:
-            number = index[0] if entry.layers is None else entry.layers[index[0]]
-            array = array.astype(np.float32) / np.float32(entry.divisor(number))
-        for device, box in here.items():
-            cut = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box[stacked:], hull, strict=True))
-            piece = jax.device_put(array[cut], device)
-            if not stacked:
+        inner = {device: box[len(index) :] for device, box in keep.items()}
+        hull = [
+            (min(start for start, _ in dim), max(stop for _, stop in dim)) for dim in zip(*inner.values(), strict=True)
+        ]
+        array = _taken(source, hull, folder)
+        for device, box in keep.items():
+            cut = (slice(start - low, stop - low) for (start, stop), (low, _) in zip(inner[device], hull, strict=True))
+            piece = jax.device_put(array[tuple(cut)], device)
+            if not index:
                 parts[device] = piece.astype(leaf.dtype)
                 continue
             if device not in parts:
-                shape = [stop - start for start, stop in box]
-                parts[device] = jnp.zeros(shape, leaf.dtype, device=device)
-            own = [np.int32(i - start) for i, (start, _) in zip(index, box, strict=False)]
-            parts[device] = _insert(parts[device], piece, own)
+                parts[device] = jnp.zeros([stop - start for start, stop in box], leaf.dtype, device=device)
+            row = [np.int32(i - start) for i, (start, _) in zip(index, box, strict=False)]
+            parts[device] = _insert(parts[device], piece, row)
         jax.block_until_ready(list(parts.values()))  # or tensors would queue up
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [parts[device] for device in boxes])
+
+
+def _holds(box: list[Range], index: tuple[int, ...]) -> bool:
+    """Whether an index of the first dims lies in a box."""
+    return all(start <= i < stop for i, (start, stop) in zip(index, box, strict=False))
+
+
+def _taken(source: Source, hull: list[Range], folder: Folder) -> np.ndarray:
+    """What a tensor has of the parameter: this part of the dims that are not stacked."""
+    (entry, index), name, sizes = source
+    array = entry.take(functools.partial(_values, folder, name), sizes, dict(zip(entry.dims, hull, strict=True)))
+    if entry.divisor is None:
+        return array
+    number = index[0] if entry.layers is None else entry.layers[index[0]]
+    return array.astype(np.float32) / np.float32(entry.divisor(number))
 
 
 def _values(folder: Folder, name: str, index: tuple[slice, ...]) -> np.ndarray:

@@ -179,24 +179,41 @@ def unreadable(config: ModelConfig, family_table: Table, adapted: Collection[str
 
 
 def _joined(linear: Linear, own: dict) -> tuple[np.ndarray, np.ndarray, float]:
-    """A [rank, in], B [out, rank] and the scale of their layer, from those of our weights in it."""
+    """A [rank, in], B [out, rank] and the scale of their layer, from those of our weights in it.
+
+    Of three weights whose outputs lie one below the other in the layer (GPT-2's c_attn), of which the first two have
+    the same A:
+
+        A = | A of 1 and 2 |        B = | B of 1       0    |
+            |    A of 3    |            | B of 2       0    |
+                                        |   0       B of 3  |
+
+    Args:
+      own: of our weights: A, B and scale of its adapter, stacked as the weight is.
+    """
     blocks: list[list[np.ndarray]] = []  # of each A that there is: A, and B of all weights that have it
     *_, scale = next(iter(own.values()))
     for weight, index in ((entry.path, index) for entry, index in linear.weight.pieces if entry.path in own):
-        a, b, own_scale = own[weight]
-        in_a, in_b = linear.factors(a.shape[-1])
-        a_RI, b_OR = np.zeros(in_a.shape, np.float32), np.zeros(in_b.shape, np.float32)
-        linear.a[weight].put(a[index], a_RI, in_a.sizes)
-        linear.b[weight].put(b[index] * np.float32(own_scale / scale), b_OR, in_b.sizes)
-        used_R = a_RI.any(1) | b_OR.any(0)
-        a_RI, b_OR = a_RI[used_R], b_OR[:, used_R]
+        a_RI, b_OR = _in_place(linear, weight, index, own[weight], scale)
         same = next((block for block in blocks if np.array_equal(block[0], a_RI)), None)
         if same is None:
             blocks.append([a_RI, b_OR])
         else:
-            same[1] += b_OR
+            same[1] += b_OR  # in other rows
     a_RI, b_OR = (np.concatenate(parts, axis) for axis, parts in enumerate(zip(*blocks, strict=True)))
     return a_RI, b_OR, scale
+
+
+def _in_place(linear: Linear, weight: str, index: tuple[int, ...], adapter, scale: float) -> tuple[np.ndarray, ...]:
+    """A and B of one weight as they lie in their layer: B is 0 in the outputs of other weights, and takes what the
+    adapter's own scale is more than `scale`. Ranks that are 0 in both only fill up the stack, and are left out."""
+    a, b, own_scale = adapter
+    in_a, in_b = linear.factors(a.shape[-1])
+    a_RI, b_OR = np.zeros(in_a.shape, np.float32), np.zeros(in_b.shape, np.float32)
+    linear.a[weight].put(a[index], a_RI, in_a.sizes)
+    linear.b[weight].put(b[index] * np.float32(own_scale / scale), b_OR, in_b.sizes)
+    used_R = a_RI.any(1) | b_OR.any(0)
+    return a_RI[used_R], b_OR[:, used_R]
 
 
 def _linears(family_table: Table, leaves: dict[str, nnx.Variable]) -> dict[str, Linear]:

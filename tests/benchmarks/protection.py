@@ -34,6 +34,7 @@ from train.checkpoints import manifest
 from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
 from train.optimizer import gradient_norm
+from train.parts import Parts, Schedule
 from train.record import metrics
 from train.step import make_gradients
 from train.watch.goodput import Goodput
@@ -95,7 +96,7 @@ class Runner:
         self.state = state.create(lambda rngs: architectures.make(model, rngs), tx, 0)
         self.phases = Phases() if protected else NoPhases()
         checkpoints = Checkpoints(workdir)
-        self.parts = loop.Parts(
+        self.parts = Parts(
             train_step=step,
             source=Rows(config),
             checker=None,
@@ -131,7 +132,7 @@ class Runner:
 
     def run(self, steps: int, save_every: int = 0) -> float:
         end = self.step + steps
-        schedule = loop.Schedule(end, log_every=4, eval_every=0, checkpoint_every=save_every, max_bad_steps=10)
+        schedule = Schedule(end, log_every=4, eval_every=0, checkpoint_every=save_every, max_bad_steps=10)
         watched = recovery.watched(self.config, self.phases) if self.protected else contextlib.nullcontext()
         begin = time.perf_counter()
         with watched:

@@ -24,7 +24,7 @@ from model.architectures import Decoder
 from tests.launch.conftest import refused, started
 from train import loop, state
 from train.checkpoints.checkpoint import Checkpoints
-from train.record import metrics
+from train.record import lines, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -222,8 +222,8 @@ def test_stops_after_bad_steps_in_a_row(tiny, tmp_path):
 
 def test_a_log_waits_for_no_device(tiny, tmp_path, monkeypatch):
     """The step behind the one that is logged runs by then: what asked the device for anything would come after it."""
-    log = jax.transfer_guard_host_to_device("disallow")(loop._log)
-    monkeypatch.setattr(loop, "_log", log)
+    log = jax.transfer_guard_host_to_device("disallow")(lines.log)
+    monkeypatch.setattr(lines, "log", log)
     train(tiny, tmp_path / "run")
     rate = build.learning_rate(tiny)
     rows = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if "learning_rate" in row]
