@@ -21,7 +21,7 @@ from absl import flags
 
 from launch.answers import grading, held_out, prompts
 from launch.program.checking import checking
-from launch.run import build, early_stopping, restore
+from launch.run import build, companions, early_stopping, objectives, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
@@ -29,6 +29,7 @@ from model.decode.generate import check, generate
 from model.decode.sampling import settings
 from train.evals.compressors import compressed_bits_per_byte
 from train.report import run_report, summary
+from train.step import make_eval_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
 _STEP = early_stopping.define_step()
@@ -79,8 +80,11 @@ def main() -> None:
             known = model.inputs.tokens.rows
             with checking("--prompt, --max_new_tokens"):
                 check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
-        eval_step, corruption = build.steps(config, None, prepared.labels)[1], build.corruption(config, prepared)
-        figures = held_out.evaluation(config, prepared, corruption, eval_step, mesh)(model, None)
+        objective, corruption = objectives.make(config, prepared.labels), build.corruption(config, prepared)
+        beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
+        eval_step = make_eval_step(objective)
+        evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
+        figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
         samples = []
         if given:
@@ -101,12 +105,12 @@ def main() -> None:
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
     whole = "bits_per_byte" in figures
     compressors = compressed_bits_per_byte(prepared.validation_texts()) if whole else {}
-    no_bits = "" if whole else held_out.no_bits_per_byte(prepared, corruption)
-    facts = {"validation": figures, "compressors": compressors, "no_bits_per_byte": no_bits}
+    about = evaluate.about(compressors=compressors)
+    facts = {"validation": figures, "compressors": compressors, "no_bits_per_byte": about.no_bits_per_byte}
     summary.update(workdir, facts | {"samples": samples})
     for sample in samples:
         print(f"--- {sample['prompt']}{sample['text']}\n")
-    print("\n".join(held_out.described(figures, prepared, compressors, no_bits)))
+    print("\n".join(objective.lines(figures, about)))
     if grader:
         grade = grader.facts(answers)
         grading.write(workdir / "predictions.jsonl", answers)

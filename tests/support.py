@@ -9,10 +9,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from configs.sizes import SIZES
-from launch.run.checks import CORRUPTION
 from model.config import ModelConfig
 from model.interop.registry import FAMILIES, family_of
 from tests.configs.published import CONFIGS
+from train.objectives.language import CORRUPTION
 
 README = Path(__file__).resolve().parents[1] / "model" / "README.md"
 MARKS = ("<!-- python -m tests.support -->", "<!-- end of what it writes -->")

@@ -182,7 +182,7 @@ class _Loop:
         parts = self.parts
         try:
             with parts.phases("evaluate"):
-                found = parts.evaluate(self.state.model)
+                found = parts.evaluate(self.state)
             with parts.phases("log"):
                 parts.writer.write(self.step, found | self.window.flush_arrays())
             parts.progress.message(lines.evaluation(self.step, found))

@@ -37,7 +37,7 @@ class Parts:
     source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh
-    evaluate: Callable  # model -> {name: value}
+    evaluate: Callable  # state -> {name: value}
     observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
     stopping: EarlyStopping
     learning_rates: np.ndarray  # of each step

@@ -48,8 +48,9 @@ class Evaluation:
     """Figures of what is held out: (model, rows of each source; None: all of them) -> {'validation/...': value}.
 
     `validation/loss` and the objective's other figures are those of all sources that train, every token weighted once
-    (where not all rows are read, a source still counts by what it holds). With several sources, `validation/SOURCE/loss`
-    and the like are those of each, also of sources of weight 0, which are only watched. All processes get the same.
+    (where not all rows are read, a source still counts by what it holds). With several sources there are
+    `validation/SOURCE/loss` and the like for each, also for sources of weight 0, which are only watched. All processes
+    get the same figures.
 
     Args:
       eval_step: train.step.make_eval_step of the objective.
@@ -85,7 +86,7 @@ class Evaluation:
                 found |= {f"{name}/{figure}": value for figure, value in own.items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
-    def about(self, sources: Iterable[PreparedSource] | None = None, compressors: Mapping[str, float] = {}) -> HeldOut:  # noqa: B006
+    def about(self, sources: Iterable[PreparedSource] | None = None, compressors: Mapping[str, float] = {}) -> HeldOut:
         """What the objective needs to know of these sources (default: those that train) for its figures."""
         prepared = self._prepared
         why = no_bits_per_byte(prepared, self._corruption, sources)

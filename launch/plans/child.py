@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data.batch import DTYPES, ENCODER_DTYPES
+from data import batch as batches
+from data.batch import united
+from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, checks, models
+from launch.run import build, checks, models, objectives
 from model import architectures, axes, count, weights
 from model.compress.quantize import quantize
 from train import state
@@ -49,7 +50,7 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
     with axes.use_mesh(mesh):
         abstract = state.abstract(make, tx)
-        step, _ = build.steps(config, tx)
+        step, _ = build.steps(config, tx, objectives.make(config))
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
     trains = weights.trained(abstract.model)
     tokens = config.batch_size * config.data.seq_len
@@ -65,9 +66,10 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
 def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch without values (data/batch.py); both sides of an encoder-decoder are config.data.seq_len long."""
-    dtypes = DTYPES | (ENCODER_DTYPES if model.architecture == "encoder_decoder" else {})
-    if config.objective.name == "labels" and config.data.labels.kind == "number":
-        dtypes |= {"targets": np.float32}
+    encoder, settings = model.architecture == "encoder_decoder", kinds.checked(config.data)
+    specs = [spec for spec, _ in kinds.sources(config.data)]
+    channels = united({spec: kinds.channels(kinds.kind_of(spec), settings, encoder) for spec in specs})
+    dtypes = batches.dtypes(channels) | (batches.ENCODER_DTYPES if encoder else {})
     shape, sharding = (config.batch_size, config.data.seq_len), axes.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
 

@@ -1,7 +1,6 @@
 """From a config's names to the objects of a run."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,11 +12,12 @@ from data.prepare import Prepared, prepare
 from data.rows import augment, corrupt
 from data.tokens import tokenizer
 from launch.program.checking import checking
-from launch.run import models, objectives, workdirs
+from launch.run import models, workdirs
 from model import axes
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train.loop import Schedule
+from train.objectives.objective import Objective
 from train.optimizer import make_optimizer, schedule
 from train.step import make_eval_step, make_train_step
 
@@ -104,11 +104,10 @@ def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:
     return None if len(mine) == parts else np.arange(batch_size).reshape(parts, -1)[mine].reshape(-1)
 
 
-def steps(config: ConfigDict, tx, labels: Mapping | None = None):
-    """(train step, evaluation step), compiled at their first call; `labels` as in `objectives.make`."""
-    loss = objectives.make(config, labels)
-    train_step = make_train_step(loss, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike)
-    return train_step, make_eval_step(loss)
+def steps(config: ConfigDict, tx, objective: Objective):
+    """(train step, evaluation step), compiled at their first call."""
+    train_step = make_train_step(objective, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike)
+    return train_step, make_eval_step(objective)
 
 
 def loop_schedule(config: ConfigDict) -> Schedule:

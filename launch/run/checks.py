@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, models, objectives, ranges
+from launch.run import build, companions, models, objectives, ranges
 from model import architectures, axes, weights
 from model.compress.quantize import quantize
 from model.config import ModelConfig
 from model.interop import peft, registry
 from model.interop.files.tensorfile import CheckpointFolderError
 from train.optimizer import UNREAD, fetched
+
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
@@ -32,6 +33,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
         objective.check(model, config.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    companions.check(objective, config)
     _check_training(config, model)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from launch.program.checking import ConfigError, checking
+from launch.program.checking import checking
 from train.objectives import table
 from train.objectives.objective import Objective
 

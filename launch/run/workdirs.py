@@ -7,6 +7,7 @@ labels.json     of a classifier: names of its classes, and where it is asked (da
 checkpoints/    train/checkpoints/checkpoint.py
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -90,6 +91,11 @@ class Workdir:
         if not path.exists():
             raise ConfigError(f"{self.path} reads no data: its model was imported, or it holds no run of launch.train")
         return load(recorded.read_json(path)["directory"])
+
+    def companions(self, step: str = "") -> dict[str, dict]:
+        """Where the frozen models of a checkpoint's objective are from: workdir, step and content hash, by name."""
+        with contextlib.closing(self.checkpoints()) as checkpoints:
+            return checkpoints.loop(checkpoints.find(step)).get("companions", {})
 
     def checkpoints(self, base: str | None = None) -> Checkpoints:
         """Those that are finished, to be read and closed.

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
-from launch.run import build, objectives, workdirs
+from launch.run import build, workdirs
 from launch.training import recovery, runs
 from model import axes
 from model.weights import trained
@@ -51,13 +51,13 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         begin = max((kept for kept in checkpoints.steps() if kept < step), default=0)
         print(f"step {step}, from " + (f"checkpoint {begin} of {workdir}" if begin else "the beginning of the run"))
         tx = run.optimizer()
-        state, checkpoints.base = run.state(tx, resume=begin > 0)
+        state = run.state(tx, checkpoints, begin)
         position = None
         if begin:
             state, saved = checkpoints.restore(state, begin)
             position = recovery.position(recorded, begin, saved)
         source = stack.enter_context(contextlib.closing(run.source(position)))
-        train_step, eval_step = build.steps(run.config, tx, run.prepared.labels)
+        train_step, eval_step = build.steps(run.config, tx, run.objective)
         put = build.put(run.mesh)
         if step > begin + 1:
             print(f"steps {begin + 1} to {step - 1} are done again")
@@ -69,9 +69,9 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         place, origins, whole, batch = source.position(), source.origins(), everything.next(), source.next()
         mine = build.batch_rows(run.mesh, run.config.batch_size)
         mine = np.arange(run.config.batch_size) if mine is None else mine
-        losses = [_loss(eval_step(state.model, put(_only(batch, mine == row)))) for row in range(len(origins))]
-        objective = objectives.make(run.config, run.prepared.labels)
-        gradients = make_gradients(objective, accumulate=run.config.accumulate, seed=run.config.seed)
+        loss_of = lambda row: _loss(eval_step(state.model, put(_only(batch, mine == row)), state.companions))
+        losses = [loss_of(row) for row in range(len(origins))]
+        gradients = make_gradients(run.objective, accumulate=run.config.accumulate, seed=run.config.seed)
         norms = jax.device_get(jax.jit(functools.partial(_norms, gradients, tx))(state, put(batch)))
         _, result = train_step(state, put(batch))
     result = {name: float(value) for name, value in jax.device_get(result).items() if value.size == 1}

@@ -15,10 +15,25 @@ from data.rows.corrupt import Corruption
 from data.tokens import tokenizer
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.run import build, checks, continuing, early_stopping, init_from, models, places, ranges
+from launch.run import (
+    build,
+    checks,
+    companions,
+    continuing,
+    early_stopping,
+    init_from,
+    models,
+    objectives,
+    places,
+    ranges,
+)
 from launch.run.workdirs import Workdir
 from launch.training import recovery
 from model.config import ModelConfig
+from train import state as states
+from train.checkpoints.checkpoint import Checkpoints
+from train.objectives.objective import Objective
+from train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +48,26 @@ class Run:
     model: ModelConfig
     words: tokenizer.Tokenizer
     corruption: Corruption | None
+    objective: Objective
 
     def optimizer(self):
         return build.optimizer(self.config, self.model)
 
-    def state(self, tx, resume: bool):
-        """init_from.create of it."""
-        tuning = models.tuning(self.config, self.words)
-        return init_from.create(self.config, self.pretrained, self.model, tuning, tx, resume, self.prepared.labels)
+    def state(self, tx, checkpoints: Checkpoints, step: int = 0) -> TrainState:
+        """The state that the run begins with, with its companions; of a run that goes on, what `checkpoints` restore a
+        step into (its checkpoints hold no base and no companions). These learn what the others must fit to.
+
+        Args:
+          step: that will be restored; 0: the run begins.
+        """
+        tuning, labels = models.tuning(self.config, self.words), self.prepared.labels
+        state, checkpoints.base = init_from.create(
+            self.config, self.pretrained, self.model, tuning, tx, step > 0, labels
+        )
+        recorded = checkpoints.loop(step).get("companions", {}) if step else {}
+        beside = companions.found(self.objective, self.config, state.model, recorded)
+        checkpoints.companions = beside.record
+        return states.beside(state, beside.models)
 
     def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline:
         """Its batches, from their start or from a position: what this process needs of them, or `everything`."""
@@ -92,4 +119,5 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     distributed.agree("config", stage.digest(config.to_json()))
     distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
     corruption = build.corruption(config, prepared)
-    return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption)
+    objective = objectives.make(config, prepared.labels)
+    return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption, objective)

@@ -65,6 +65,11 @@ class Tuning:
         return tuple(sorted({cut for of, rules in lists.items() if rules for cut in cuts(config, names, rules, of)}))
 
 
+def stands_on_frozen_base(model) -> bool:
+    """Whether `without_adapters` can give the base under what trains."""
+    return bool(trained(model)) and not trained(_off(model))
+
+
 def without_adapters(model):
     """The frozen base under what trains: the same arrays, without the adapters that stand on them.
 
@@ -72,13 +77,18 @@ def without_adapters(model):
       ValueError: the model has no adapter, or parameters of the base train beside it, or it is tuned by a prompt, whose
         vectors have places of their own in the rows.
     """
-    off = jax.tree.map(lambda w: w.base if isinstance(w, LowRank) else w, model, is_leaf=_is_low_rank)
-    off = bottleneck.without(off)
+    off = _off(model)
     if trained(off):
         raise ValueError(f"the base under the adapter is not frozen: {next(iter(trained(off)))} trains")
-    if len(trained(model)) == 0:
+    if not trained(model):
         raise ValueError("the model has no adapter, so its base cannot be told from it")
     return off
+
+
+def _off(model):
+    return bottleneck.without(
+        jax.tree.map(lambda w: w.base if isinstance(w, LowRank) else w, model, is_leaf=_is_low_rank)
+    )
 
 
 def _is_low_rank(leaf) -> bool:

@@ -27,8 +27,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from model.weights import by_name, trained
 from train.checkpoints import manifest, orbax_noise
+from train.checkpoints.best import Best, ranked
 from train.checkpoints.literal_path import LiteralPath
-from train.early_stopping import lower_is_better, value_of
+from train.early_stopping import value_of
 from train.state import TrainState
 
 
@@ -58,7 +59,7 @@ class Checkpoints:
         verify: str = "full",
     ):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), _Best(metric, keep_best)]),
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), Best(metric, keep_best)]),
             best_fn=lambda metrics: metrics[metric],  # without it metrics are not written, and forgotten at a restart
             cleanup_tmp_directories=not reading,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
@@ -66,6 +67,7 @@ class Checkpoints:
         if not reading:
             orbax_noise.quiet()
         self.metric, self.base, self.verify = metric, base, verify
+        self.companions: dict[str, dict] = {}  # where the frozen models of a state are from, recorded with each step
         self._saving, self._failed, self._verified = None, False, set()
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._place = LiteralPath(self.directory)  # the same for Orbax
@@ -88,10 +90,12 @@ class Checkpoints:
         if step == self.latest_step:
             return
         parts = {part: ocp.args.StandardSave(arrays) for part, arrays in self.parts(state).items()}
-        items = ocp.args.Composite(**parts, loop=ocp.args.JsonSave(loop | ({"base": self.base} if self.base else {})))
+        own = {"base": self.base} if self.base else {}
+        own |= {"companions": self.companions} if self.companions else {}
+        items = ocp.args.Composite(**parts, loop=ocp.args.JsonSave(loop | own))
         value = value_of(self.metric, metrics) if metrics else math.nan
-        ranked = {self.metric: value} if math.isfinite(value) else {}
-        self._write(step, items, ranked)
+        own_rank = {self.metric: value} if math.isfinite(value) else {}
+        self._write(step, items, own_rank)
 
     def save_model(self, step: int, model) -> None:
         """Save a model alone: to read it for inference and export, and to start a run from it."""
@@ -201,7 +205,7 @@ class Checkpoints:
         if not wanted:
             wanted = "best" if values and self.loop().get("early_stopping", {}).get("ended") else "latest"
         if wanted == "best" and values:
-            return _ranked(self.metric, values)[0]
+            return ranked(self.metric, values)[0]
         if wanted == "latest" and steps:
             return steps[-1]
         if wanted.isdecimal() and int(wanted) in steps:
@@ -262,23 +266,6 @@ class Checkpoints:
             if len(reason) > 400:  # it ends with what the system said, after paths
                 reason = f"{reason[:150]} ... {reason[-250:]}"
             raise CheckpointError(f"could not {verb} {which} in {self.directory} ({good}): {reason}") from error
-
-
-class _Best(policy.PreservationPolicy):
-    """Keeps the best `count` of the checkpoints that were evaluated; the first of equals."""
-
-    def __init__(self, metric: str, count: int):
-        self.metric, self.count = metric, count
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        values = {found.step: found.metrics[self.metric] for found in checkpoints if found.metrics}
-        best = _ranked(self.metric, values)[: self.count]
-        return [found.step in best for found in checkpoints]
-
-
-def _ranked(metric: str, values: dict[int, float]) -> list[int]:
-    """Steps, the best first, by {step: value of `metric`}."""
-    return sorted(values, key=lambda step: values[step] if lower_is_better(metric) else -values[step])
 
 
 def _rename(tree, values: dict):

@@ -12,6 +12,8 @@ from launch.program.checking import ConfigError
 from launch.run import build
 from model import axes
 from train.losses import Loss
+from train.objectives.language import Language
+from train.objectives.objective import HeldOut
 
 TEXT = "".join(f"line {i} of a text\n" for i in range(300))
 ODD = "an ö in a text\n" * 3  # with a character that the rest has not
@@ -23,12 +25,13 @@ def eval_step(model, batch, companions=None):
     return Loss(weight, weight, {"loss": weight})
 
 
-def evaluated(config, tmp_path) -> tuple[dict, str, object]:
+def evaluated(config, tmp_path) -> tuple[dict, HeldOut, object]:
     prepared = build.data(config, tmp_path / "run")
     corruption, mesh = build.corruption(config, prepared), build.mesh(config)
     with axes.use_mesh(mesh):
-        figures = held_out.evaluation(config, prepared, corruption, eval_step, mesh)(None, None)
-    return figures, held_out.no_bits_per_byte(prepared, corruption), prepared
+        evaluate = held_out.Evaluation(config, prepared, corruption, Language(), eval_step, mesh)
+        figures = evaluate(None, None)
+    return figures, evaluate.about(), prepared
 
 
 @pytest.fixture
@@ -43,38 +46,34 @@ def config(tiny, tmp_path):
 @pytest.mark.parametrize(("kind", "size"), [("byte", 0), ("bpe", 300)])
 def test_a_tokenizer_that_loses_nothing(config, tmp_path, kind, size):
     config.data.tokenizer.update(kind=kind, vocab_size=size)
-    figures, why, prepared = evaluated(config, tmp_path)
+    figures, about, prepared = evaluated(config, tmp_path)
     (source,) = prepared.sources
     bits = source.validation_tokens / math.log(2) / source.validation_bytes
-    assert why == "" and figures["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert about.no_bits_per_byte == "" and figures["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 
 def test_a_tokenizer_of_few_characters(config, tmp_path, capsys):
     config.data.tokenizer.update(kind="char", vocab_size=0)
-    figures, why, prepared = evaluated(config, tmp_path)
+    figures, about, prepared = evaluated(config, tmp_path)
     assert "validation/bits_per_byte" not in figures and "validation/loss" in figures
-    assert "the tokenizer loses text: 1 of 1 held-out documents" in why
+    assert "the tokenizer loses text: 1 of 1 held-out documents" in about.no_bits_per_byte
     said = capsys.readouterr().out
     assert re.search(r"warning: .*: 3 of \d+ validation tokens are unknown to the tokenizer \(0\.\d+ %\)", said)
     assert "not what their tokens decode to, so no bits per byte" in said
-    shown = "\n".join(
-        held_out.described(
-            {name.removeprefix("validation/"): value for name, value in figures.items()}, prepared, {}, why
-        )
-    )
-    assert f"no bits per byte, as {why}" in shown
+    plain = {name.removeprefix("validation/"): value for name, value in figures.items()}
+    assert f"no bits per byte, as {about.no_bits_per_byte}" in "\n".join(Language().lines(plain, about))
     # As it was prepared before this was counted.
     old = [dataclasses.replace(source, validation_altered=None) for source in prepared.sources]
     old = dataclasses.replace(prepared, sources=tuple(old))
-    assert held_out.no_bits_per_byte(old, None) == why
+    assert held_out.no_bits_per_byte(old, None) == about.no_bits_per_byte
 
 
 def test_characters_that_training_has_too(config, tmp_path):
     """The same kind of tokenizer, on text of which it loses nothing."""
     config.data.tokenizer.update(kind="char", vocab_size=0)
     (tmp_path / "text.txt").write_text(TEXT)
-    figures, why, _ = evaluated(config, tmp_path)
-    assert "validation/bits_per_byte" in figures and why == ""
+    figures, about, _ = evaluated(config, tmp_path)
+    assert "validation/bits_per_byte" in figures and about.no_bits_per_byte == ""
 
 
 def test_a_source_that_is_only_watched_takes_no_figure_from_the_others(config, tmp_path):
@@ -82,19 +81,19 @@ def test_a_source_that_is_only_watched_takes_no_figure_from_the_others(config, t
     plain.write_text(TEXT)
     config.data.update(sources=((str(plain), 1.0), (str(tmp_path / "text.txt"), 0.0)))
     config.data.tokenizer.update(kind="char", vocab_size=0)
-    figures, why, _ = evaluated(config, tmp_path)
+    figures, about, _ = evaluated(config, tmp_path)
     assert {name for name in figures if "bits" in name} == {
         "validation/bits_per_byte",
         "validation/plain_txt/bits_per_byte",
     }
-    assert why == ""
+    assert about.no_bits_per_byte == ""
 
 
 def test_corrupted_text(config, tmp_path):
     config.data.tokenizer.mask = True
     config.data.corruption.kind = "masked"
-    figures, why, _ = evaluated(config, tmp_path)
-    assert "validation/bits_per_byte" not in figures and "corrupted" in why
+    figures, about, _ = evaluated(config, tmp_path)
+    assert "validation/bits_per_byte" not in figures and "corrupted" in about.no_bits_per_byte
 
 
 def test_nothing_is_held_out(config, tmp_path):

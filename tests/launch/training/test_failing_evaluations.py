@@ -49,20 +49,20 @@ def test_an_evaluation_that_fails_costs_no_steps(failing, error, tiny, uninterru
     """In the middle of a run and at its end. The state is saved; the same command goes on to the same parameters."""
     whole = uninterrupted(tiny)
     tiny.checkpoint_every = 100
-    make = held_out.evaluation
+    make = held_out.Evaluation
 
     def broken(*arguments):
         evaluate, calls = make(*arguments), []
 
-        def run(model, rows):
+        def run(*given):
             calls.append(1)
             if len(calls) == failing / 4:
                 raise error
-            return evaluate(model, rows)
+            return evaluate(*given)
 
         return run
 
-    monkeypatch.setattr(held_out, "evaluation", broken)
+    monkeypatch.setattr(held_out, "Evaluation", broken)
     capsys.readouterr()
     with pytest.raises(type(error)) as caught:
         train(tiny, tmp_path)
@@ -75,7 +75,7 @@ def test_an_evaluation_that_fails_costs_no_steps(failing, error, tiny, uninterru
         row["event"] for row in metrics.read(tmp_path / "metrics.jsonl") if "evaluation_failed" in row.get("event", {})
     ]
     assert events == [{"evaluation_failed": str(error)}]
-    monkeypatch.setattr(held_out, "evaluation", make)
+    monkeypatch.setattr(held_out, "Evaluation", make)
     assert train(tiny, tmp_path)
     for one, other in zip(final(tiny, whole)[0], final(tiny, tmp_path)[0], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -88,7 +88,7 @@ def test_what_failed_is_raised_where_the_save_behind_it_fails_too(tiny, tmp_path
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(held_out, "evaluation", lambda *_: broken)
+    monkeypatch.setattr(held_out, "Evaluation", lambda *_: broken)
     monkeypatch.setattr(Checkpoints, "save", full)
     refused(tiny, tmp_path, ValueError, "odd text")
     assert "and so did the save after it: [Errno 28] No space left on device" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+"""The frozen models beside the one that trains, out of the workdirs that a config names.
+
+A companion is not saved with the run: its workdir, step and content hash are, and a run that continues must find the
+same model there. An adapter's reference is its own base with the adapter off, which takes no memory and is no workdir's
+business (train/step.py).
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from launch.program.checking import ConfigError
+from launch.run import restore
+from launch.run.early_stopping import find_step
+from launch.run.workdirs import Workdir
+from model.adapt.tuning import stands_on_frozen_base
+from model.config import ModelConfig
+from model.fingerprint import array_sum, fingerprint
+from model.weights import by_name, frozen
+from train.objectives.objective import Companion, Objective
+
+
+class Companions(NamedTuple):
+    models: dict  # by name, frozen, on the mesh that is set
+    record: dict[str, dict]  # by name: workdir, step and content hash
+
+
+def check(objective: Objective, config: ConfigDict) -> None:
+    """Refuses a config that does not name a workdir for each companion, before anything is read."""
+    for companion in objective.companions:
+        field = f"config.{companion.field}"
+        path = _path(config, companion)
+        if not path:
+            raise ConfigError(
+                f"{field} is empty, but config.objective.name {config.objective.name!r} needs a {companion.name} "
+                "beside the model that trains: set it to the workdir of one"
+            )
+        if not (Path(path) / "config.json").exists():
+            raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")
+
+
+def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, dict]) -> Companions:
+    """The companions of an objective.
+
+    Args:
+      model: the one that trains, or its shapes; companions compute as it does (dtype, attention, ...).
+      recorded: what a checkpoint of the run has recorded; {} for a new run.
+
+    Raises:
+      ConfigError: a workdir holds another model than when the run began.
+    """
+    models, record = {}, {}
+    for companion in objective.companions:
+        if companion.field == "init_from" and stands_on_frozen_base(model):
+            continue  # the step takes its adapter off
+        workdir = Workdir(Path(_path(config, companion)).absolute())
+        before = recorded.get(companion.name)
+        wanted = str(before["step"]) if before else config.init_step if companion.field == "init_from" else ""
+        with contextlib.closing(workdir.checkpoints()) as checkpoints:
+            step = find_step(checkpoints, wanted)
+        found = frozen(restore.model(workdir, _computing_like(workdir.architecture, model.config), str(step)))
+        content = fingerprint({name: array_sum(array) for name, array in by_name(found).items()})
+        if before and before["content"] != content:
+            raise ConfigError(
+                f"config.{companion.field} {workdir.path} holds another model than when the run began, so the "
+                f"{companion.name} of the run is gone: bring it back, or use a new --workdir"
+            )
+        models[companion.name] = found
+        record[companion.name] = {"workdir": str(workdir.path), "step": step, "content": content}
+    return Companions(models, record)
+
+
+def _path(config: ConfigDict, companion: Companion) -> str:
+    value = config
+    for part in companion.field.split("."):
+        value = value.get(part) or ""
+    return value
+
+
+def _computing_like(config: ModelConfig, like: ModelConfig) -> ModelConfig:
+    """The architecture, computed as `like` is, without dropout and noise."""
+    same = ("dtype", "attention", "context", "scan_unroll", "pipeline_slots", "pipeline_groups")
+    return dataclasses.replace(
+        config, dropout=0.0, embedding_noise=0.0, remat="none", **{name: getattr(like, name) for name in same}
+    )

@@ -1,0 +1,241 @@
+"""Training a run, from its last checkpoint to its end: what launch.train and the trials of launch.sweep do."""
+
+import contextlib
+import dataclasses
+import functools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from launch.answers import grading, held_out
+from launch.hosts import distributed
+from launch.run import build, checks, early_stopping, locks, places, workdirs
+from launch.training import recovery, runs
+from model import axes, weights
+from train import loop
+from train.checkpoints.checkpoint import Checkpoints
+from train.early_stopping import value_of
+from train.parts import Parts
+from train.record import lines, metrics, mfu
+from train.report import run_report, summary
+from train.watch import goodput
+from train.watch.phases import Phases
+from train.watch.silent_corruption import Checker
+
+
+def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
+    """Train or continue the run in `workdir`. Returns whether it is done; if not, a signal stopped it.
+
+    Args:
+      chosen: fields that the user has set.
+      observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
+    """
+    places.check(workdir)
+    back = None
+    with locks.alone(workdir, "trains") if jax.process_index() == 0 else contextlib.nullcontext():
+        while True:
+            try:
+                return _Attempt(workdir, observe, back).run(config, chosen)
+            except loop.RollBack as error:
+                back = error.with_traceback(None)  # the traceback would keep the state alive
+
+
+class _Attempt:
+    """One attempt: from the last checkpoint to the end, a signal, or a roll-back.
+
+    `run` is the order of things, the other methods are what happens.
+
+    Args:
+      back: the attempt before has rolled back, and this one goes on with the data behind those that it names.
+    """
+
+    def __init__(self, workdir: Path, observe: Callable, back: loop.RollBack | None):
+        self.workdir, self.observe, self.back = workdir, observe, back
+        self.phases, self.began = Phases(), time.time()
+        self.first = jax.process_index() == 0
+
+    def run(self, config: ConfigDict, chosen: Iterable[str]) -> bool:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(goodput.counted(self.phases))
+            with self.phases("start"):
+                self._open(config, chosen)
+            stack.enter_context(recovery.watched(self.opened.config, self.phases))
+            self._find_checkpoint(stack)
+            if self.step >= self.opened.config.steps or self.stopping.ended:
+                _say_done(self.workdir, self.step, self.stopping)
+                return True
+            stack.enter_context(axes.use_mesh(self.opened.mesh))
+            self._restore()
+            with self.phases("start"):
+                parts = self._parts(stack)
+                self._describe(parts)
+            if self.back is not None:
+                words = f"rolled back to step {self.step}: {self.back}; goes on with the data behind them"
+                parts.progress.message(words)
+            if not self.step:
+                self._evaluate_first(parts)
+            schedule = build.loop_schedule(self.opened.config)
+            self.state, self.step = loop.train(self.state, self.step, self.saved, schedule, parts)
+        return self._finish(parts)
+
+    def _open(self, config: ConfigDict, chosen: Iterable[str]) -> None:
+        """Everything that can be made before a checkpoint is read: data, optimizer, steps."""
+        run = self.opened = runs.opened(config, self.workdir, chosen)
+        self.tx, self.rates = run.optimizer(), build.learning_rates(run.config)
+        self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective)
+        self.grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
+
+    def _find_checkpoint(self, stack: contextlib.ExitStack) -> None:
+        """The newest checkpoint that is as it was written, the same for all processes."""
+        config = self.opened.config
+        with self.phases("restore"):
+            self.aside = recovery.settle(self.workdir, config.verify_checkpoints)
+        metric = config.early_stopping.metric
+        # verify="off": settle has just compared their files.
+        self.checkpoints = Checkpoints(self.workdir, config.keep_last, config.keep_best, metric, verify="off")
+        stack.push(functools.partial(_close, self.checkpoints))
+        self.step = self.checkpoints.latest_step or 0
+        distributed.agree("latest checkpoint", str(self.step))
+        self.stopping = early_stopping.make(config, self.checkpoints.loop())
+
+    def _restore(self) -> None:
+        """The state that the next step begins with, and the JSON that was saved beside it ({} at the start)."""
+        with self.phases("start"):
+            self.state = self.opened.state(self.tx, self.checkpoints, self.step)
+        self.saved: dict = {}
+        if self.step:
+            with self.phases("barrier"):
+                self._meet(f"restoring step {self.step}")
+            with self.phases("restore"):
+                self.state, self.saved = self.checkpoints.restore(self.state)
+            print(f"continuing {self.workdir} after step {self.step}")
+
+    def _meet(self, what: str) -> None:
+        distributed.meet(what, seconds=self.opened.config.watchdog.barrier)
+
+    def _parts(self, stack: contextlib.ExitStack) -> Parts:
+        """What the loop drives."""
+        run, config = self.opened, self.opened.config
+        recorded = metrics.read(self.workdir / "metrics.jsonl")
+        source = self._source(recorded)
+        stack.enter_context(contextlib.closing(source))
+        distributed.first_writes(
+            self.workdir / "config.json", lambda: workdirs.claim(self.workdir, config, run.prepared)
+        )
+        if self.back is not None:
+            earlier = goodput.rolled_back(self.saved.get("wall", {}), self.back.wall)
+        else:
+            earlier = recovery.earlier(recorded, self.saved, self.began)
+        spent = goodput.Goodput(self.phases, earlier)
+        writer = metrics.Writer(self.workdir, resume_step=self.step or -1, enabled=self.first)
+        stack.enter_context(contextlib.closing(writer))
+        self._record_start(writer, earlier["starts"], spent)
+        self.flops = build.flops(config, run.model, weights.trained(self.state.model), run.corruption)
+        self.tokens = config.batch_size * config.data.seq_len
+        self.peak, self.peak_words = mfu.peak_flops(run.mesh.devices.flat, run.model.dtype)
+        evaluate = held_out.Evaluation(config, run.prepared, run.corruption, run.objective, self.eval_step, run.mesh)
+        rows = config.eval_rows or None
+        return Parts(
+            train_step=self.train_step,
+            source=source,
+            checker=Checker(self.train_step, distributed.device_name),
+            put=build.put(run.mesh),
+            evaluate=lambda state: evaluate(state.model, rows, state.companions) | self.grade(state.model),
+            observe=self.observe,
+            stopping=self.stopping,
+            learning_rates=self.rates,
+            checkpoints=self.checkpoints,
+            phases=self.phases,
+            goodput=spent,
+            meet=self._meet,
+            writer=writer,
+            progress=metrics.Progress(
+                config.steps, self.tokens, self.flops, self.peak, self.step, perplexity=run.objective.predicts_tokens
+            ),
+            workdir=self.workdir,
+        )
+
+    def _source(self, recorded: list[dict]):
+        """The batches from where the checkpoint stands in the data; after a roll-back, behind the bad ones."""
+        place = recovery.position(recorded, self.step, self.saved)
+        if self.back is not None:
+            recovery.limit_roll_backs(recorded, self.step, self.back)
+            place = self.back.position
+            self.state = dataclasses.replace(self.state, streak=jnp.zeros_like(self.state.streak))
+        return self.opened.source(place)
+
+    def _record_start(self, writer: metrics.Writer, starts: int, spent: goodput.Goodput) -> None:
+        for event in self.aside:
+            writer.event(self.step, event)
+        if self.back is not None:
+            event = {"rolled_back": str(self.back), "from_step": self.back.step, "position": self.back.position}
+            writer.event(self.step, event)
+        writer.event(self.step, {"start": starts, "wall": spent.wall()})
+
+    def _describe(self, parts: Parts) -> None:
+        """The head of the log, and the facts of the report."""
+        run = self.opened
+        words = f"{mfu.MFU_CONVENTION} Here: {self.peak_words}"
+        facts = summary.facts(self.state.model, self.flops, run.mesh, run.prepared, words)
+        facts["no_bits_per_byte"] = held_out.no_bits_per_byte(run.prepared, run.corruption)
+        if self.first:
+            summary.update(self.workdir, facts)
+        trains = weights.trained(self.state.model)
+        print("\n".join([summary.headline(facts), *checks.notes(run.config, run.model, trains)]))
+
+    def _evaluate_first(self, parts: Parts) -> None:
+        """Before step 1, if there is something to compare with later, or a metric that only an evaluation shows."""
+        config = self.opened.config
+        named = parts.stopping.metric != "validation/loss"
+        if (config.init_from or named) and config.eval_every:
+            with parts.phases("evaluate"):
+                before = parts.evaluate(self.state)
+            value_of(parts.stopping.metric, before)
+            parts.writer.write(0, before)
+            parts.progress.message(lines.evaluation(0, before))
+
+    def _finish(self, parts: Parts) -> bool:
+        """The report and the last lines of the log."""
+        config, stopping = self.opened.config, self.stopping
+        wall = parts.goodput.wall()
+        done = {"goodput": goodput.share(wall), "wall": wall, "tokens": self.step * self.tokens}
+        done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
+        if self.first:
+            summary.update(self.workdir, done)
+            if config.init_from:
+                recorded = metrics.read(self.workdir / "metrics.jsonl")
+                print(held_out.before_and_after(recorded, stopping.step), end="")
+            print(f"{goodput.line(wall)}\nreport: {run_report.write_report(self.workdir)}")
+        if stopping.ended:
+            print(done["ended"])
+        elif self.step < config.steps:
+            print(f"stopped after step {self.step}, saved. To continue:\n  {_command()}")
+        return stopping.ended or self.step >= config.steps
+
+
+def _close(checkpoints: Checkpoints, kind, *_) -> None:
+    """Waits for a save that is under way, but not where a second Ctrl-C ends the run."""
+    if kind is not KeyboardInterrupt:
+        checkpoints.close()
+
+
+def _say_done(workdir: Path, step: int, stopping) -> None:
+    why, how = f"{step} steps", "start a new run with more config.steps"
+    if stopping.ended:
+        why, how = stopping.why(), "raise config.early_stopping.patience"
+    print(f"{workdir} is done: {why}. To train longer, {how}.")
+    curve, page = workdir / "metrics.jsonl", workdir / "report.html"
+    behind = curve.exists() and (not page.exists() or page.stat().st_mtime < curve.stat().st_mtime)
+    if behind and jax.process_index() == 0:  # it was killed before its report was written
+        print(f"report: {run_report.write_report(workdir)}")
+
+
+def _command() -> str:
+    """The command that starts this process again."""
+    return shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
