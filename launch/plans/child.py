@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data.batch import DTYPES, ENCODER_DTYPES
+from data.batch import ENCODER_DTYPES, DataError, dtypes
+from data.examples import kinds
 from launch.program.checking import ConfigError, checking
 from launch.run import build, workdirs
 from model import architectures, axes, count, weights
@@ -65,11 +65,12 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
 def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch without values (data/batch.py); both sides of an encoder-decoder are config.data.seq_len long."""
-    dtypes = DTYPES | (ENCODER_DTYPES if model.architecture == "encoder_decoder" else {})
-    if config.objective.name == "labels" and config.data.labels.kind == "number":
-        dtypes |= {"targets": np.float32}
+    data, encoder = config.data.to_dict(), model.architecture == "encoder_decoder"
+    if not kinds.sources(data):
+        data["path"] = "data"  # a plan reads none, and where it lies need not be known yet: data.format says what it is
+    found = dtypes(kinds.batch_channels(data, encoder)) | (ENCODER_DTYPES if encoder else {})
     shape, sharding = (config.batch_size, config.data.seq_len), axes.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in found.items()}
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
     target = targets.parse(job["target"], job["slices"])
     try:
         result = found(ConfigDict(job["config"]), target, job["mesh"])
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         result = {"mistake": str(error)}
     except RuntimeError as error:
         if "cuDNN" not in str(error):
