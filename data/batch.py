@@ -51,7 +51,7 @@ DTYPES = {
 }
 ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
 
-# Bits of the channel of marks.
+# Bits of the channel of marks; 16, 32, 64 and 128 are free for what kinds of examples declare.
 TRAINED = 1  # the loss counts what is said at the token
 CONTENT = 2  # what a user or a source says, or words to be labelled: not the text of a template, no special token
 ENCODER_CONTENT = 4  # the same of the encoder's token at this place
@@ -73,6 +73,7 @@ ENCODER = (Channel("encoder_tokens"), Channel("encoder_segment_ids"))
 TOKEN_TYPES = Channel("token_types", mark=SECOND)
 GROUPS = (Channel("group_ids"), Channel("ranks"))
 BASE = (*TEXT, MARKS, *ENCODER)
+_DERIVED = {"positions", "weights", "encoder_positions", MARKS.name}
 _MARKS = len(TEXT)  # where the marks stand in rows
 
 
@@ -81,7 +82,16 @@ class DataError(Exception):
 
 
 def example_channels(own: Iterable[Channel], encoder: bool) -> tuple[Channel, ...]:
-    """All channels of rows of examples; one of its `own` that is called like a channel of text stands in its place."""
+    """All channels of rows of examples; one of its `own` that is called like a channel of text stands in its place.
+
+    Raises:
+      ValueError: one is called like what follows from the others.
+    """
+    own = tuple(own)
+    if derived := _DERIVED & {channel.name for channel in own}:
+        raise ValueError(
+            f"{', '.join(sorted(derived))} follow from other channels, and can't be declared: rename them."
+        )
     base = (*TEXT, MARKS, *(ENCODER if encoder else ()))
     return tuple({channel.name: channel for channel in (*base, *own)}.values())
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import copies
-from data.batch import DataError, united
+from data.batch import DataError
 from data.clean.splits import RULES
 from data.examples import kinds
 from data.rows import augment, corrupt
@@ -41,7 +41,7 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     config["sources"] = kinds.sources(config)
     config |= kinds.checked(config)
     _check_sources(config["sources"])
-    united({spec: kinds.channels(kinds.kind_of(spec), config, encoder) for spec, _ in config["sources"]})
+    kinds.batch_channels(given, encoder)  # complains about sources that can't be in one batch
     for key in ("seq_len", "max_bad_lines"):
         if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
             raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")

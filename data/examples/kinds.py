@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.batch import TEXT as TEXT_CHANNELS
-from data.batch import Channel, DataError, example_channels
+from data.batch import Channel, DataError, example_channels, united
 from data.examples import chat_examples, labels, pairs
 from data.examples.example import Kind
 from data.read.records import RecordSource
@@ -37,6 +37,16 @@ def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Cha
     if kind == TEXT:
         return TEXT_CHANNELS
     return example_channels(KINDS[kind].channels(settings[kind]), encoder)
+
+
+def batch_channels(data_config: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
+    """Those of the batches that the config's block `data` gives, where no text is corrupted.
+
+    Raises:
+      DataError: two of its sources can't be in one batch.
+    """
+    settings = checked(data_config)
+    return united({spec: channels(kind_of(spec), settings, encoder) for spec, _ in sources(data_config)})
 
 
 def check_encoder(kind: str, encoder: bool) -> None:

@@ -206,10 +206,12 @@ def _level(sizes: Sequence[int], room: int) -> int:
 
 
 def widened(rows: np.ndarray, own: Sequence[Channel], channels: Sequence[Channel]) -> np.ndarray:
-    """Rows [B, C, T] of a source's `own` channels as rows of these `channels`, int32.
+    """Rows [B, C, T] of a source's `own` channels as rows of these `channels`.
 
     What the source does not bring is 0 there; but all text that is no padding is marked as trained. So no encoder reads
     anything in a row of text; for one, text is corrupted (data/rows/corrupt.py)."""
+    if own == channels:
+        return rows
     place = {channel.name: i for i, channel in enumerate(stored(channels))}
     wide_rows = np.zeros((len(rows), len(place), rows.shape[2]), np.int32)
     wide_rows[:, [place[channel.name] for channel in stored(own)]] = rows

@@ -19,8 +19,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data import batch as batches
-from data.batch import united
+from data.batch import ENCODER_DTYPES, DataError, dtypes
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
 from launch.run import build, checks, models, objectives
@@ -66,12 +65,12 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
 def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch without values (data/batch.py); both sides of an encoder-decoder are config.data.seq_len long."""
-    encoder, settings = model.architecture == "encoder_decoder", kinds.checked(config.data)
-    specs = [spec for spec, _ in kinds.sources(config.data)]
-    channels = united({spec: kinds.channels(kinds.kind_of(spec), settings, encoder) for spec in specs})
-    dtypes = batches.dtypes(channels) | (batches.ENCODER_DTYPES if encoder else {})
+    data, encoder = config.data.to_dict(), model.architecture == "encoder_decoder"
+    if not kinds.sources(data):
+        data["path"] = "data"  # a plan reads none, and where it lies need not be known yet: data.format says what it is
+    found = dtypes(kinds.batch_channels(data, encoder)) | (ENCODER_DTYPES if encoder else {})
     shape, sharding = (config.batch_size, config.data.seq_len), axes.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in found.items()}
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     target = targets.parse(job["target"], job["slices"])
     try:
         result = found(ConfigDict(job["config"]), target, job["mesh"])
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         result = {"mistake": str(error)}
     except RuntimeError as error:
         if "cuDNN" not in str(error):

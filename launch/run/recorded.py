@@ -71,7 +71,7 @@ def current(given: dict, where: str) -> dict:
     """Fields that were recorded in `where`, by any version up to this one, as `read` gives them."""
     fields = dict(given)
     version = fields.pop("version", 0)
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or version > VERSION:
         raise ConfigError(
             f"{where} is of version {version!r}, and this code reads versions up to {VERSION}: use the code that wrote "
             "it, or a later one"

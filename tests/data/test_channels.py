@@ -229,6 +229,21 @@ def test_sources_of_one_mixture_agree_on_their_channels():
         united({"a": TEXT, "b": numbers})
 
 
+def test_a_mixture_of_kinds_that_do_not_agree_is_refused_before_the_work(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1.5}\n' * 20)
+    sources, said = (("stdlib", 1.0), (f"labels:{tmp_path}/a.jsonl", 1.0)), []
+    config = settings(tokenizer={"kind": "byte"}, labels={"kind": "number"}) | {"sources": sources}
+    with pytest.raises(DataError, match=r"stdlib and labels:.* their targets are int32 and float32"):
+        prepare(config, tmp_path / "out", said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("name", ["weights", "positions", "marks"])
+def test_what_follows_from_other_channels_can_not_be_declared(name):
+    with pytest.raises(ValueError, match=f"{name} follow from other channels"):
+        example_channels([Channel(name, "float32")], encoder=False)
+
+
 def test_other_channels_make_other_rows(tmp_path, settings, monkeypatch):
     (tmp_path / "preferred.jsonl").write_text("\n".join(map(json.dumps, records())))
     config = settings(f"preferences:{tmp_path}/preferred.jsonl", seq_len=SEQ_LEN, tokenizer={"kind": "byte"})

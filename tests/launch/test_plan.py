@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from configs import pretrain_decoder
-from launch.plans import candidates
+from configs import classify, pretrain_decoder
+from data.batch import DTYPES
+from launch.plans import candidates, child
 from launch.program.checking import ConfigError
-from model import count
+from model import axes, count
 from model.config import ModelConfig
 from train.planning import page, targets
 from train.planning.targets import GIB
@@ -60,6 +63,22 @@ def test_a_plan_for_cpu_devices(config):
     assert found["attention"] == []
     text = page.page(found, target, "tiny", "full")
     assert "  mesh          fsdp=4\n" in text and "MFU" not in text  # a CPU has no published peak
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, {}),
+        ({"kind": "number"}, {"targets": np.float32}),
+        ({"pair": "other"}, {"token_types": np.int32}),
+    ],
+)
+def test_a_batch_is_planned_as_its_data_would_give_it(changes, more):
+    config = classify.get_config()
+    config.data.labels.update(changes)
+    planned = child.batch(config, SimpleNamespace(architecture="decoder"), axes.make_mesh())
+    assert {name: array.dtype for name, array in planned.items()} == DTYPES | more
+    assert {array.shape for array in planned.values()} == {(config.batch_size, config.data.seq_len)}
 
 
 def test_a_batch_that_the_mesh_cannot_share(config):
