@@ -21,7 +21,7 @@ from absl import flags
 
 from launch.answers import grading, held_out, prompts
 from launch.program.checking import checking
-from launch.run import build, companions, early_stopping, objectives, restore
+from launch.run import build, companions, early_stopping, models, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
@@ -80,7 +80,7 @@ def main() -> None:
             known = model.inputs.tokens.rows
             with checking("--prompt, --max_new_tokens"):
                 check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
-        objective, corruption = objectives.make(config, prepared.labels), build.corruption(config, prepared)
+        objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
         beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from data.batch import ENCODER_DTYPES, DataError, dtypes
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, checks, models, objectives
+from launch.run import build, checks, models
 from model import architectures, axes, count, weights
 from model.compress.quantize import quantize
 from train import state
@@ -49,7 +49,7 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
     with axes.use_mesh(mesh):
         abstract = state.abstract(make, tx)
-        step, _ = build.steps(config, tx, objectives.make(config))
+        step, _ = build.steps(config, tx, models.objective(config))
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
     trains = weights.trained(abstract.model)
     tokens = config.batch_size * config.data.seq_len

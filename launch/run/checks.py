@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, companions, models, objectives, ranges
+from launch.run import build, companions, models, ranges
 from model import architectures, axes, weights
 from model.compress.quantize import quantize
 from model.config import ModelConfig
@@ -28,7 +28,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     if mesh is not None:
         with checking("config.mesh"):
             model.check_mesh(dict(mesh.shape))
-    objective = objectives.make(config)
+    objective = models.objective(config)
     try:
         objective.check(model, config.data)
     except ValueError as error:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError, checking
-from launch.run import models, objectives, restore, workdirs
+from launch.run import models, restore, workdirs
 from launch.run.defaults import flat
 from launch.run.early_stopping import find_step
 from launch.run.workdirs import Workdir
@@ -63,7 +63,7 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
         source = workdir.base  # is still needed, and must be there
     taken = _recorded(workdir, config) if begun else _found(source, config)
     fields = dict(taken.model)
-    if objectives.make(config).head(config.data):  # it is of the data; `create` takes the source's over where it fits
+    if models.objective(config).head(config.data):  # it is of the data; `create` takes the source's over where it fits
         fields |= {name: config.model.get(name, default) for name, default in (("head", ""), ("num_labels", 0))}
         chosen = [name for name in chosen if name not in ("model.head", "model.num_labels")]
     fields = {name: value for name, value in fields.items() if name not in RUNNING}

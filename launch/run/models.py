@@ -1,18 +1,20 @@
-"""From a config to the architecture of its model, and to what of it trains."""
+"""From a config to the architecture of its model, to what of it trains, and to what it learns."""
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from data.tokens.tokenizer import Tokenizer
 from launch.program.checking import ConfigError, checking
-from launch.run import objectives
 from model import count, patterns
 from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
 from model.config import ModelConfig
+from train.objectives import table
+from train.objectives.objective import Objective
 
 
 def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 0) -> ModelConfig:
@@ -51,7 +53,7 @@ def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_lab
             "it, set it to 0 (the tokenizer's), or make the tokenizer smaller (config.data.tokenizer.vocab_size)"
         )
     if fields.get("head") == "":
-        found["head"] = objectives.make(config).head(config.data)
+        found["head"] = objective(config).head(config.data)
     if fields.get("num_labels") == 0:
         found["num_labels"] = num_labels
     elif num_labels and fields.get("num_labels", num_labels) != num_labels:
@@ -60,6 +62,19 @@ def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_lab
             "many as there are)"
         )
     return found
+
+
+def objective(config: ConfigDict, labels: Mapping | None = None) -> Objective:
+    """The block `objective` of a config as an object.
+
+    Args:
+      labels: what is known of those that are learnt (Prepared.labels).
+
+    Raises:
+      ConfigError: an unknown objective, an unknown field, or a value that is not possible.
+    """
+    with checking("config.objective"):
+        return table.make(config.objective).about(labels)
 
 
 def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:

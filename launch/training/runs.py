@@ -23,7 +23,6 @@ from launch.run import (
     early_stopping,
     init_from,
     models,
-    objectives,
     places,
     ranges,
 )
@@ -119,5 +118,5 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     distributed.agree("config", stage.digest(config.to_json()))
     distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
     corruption = build.corruption(config, prepared)
-    objective = objectives.make(config, prepared.labels)
+    objective = models.objective(config, prepared.labels)
     return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption, objective)

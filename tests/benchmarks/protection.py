@@ -25,7 +25,7 @@ import optax
 
 from configs import benchmark
 from data.batch import DTYPES
-from launch.run import build, models, objectives
+from launch.run import build, models
 from launch.training import recovery
 from model import architectures, axes
 from model.weights import replaced, trained
@@ -92,7 +92,7 @@ class Runner:
         self.config, self.step, self.protected = config, 0, protected
         tx = build.optimizer(config, model)
         step, _ = build.steps(config, tx)
-        step = step if protected else unguarded(objectives.make(config), tx)
+        step = step if protected else unguarded(models.objective(config), tx)
         self.state = state.create(lambda rngs: architectures.make(model, rngs), tx, 0)
         self.phases = Phases() if protected else NoPhases()
         checkpoints = Checkpoints(workdir)

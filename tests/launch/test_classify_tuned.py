@@ -9,7 +9,7 @@ from configs import pretrain_decoder
 from configs.searches import lora as search_lora
 from launch.answers.classifier import Classifier
 from launch.program.checking import ConfigError
-from launch.run import objectives, restore
+from launch.run import models, restore
 from launch.run.workdirs import Workdir
 from launch.sweeps import search
 from launch.train import train
@@ -99,6 +99,6 @@ def test_mistakes_between_kinds_of_runs(news, tiny, language_model, tmp_path):
         train(tiny, tmp_path / "run")
     tiny.objective.name = "labels"
     with pytest.raises(ConfigError, match=r"z_loss is no field of objective 'labels', which has label_smoothing, "):
-        objectives.make(tiny)
+        models.objective(tiny)
     with pytest.raises(ConfigError, match=r"gives no labels; train with --config=configs/classify\.py"):
         Classifier(Workdir(language_model))
