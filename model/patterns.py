@@ -9,6 +9,7 @@ pattern sees a name for each layer of an array, with the layer's number from the
 where to part them (ModelConfig.cuts), and `restacked` moves parameters from one such model to another.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,25 @@ def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -
         raise ValueError(f'no pattern of {of} matches parameter {alias}; end the list with (".*", ...)')
 
     return {name: [value(alias) for alias in aliases(config, name)] for name in names}
+
+
+def check_used(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> None:
+    """Refuses a rule that no parameter's name matches: a mistyped rule would silently change nothing.
+
+    Args:
+      names: of all parameters, those that do not train too.
+
+    Raises:
+      ValueError: a pattern is found nowhere; lists names that there are.
+    """
+    found = sorted({alias for name in names for alias in aliases(config, name)})
+    for pattern, _ in rules:
+        if not any(re.search(pattern, alias) for alias in found):
+            near = difflib.get_close_matches(pattern, found, 3, cutoff=0.3) or found[:3]
+            raise ValueError(
+                f"the pattern {pattern!r} of {of} is found in no parameter's name, so it would change nothing; mend it "
+                f"or take it out. Names are like {', '.join(near)}"
+            )
 
 
 def by_array(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> dict[str, Any]:

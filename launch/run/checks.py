@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
 from launch.run import build, companions, models, ranges
-from model import architectures, axes, weights
+from model import architectures, axes, count, patterns, weights
 from model.compress.quantize import quantize
 from model.config import ModelConfig
 from model.interop import peft, registry
@@ -19,8 +19,13 @@ from model.interop.files.tensorfile import CheckpointFolderError
 from train.optimizer import UNREAD, fetched
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
-    """Everything that can be known before data are prepared and programs compiled; None for a mesh that is not here."""
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | None, new: bool = True) -> None:
+    """Everything that can be known before data are prepared and programs compiled.
+
+    Args:
+      mesh: None for one that is not here.
+      new: the run has not begun. One that has begun may go on with patterns that match nothing.
+    """
     ranges.check(config)
     if mesh is not None:
         check_batch(config, mesh)
@@ -34,10 +39,10 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     companions.check(objective, config)
-    _check_training(config, model)
+    _check_training(config, model, new)
 
 
-def _check_training(config: ConfigDict, model: ModelConfig) -> None:
+def _check_training(config: ConfigDict, model: ModelConfig, new: bool) -> None:
     """What trains, and by which patterns, on shapes alone."""
     tuning, tx = models.tuning(config), build.optimizer(config, model)
 
@@ -49,6 +54,13 @@ def _check_training(config: ConfigDict, model: ModelConfig) -> None:
         params = jax.eval_shape(make, jax.random.key(0))
     with checking("config.optimizer"):
         jax.eval_shape(lambda params: tx.update(params, fetched(tx.init(params)), params), params)
+    if new:
+        names = {*count.names(model), *params}
+        lists = {"train_only": tuning.train_only, "optimizer.decay": config.optimizer.decay}
+        lists |= {"optimizer.rates": config.optimizer.rates, "adapt.targets": config.adapt.get("targets", ())}
+        with checking("config"):
+            for of, rules in lists.items():
+                patterns.check_used(model, names, rules, of)
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

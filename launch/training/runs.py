@@ -25,6 +25,7 @@ from launch.run import (
     models,
     places,
     ranges,
+    workdirs,
 )
 from launch.run.workdirs import Workdir
 from launch.training import recovery
@@ -96,7 +97,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     ranges.check(config)  # and again in checks.check, once the model is known
     config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
-    checks.check(config, mesh)
+    checks.check(config, mesh, new=not workdirs.begun(workdir.path))
     early_stopping.make(config)
     grading.settings(config)
     held_out.check(config)

@@ -238,6 +238,8 @@ def test_refuses(base, data_dir, examples, tmp_path):
         ),
         ("sft", {"train_only": (("norm", True),)}, "config: no pattern of train_only matches"),
         ("sft", {"optimizer.rates": (("norm", 0.5),)}, "config.optimizer: no pattern of optimizer.rates matches"),
+        ("sft", {"optimizer.rates": (("layer/9/", 0.5), (".*", 1.0))}, "the pattern 'layer/9/' of optimizer.rates is "),
+        ("lora", {"adapt.targets": (("atention", True), (".*", True))}, "the pattern 'atention' of adapt.targets is "),
         ("sft", {"optimizer.decay": ("norm", True)}, "config.optimizer: optimizer.decay must be pairs of"),
     ):
         with pytest.raises(ConfigError, match=words):

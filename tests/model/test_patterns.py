@@ -6,7 +6,7 @@ import re
 import pytest
 
 from model import count
-from model.patterns import aliases, by_array, by_layer, checked, cuts
+from model.patterns import aliases, by_array, by_layer, check_used, checked, cuts
 from tests.model import tiny
 
 LLAMA = dataclasses.replace(tiny.LLAMA, num_layers=5)
@@ -102,3 +102,13 @@ def test_refuses_what_is_no_list_of_rules(given, kind):
     with pytest.raises(ValueError, match=re.escape(f"rates must be pairs of a regular expression and {form}, not ")):
         checked(given, "rates", kind)
     assert checked([["norm", 0.5], [".*", 1]], "rates", float) == (("norm", 0.5), (".*", 1))
+
+
+def test_a_rule_that_matches_nothing_is_refused():
+    names = count.names(LLAMA)
+    check_used(LLAMA, names, (("norm|bias", False), ("layer/.*/-1/", True), (".*", True)), "optimizer.decay")
+    said = r"the pattern 'policy/stack/' of optimizer\.rates is found in no parameter's name"
+    with pytest.raises(ValueError, match=said):
+        check_used(LLAMA, names, (("policy/stack/", 0.5), (".*", 1.0)), "optimizer.rates")
+    with pytest.raises(ValueError, match=r"'layer/5/'.*Names are like stack/layer/"):
+        check_used(LLAMA, names, (("layer/5/", False), (".*", True)), "train_only")
