@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.experts.router import RouterStats
 from model.layers import HIDDEN, RESIDUAL, Embedding, Linear, Norm, dropout, noisy
 from model.output import Output, Unembedding
+from model.roles import Role
 from model.transformer import Stack, concatenated
 
 
@@ -49,8 +50,8 @@ class Inputs(nnx.Module):
         # Where the table is narrow, ALBERT's positions are as narrow as it and OPT's are added behind the projection.
         self.positions_first = config.embedding_norm
         width = e if self.positions_first else config.embed_dim
-        self.positions = Embedding(config, rngs, rows, "positions", width) if config.position == "learned" else None
-        self.types = Embedding(config, rngs, config.token_types, "positions", e) if config.token_types else None
+        self.positions = Embedding(config, rngs, rows, Role.POSITION, width) if config.position == "learned" else None
+        self.types = Embedding(config, rngs, config.token_types, Role.POSITION, e) if config.token_types else None
         self.norm = Norm(config, rngs, e) if config.embedding_norm else None
         narrow = e != config.embed_dim
         self.project = Linear(config, rngs, e, config.embed_dim, bias=config.embedding_norm) if narrow else None

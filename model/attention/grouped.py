@@ -16,6 +16,7 @@ from model.attention.masks import Mask
 from model.attention.positions import Rotation, rotate
 from model.config import ModelConfig
 from model.layers import RESIDUAL, Norm, add_bias, residual_init
+from model.roles import Role
 from model.weights import einsum, param
 
 QUERIES = ("batch", "length", "kv_heads", "group", "head_dim")
@@ -64,12 +65,13 @@ class Attention(nnx.Module):
             implementation=config.attention,
             context=config.context,
         )
-        matrix = functools.partial(param, dtype=dtype, inputs=("embed",))
+        matrix = functools.partial(param, dtype=dtype, role=Role.MATRIX, inputs=("embed",))
         self.query = matrix(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init)
         self.key = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
         self.value = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
         self.out = matrix(rngs, (k, g, h, d), (*QUERIES[2:], "embed"), residual_init(config), inputs=QUERIES[2:])
-        bias = lambda wanted, shape, names: param(rngs, shape, names, zeros, dtype) if wanted else None
+        plain = functools.partial(param, init=zeros, dtype=dtype, role=Role.BIAS)
+        bias = lambda wanted, shape, names: plain(rngs, shape, names) if wanted else None
         self.query_bias = bias(config.qkv_bias, (k, g, h), QUERIES[2:])
         self.key_bias = bias(config.qkv_bias, (k, h), KEYS[2:])
         self.value_bias = bias(config.qkv_bias, (k, h), KEYS[2:])

@@ -26,6 +26,7 @@ from model.attention.positions import Rotation, rotate
 from model.config import ModelConfig
 from model.layers import HIDDEN, RESIDUAL, Norm, residual_init
 from model.parts import Latent
+from model.roles import Role
 from model.weights import einsum, param
 
 # Of the norms of latents, whatever the config's is (DeepSeek's released code).
@@ -57,7 +58,9 @@ class LatentAttention(nnx.Module):
             context=config.context,
         )
         norm = lambda dim: Norm(dataclasses.replace(config, norm_epsilon=_EPSILON), rngs, dim)
-        matrix = lambda shape, names, inputs, init=init: param(rngs, shape, names, init, dtype, inputs=inputs)
+        matrix = lambda shape, names, inputs, init=init: param(
+            rngs, shape, names, init, dtype, role=Role.MATRIX, inputs=inputs
+        )
         heads = QUERIES[2:]
         self.query = None if q else matrix((d, k, 1, h), ("embed", *heads), ("embed",))
         self.query_down = matrix((d, q), ("embed", "features"), ("embed",)) if q else None
