@@ -16,8 +16,8 @@ from flax import nnx
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, RESIDUAL, activate, add_bias
 from model.roles import Role
-from model.pipeline import spread
-from model.transformer import Block
+from model.stack.pipeline import spread
+from model.stack.transformer import Block
 from model.weights import einsum, param
 
 _INIT_STD = 0.02

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.attention.attend import Rule, attend
+from model.attention.attend import Rule, attend, probabilities
 from model.attention.masks import Mask
 from model.attention.positions import Rotation, rotate
 from model.config import ModelConfig
@@ -39,6 +39,8 @@ class Context(NamedTuple):
     turns: dict[str, Rotation | None]  # by kind of attention
     bias: jax.Array | None = None  # added to all layers' scores, [B, K, G, T, S] in float32
     memory: Memory | None = None
+    # Of a stack, what is wanted of its layers (taps.Tap); of a layer, its record, whose places it fills. None: nothing.
+    tap: object = None
 
 
 class Attention(nnx.Module):
@@ -96,6 +98,9 @@ class Attention(nnx.Module):
             k_BSKH, v_BSKH = self.keys(x_BTD, turn)
             if cache is not None:
                 cache, k_BSKH, v_BSKH = cache.extend(layer, k_BSKH, v_BSKH)
+        own = "cross" if self.cross else "attention"
+        if context.tap and own in context.tap:
+            context.tap[own] = probabilities(q_BTKGH, k_BSKH, mask, self.rule, bias)
         aligned = cache is None and not self.cross
         y_BTKGH = attend(q_BTKGH, k_BSKH, v_BSKH, mask, self.rule, aligned=aligned, bias=bias)
         return add_bias(einsum("BTKGH,KGHD->BTD", y_BTKGH, self.out, RESIDUAL), self.out_bias), cache

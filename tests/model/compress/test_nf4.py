@@ -71,6 +71,8 @@ def test_blocks_are_as_large_as_divides_the_inputs(inputs, block):
 
 
 def test_too_odd_a_number_of_inputs():
-    weight = nnx.Param(jnp.ones((24, 8)), out_sharding=("embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    weight = nnx.Param(
+        jnp.ones((24, 8)), out_sharding=("embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
+    )
     with pytest.raises(ValueError, match="24 inputs; for nf4 they must be a multiple of 16"):
         NF4(weight, double=True)
