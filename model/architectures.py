@@ -18,9 +18,11 @@ from model.attention.grouped import Context, Memory
 from model.attention.positions import rotation
 from model.config import ModelConfig
 from model.experts.router import RouterStats
-from model.layers import HIDDEN, RESIDUAL, Embedding, Linear, Norm, dropout, noisy
+from model.inputs import Inputs
+from model.layers import HIDDEN, Linear, Norm
 from model.output import Output, Unembedding
-from model.transformer import Stack, concatenated
+from model.stack.taps import KINDS, Tap, Tapped
+from model.stack.transformer import Stack, concatenated
 
 
 class Source(NamedTuple):
@@ -35,45 +37,6 @@ class Hidden(NamedTuple):
     x_BTD: jax.Array  # the hidden states after the last norm, in the compute dtype
     cache: object = None  # of cached decoding (decode/cache.py)
     router: RouterStats | None = None  # of sparse layers, their number leading
-
-
-class Inputs(nnx.Module):
-    """Token ids -> the residual stream: the table, positions and token types, norm, projection, dropout."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        e = config.table_dim
-        self.scale, self.offset, self.dropout = config.embedding_scale, config.position_offset, config.dropout
-        self.noise = config.embedding_noise
-        self.tokens = Embedding(config, rngs, config.vocab_size, dim=e)
-        rows = config.max_length + config.position_offset
-        # Where the table is narrow, ALBERT's positions are as narrow as it and OPT's are added behind the projection.
-        self.positions_first = config.embedding_norm
-        width = e if self.positions_first else config.embed_dim
-        self.positions = Embedding(config, rngs, rows, "positions", width) if config.position == "learned" else None
-        self.types = Embedding(config, rngs, config.token_types, "positions", e) if config.token_types else None
-        self.norm = Norm(config, rngs, e) if config.embedding_norm else None
-        narrow = e != config.embed_dim
-        self.project = Linear(config, rngs, e, config.embed_dim, bias=config.embedding_norm) if narrow else None
-
-    def __call__(self, tokens_BT, positions_BT, types_BT=None, key=None):
-        x_BTD = self.tokens(tokens_BT)
-        if self.noise and key is not None:
-            x_BTD = noisy(x_BTD, self.noise, jax.random.fold_in(key, 1))
-        if self.scale != 1:
-            x_BTD = x_BTD * jnp.asarray(self.scale, x_BTD.dtype)
-        if self.types is not None:
-            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
-            x_BTD = x_BTD + self.types(jnp.minimum(types_BT, self.types.rows - 1))
-        places = lambda: self.positions(positions_BT + self.offset)
-        if self.positions is not None and self.positions_first:
-            x_BTD = x_BTD + places()
-        if self.norm is not None:
-            x_BTD = self.norm(x_BTD)
-        if self.project is not None:
-            x_BTD = axes.place(self.project(x_BTD), *RESIDUAL)
-        if self.positions is not None and not self.positions_first:
-            x_BTD = x_BTD + places()
-        return dropout(x_BTD, self.dropout, key)
 
 
 class Decoder(nnx.Module):
@@ -95,7 +58,16 @@ class Decoder(nnx.Module):
         self.classifier = Linear(config, rngs, width, config.num_labels, bias=bias) if labels else None
 
     def __call__(
-        self, tokens_BT, segments_BT=None, positions_BT=None, *, types_BT=None, key=None, mask=None, cache=None
+        self,
+        tokens_BT,
+        segments_BT=None,
+        positions_BT=None,
+        *,
+        types_BT=None,
+        key=None,
+        mask=None,
+        cache=None,
+        tap: Tap | None = None,
     ):
         """Hidden states of each token.
 
@@ -107,11 +79,30 @@ class Decoder(nnx.Module):
             (RoBERTa), or none, takes no notice of them.
           key: random key for dropout; None (evaluation): no dropout.
           mask, cache: of cached decoding (decode/generate.py).
+          tap: of `tapped`.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT, keys[0], mask)
-        x_BTD, *rest = self.stack(x_BTD, context, keys[1], cache)
-        return Hidden(_normed(self.norm, x_BTD), *rest)
+        x_BTD, *rest = self.stack(x_BTD, context._replace(tap=tap), keys[1], cache)
+        return Hidden(_normed(self.norm, x_BTD, tap), *rest)
+
+    def tapped(
+        self, tokens_BT, segments_BT=None, positions_BT=None, *, hidden=(), attention=(), **others
+    ) -> tuple[Hidden, Tapped]:
+        """What a call returns, and what happened inside, of chosen layers.
+
+        Args:
+          hidden: numbers of states of the residual stream: 0 enters the first layer, n leaves the n-th one, the last
+            one after the last norm (transformers' hidden_states); negative ones count from the back.
+          attention: numbers of layers, from 0 or from the back: their attention probabilities.
+          The others are those of a call.
+
+        Raises:
+          ValueError: a number that there is not, a mesh with stages, or a cache.
+        """
+        tap = Tap(self.stack.depth, hidden=hidden, attention=attention)
+        found = self(tokens_BT, segments_BT, positions_BT, tap=tap, **others)
+        return found, Tapped(tap.result("hidden"), tap.result("attention"))
 
     def _enter(self, tokens_BT, segments_BT, positions_BT, types_BT=None, key=None, mask=None):
         if (segments_BT is None) != (positions_BT is None):
@@ -134,11 +125,6 @@ class Decoder(nnx.Module):
     def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
         """Scores of every token, [B, T, V] in float32; arguments as those of a call."""
         return self.output(self(tokens_BT, segments_BT, positions_BT, **others).x_BTD).logits()
-
-    def states(self, tokens_BT, segments_BT=None, positions_BT=None, types_BT=None) -> list[jax.Array]:
-        """The residual stream before the first layer and after each, [B, T, D]; the last one after the last norm."""
-        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT)
-        return _states(self.stack, self.norm, x_BTD, context)
 
 
 class Encoder(Decoder):
@@ -186,6 +172,8 @@ class EncoderDecoder(Decoder):
         key=None,
         mask=None,
         cache=None,
+        tap: Tap | None = None,
+        encoder_tap: Tap | None = None,
     ):
         """Hidden states of the decoder's tokens.
 
@@ -197,41 +185,55 @@ class EncoderDecoder(Decoder):
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         encoded = None
         if memory is None:
-            memory, encoded = self.encode(source, keys[2:])
+            memory, encoded = self.encode(source, keys[2:], encoder_tap)
         x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, key=keys[0], mask=mask)
-        x_BTD, cache, router = self.stack(x_BTD, context._replace(memory=memory), keys[1], cache)
+        x_BTD, cache, router = self.stack(x_BTD, context._replace(memory=memory, tap=tap), keys[1], cache)
         routers = [part for part in (encoded, router) if part is not None]
-        return Hidden(_normed(self.norm, x_BTD), cache, concatenated(routers))
+        return Hidden(_normed(self.norm, x_BTD, tap), cache, concatenated(routers))
 
-    def encode(self, source: Source, keys=(None, None)) -> tuple[Memory, RouterStats | None]:
+    def tapped(
+        self,
+        tokens_BT,
+        segments_BT=None,
+        positions_BT=None,
+        *,
+        source: Source,
+        hidden=(),
+        attention=(),
+        cross=(),
+        encoder_hidden=(),
+        encoder_attention=(),
+        **others,
+    ) -> tuple[Hidden, Tapped]:
+        """As in Decoder.
+
+        Args:
+          cross: layers of the decoder: their attention to the source.
+          encoder_hidden, encoder_attention: of the encoder what `hidden` and `attention` are of the decoder.
+        """
+        tap = Tap(self.stack.depth, hidden=hidden, attention=attention, cross=cross)
+        encoder = Tap(self.encoder.depth, hidden=encoder_hidden, attention=encoder_attention)
+        taps = dict(tap=tap, encoder_tap=encoder)
+        found = self(tokens_BT, segments_BT, positions_BT, source=source, **taps, **others)
+        of_encoder = (encoder.result(kind) for kind in ("hidden", "attention"))
+        return found, Tapped(*map(tap.result, KINDS), *of_encoder)
+
+    def encode(self, source: Source, keys=(None, None), tap: Tap | None = None) -> tuple[Memory, RouterStats | None]:
         x_BSD, context = self._enter(*source, key=keys[0])
-        x_BSD, _, router = self.encoder(x_BSD, context, keys[1])
-        return Memory(_normed(self.encoder_norm, x_BSD), *source[1:]), router
+        x_BSD, _, router = self.encoder(x_BSD, context._replace(tap=tap), keys[1])
+        return Memory(_normed(self.encoder_norm, x_BSD, tap), *source[1:]), router
 
     def remember(self, source: Source) -> Memory:
         """What cached decoding reads: the memory with the keys and values that each layer makes of it."""
         memory, _ = self.encode(source)
         return memory._replace(keys=tuple(layer.cross.keys(memory.x_BSD, None) for layer in self.stack.layers()))
 
-    def states(self, tokens_BT, segments_BT=None, positions_BT=None, *, source: Source) -> list[jax.Array]:
-        """The decoder's residual stream, as in Decoder."""
-        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT)
-        return _states(self.stack, self.norm, x_BTD, context._replace(memory=self.encode(source)[0]))
 
-    def encoder_states(self, source: Source) -> list[jax.Array]:
-        """The encoder's."""
-        return _states(self.encoder, self.encoder_norm, *self._enter(*source))
-
-
-def _normed(norm: Norm | None, x_BTD):
-    return axes.place(x_BTD if norm is None else norm(x_BTD), *HIDDEN)
-
-
-def _states(stack: Stack, norm: Norm | None, x_BTD, context: Context) -> list[jax.Array]:
-    states, context = [x_BTD], stack.prepared(context)
-    for layer in stack.layers():
-        states.append(layer(states[-1], context)[0])
-    return [*states[:-1], _normed(norm, states[-1])]
+def _normed(norm: Norm | None, x_BTD, tap: Tap | None):
+    x_BTD = axes.place(x_BTD if norm is None else norm(x_BTD), *HIDDEN)
+    if tap is not None:
+        tap.left(x_BTD)
+    return x_BTD
 
 
 def context(config: ModelConfig, mask: masks.Mask, positions_BT) -> Context:

@@ -10,15 +10,14 @@ from flax import nnx
 from model import patterns
 from model.architectures import make
 from model.config import ModelConfig
-from model.weights import by_name
-
-_TABLES = ("inputs/tokens", "inputs/positions", "inputs/types", "unembedding/table")
+from model.roles import ELEMENTWISE, LOOKED_UP, role_of
+from model.weights import variables
 
 
 def num_params(config: ModelConfig, *, embedding: bool = True) -> int:
     """Parameters, each counted once (a tied table too); `embedding=False` leaves out tables and output layer."""
     shapes = _shapes(config)
-    return sum(leaf.size for path, leaf in shapes.items() if embedding or not path.startswith(_TABLES))
+    return sum(leaf.size for leaf in shapes.values() if embedding or role_of(leaf) not in LOOKED_UP)
 
 
 def names(config: ModelConfig) -> list[str]:
@@ -42,7 +41,7 @@ def flops_per_token(
     Args:
       target_length: of an encoder-decoder, for which `length` is that of the source: the result is all FLOPs for a
         source and its target, over the tokens of the source.
-      trains: what trains, by name (weights.trained), with shapes. None: every parameter.
+      trains: what trains, by name (weights.trained). None: every parameter.
     """
     both = config.architecture == "encoder_decoder"
     own, shapes = target_length if both else length, _shapes(config)
@@ -53,10 +52,10 @@ def flops_per_token(
         products += own * config.vocab_size * config.table_dim * flow.passes(table)
     added = {} if trains is None else {path: leaf for path, leaf in trains.items() if path not in shapes}
     for path, leaf in (shapes | added).items():
-        name = path.rsplit("/", 1)[-1]
-        if not path.startswith(_TABLES) and "bias" not in path and name not in ("scale", "correction"):
+        if role_of(leaf) not in LOOKED_UP + ELEMENTWISE:
             runs = config.num_layers // config.share_groups if _shared(config, path) else 1
-            used = config.experts.per_token / config.experts.count if "/experts_" in path else 1
+            of_experts = "experts" in leaf.get_metadata("out_sharding")  # a low-rank adapter's may be, too
+            used = config.experts.per_token / config.experts.count if of_experts else 1
             reads_source = path.startswith("encoder/") or "cross/key" in path or "cross/value" in path
             products += leaf.size * runs * used * (length if reads_source else own) * flow.passes(path)
     if both:
@@ -124,5 +123,5 @@ def _shared(config: ModelConfig, path: str) -> bool:
 
 
 @functools.lru_cache
-def _shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    return by_name(jax.eval_shape(lambda key: make(config, nnx.Rngs(key)), jax.random.key(0)))
+def _shapes(config: ModelConfig) -> dict[str, nnx.Param]:
+    return variables(jax.eval_shape(lambda key: make(config, nnx.Rngs(key)), jax.random.key(0)))

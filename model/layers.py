@@ -11,6 +11,7 @@ from flax import nnx
 
 from model import axes
 from model.config import ModelConfig
+from model.roles import Role
 from model.weights import einsum, param
 
 RESIDUAL = ("batch", "stream", "features")
@@ -26,8 +27,9 @@ class Norm(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int = 0):
         shape, dtype = (dim or config.embed_dim,), jnp.dtype(config.param_dtype)
         self.epsilon, self.offset, self.center = config.norm_epsilon, config.norm_offset, config.norm == "layernorm"
-        self.scale = param(rngs, shape, ("norm",), nnx.initializers.constant(1 - self.offset), dtype)
-        self.bias = param(rngs, shape, ("norm",), nnx.initializers.zeros, dtype) if self.center else None
+        make = functools.partial(param, rngs, shape, ("norm",), dtype=dtype, role=Role.NORM)
+        self.scale = make(nnx.initializers.constant(1 - self.offset))
+        self.bias = make(nnx.initializers.zeros) if self.center else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return _norm(x, self.scale[...], self.bias[...] if self.center else None, self.epsilon, self.offset)
@@ -46,13 +48,14 @@ def _norm(x_given, scale, bias, epsilon, offset):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors [rows, D]: of tokens, of positions, of token types."""
+    """A table of vectors [rows, D]: of tokens (`role` TABLE), of positions, of token types (POSITION)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, name: str = "vocab", dim: int = 0):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, role: Role = Role.TABLE, dim: int = 0):
         init = nnx.initializers.normal(config.init_std)
         self.dtype = jnp.dtype(config.dtype)
         shape = (rows, dim or config.embed_dim)
-        self.table = param(rngs, shape, (name, "embed"), init, jnp.dtype(config.param_dtype))
+        names = ("vocab" if role is Role.TABLE else "positions", "embed")
+        self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype), role=role)
         self.prompt = nnx.data(None)  # further rows, of prompt tuning (adapt/prompt.py)
 
     @property
@@ -84,11 +87,13 @@ class FeedForward(nnx.Module):
         d, f, dtype = config.embed_dim, hidden_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
         self.activation = config.activation
-        widening = lambda: param(rngs, (d, f), ("embed", "mlp"), init, dtype, inputs=("embed",))
+        matrix = functools.partial(param, dtype=dtype, role=Role.MATRIX)
+        widening = lambda: matrix(rngs, (d, f), ("embed", "mlp"), init, inputs=("embed",))
         self.gate = widening() if config.gated else None
         self.up = widening()
-        self.down = param(rngs, (f, d), ("mlp", "embed"), residual_init(config), dtype, inputs=("mlp",))
-        bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype) if config.mlp_bias else None
+        self.down = matrix(rngs, (f, d), ("mlp", "embed"), residual_init(config), inputs=("mlp",))
+        biased = config.mlp_bias
+        bias = lambda dim, name: param(rngs, (dim,), (name,), zeros, dtype, role=Role.BIAS) if biased else None
         self.gate_bias = bias(f, "mlp") if config.gated else None
         self.up_bias = bias(f, "mlp")
         self.down_bias = bias(d, "norm")
@@ -105,13 +110,14 @@ class FeedForward(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x weight + bias, [B, T, inputs] -> [B, T, outputs]: between widths, and in heads."""
+    """x weight + bias, [B, T, inputs] -> [B, T, outputs]: between widths, and in heads, so outside of the blocks."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, inputs: int, outputs: int, *, bias: bool):
         dtype = jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
-        self.weight = param(rngs, (inputs, outputs), ("embed", "features"), init, dtype, inputs=("embed",))
-        self.bias = param(rngs, (outputs,), ("norm",), zeros, dtype) if bias else None
+        names, role = ("embed", "features"), Role.PROJECTION
+        self.weight = param(rngs, (inputs, outputs), names, init, dtype, role=role, inputs=("embed",))
+        self.bias = param(rngs, (outputs,), ("norm",), zeros, dtype, role=Role.BIAS) if bias else None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return add_bias(einsum("BTD,DE->BTE", x_BTD, self.weight, HIDDEN), self.bias)

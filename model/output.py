@@ -11,6 +11,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.layers import Embedding, Linear, Norm, activate
+from model.roles import Role
 from model.weights import einsum, param
 
 
@@ -47,7 +48,8 @@ class Unembedding(nnx.Module):
         self.norm = Norm(config, rngs, e) if masked else None
         self.table = None if config.tied or not table else Embedding(config, rngs, config.vocab_size, dim=e).table
         zeros, dtype, biased = nnx.initializers.zeros, jnp.dtype(config.param_dtype), config.output_bias and table
-        self.bias = param(rngs, (config.vocab_size,), ("vocab",), zeros, dtype) if biased else None
+        make_bias = lambda: param(rngs, (config.vocab_size,), ("vocab",), zeros, dtype, role=Role.BIAS)
+        self.bias = make_bias() if biased else None
 
     def __call__(self, x_BTD: jax.Array, tied_table: nnx.Param) -> Output:
         if self.project is not None:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import axes
+from model import axes, roles
+from model.roles import Role
 
 STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
 
@@ -42,17 +43,27 @@ class Weight(nnx.Module):
 
 
 def param(
-    rngs: nnx.Rngs, shape: tuple[int, ...], names: tuple[str, ...], init, dtype, *, inputs: tuple[str, ...] = ()
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+    init,
+    dtype,
+    *,
+    role: Role,
+    inputs: tuple[str, ...] = (),
 ) -> nnx.Param:
     """A parameter, split over the mesh that is set (none: not split).
 
     Args:
       names: logical names of its dims.
-      inputs: those of them that a linear layer sums over; what adapters and quantization go by. Empty: it is no matrix
-        of a linear layer.
+      role: what it is.
+      inputs: of a matrix (roles.WITH_INPUTS) those of its dims that it sums over.
+
+    Raises:
+      ValueError: a role that is none, or that does not go with the inputs.
     """
-    value = init(rngs.params(), shape, dtype)
-    return nnx.Param(value, out_sharding=names, eager_sharding=axes.has_mesh(), inputs=inputs)
+    value, role = init(rngs.params(), shape, dtype), roles.checked(role, names, inputs)
+    return nnx.Param(value, out_sharding=names, eager_sharding=axes.has_mesh(), inputs=inputs, role=role)
 
 
 def trained(model) -> dict[str, nnx.Param]:

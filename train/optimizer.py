@@ -6,6 +6,7 @@ import optax
 
 from model import axes, patterns, weights
 from model.config import ModelConfig
+from model.roles import Role, role_of
 
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
@@ -43,11 +44,12 @@ def gradient_norm(grads) -> jax.Array:
 
 def _without_corrections(grads):
     """Zeros for what the correction biases of routers have in place of a gradient: counts of tokens (router.py)."""
-    return jax.tree.map_with_path(lambda path, g: jnp.zeros_like(g) if _is_correction(path) else g, grads)
+    zeros = lambda g: jax.tree.map(jnp.zeros_like, g) if _is_correction(g) else g
+    return jax.tree.map(zeros, grads, is_leaf=weights.is_variable)
 
 
-def _is_correction(path) -> bool:
-    return weights.name(path).endswith("/correction")
+def _is_correction(leaf) -> bool:
+    return weights.is_variable(leaf) and role_of(leaf) is Role.CORRECTION
 
 
 def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
@@ -55,8 +57,8 @@ def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.Gradie
 
     def update(grads, state, params):
         updates, state = chain.update(_without_corrections(grads), state, params)
-        move = lambda path, u, g: -rate * jnp.sign(g) if _is_correction(path) else u
-        return jax.tree.map_with_path(move, updates, grads), state
+        move = lambda u, g: jax.tree.map(lambda a: -rate * jnp.sign(a), g) if _is_correction(g) else u
+        return jax.tree.map(move, updates, grads, is_leaf=weights.is_variable), state
 
     return optax.GradientTransformation(chain.init, update)
 
@@ -90,25 +92,6 @@ def _adamw(rate, o, mask):
 
 
 def _muon(rate, o, mask):
-    numbers = optax.contrib.MuonDimensionNumbers
-    # Hidden matrices by their input and output dims (stacked over layers); tables, norms and biases by Adam.
-    dims = {
-        "query": numbers((1,), (2, 3, 4)),
-        "key": numbers((1,), (2, 3)),
-        "value": numbers((1,), (2, 3)),
-        "query_down": numbers((1,), (2,)),
-        "query_up": numbers((1,), (2, 3, 4)),
-        "latent_down": numbers((1,), (2,)),
-        "key_up": numbers((3,), (1, 2)),
-        "value_up": numbers((3,), (1, 2)),
-        "out": numbers((1, 2, 3), (4,)),
-        "gate": numbers((1,), (2,)),
-        "up": numbers((1,), (2,)),
-        "down": numbers((1,), (2,)),
-        "experts_gate": numbers((2,), (3,)),
-        "experts_up": numbers((2,), (3,)),
-        "experts_down": numbers((2,), (3,)),
-    }
     muon = optax.contrib.muon(
         rate,
         beta=o.beta1,
@@ -116,12 +99,26 @@ def _muon(rate, o, mask):
         adam_b2=o.beta2,
         # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
         consistent_rms=0.2,
-        muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
-            lambda path, _: dims.get(weights.name(path).rsplit("/", 1)[-1]), params
-        ),
+        muon_weight_dimension_numbers=muon_dims,
     )
     # optax applies the mask to the matrices alone, so the parameters that Adam updates would decay without it.
     return _decayed(optax.GradientTransformation(muon.init, _compiler_sharded(muon.update)), rate, o, mask)
+
+
+def muon_dims(params):
+    """Of each array its input and output dims, if it is a matrix of a block or a stack of them; None: Adam updates it
+    (tables, norms, biases, routers, heads, factors of low rank)."""
+
+    def dims(w):
+        if not weights.is_variable(w) or role_of(w) not in (Role.MATRIX, Role.EXPERT, Role.ADAPTER):
+            return jax.tree.map(lambda _: None, w)
+        names, inputs = w.get_metadata("out_sharding"), w.get_metadata("inputs")
+        places = lambda wanted: tuple(place for place, name in enumerate(names) if wanted(name))
+        into = places(lambda name: name in inputs)
+        outputs = places(lambda name: name not in inputs + weights.STACKED)
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(into, outputs), w)
+
+    return jax.tree.map(dims, params, is_leaf=weights.is_variable)
 
 
 def _compiler_sharded(update):
@@ -157,14 +154,18 @@ UNREAD = {
 }
 
 
+# Roles without weight decay where no patterns say it: these are no matrices, whose size decay limits.
+UNDECAYED = (Role.NORM, Role.BIAS, Role.DISTANCE, Role.CORRECTION)
+
+
 def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     """The chain that a config's `optimizer` block describes: clip by global norm, then the named optimizer.
 
     Args:
-      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays), rates (patterns -> factor of
-        the learning rate, which layers of one array may have different ones of), clip_norm (0: no clipping),
-        correction_rate (of the biases that balance experts, a step; arXiv:2412.19437, section 2.1.2; they never decay),
-        offload (its state lies in the hosts' memory between steps).
+      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays; an empty list: all but
+        UNDECAYED), rates (patterns -> factor of the learning rate, which layers of one array may have different ones
+        of), clip_norm (0: no clipping), correction_rate (of the biases that balance experts, a step; arXiv:2412.19437,
+        section 2.1.2; they never decay), offload (its state lies in the hosts' memory between steps).
       rate: learning rate by step.
       model: what the patterns are for (model/patterns.py).
 
@@ -177,6 +178,9 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     rates = patterns.checked(o.rates, "optimizer.rates", float)
 
     def mask(params):
+        if not decay:
+            by_role = lambda w: jax.tree.map(lambda _: role_of(w) not in UNDECAYED, w)
+            return jax.tree.map(by_role, params, is_leaf=weights.is_variable)
         decays = patterns.by_array(model, weights.by_name(params), decay, "optimizer.decay")
         return jax.tree.map_with_path(lambda path, _: decays[weights.name(path)], params)
 

@@ -19,6 +19,7 @@ from flax import nnx
 
 from model import axes
 from model.adapt.lora import adapters, low_rank, low_rank_dims
+from model.roles import Role
 from model.weights import Frozen, Weight, einsum, gathered, is_variable, whole_name
 
 
@@ -127,7 +128,7 @@ def _one(found: list[dict], target: str) -> tuple[Frozen, Frozen, Exact]:
 
         array = jnp.stack([filled(part) for part in parts], axis=len(layers))
         names = (*names[: len(layers)], None, *names[len(layers) :])
-        return Frozen(axes.place(array, *names), out_sharding=names, eager_sharding=False)
+        return Frozen(axes.place(array, *names), out_sharding=names, eager_sharding=False, role=Role.LOW_RANK)
 
     part = lambda i: [None if factors is None else factors[i] for factors in own]
     scales = jnp.stack([jnp.float32(0) if scale is None else scale for scale in part(2)])

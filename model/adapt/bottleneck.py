@@ -15,8 +15,9 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, RESIDUAL, activate, add_bias
-from model.pipeline import spread
-from model.transformer import Block
+from model.roles import Role
+from model.stack.pipeline import spread
+from model.stack.transformer import Block
 from model.weights import einsum, param
 
 _INIT_STD = 0.02
@@ -80,10 +81,10 @@ class Adapter(nnx.Module):
         d, r = config.embed_dim, config.embed_dim // settings.reduction
         init, zeros = nnx.initializers.normal(_INIT_STD), nnx.initializers.zeros
         self.reads_stream, self.activation = settings.placement == "pfeiffer", settings.activation
-        self.down = param(rngs, (d, r), ("embed", "rank"), init, jnp.float32)
-        self.down_bias = param(rngs, (r,), ("norm",), zeros, jnp.float32)
-        self.up = param(rngs, (r, d), ("rank", "embed"), init, jnp.float32)
-        self.up_bias = param(rngs, (d,), ("norm",), zeros, jnp.float32)
+        matrix = lambda shape, *names: param(rngs, shape, names, init, jnp.float32, role=Role.ADAPTER, inputs=names[:1])
+        bias = lambda dim: param(rngs, (dim,), ("norm",), zeros, jnp.float32, role=Role.BIAS)
+        self.down, self.down_bias = matrix((d, r), "embed", "rank"), bias(r)
+        self.up, self.up_bias = matrix((r, d), "rank", "embed"), bias(d)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTR = add_bias(einsum("BTD,DR->BTR", x_BTD, self.down, ("batch", "stream", "rank")), self.down_bias)

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
+from model.compress.quantize import is_linear
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
 from model.patterns import by_array, layers
+from model.roles import Role
 from model.weights import STACKED, Weight, contract, einsum, gathered, is_variable, param, whole_name
 
 _RANK = "r"
@@ -69,7 +71,8 @@ class Lora:
             own = whole_name(path)
             return _adapter(w, self, jax.random.fold_in(key, next(number)), own) if own in chosen else w
 
-        matrices = {path: w for path, w in weights(model).items() if _dims(w)[1]}
+        linear = lambda w: isinstance(w, QuantizedWeight) or is_linear(w)
+        matrices = {path: w for path, w in weights(model).items() if linear(w)}
         wanted = by_array(model.config, matrices, self.targets, "adapt.targets")
         targets = [path for path in matrices if wanted[path]]
         if not targets:
@@ -177,10 +180,10 @@ def _is_weight(leaf) -> bool:
 
 
 def _dims(w: nnx.Variable | QuantizedWeight) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Logical names of a weight's dims; those that its linear layer sums over, none where it is of no such layer."""
+    """Logical names of a linear weight's dims; those that its layer sums over."""
     if isinstance(w, QuantizedWeight):
         return w.names, w.inputs
-    return w.get_metadata("out_sharding"), w.get_metadata().get("inputs", ())
+    return w.get_metadata("out_sharding"), w.get_metadata("inputs")
 
 
 def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) -> LowRank:
@@ -193,8 +196,8 @@ def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) 
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     shape = lambda dims: tuple(sizes.get(dim, settings.rank) for dim in dims)
     a_dims, b_dims = (*stacked, *inputs, "rank"), (*stacked, "rank", *outputs)
-    a = param(nnx.Rngs(key), shape(a_dims), a_dims, uniform, jnp.float32)
-    b = param(nnx.Rngs(key), shape(b_dims), b_dims, nnx.initializers.zeros, jnp.float32)
+    factor = lambda dims, init: param(nnx.Rngs(key), shape(dims), dims, init, jnp.float32, role=Role.LOW_RANK)
+    a, b = factor(a_dims, uniform), factor(b_dims, nnx.initializers.zeros)
     own = [dim for dim in names if dim != "layers"]
     places = tuple(own.index(dim) for dim in inputs)
     return LowRank(w, a, b, settings.scale, settings.dropout, places, "experts" in stacked)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
+from model.roles import Role
 from model.weights import param
 
 
@@ -48,5 +49,7 @@ class Prompt:
             return whole.at[rows].get(out_sharding=axes.out(None, None)).astype(dtype)
 
         shape = (self.length, table.shape[1])
-        model.inputs.tokens.prompt = param(nnx.Rngs(key), shape, ("positions", "embed"), init, jnp.float32)
+        model.inputs.tokens.prompt = param(
+            nnx.Rngs(key), shape, ("positions", "embed"), init, jnp.float32, role=Role.TABLE
+        )
         return model

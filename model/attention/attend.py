@@ -77,6 +77,15 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v_BSKH)
 
 
+def probabilities(q_BTKGH, k_BSKH, mask: Mask, rule: Rule, bias=None) -> jax.Array:
+    """float32 [B, N, T, S], N = K G: the softmax that `attend` multiplies values with, whole."""
+    k_BSKH, everything = axes.place(k_BSKH, "batch", None, "kv_heads", None), slice(None)
+    found_BKGTS = jax.nn.softmax(_scores(rule, q_BTKGH * rule.scale, k_BSKH, mask, everything, everything, bias))
+    b, k, g, t, s = found_BKGTS.shape
+    places = axes.out("batch", "kv_heads", "length", None, shape=(b, k, t, s))
+    return jnp.reshape(found_BKGTS, (b, k * g, t, s), out_sharding=places)
+
+
 def _scores(rule, q_BTKGH, k_BSKH, mask: Mask, queries: slice, keys: slice, bias=None):
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
     if rule.softcap:

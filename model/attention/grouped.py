@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.attention.attend import Rule, attend
+from model.attention.attend import Rule, attend, probabilities
 from model.attention.masks import Mask
 from model.attention.positions import Rotation, rotate
 from model.config import ModelConfig
 from model.layers import RESIDUAL, Norm, add_bias, residual_init
+from model.roles import Role
 from model.weights import einsum, param
 
 QUERIES = ("batch", "length", "kv_heads", "group", "head_dim")
@@ -38,6 +39,8 @@ class Context(NamedTuple):
     turns: dict[str, Rotation | None]  # by kind of attention
     bias: jax.Array | None = None  # added to all layers' scores, [B, K, G, T, S] in float32
     memory: Memory | None = None
+    # Of a stack, what is wanted of its layers (taps.Tap); of a layer, its record, whose places it fills. None: nothing.
+    tap: object = None
 
 
 class Attention(nnx.Module):
@@ -64,12 +67,13 @@ class Attention(nnx.Module):
             implementation=config.attention,
             context=config.context,
         )
-        matrix = functools.partial(param, dtype=dtype, inputs=("embed",))
+        matrix = functools.partial(param, dtype=dtype, role=Role.MATRIX, inputs=("embed",))
         self.query = matrix(rngs, (d, k, g, h), ("embed", *QUERIES[2:]), query_init)
         self.key = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
         self.value = matrix(rngs, (d, k, h), ("embed", *KEYS[2:]), init)
         self.out = matrix(rngs, (k, g, h, d), (*QUERIES[2:], "embed"), residual_init(config), inputs=QUERIES[2:])
-        bias = lambda wanted, shape, names: param(rngs, shape, names, zeros, dtype) if wanted else None
+        plain = functools.partial(param, init=zeros, dtype=dtype, role=Role.BIAS)
+        bias = lambda wanted, shape, names: plain(rngs, shape, names) if wanted else None
         self.query_bias = bias(config.qkv_bias, (k, g, h), QUERIES[2:])
         self.key_bias = bias(config.qkv_bias, (k, h), KEYS[2:])
         self.value_bias = bias(config.qkv_bias, (k, h), KEYS[2:])
@@ -94,6 +98,9 @@ class Attention(nnx.Module):
             k_BSKH, v_BSKH = self.keys(x_BTD, turn)
             if cache is not None:
                 cache, k_BSKH, v_BSKH = cache.extend(layer, k_BSKH, v_BSKH)
+        own = "cross" if self.cross else "attention"
+        if context.tap and own in context.tap:
+            context.tap[own] = probabilities(q_BTKGH, k_BSKH, mask, self.rule, bias)
         aligned = cache is None and not self.cross
         y_BTKGH = attend(q_BTKGH, k_BSKH, v_BSKH, mask, self.rule, aligned=aligned, bias=bias)
         return add_bias(einsum("BTKGH,KGHD->BTD", y_BTKGH, self.out, RESIDUAL), self.out_bias), cache

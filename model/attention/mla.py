@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
-from model.attention.attend import Rule, attend
+from model.attention.attend import Rule, attend, probabilities
 from model.attention.grouped import KEYS, QUERIES, Context
 from model.attention.positions import Rotation, rotate
 from model.config import ModelConfig
 from model.layers import HIDDEN, RESIDUAL, Norm, residual_init
 from model.parts import Latent
+from model.roles import Role
 from model.weights import einsum, param
 
 # Of the norms of latents, whatever the config's is (DeepSeek's released code).
@@ -57,7 +58,9 @@ class LatentAttention(nnx.Module):
             context=config.context,
         )
         norm = lambda dim: Norm(dataclasses.replace(config, norm_epsilon=_EPSILON), rngs, dim)
-        matrix = lambda shape, names, inputs, init=init: param(rngs, shape, names, init, dtype, inputs=inputs)
+        matrix = lambda shape, names, inputs, init=init: param(
+            rngs, shape, names, init, dtype, role=Role.MATRIX, inputs=inputs
+        )
         heads = QUERIES[2:]
         self.query = None if q else matrix((d, k, 1, h), ("embed", *heads), ("embed",))
         self.query_down = matrix((d, q), ("embed", "features"), ("embed",)) if q else None
@@ -84,6 +87,8 @@ class LatentAttention(nnx.Module):
         if cache is None or expanding_is_less(self.latent, x_BTD.shape[1], both_BSF.shape[1]):
             q_BTKGH = jnp.concatenate([q_BTKGC, q_BTKGP], axis=-1)
             k_BSKH, v_BSKV = self.expand(latent_BSR, k_BSP)
+            if context.tap and "attention" in context.tap:
+                context.tap["attention"] = probabilities(q_BTKGH, k_BSKH, context.mask, self.rule)
             y_BTKGV = attend(q_BTKGH, k_BSKH, v_BSKV, context.mask, self.rule, aligned=cache is None)
         else:
             y_BTKGV = self._absorbed(q_BTKGC, q_BTKGP, both_BSF, context.mask)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from model import axes
 from model.config import ModelConfig, Rope
+from model.roles import Role
 from model.weights import param
 
 
@@ -96,7 +97,7 @@ class RelativeBias(nnx.Module):
         self.buckets, self.furthest, self.causal = config.relative_buckets, config.relative_distance, causal
         init = nnx.initializers.normal(config.init_std)
         shape, names = (config.relative_buckets, k, g), ("positions", "kv_heads", "group")
-        self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype))
+        self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype), role=Role.DISTANCE)
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
         """float32 [B, K, G, T, S] from key position - query position."""

@@ -14,6 +14,7 @@ from model import axes
 from model.compress.int8 import Int8
 from model.compress.nf4 import NF4
 from model.compress.quantized import QuantizedWeight
+from model.roles import LINEAR, role_of
 from model.weights import Frozen, is_variable, whole_name
 
 KINDS = {"nf4": NF4, "int8": Int8}
@@ -76,7 +77,8 @@ def dequantized(model):
     @jax.jit
     def written_out(weight: QuantizedWeight) -> Frozen:
         array = axes.place(weight.gathered(jnp.float32), *weight.names)
-        return Frozen(array, out_sharding=weight.names, eager_sharding=False, inputs=weight.inputs)
+        metadata = dict(out_sharding=weight.names, inputs=weight.inputs, role=weight.role)
+        return Frozen(array, eager_sharding=False, **metadata)
 
     is_quantized = lambda leaf: isinstance(leaf, QuantizedWeight)
     return jax.tree.map(lambda leaf: written_out(leaf) if is_quantized(leaf) else leaf, model, is_leaf=is_quantized)
@@ -97,7 +99,7 @@ def _made(variable, settings):
 
 def is_linear(variable) -> bool:
     """Whether it is the float weight of a linear layer."""
-    return is_variable(variable) and bool(variable.get_metadata().get("inputs"))
+    return isinstance(variable, nnx.Param | Frozen) and role_of(variable) in LINEAR
 
 
 def _wanted(weight: str, patterns) -> bool:

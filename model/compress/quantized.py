@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
+from model.roles import role_of
 from model.weights import STACKED, Weight, contract, input_gradient
 
 
@@ -42,7 +43,7 @@ class QuantizedWeight(Weight):
         start = names.index(inputs[0]) if inputs else 0
         if not inputs or names[start : start + len(inputs)] != inputs:
             raise ValueError(f"its dims are {names}, its input dims {inputs}; these must be there, and side by side")
-        self.names, self.inputs = names, inputs
+        self.names, self.inputs, self.role = names, inputs, role_of(weight)
         self._lead = sum(name in STACKED for name in names[:2])
         # Of one matrix: positions, logical names and sizes.
         self._start, self._names = start - self._lead, names[self._lead :]

@@ -23,9 +23,12 @@ from model.architectures import Source
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
+from model.roles import Role, role_of
 from model.weights import Frozen, is_variable
 
 _SMALLEST_BUCKET = 32
+# What computes in float32 whatever the model's dtype is.
+_IN_FLOAT32 = (Role.NORM, Role.ROUTER, Role.GATE, Role.CORRECTION, Role.DISTANCE)
 
 
 class Generated(NamedTuple):
@@ -148,19 +151,25 @@ def _segmented(tokens_BP, lengths_B):
 
 def _prepare(model):
     """The model with what each step would repeat done once, before the loop."""
-    dtype = jnp.dtype(model.config.dtype)
-
-    def cast(variable):
-        names = variable.get_metadata("out_sharding")
-        wide = names[-1] in ("norm", "choices", "group")  # norms, routers and T5's biases compute in float32
-        quantized = not isinstance(variable, nnx.Param | Frozen)
-        return variable if wide or quantized else variable.replace(variable[...].astype(dtype))
-
-    model = jax.tree.map(cast, model, is_leaf=is_variable)
+    model = narrowed(model, jnp.dtype(model.config.dtype))
     if axes.platform() == "cpu":
         # The CPU's products copy a slice before they read it. Elsewhere they don't, and memory is dearer.
         model.stack.unstack()
     return model
+
+
+def narrowed(model, dtype):
+    """The model in the dtype that it computes in, but for what computes in float32 in any case."""
+
+    def cast(variable):
+        if not isinstance(variable, nnx.Param | Frozen):  # quantized
+            return variable
+        # Of biases those of the residual stream, whose dims are called as a norm's.
+        of_stream = role_of(variable) is Role.BIAS and variable.get_metadata("out_sharding")[-1] == "norm"
+        wide = of_stream or role_of(variable) in _IN_FLOAT32
+        return variable if wide else variable.replace(variable[...].astype(dtype))
+
+    return jax.tree.map(cast, model, is_leaf=is_variable)
 
 
 def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None, known: int = 0) -> None:

@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.experts import dispatch
 from model.experts.router import RouterStats, balanced_by_correction, route
 from model.layers import FeedForward, activate, residual_init
+from model.roles import Role
 from model.weights import Weight, einsum, gathered, param
 
 
@@ -28,16 +29,19 @@ class MoE(nnx.Module):
         e, d, f, dtype = experts.count, config.embed_dim, experts.mlp_dim, jnp.dtype(config.param_dtype)
         init = nnx.initializers.normal(config.init_std)
         self.experts, self.activation = experts, config.activation
-        self.router = param(rngs, (d, e), ("embed", "choices"), init, dtype)
-        matrix = lambda shape, *names, init=init: param(rngs, shape, ("experts", *names), init, dtype, inputs=names[:1])
+        self.router = param(rngs, (d, e), ("embed", "choices"), init, dtype, role=Role.ROUTER)
+        matrix = lambda shape, *names, init=init: param(
+            rngs, shape, ("experts", *names), init, dtype, role=Role.EXPERT, inputs=names[:1]
+        )
         self.experts_gate = matrix((e, d, f), "expert_embed", "mlp") if config.gated else None
         self.experts_up = matrix((e, d, f), "expert_embed", "mlp")
         self.experts_down = matrix((e, f, d), "mlp", "expert_embed", init=residual_init(config))
         # Float32 always: it moves by small steps.
-        zeros = nnx.initializers.zeros
-        self.correction = param(rngs, (e,), ("choices",), zeros, jnp.float32) if experts.correction else None
+        correction = lambda: param(rngs, (e,), ("choices",), nnx.initializers.zeros, jnp.float32, role=Role.CORRECTION)
+        self.correction = correction() if experts.correction else None
         self.shared = FeedForward(config, rngs, experts.shared_dim) if experts.shared_dim else None
-        self.shared_gate = param(rngs, (d, 1), ("embed", "choices"), init, dtype) if experts.shared_gate else None
+        gate = lambda: param(rngs, (d, 1), ("embed", "choices"), init, dtype, role=Role.GATE)
+        self.shared_gate = gate() if experts.shared_gate else None
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, RouterStats]:
         """Feed forward.

@@ -123,7 +123,7 @@ def test_a_block_with_adapters_by_pytorch(placement, norm_position):
     """What each adapter reads and where its output goes, as in AdapterHub's double_seq_bn and seq_bn."""
     config = dataclasses.replace(tiny.GPT, num_layers=1, norm_position=norm_position, final_norm=False)
     model = shaken(jax.jit(tuning.make(METHODS[placement][0]).apply)(tiny.drawn(config), jax.random.key(0)))
-    before, after = jax.jit(lambda model: model.states(*ROWS))(model)
+    before, after = jax.jit(lambda model: model.tapped(*ROWS, hidden=(0, 1))[1].hidden)(model)
     w = {
         name.removeprefix("stack/segments/0/0/"): torch.tensor(np.asarray(leaf[0]))
         for name, leaf in by_name(model).items()

@@ -9,6 +9,7 @@ import torch
 from flax import nnx
 
 from model.compress.nf4 import CODES, NF4, dynamic_codes
+from model.roles import Role
 from tests.model.compress.torch_layout import LAYOUTS, drawn, matrices
 
 
@@ -51,14 +52,18 @@ def test_every_code_comes_back():
     """A block that holds each code, and one of zeros."""
     w = np.zeros((128, 1), np.float32)
     w[:64, 0] = 3 * np.tile(np.float32(CODES), 4)
-    weight = nnx.Param(jnp.asarray(w), out_sharding=("embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    weight = nnx.Param(
+        jnp.asarray(w), out_sharding=("embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
+    )
     np.testing.assert_array_equal(NF4(weight, double=False).gathered(jnp.float32), w)
 
 
 @pytest.mark.parametrize(("inputs", "block"), [(192, 64), (96, 32)])
 def test_blocks_are_as_large_as_divides_the_inputs(inputs, block):
     w = np.random.default_rng(0).standard_normal((inputs, 8)).astype(np.float32)
-    weight = nnx.Param(jnp.asarray(w), out_sharding=("embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    weight = nnx.Param(
+        jnp.asarray(w), out_sharding=("embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
+    )
     quantized = NF4(weight, double=False)
     assert quantized.block == block
     want, _ = reference.quantize_4bit(torch.tensor(w.T.copy()), blocksize=block, quant_type="nf4")
@@ -66,6 +71,8 @@ def test_blocks_are_as_large_as_divides_the_inputs(inputs, block):
 
 
 def test_too_odd_a_number_of_inputs():
-    weight = nnx.Param(jnp.ones((24, 8)), out_sharding=("embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    weight = nnx.Param(
+        jnp.ones((24, 8)), out_sharding=("embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
+    )
     with pytest.raises(ValueError, match="24 inputs; for nf4 they must be a multiple of 16"):
         NF4(weight, double=True)

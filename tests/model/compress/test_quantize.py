@@ -17,6 +17,7 @@ from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
 from model.decode.generate import generate
 from model.parts import Experts
+from model.roles import Role
 from model.weights import by_name, replaced, trained
 from tests.model import tiny
 from tests.model.compress.torch_layout import LAYOUTS, drawn
@@ -147,7 +148,9 @@ def test_memory_of_quantizing(kind, dtype, limit):
     """What a stack of 12 matrices needs beside itself and its codes, over its bytes: one of them in float32. (On a CPU,
     bfloat16 is copied.)"""
     array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
-    weight = nnx.Param(array, out_sharding=("layers", "embed", "mlp"), inputs=("embed",), eager_sharding=False)
+    weight = nnx.Param(
+        array, out_sharding=("layers", "embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
+    )
     found = _made.lower(weight, Settings(kind)).compile().memory_analysis()
     assert found.temp_size_in_bytes < limit * array.size * array.dtype.itemsize
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from model.roles import Role
+
 # (shape, names of its dims, those of its inputs)
 LAYOUTS = {
     "inputs first": ((2, 128, 48), ("layers", "embed", "mlp"), ("embed",)),
@@ -22,7 +24,9 @@ LAYOUTS = {
 def drawn(layout: str) -> nnx.Param:
     shape, names, inputs = LAYOUTS[layout]
     w = 0.02 * np.random.default_rng(0).standard_normal(shape)
-    return nnx.Param(jnp.asarray(w, jnp.float32), out_sharding=names, inputs=inputs, eager_sharding=False)
+    return nnx.Param(
+        jnp.asarray(w, jnp.float32), out_sharding=names, inputs=inputs, role=Role.MATRIX, eager_sharding=False
+    )
 
 
 def matrices(w, names, inputs) -> np.ndarray:

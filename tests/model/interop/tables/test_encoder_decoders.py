@@ -17,13 +17,21 @@ from model.decode.generate import generate
 from model.interop import registry
 from model.interop.files.folder import Folder
 from tests.model.interop import hub
-from tests.model.interop.tables.test_families import TOLERANCE, batch, padded
+from tests.model.interop.tables.test_families import TOLERANCE, assert_same_attention, assert_same_states, batch, padded
 
 LENGTHS = (17, 9, 12)  # of targets
 # In "switch full" experts are full, and there padding takes places; see test_a_full_expert_drops_tokens.
 ROOMY = [name for name in hub.ENCODER_DECODERS if name != "switch full"]
 logits = jax.jit(lambda model, rows, source: model.logits(*rows, source=source))
-states = jax.jit(lambda model, rows, source: (model.encoder_states(source), model.states(*rows, source=source)))
+
+
+@jax.jit
+def inside(model, rows, source):
+    """Hidden states and attention probabilities of all layers."""
+    own, others = range(model.stack.depth), range(model.encoder.depth)
+    decoder = dict(hidden=range(len(own) + 1), attention=own, cross=own)
+    encoder = dict(encoder_hidden=range(len(others) + 1), encoder_attention=others)
+    return model.tapped(*rows, source=source, **decoder, **encoder)[1]
 
 
 @functools.cache
@@ -36,19 +44,18 @@ def ours(name):
 
 @functools.cache
 def theirs(name):
-    """(logits, encoder's hidden states, decoder's) of sources padded on the left, and targets on the right."""
+    """transformers' outputs for sources padded on the left, and targets on the right."""
     model = hub.encoder_decoder(name)[0]
     (source, real, _), (target, seen, _) = padded("left"), padded("right", LENGTHS, max(LENGTHS))
     with torch.no_grad():
-        out = model(
+        return model(
             input_ids=torch.tensor(source),
             attention_mask=torch.tensor(real.astype(np.int64)),
             decoder_input_ids=torch.tensor(target),
             decoder_attention_mask=torch.tensor(seen.astype(np.int64)),
             output_hidden_states=True,
+            output_attentions=True,
         )
-    numpy = lambda arrays: [array.numpy() for array in arrays]
-    return out.logits.numpy(), numpy(out.encoder_hidden_states), numpy(out.decoder_hidden_states)
 
 
 def rows():
@@ -60,18 +67,20 @@ def rows():
 @pytest.mark.parametrize("name", hub.each(ROOMY))
 def test_logits_of_padded_rows(name):
     target, source, seen, _ = rows()
-    expected = theirs(name)[0]
+    expected = theirs(name).logits.numpy()
     assert expected[seen].std() > 0.05
     np.testing.assert_allclose(np.asarray(logits(ours(name), target, source))[seen], expected[seen], **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", hub.each(ROOMY))
-def test_hidden_states_of_every_layer(name):
+def test_hidden_states_and_attention_of_every_layer(name):
     target, source, seen, real = rows()
-    for found, expected, mask in zip(states(ours(name), target, source), theirs(name)[1:], (real, seen), strict=True):
-        assert len(found) == len(expected)
-        for mine, reference in zip(found, expected, strict=True):
-            np.testing.assert_allclose(np.asarray(mine)[mask], reference[mask], **TOLERANCE)
+    found, expected = inside(ours(name), target, source), theirs(name)
+    assert_same_states(found.encoder_hidden, expected.encoder_hidden_states, real)
+    assert_same_states(found.hidden, expected.decoder_hidden_states, seen)
+    assert_same_attention(found.encoder_attention, expected.encoder_attentions, real)
+    assert_same_attention(found.attention, expected.decoder_attentions, seen)
+    assert_same_attention(found.cross, expected.cross_attentions, seen)
 
 
 def test_a_full_expert_drops_tokens():

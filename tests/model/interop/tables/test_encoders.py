@@ -14,7 +14,15 @@ from model import architectures
 from model.interop import registry
 from model.interop.files.folder import Folder
 from tests.model.interop import hub
-from tests.model.interop.tables.test_families import PAD, TOLERANCE, batch, padded, states
+from tests.model.interop.tables.test_families import (
+    PAD,
+    TOLERANCE,
+    assert_same_attention,
+    assert_same_states,
+    batch,
+    inside,
+    padded,
+)
 
 _SMALL = dict(vocab_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
 _SMALL |= dict(max_position_embeddings=64, layer_norm_eps=0.01, id2label={i: f"LABEL_{i}" for i in range(3)})
@@ -59,6 +67,7 @@ def theirs(name, head, tokens, real, positions, types):
             torch.tensor(tokens),
             **{key: torch.tensor(value) for key, value in arguments.items()},
             output_hidden_states=True,
+            output_attentions=True,
         )
 
 
@@ -88,12 +97,12 @@ def test_heads(name, head, late):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", hub.each(CONFIGS))
-def test_hidden_states_of_every_layer(name, side):
+def test_hidden_states_and_attention_of_every_layer(name, side):
     rows = padded(side)
-    expected = theirs(name, "masked", *rows, np.zeros_like(rows[0])).hidden_states
-    mine = states(ours(name, "masked"), *batch(*rows))
-    for reached, wanted in zip(mine, expected, strict=True):
-        np.testing.assert_allclose(np.asarray(reached)[rows[1]], wanted.numpy()[rows[1]], **TOLERANCE)
+    expected = theirs(name, "masked", *rows, np.zeros_like(rows[0]))
+    states, attention = inside(ours(name, "masked"), *batch(*rows))
+    assert_same_states(states, expected.hidden_states, rows[1])
+    assert_same_attention(attention, expected.attentions, rows[1])
 
 
 @pytest.mark.parametrize(("name", "head"), ALL)

@@ -21,7 +21,13 @@ from tests.model.interop import hub
 TOLERANCE = dict(atol=2e-4, rtol=0)
 PAD = 1
 logits = jax.jit(lambda model, *batch: model.logits(*batch))
-states = jax.jit(lambda model, *batch: model.states(*batch))
+
+
+@jax.jit
+def inside(model, *batch):
+    """Hidden states and attention probabilities of all layers."""
+    layers = range(model.stack.depth)
+    return model.tapped(*batch, hidden=range(len(layers) + 1), attention=layers)[1][:2]
 
 
 @functools.cache
@@ -73,15 +79,26 @@ def test_positions_that_start_late(name):
 
 
 @pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
-def test_hidden_states_of_every_layer(name):
+def test_hidden_states_and_attention_of_every_layer(name):
     rows = padded("left")
-    real = rows[1]
-    expected = theirs(name, *rows, output_hidden_states=True).hidden_states
-    found = states(ours(name), *batch(*rows))
-    assert len(found) == len(expected)
+    expected = theirs(name, *rows, output_hidden_states=True, output_attentions=True)
+    states, attention = inside(ours(name), *batch(*rows))
+    assert_same_states(states, expected.hidden_states, rows[1])
+    assert_same_attention(attention, expected.attentions, rows[1])
+
+
+def assert_same_states(found, expected, real):
+    """Where tokens are real."""
     for mine, reference in zip(found, expected, strict=True):
         if mine.shape == reference.shape:  # OPT's projects its last one
             np.testing.assert_allclose(np.asarray(mine)[real], reference.numpy()[real], **TOLERANCE)
+
+
+def assert_same_attention(found, expected, real):
+    """Where queries are real."""
+    of_queries = lambda probabilities: np.moveaxis(np.asarray(probabilities), 1, 2)[real]
+    for mine, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(of_queries(mine), of_queries(reference), **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))

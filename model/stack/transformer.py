@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import axes, pipeline
+from model import axes
 from model.attention.grouped import Attention, Context
 from model.attention.mla import LatentAttention
 from model.attention.positions import RelativeBias
@@ -16,6 +16,7 @@ from model.config import Kind, ModelConfig, Segment
 from model.experts.moe import MoE
 from model.experts.router import RouterStats
 from model.layers import HIDDEN, FeedForward, Norm, dropout
+from model.stack import pipeline
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
 _POLICIES = {
@@ -97,14 +98,25 @@ class Stack(nnx.Module):
 
         self.segments = nnx.List(nnx.List(stacked(segment, kind) for kind in segment.kinds) for segment in self.plan)
 
+    @property
+    def depth(self) -> int:
+        """How many layers run."""
+        return sum(len(segment.kinds) * segment.repeats for segment in self.plan)
+
     def __call__(self, x_BTD, context: Context, key=None, cache=None):
         """Returns the residual stream after the last layer, [B, T, D], the cache with all new keys and values, and the
         statistics of routers with a leading dim of sparse layers (None: there are none, or in cached decoding)."""
         if cache is not None:
+            if context.tap is not None:
+                raise ValueError("layers can't be tapped in cached decoding; give all tokens at once")
             return (*self._decode(x_BTD, self.prepared(context), cache), None)
         routers, through = [], self._pipeline
         if axes.size("stage") == 1:
-            context, through = self.prepared(context), self._scan
+            context, through = self.prepared(context), self._scan if context.tap is None else self._tapped
+            if context.tap is not None:
+                context.tap.entered(x_BTD)
+        elif context.tap is not None:
+            raise ValueError("layers that are split over the mesh axis stage can't be tapped; choose a mesh without it")
         for number, (segment, blocks) in enumerate(zip(self.plan, self.segments, strict=True)):
             own = None if key is None else jax.random.fold_in(key, number)
             x_BTD, found = through(x_BTD, context, segment, blocks, own)
@@ -135,24 +147,60 @@ class Stack(nnx.Module):
     def _scan(self, x_BTD, context, segment: Segment, blocks, key):
         """Returns the stream, and the statistics of routers in a list of one, or none."""
         keys = None if key is None else jax.random.split(key, segment.repeats)
+        return self._repeats(x_BTD, context, segment, blocks, (None if segment.shared else list(blocks), keys))
+
+    def _repeats(self, x_BTD, context, segment: Segment, blocks, repeats):
+        """`_scan`, given each repeat's own layers (None: all have those of `blocks`) and random key."""
 
         def body(x_BTD, repeat):
-            own, key = repeat
-            layers = [_layer(block, 0) for block in blocks] if own is None else own
-            keys = (None,) * len(layers) if key is None else jax.random.split(key, len(layers))
-            routers = []
-            for block, key in zip(layers, keys, strict=True):
-                x_BTD, _, router = block(x_BTD, context, key)
-                routers += [] if router is None else [router]
+            x_BTD, routers, _ = self._repeat(x_BTD, context, blocks, *repeat)
             return x_BTD, routers
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         unroll = min(self.unroll or (segment.repeats if axes.platform() == "cpu" else 1), segment.repeats)
-        own = None if segment.shared else list(blocks)
-        x_BTD, routers = jax.lax.scan(body, x_BTD, (own, keys), length=segment.repeats, unroll=unroll)
+        x_BTD, routers = jax.lax.scan(self._remat(body), x_BTD, repeats, length=segment.repeats, unroll=unroll)
         in_order = lambda *parts: jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
         return x_BTD, [jax.tree.map(in_order, *routers)] if routers else []
+
+    def _tapped(self, x_BTD, context, segment: Segment, blocks, key):
+        """`_scan` by pieces: repeats with a layer that is tapped run by themselves, what lies between them in scans."""
+        tap, context = context.tap, context._replace(tap=None)
+        keys = None if key is None else jax.random.split(key, segment.repeats)
+        own, routers = (None if segment.shared else list(blocks), keys), []
+        for begin, end, wanted in tap.pieces(segment):
+            part = jax.tree.map(lambda a, piece=slice(begin, end): a[piece], own)
+            if wanted:
+                x_BTD, found, records = self._tapped_repeat(x_BTD, context, blocks, part, wanted)
+            else:
+                shorter = segment._replace(repeats=end - begin)
+                x_BTD, found, records = *self._repeats(x_BTD, context, shorter, blocks, part), []
+            tap.ran((end - begin) * len(segment.kinds), records)
+            routers += found
+        return x_BTD, routers
+
+    def _tapped_repeat(self, x_BTD, context, blocks, part, wanted):
+        """As `_repeats`, of one repeat; and the records of its layers."""
+        run = self._remat(lambda x_BTD, own: self._repeat(x_BTD, context, blocks, *own, wanted))
+        x_BTD, routers, records = run(x_BTD, jax.tree.map(lambda a: a[0], part))
+        return x_BTD, [jax.tree.map(lambda a: a[None], router) for router in routers], records
+
+    def _repeat(self, x_BTD, context, blocks, own, key, wanted=()):
+        """The layers of one repeat. Returns the stream, the statistics of routers, and the records `wanted` of each
+        layer (taps.py), filled."""
+        layers = [_layer(block, 0) for block in blocks] if own is None else own
+        keys = (None,) * len(layers) if key is None else jax.random.split(key, len(layers))
+        # New ones: a trace must not write into what is outside of it.
+        routers, records = [], [dict(record) for record in wanted] or [None] * len(layers)
+        for block, key, record in zip(layers, keys, records, strict=True):
+            x_BTD, _, router = block(x_BTD, context._replace(tap=record), key)
+            routers += [] if router is None else [router]
+            if record and "hidden" in record:
+                record["hidden"] = x_BTD
+        return x_BTD, routers, records
+
+    def _remat(self, body):
+        if self.remat == "none":
+            return body
+        return jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
 
     def _decode(self, x_BTD, context, cache):
         """Layer after layer: a scan would copy the caches of all layers at each of them."""
