@@ -29,7 +29,7 @@ from model.decode.sampling import settings
 from train.evals.compressors import compressed_bits_per_byte
 from train.report import run_report, summary
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
@@ -113,5 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     runtime.run(main)

@@ -99,7 +99,7 @@ def _train(config, workdir, chosen, observe, back: loop.RollBack | None) -> bool
         meet = functools.partial(distributed.meet, seconds=config.watchdog.barrier)
         with phases("start"):
             state, checkpoints.base = run.state(tx, resume=step > 0)
-        saved = {}
+        saved: dict = {}
         if step:
             with phases("barrier"):
                 meet(f"restoring step {step}")
@@ -213,9 +213,9 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     with distributed.joined():
         if _REPLAY.value:
-            replay.show(_CONFIG.value, places.named(_WORKDIR.value), chosen, _REPLAY.value)
+            replay.show(_CONFIG.value, places.named(_WORKDIR.value or ""), chosen, _REPLAY.value)
             return
-        train(_CONFIG.value, places.named(_WORKDIR.value), chosen)
+        train(_CONFIG.value, places.named(_WORKDIR.value or ""), chosen)
 
 
 if __name__ == "__main__":

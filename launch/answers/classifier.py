@@ -21,10 +21,11 @@ class Classifier:
     """A trained model with what its labels mean."""
 
     def __init__(self, workdir: Path, step: str = "", dtype: str | None = None):
-        self.labels, config = workdirs.labels(workdir), workdirs.recorded_config(workdir)
-        if self.labels is None:
+        labels, config = workdirs.labels(workdir), workdirs.recorded_config(workdir)
+        if labels is None:
             raise ConfigError(f"{workdir} gives no labels; train with --config=configs/classify.py")
         self.settings = FIELDS | config.get("data", ConfigDict()).get("labels", ConfigDict()).to_dict()
+        self.labels: dict = labels
         self.settings["kind"] = self.labels["kind"]
         self._mesh, self._model, tokenizer = restore.restore_for_inference(workdir, step=step, dtype=dtype)
         self._prefix = workdirs.prefix(config)
