@@ -20,7 +20,7 @@ from absl import flags
 
 from launch.training import recovery
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
 _VERIFY = flags.DEFINE_bool("verify", False, "Read every byte, and compare with the hashes of when it was written.")
 
 
@@ -32,5 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
     runtime.run(main)

@@ -13,7 +13,7 @@ from launch.program import runtime
 runtime.configure()
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from launch.run.workdirs import Workdir
 from model.config import CHOICES
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of a trained classifier, or of one that launch.convert imported. Required."
+    "workdir", None, "Workdir of a trained classifier, or of one that launch.convert imported. Required.", required=True
 )
 _TEXT = flags.DEFINE_multi_string(
     "text", [], "Text to label; may be given several times. A run that labels words splits it at spaces."
@@ -55,7 +55,7 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
     if bool(_TEXT.value) == bool(_FILE.value):
         raise ConfigError("give either --text or --file")
     if not _FILE.value:
-        pairs = _PAIR.value or [None] * len(_TEXT.value)
+        pairs: Sequence[str | None] = _PAIR.value or [None] * len(_TEXT.value)
         if len(pairs) != len(_TEXT.value):
             raise ConfigError(f"{len(_TEXT.value)} --text and {len(pairs)} --pair; each text has its own, or none")
         yield from zip(_lines(_TEXT.value, settings), pairs, strict=True)
@@ -79,7 +79,7 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
             raise DataError(f"{path}, {where}: {error.what}; name a field as in the data of the run.") from error
         except ValueError as error:
             raise DataError(f"{path}, {where}: {error}.") from error
-        yield fields.get("text", fields.get("tokens")), fields.get("pair")
+        yield fields["text"] if "text" in fields else fields["tokens"], fields.get("pair")
 
 
 def _lines(texts: Iterable[str], settings: dict) -> Iterable[str | list[str]]:
@@ -119,5 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     runtime.run(main)

@@ -21,6 +21,7 @@ runtime.configure()
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -60,7 +61,7 @@ _MERGE_INTO = flags.DEFINE_enum(
 )
 _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of a run to write from, or a new one for what is read. Required."
+    "workdir", None, "Workdir of a run to write from, or a new one for what is read. Required.", required=True
 )
 
 
@@ -77,7 +78,11 @@ def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
         model = registry.read(
             folder, name, state.abstract_model(lambda rngs: architectures.make(config, rngs)), draw_pooler
         )
-    record = {"model": dataclasses.asdict(config), "model_type": name, "imported_from": str(path.absolute())}
+    record: dict[str, Any] = {
+        "model": dataclasses.asdict(config),
+        "model_type": name,
+        "imported_from": str(path.absolute()),
+    }
     if registry.changes_weights(folder, name):
         record["imported_changed"] = True
     workdirs.create(workdir, record, model, words, labels)
@@ -130,7 +135,8 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
         words = chat_export.hand_on(words, kinds.checked(run.config.data)["chat"], encoder)
     if config.architecture == "decoder" and config.head == "sequence":
         words = hub.padded(words)  # transformers finds the last token of a text by what follows it
-    fields, files = words.special.config, hub.files(words)
+    fields: dict[str, Any] = words.special.config
+    files = hub.files(words)
     if encoder:
         fields = fields | {"decoder_start_token_id": words.start_id}
     if config.head == "language_model":
@@ -145,34 +151,35 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
 def main() -> None:
     others = {"from_hf": _FROM_HF, "to_hf": _TO_HF, "from_peft": _FROM_PEFT, "to_peft": _TO_PEFT}
     others |= {"to_workdir": _TO_WORKDIR}
-    given = [name for name, flag in others.items() if flag.value is not None]
+    given = [(name, flag.value) for name, flag in others.items() if flag.value is not None]
     if len(given) != 1:
         raise ConfigError(f"give one of --{', --'.join(others)}")
-    if (_BASE.value is not None) != (given == ["from_peft"]):
+    ((what, folder),) = given
+    base = _BASE.value
+    if (base is not None) != (what == "from_peft"):
         raise ConfigError("--from_peft, and no other, needs --base: the workdir of the model that the adapter is for")
-    if _STEP.value and given == ["from_hf"]:
+    if _STEP.value and what == "from_hf":
         raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
-    if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(given[0], (False,)):
+    if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(what, (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
-    if _DRAW_POOLER.value and given != ["from_hf"]:
+    if _DRAW_POOLER.value and what != "from_hf":
         raise ConfigError("--draw_pooler is for --from_hf: it adds a part that the file of an encoder lacks")
     if _MERGE_INTO.value != "original" and not _MERGE.value:
         raise ConfigError("--merge_into says where --merge puts an adapter; it needs --merge")
-    workdir, other = places.named(_WORKDIR.value), Path(others[given[0]].value)
-    if given[0] in ("to_hf", "to_peft"):
+    workdir, other = places.named(_WORKDIR.value), Path(folder)
+    if what in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
-    if given == ["from_hf"]:
+    if what == "from_hf":
         import_folder(other, workdir, _DRAW_POOLER.value)
-    elif given == ["to_hf"]:
+    elif what == "to_hf":
         export(workdir, other, _STEP.value, _MERGE.value, _MERGE_INTO.value)
-    elif given == ["from_peft"]:
-        adapters.from_peft(other, Workdir(Path(_BASE.value).absolute()), workdir, _STEP.value)
-    elif given == ["to_peft"]:
+    elif base is not None:
+        adapters.from_peft(other, Workdir(Path(base).absolute()), workdir, _STEP.value)
+    elif what == "to_peft":
         adapters.to_peft(Workdir(workdir), other, _STEP.value)
     else:
         adapters.merge(Workdir(workdir), other.absolute(), _STEP.value, _MERGE_INTO.value)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     runtime.run(main)

@@ -31,7 +31,7 @@ from train.evals.compressors import compressed_bits_per_byte
 from train.report import run_report, summary
 from train.step import make_eval_step
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
@@ -120,5 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     runtime.run(main)

@@ -29,7 +29,7 @@ from model.config import CHOICES
 from model.decode import sampling
 from model.decode.generate import check, generate
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
@@ -71,7 +71,8 @@ def main() -> None:
     rows = [(run, number) for number in range(len(texts)) for run in range(len(runs))]
     known = model.inputs.tokens.rows
     inputs = [given[run].prompts[number] for run, number in rows]
-    sources = [given[run].sources[number] for run, number in rows] if reads else None
+    read = [own.sources or [] for own in given]
+    sources = [read[run][number] for run, number in rows] if reads else None
     with checking("flags"):
         check(inputs, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, sources, known)
     with axes.use_mesh(mesh):
@@ -89,9 +90,8 @@ def main() -> None:
     for place, (run, number) in enumerate(rows):
         if len(rows) > 1:
             print(f"--- {place + 1} of {len(rows)}{': ' + _ADAPTER.value[run] if _ADAPTER.value else ''} ---")
-        print(given[run].whole(tokenizer, number, result.tokens[place, : result.lengths[place]]))
+        print(given[run].whole(tokenizer, number, result.tokens[place, : result.lengths[place]].tolist()))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     runtime.run(main)

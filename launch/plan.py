@@ -24,7 +24,9 @@ from launch.program.checking import ConfigError, checking
 from train.planning import page, targets
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
-_TARGET = flags.DEFINE_string("target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N. Required.")
+_TARGET = flags.DEFINE_string(
+    "target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N. Required.", required=True
+)
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of a TPU target, connected by the data center's network.")
 _MESH = flags.DEFINE_string("mesh", "", "Sizes of axes, as fsdp=16,tensor=4; the rest is data. Empty: config.mesh.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "Budget of training tokens; 0: 20 a parameter (Chinchilla).", lower_bound=0)
@@ -33,7 +35,7 @@ _TRIES = flags.DEFINE_integer("tries", 12, "Programs that --search compiles at m
 
 
 def main() -> None:
-    config, words = _CONFIG.value, flags.FLAGS["config"].config_filename
+    config, words = _CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"])
     with checking("--target"):
         target = targets.parse(_TARGET.value, _SLICES.value)
     mesh = candidates.mesh_of(_MESH.value, config)
@@ -50,5 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "target"])
+    flags.mark_flags_as_required(["config"])
     runtime.run(main)

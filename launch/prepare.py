@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file whose .data block says what to prepare. Required."
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder for prepared data; what is finished there is used again. Required."
+    "data_dir", None, "Folder for prepared data; what is finished there is used again. Required.", required=True
 )
 
 
@@ -75,5 +75,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "data_dir"])
+    flags.mark_flags_as_required(["config"])
     runtime.run(main)

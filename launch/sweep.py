@@ -31,7 +31,7 @@ from train.report import sweep_report
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 _SEARCH = flags.DEFINE_string(
-    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py). Required."
+    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py). Required.", required=True
 )
 _TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
 _SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")
@@ -78,14 +78,14 @@ def report(trials: Trials, workdir: Path) -> None:
     """Print the table and the command that trains the best trial again; write sweep.html."""
     rows = trials.rows()
     best = sweep_report.ranked(rows, trials.lower)[0] if rows else None
-    again = command(best.parameters, workdir / "best") if best and best.state == "complete" else ""
+    again = command(dict(best.parameters), workdir / "best") if best and best.state == "complete" else ""
     kinds = {field: form[0] for field, form in trials.space.items()}
     print("\n" + sweep_report.table(rows, trials.metric, trials.lower))
     print(f"\nreport: {sweep_report.write(workdir, rows, trials.metric, trials.lower, kinds, again)}")
-    if again:
+    if best and again:
         print(f"the best run is in {trials.directory(best.number)} (--step=best), this trains it again:\n  {again}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "search", "workdir"])
+    flags.mark_flags_as_required(["config", "workdir"])
     runtime.run(main)

@@ -38,9 +38,9 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     with distributed.joined():
         if _REPLAY.value:
-            replay.show(_CONFIG.value, places.named(_WORKDIR.value), chosen, _REPLAY.value)
+            replay.show(_CONFIG.value, places.named(_WORKDIR.value or ""), chosen, _REPLAY.value)
             return
-        train(_CONFIG.value, places.named(_WORKDIR.value), chosen)
+        train(_CONFIG.value, places.named(_WORKDIR.value or ""), chosen)
 
 
 if __name__ == "__main__":

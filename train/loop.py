@@ -150,24 +150,24 @@ class _Loop:
             return
         (at, result, place, behind), self.pending = self.pending, None
         with self.parts.phases("step"):
-            result = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
-        self.window.add(result)
-        if not result["weight"]:
+            figures = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
+        self.window.add(figures)
+        if not figures["weight"]:
             raise TrainingStopped(f"all weights of the batch of step {at} are 0: nothing can be learnt from it")
-        if result["left_out"]:
-            lines.left_out(at, result, place, self.parts)
-        if result["streak"] >= self.schedule.max_bad_steps:
-            self._give_up(at, result, behind)
+        if figures["left_out"]:
+            lines.left_out(at, figures, place, self.parts)
+        if figures["streak"] >= self.schedule.max_bad_steps:
+            self._give_up(at, figures, behind)
         if at == self.first + 1:
             self.clock.skip(at)  # it was compiling
         if self._due(self.schedule.log_every, at):
             with self.parts.phases("log"):
                 lines.log(at, self.window.flush(), self.clock.lap(at), self.parts)
 
-    def _give_up(self, at: int, result: dict[str, np.ndarray], behind: Any) -> NoReturn:
+    def _give_up(self, at: int, figures: dict[str, np.ndarray], behind: Any) -> NoReturn:
         """Too many updates in a row were left out, the last at step `at`."""
         why = f"the updates of steps {at - self.schedule.max_bad_steps + 1} to {at} were all left out (the last: "
-        why += f"{guard.REASONS[int(result['left_out'])]})"
+        why += f"{guard.REASONS[int(figures['left_out'])]})"
         if self.schedule.on_bad_steps == "roll_back":
             raise RollBack(why, at, behind, self.parts.goodput.wall())
         raise TrainingStopped(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -40,7 +41,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 
 _NETWORK_DISK_SECONDS = 60  # after which a file that another host has made is seen
 _DAY = 24 * 60 * 60 * 1000  # ms
-_times = collections.Counter()
+_times: collections.Counter[tuple[str, str]] = collections.Counter()
 
 
 @contextlib.contextmanager
@@ -130,7 +131,7 @@ def meet(what: str, seconds: float) -> None:
 
 def _is_set(key: str) -> bool:
     try:
-        global_state.client.key_value_try_get(key)
+        processes.client().key_value_try_get(key)
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -178,27 +179,28 @@ def _connect() -> bool:
         )
     if missing and not (_clusters() if _DISTRIBUTED.value is None else _DISTRIBUTED.value):
         return False
-    where = {}
-    if not missing:
-        host, _, port = _COORDINATOR.value.rpartition(":")
+    where: dict[str, Any] = {}
+    coordinator, count, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if coordinator is not None and count is not None and process is not None:
+        host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal():
-            raise ConfigError(f"--coordinator {_COORDINATOR.value!r} is not HOST:PORT")
-        if _PROCESS.value >= _PROCESSES.value:
-            raise ConfigError(f"--process {_PROCESS.value} of --processes {_PROCESSES.value}: they count from 0")
+            raise ConfigError(f"--coordinator {coordinator!r} is not HOST:PORT")
+        if process >= count:
+            raise ConfigError(f"--process {process} of --processes {count}: they count from 0")
         where = dict(
-            coordinator_address=_COORDINATOR.value,
-            num_processes=_PROCESSES.value,
-            process_id=_PROCESS.value,
+            coordinator_address=coordinator,
+            num_processes=count,
+            process_id=process,
             cluster_detection_method="deactivate",
         )
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", True)  # by which a SIGTERM to one reaches all (train/loop.py)
     if runtime.platform() == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    who = f"process {_PROCESS.value} of {_PROCESSES.value}" if where else "a process"
+    who = f"process {process} of {count}" if where else "a process"
     late = (
         f"error: {who} on {socket.gethostname()} did not meet the others"
-        f"{f' at --coordinator {_COORDINATOR.value}' if where else ''} within {_CONNECT_TIMEOUT.value} s "
+        f"{f' at --coordinator {coordinator}' if where else ''} within {_CONNECT_TIMEOUT.value} s "
         "(--connect_timeout). Does every process run, and can this host reach process 0?"
     )
     giving_up = threading.Timer(_CONNECT_TIMEOUT.value, lambda: processes.end(late))
@@ -216,7 +218,7 @@ def _connect() -> bool:
                 f"--distributed: {reason} (no cluster was found, or it does not say enough); name the processes by "
                 "--coordinator=HOST:PORT --processes=N --process=I"
             ) from error
-        raise ConfigError(f"{who} could not begin at --coordinator {_COORDINATOR.value}: {reason}") from error
+        raise ConfigError(f"{who} could not begin at --coordinator {coordinator}: {reason}") from error
     finally:
         giving_up.cancel()
     return global_state.num_processes > 1

@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -35,10 +36,26 @@ _CONTINUE = "this process ends with it. The same command continues from the last
 _DAY = 24 * 60 * 60 * 1000  # ms
 
 
+def client() -> Any:
+    """jax's client of the coordination service, by which processes find each other.
+
+    Raises:
+      RuntimeError: this process is none of several.
+    """
+    if global_state.client is None:
+        raise RuntimeError("this process has not joined others")
+    return global_state.client
+
+
+def coordinator() -> str:
+    """The host at which process 0 is reached."""
+    return (global_state.coordinator_address or "").rpartition(":")[0].strip("[]")
+
+
 def host(process: int) -> str:
     """The name of the host of a process."""
     try:
-        return global_state.client.key_value_try_get(f"host/{process}")
+        return client().key_value_try_get(f"host/{process}")
     except jax.errors.JaxRuntimeError:
         return "an unknown host"
 
@@ -72,7 +89,7 @@ class Group:
 
     def __init__(self, heartbeat_timeout: float):
         self._timeout, self._interval = heartbeat_timeout, heartbeat_timeout / 10
-        self._client = global_state.client
+        self._client = client()
         self._index, self._count = global_state.process_id, global_state.num_processes
         self._client.key_value_set(f"host/{self._index}", socket.gethostname())
         self._coordinator = self._client.blocking_key_value_get("host/0", _DAY)
@@ -125,8 +142,9 @@ class Group:
 
     def _accept(self) -> None:
         """Process 0's side of the connections that carry nothing."""
-        both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-        with socket.create_server(("", 0), **both) as server:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as server:
             self._client.key_value_set("port", str(server.getsockname()[1]))
             held = []
             while True:
@@ -134,11 +152,13 @@ class Group:
 
     def _hold(self) -> None:
         """Start the other side, which says that process 0 is lost. jax ends this process then."""
-        where = global_state.coordinator_address.rpartition(":")[0].strip("[]")
         port = self._client.blocking_key_value_get("port", _DAY)
         words = self._spoken(f"error: lost process 0 on {self._coordinator}, which coordinates all; {_CONTINUE}")
         program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("lifeline.py"))]
-        self._lifeline = subprocess.Popen([*program, where, port, words], stdin=subprocess.PIPE, start_new_session=True)
+        command = [*program, coordinator(), port, words]
+        self._lifeline = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._lifeline.stdin is not None  # a pipe
+        self._farewell = self._lifeline.stdin
 
     def _ended(self) -> str:
         """What stands under `end`: '' while the run goes on, done, or who failed and why."""
@@ -173,8 +193,8 @@ class Group:
         """From now on the end of process 0 is none to speak of."""
         if self._index:
             with contextlib.suppress(OSError):
-                self._lifeline.stdin.write(b".")
-                self._lifeline.stdin.flush()
+                self._farewell.write(b".")
+                self._farewell.flush()
 
     def fail(self, error: BaseException) -> None:
         """Say what went wrong here, to the others too, and end."""

@@ -1,7 +1,7 @@
 """What a family's table file is made of: a Family, rows of entries for its layers, and readings of config.json."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from model.config import ModelConfig
 from model.interop.config_json.fields import Given, Known
@@ -24,6 +24,8 @@ class Family(NamedTuple):
     ties_absent_head: bool = False
 
 
+Part = TypeVar("Part")
+
 # A row is (path inside our Block, their name inside a layer, theirs, ours[, slot]); see layout.Entry.
 Row = tuple
 
@@ -37,23 +39,29 @@ def layer_entries(
         length = len(segment.kinds)
         end = start + length * segment.repeats
         for place in range(length):
+            layers = range(start + place, end, length)
             for path, name, theirs, ours, *slot in rows:
-                yield Entry(
-                    f"{stack}/segments/{number}/{place}/{path}",
-                    f"{prefix}.{name}",
-                    theirs,
-                    f"layer {ours}",
-                    *slot,
-                    layers=range(start + place, end, length),
-                )
+                own = f"{stack}/segments/{number}/{place}/{path}"
+                yield Entry(own, f"{prefix}.{name}", theirs, f"layer {ours}", slot[0] if slot else None, layers)
         start = end
+
+
+def needed(part: Part | None, name: str) -> Part:
+    """A part of a config that every model of a family has.
+
+    Raises:
+      ValueError: this one has none, so it is of another family.
+    """
+    if part is None:
+        raise ValueError(f"the model has no {name}")
+    return part
 
 
 def norm(path: str, name: str, dim: str = "embed") -> list[Row]:
     return [(f"{path}/scale", f"{name}.weight", dim, dim), (f"{path}/bias", f"{name}.bias", dim, dim)]
 
 
-def attention(q: str, k: str, v: str, o: str, ours: str = "attention") -> list[Row]:
+def attention(q: str, k: str, v: str, o: str, *, ours: str = "attention") -> list[Row]:
     """Four torch Linear layers, whose weights are [out, in]; `ours` is where they lie in our Block."""
     heads = {"query": (q, "kv group head"), "key": (k, "kv head"), "value": (v, "kv head")}
     rows = []
@@ -64,7 +72,7 @@ def attention(q: str, k: str, v: str, o: str, ours: str = "attention") -> list[R
     return [*rows, (f"{ours}/out_bias", f"{o}.bias", "embed", "embed")]
 
 
-def feed_forward(up: str, down: str, gate: str = "", ours: str = "feed_forward") -> list[Row]:
+def feed_forward(up: str, down: str, gate: str = "", *, ours: str = "feed_forward") -> list[Row]:
     """Two or three torch Linear layers; `ours` is where they lie in our Block."""
     rows = []
     for path, name in (("gate", gate), ("up", up)):

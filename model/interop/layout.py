@@ -146,7 +146,8 @@ class Entry:
 
         def factor(text: str) -> Factor:
             if text.isdigit():
-                return Factor(None, self.slot, self.slot + 1, int(text))
+                slot = self.slot or 0  # there is one, as checked at the beginning
+                return Factor(None, slot, slot + 1, int(text))
             parts = text.split("+")
             if unknown := [part for part in parts if part not in sizes]:
                 self.fail(f"no entry of this tensor says how large {unknown[0]} is")

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +44,13 @@ def load(abstract_model, table: Table, folder: Folder):
         damaged.
       ValueError: the table contradicts itself or the model.
     """
-    leaves = by_name(abstract_model)
+    leaves: Mapping[str, Any] = by_name(abstract_model)  # shapes, for the model is abstract
     wanted = tables.expected(table, leaves)
     sources: dict[str, list[Source]] = {path: [] for path in leaves}
     for name, file_name in tables.match(table, wanted, folder).items():
         for piece in wanted[name].pieces:
             sources[piece.entry.path].append(Source(piece, file_name, wanted[name].sizes))
-    constants = {entry.path: entry.absent for entry in table.entries}
+    constants = {entry.path: entry.absent for entry in table.entries if entry.absent is not None}
     # Large tensors first, while the model is small: so the peak is hardly more than the model.
     largest_first = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape) / max(1, len(sources[path])))
     filled = {}
@@ -123,7 +123,7 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
     }
     parts: dict[jax.Device, jax.Array] = {}
     for source in sources:
-        index = source.piece.index
+        index = source.piece.place
         keep = {device: box for device, box in boxes.items() if _holds(box, index)}
         if not keep:
             continue
@@ -196,7 +196,7 @@ def _sharding(leaf: jax.ShapeDtypeStruct):
 def _own_mesh(w: jax.Array | None = None):
     """Programs on `w` run under its own mesh, whichever is set; programs on one device under none."""
     mesh = w.sharding.mesh if w is not None and isinstance(w.sharding, NamedSharding) else None
-    return jax.set_mesh(Mesh(np.empty((), object), ()) if mesh is None else mesh)
+    return jax.set_mesh(mesh if isinstance(mesh, Mesh) else Mesh(np.empty((), object), ()))
 
 
 def _gathered(w: jax.Array, index: tuple[int, ...], dtype) -> np.ndarray:

@@ -117,7 +117,9 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
     Raises:
       CheckpointFolderError: the folder can't be written; the model has no adapter, or one without a place there.
     """
-    adapters, leaves, tensors, scales = lora.adapters(model), _parameters(model.config), {}, {}
+    adapters, leaves = lora.adapters(model), _parameters(model.config)
+    tensors: dict[str, np.ndarray] = {}
+    scales: dict[str, float] = {}
     if not adapters:
         raise CheckpointFolderError("the model has no low-rank adapter to write")
     if why := unreadable(model.config, family_table, adapters):
@@ -141,11 +143,11 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
             f"{both[0]} has an adapter, and beside it a parameter that trains or a head of classes, which peft keeps "
             "whole; it has one or the other"
         )
-    own = variables(model)
+    parameters = variables(model)
     for tensor, theirs in kept.items():
         tensors[_MODEL + tensor] = joined = np.empty(theirs.shape, np.float32)
         for entry, index in theirs.pieces:
-            entry.put(_whole(own[entry.path])[index], joined, theirs.sizes)
+            entry.put(_whole(parameters[entry.path])[index], joined, theirs.sizes)
     if jax.process_index() != 0:
         return
     ranks = {module: len(tensors[_named(module)[0]]) for module in scales}
@@ -223,7 +225,8 @@ def _linears(family_table: Table, leaves: dict[str, nnx.Variable]) -> dict[str, 
 
 
 def _linear(weight: Theirs, leaves: dict[str, nnx.Variable]) -> Linear:
-    a, b = {}, {}
+    a: dict[str, Entry] = {}
+    b: dict[str, Entry] = {}
     for entry, _ in weight.pieces:
         w = leaves[entry.path]
         dims = dict(zip(w.get_metadata("out_sharding"), entry.ours.split(), strict=True))
@@ -232,11 +235,11 @@ def _linear(weight: Theirs, leaves: dict[str, nnx.Variable]) -> Linear:
         sides = [f"({' '.join(group)})" for group in entry.groups]
         transposed = {*entry.groups[0]} <= {*inputs}
         into, out = sides if transposed else sides[::-1]
-        for part, found, theirs, ours, slot in (
+        for part, found, theirs, own, slot in (
             ("a", a, f"rank {into}", [*inputs, "rank"], None),
             ("b", b, f"{out} rank", ["rank", *outputs], entry.slot),
         ):
-            ours = " ".join([*entry.stacked, *ours])
+            ours = " ".join([*entry.stacked, *own])
             found[entry.path] = Entry(f"{entry.path}/{part}", entry.name, theirs, ours, slot, entry.layers)
     return Linear(weight, a, b, transposed)
 

@@ -13,12 +13,14 @@ from model.interop.files.tensorfile import CheckpointFolderError
 
 NAME = "adapter_config.json"
 # Fields that make another function of the two factors, or of weights that are no linear layer's.
-_ABSENT = ("use_dora", "lora_bias", "layers_to_transform", "layer_replication", "trainable_token_indices")
+_ABSENT: tuple[str, ...] = ("use_dora", "lora_bias", "layers_to_transform", "layer_replication")
+_ABSENT += ("trainable_token_indices",)
 _ABSENT += ("target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config")
 _ABSENT += ("monteclora_config", "velora_config", "lora_ga_config", "corda_config", "loftq_config", "layers_pattern")
 _ABSENT += ("ensure_weight_tying",)
 # What changes nothing of a trained adapter: whose it is, how it was begun, how peft runs it.
-_NEUTRAL = ("auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "eva_config")
+_NEUTRAL: tuple[str, ...] = ("auto_mapping", "peft_version", "base_model_name_or_path", "revision")
+_NEUTRAL += ("inference_mode", "eva_config")
 _NEUTRAL += ("fan_in_fan_out", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config")
 _READ = ("peft_type", "task_type", "bias", "init_lora_weights")
 # Of init_lora_weights. The others begin with other base weights, to which the factors belong.
@@ -103,7 +105,7 @@ def read(folder: Folder, model: ModelConfig) -> Given:
             )
     if not isinstance(given.get("use_rslora", False), bool | None):
         raise CheckpointFolderError(f"{file}: use_rslora is {given['use_rslora']!r}; it must be true or false")
-    head = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}.get(given.get("task_type"), model.head)
+    head = {"SEQ_CLS": "sequence", "TOKEN_CLS": "token"}.get(str(given.get("task_type")), model.head)
     if head != model.head:
         raise CheckpointFolderError(
             f"{file}: task_type {given['task_type']} is for a model with the head {head}, but the base has the head "

@@ -193,7 +193,9 @@ def family_of(config: ModelConfig) -> str:
             differing[name] = _lost(name, config)
             if not differing[name]:
                 return name
-    nearest = min(differing, key=lambda name: len(differing[name]), default=None)
+    if not differing:
+        raise CheckpointFolderError("no family of checkpoints has just the parts of this model, and none comes near it")
+    nearest = min(differing, key=lambda name: len(differing[name]))
     raise CheckpointFolderError(
         f"no family of checkpoints has just the parts of this model; the nearest is {nearest}, which has no place for "
         f"its values of {', '.join('model.' + field for field in differing[nearest])}"

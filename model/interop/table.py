@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     """What one of their tensors has of one of our parameters."""
 
     entry: Entry
-    index: tuple[int, ...]  # into the parameter's stacked dims
+    place: tuple[int, ...]  # index into the parameter's stacked dims
 
 
 class Theirs(NamedTuple):
@@ -118,15 +118,15 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
         if shape != wanted[name].shape:
             path = wanted[name].pieces[0].entry.path
             misshapen.append(f"{file_name} is {list(shape)}, for {path} it must be {list(wanted[name].shape)}")
-    there = {entry.path for name in found for entry, _ in wanted[name].pieces}
-    may_lack = lambda entry: entry.absent is not None and entry.path not in there  # in all layers, or in none
+    given = {entry.path for name in found for entry, _ in wanted[name].pieces}
+    may_lack = lambda entry: entry.absent is not None and entry.path not in given  # in all layers, or in none
     missing = [
         name
         for name, theirs in wanted.items()
         if name not in found and not all(may_lack(entry) for entry, _ in theirs.pieces)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    problems = [f"{len(names)} tensors are {what}: {recognize.some(names, _LISTED)}" for what, names in kinds if names]
+    problems = [f"{len(these)} tensors are {what}: {recognize.some(these, _LISTED)}" for what, these in kinds if these]
     if problems:
         raise CheckpointFolderError(f"{folder.path} does not hold {held}: " + "; ".join(problems))
     return found

@@ -12,9 +12,10 @@ def log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> Non
     """One line of figures: the `means` since the last one, what follows from the `seconds` a step, and where the time
     went. Reads nothing from a device, which is at work on the next step."""
     rate, progress = float(parts.learning_rates[step - 1]), parts.progress
-    values = {"loss": means.pop("loss"), "learning_rate": rate, **means}
+    loss = means.pop("loss")
+    values: dict[str, Any] = {"loss": loss, "learning_rate": rate, **means}
     if progress.perplexity:
-        values["perplexity"] = math.exp(min(values["loss"], 700.0))
+        values["perplexity"] = math.exp(min(loss, 700.0))
     if math.isfinite(seconds):
         values["seconds_per_step"] = seconds
         values["tokens_per_second"] = progress.tokens_per_step / seconds
@@ -22,7 +23,7 @@ def log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> Non
             values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
     values |= {"goodput": share(wall := parts.goodput.wall()), "wall": wall}
     parts.writer.write(step, values)
-    progress.update(step, values["loss"], rate, seconds)
+    progress.update(step, loss, rate, seconds)
 
 
 def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:

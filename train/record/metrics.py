@@ -13,7 +13,9 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -88,7 +90,7 @@ class Writer:
         self.lines = AppendedFile(path)  # a line is one write: a reader sees it whole
         self.events = EventFile(path.parent / "tensorboard", None if resume_step is None else resume_step + 1)
 
-    def write(self, step: int, values: dict[str, float]):
+    def write(self, step: int, values: Mapping[str, Any]):
         """One line {"step", "time" (unix seconds), **values}. JSON has no nan or infinity: they are written as null,
         and as what they are to TensorBoard, which gets no arrays and no dicts (of numbers). Arrays of one element are
         taken as numbers."""

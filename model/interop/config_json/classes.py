@@ -28,7 +28,7 @@ def names(config: Mapping[str, Any]) -> list[str] | None:
     given = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(given, dict):
         raise ValueError(f"id2label is {given!r}; it must map numbers to names of classes")
-    found = {}
+    found: dict[int, str] = {}
     for key, name in given.items():
         if not re.fullmatch("[0-9]+", str(key)):
             raise ValueError(
@@ -80,4 +80,4 @@ def with_classes(base: Family, name: str, token: str | None = "score") -> Family
             entries=(*found.entries, *linear_entries("classifier", layers[config.head])), ignored=ignored, others={}
         )
 
-    return base._replace(classes=base.classes | {name + suffixes[head]: head for head in layers}, table=table)
+    return base._replace(classes={**base.classes, **{name + suffixes[head]: head for head in layers}}, table=table)

@@ -54,7 +54,7 @@ _NEUTRAL = names(
     suppress_tokens target_lookbehind temperature top_k top_p typical_p"""
 )
 # Parts that none of our models has.
-_ONLY = {
+_ONLY: dict[str, tuple] = {
     "cross_attention_hidden_size": (None,),
     "partial_rotary_factor": (None, 1),
     "per_layer_config": (None, {}),
@@ -69,7 +69,9 @@ _NULLABLE = names(
     "num_experts_per_tok num_key_value_heads q_lora_rank rope_interleave sliding_window topk_group topk_method"
 )
 # Fields that are integers, or numbers, or truths, though their default is null.
-_SAMPLES = dict.fromkeys(names("head_dim n_inner num_key_value_heads word_embed_proj_dim num_decoder_layers"), 1)
+_SAMPLES: dict[str, float] = dict.fromkeys(
+    names("head_dim n_inner num_key_value_heads word_embed_proj_dim num_decoder_layers"), 1
+)
 _SAMPLES |= dict.fromkeys(names("n_group topk_group num_experts_per_tok seq_length n_positions qk_head_dim"), 1)
 _SAMPLES |= dict.fromkeys(names("encoder_sparse_step decoder_sparse_step sliding_window_pattern"), 1)
 _SAMPLES |= dict(rope_theta=1.0, rope_local_base_freq=1.0, original_max_position_embeddings=1)

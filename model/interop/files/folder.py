@@ -38,9 +38,9 @@ class Folder:
                 if name in self.tensors:
                     raise CheckpointFolderError(f"{file} and {self.tensors[name].path.name} both hold tensor {name}")
                 self.tensors[name] = tensor
-        for name, file in self._weight_map().items():
-            if name not in self.tensors or self.tensors[name].path.name != file:
-                raise CheckpointFolderError(f"{self.path / self._index} says that {file} holds {name}, but it does not")
+        for name, part in self._weight_map().items():
+            if name not in self.tensors or self.tensors[name].path.name != part:
+                raise CheckpointFolderError(f"{self.path / self._index} says that {part} holds {name}, but it does not")
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).

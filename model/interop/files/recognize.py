@@ -112,9 +112,9 @@ def _places(path: Path, names: Callable[..., str]) -> str | None:
         return f"{path} is a workdir of this code and no checkpoint folder; give it as --workdir or config.init_from"
     if found := sorted({file.parent for name in (SINGLE, INDEX) for file in path.glob(f"*/{name}")}):
         return f"{path} holds no checkpoint itself, but {found[0]} does; give that folder"
-    if found := names("snapshots"):
+    if cached := names("snapshots"):
         inside = sorted((path / "snapshots").iterdir())
-        return f"{path} is an entry of the hub's cache; give the folder {inside[0] if inside else found}"
+        return f"{path} is an entry of the hub's cache; give the folder {inside[0] if inside else cached}"
     return None
 
 

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -146,7 +146,8 @@ def count_not_finite(array: np.ndarray) -> int:
 def start_file(path: Path, tensors: Mapping) -> dict[str, Tensor]:
     """A file with a header and room for its tensors. Returns where each goes."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
-    header, offsets, end = {"__metadata__": {"format": "pt"}}, {}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offsets, end = {}, 0
     # Wide dtypes first, so that every tensor is aligned to its dtype, as PyTorch needs it.
     for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: -item[1][1].itemsize):
         offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
@@ -156,4 +157,8 @@ def start_file(path: Path, tensors: Mapping) -> dict[str, Tensor]:
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
-    return {name: Tensor(*tensors[name], path, 8 + len(text) + offset) for name, offset in offsets.items()}
+    places = {}
+    for name, offset in offsets.items():
+        shape, dtype = tensors[name]
+        places[name] = Tensor(shape, dtype, path, 8 + len(text) + offset)
+    return places

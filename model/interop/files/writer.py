@@ -62,7 +62,7 @@ class Writer:
                 shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True)
             count = len(self._shards)
-            weight_map = {}
+            weight_map: dict[str, str] = {}
             for number, shard in enumerate(self._shards, start=1):
                 file = self._prefix + (SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors")
                 self._places |= tensorfile.start_file(self._partial / file, shard)
@@ -82,7 +82,7 @@ class Writer:
             raise ValueError(f"{name} is {array.dtype}{array.shape}, announced as {place.dtype}{place.shape}")
         with self._writing(), place.path.open("r+b") as stream:
             stream.seek(place.offset)
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         del self._waiting[name]
 
     def __exit__(self, kind, *_) -> None:
@@ -109,7 +109,8 @@ def json_text(value) -> str:
 
 def _shards(tensors: Mapping, max_bytes: float) -> list[dict]:
     """Tensors cut into files in their order, each as full as it gets."""
-    shards, size = [{}], 0
+    shards: list[dict] = [{}]
+    size = 0
     for name, (shape, dtype) in tensors.items():
         own = math.prod(shape) * dtype.itemsize
         if shards[-1] and size + own > max_bytes:

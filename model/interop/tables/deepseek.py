@@ -111,9 +111,9 @@ def _v3(c: Given) -> dict[str, Any]:
 
 
 def _describe(config: ModelConfig) -> dict[str, Any]:
-    latent, experts, pattern = config.latent, config.experts, config.mlp_pattern
+    latent, experts, pattern = family.needed(config.latent, "latent attention"), config.experts, config.mlp_pattern
     dense = next((i for i in range(config.num_layers) if pattern[i % len(pattern)] == "sparse"), config.num_layers)
-    described = llama.describe(config) | {
+    described: dict[str, Any] = llama.describe(config) | {
         "head_dim": latent.rope_dim,  # as transformers has it
         "kv_lora_rank": latent.kv_rank,
         "q_lora_rank": latent.query_rank or None,

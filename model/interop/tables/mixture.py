@@ -41,11 +41,12 @@ def _mixtral(c: Given) -> dict[str, Any]:
 
 
 def _describe_mixtral(config: ModelConfig) -> dict[str, Any]:
+    experts = family.needed(config.experts, "experts")
     return llama.describe(config) | {
         "sliding_window": config.window or None,
-        "intermediate_size": config.experts.mlp_dim,
-        "num_local_experts": config.experts.count,
-        "num_experts_per_tok": config.experts.per_token,
+        "intermediate_size": experts.mlp_dim,
+        "num_local_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
     }
 
 

@@ -156,12 +156,12 @@ def _pattern(step: int) -> tuple[str, ...]:
 
 
 def _describe_switch(config: ModelConfig) -> dict[str, Any]:
-    step = len(config.mlp_pattern)
+    step, experts = len(config.mlp_pattern), family.needed(config.experts, "experts")
     sides = {"encoder": config.encoder_layers or config.num_layers, "decoder": config.num_layers}
     return (
         _describe(config)
         | {"dense_act_fn": family.activation_name(config, gelu_tanh="gelu_new")}
-        | {"num_experts": config.experts.count, "expert_capacity": config.experts.capacity}
+        | {"num_experts": experts.count, "expert_capacity": experts.capacity}
         | {f"num_sparse_{side}_layers": layers // step for side, layers in sides.items()}
         | {f"{side}_sparse_step": step for side in sides}
     )

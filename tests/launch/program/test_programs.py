@@ -54,6 +54,7 @@ def test_help_of_flags_is_a_sentence_and_says_what_is_required(path):
     texts = {strings(call)[0]: max(strings(call), key=len) for call in calls if called(call).startswith("DEFINE_")}
     assert all(re.fullmatch(r"[A-Z0-9][^\n]+[.]", text) for text in texts.values()), texts
     required = {name for call in calls if called(call).startswith("mark_flag") for name in strings(call)}
+    required |= {strings(call)[0] for call in calls if any(k.arg == "required" for k in call.keywords)}
     assert required
     assert {name for name in required if name in texts and not texts[name].endswith("Required.")} == set()
 
