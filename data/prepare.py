@@ -1,6 +1,6 @@
 """Preparation, once: corpus -> TFDS (array_record) -> tokenizer -> packed rows.
 
-    DIR/corpora/NAME-HASH/     the text of one source, split (data/builders/text.py)
+    DIR/corpora/NAME-HASH/     the text of one source, cleaned and split (data/clean/, data/builders/text.py)
     DIR/tokenizers/KIND-HASH/  tokenizer.json
     DIR/rows/tLENGTH-HASH/      packed rows of all sources and a copy of tokenizer.json: all that training reads
 

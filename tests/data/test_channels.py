@@ -15,6 +15,7 @@ from data.examples import kinds, packing
 from data.examples.example import Context, Encoding, Example, Kind
 from data.pipeline import train_pipeline, validation_batches
 from data.prepare import load, prepare
+from data.rows import augment
 from data.rows.pack import RowReader
 from data.tokens import tokenizer as tokenizers
 from launch.run import build
@@ -51,7 +52,11 @@ def encoding(settings, context):
         asked, said = words.encode(record["prompt"]), [*words.encode(record["answers"][i]), words.eot_id]
         source = [*asked, words.eot_id] if context.encoder else None
         before = [words.start_id] if context.encoder else [words.eot_id, *asked]
-        example = Example.of_ids([*before, *said], [False] * len(before) + [True] * len(said), source=source)
+        content = [False] * len(before) if context.encoder else [False, *(True for _ in asked)]
+        trained = [False] * len(before) + [True] * len(said)
+        example = Example.of_ids(
+            [*before, *said], trained, content + [False] * len(said), source, [True] * len(asked) + [False]
+        )
         example.marks[0] |= FIRST
         advantages = np.full(len(example.tokens), record["advantages"][i], np.float32)
         own = {"advantages": advantages, "old_logprobs": logprobs(example.targets)}
@@ -165,6 +170,22 @@ def test_beside_text_on_a_mesh_and_from_a_saved_position(mixed):
         share.close()
     held_out = list(validation_batches(mixed, 4))
     assert sum(len(list(groups(batch))) for batch in held_out) == mixed.sources[1].validation_documents > 0
+
+
+def test_what_belongs_to_a_token_moves_with_it_when_words_are_swapped(mixed):
+    rates = {"swap": 0.5, "delete": 0.2}
+    change = augment.make(rates, tokenizers.load(mixed.tokenizer_path))
+    pipelines = [train_pipeline(mixed, 8, 0, augmentation=given) for given in (None, change)]
+    plain, changed = (pipeline.next() for pipeline in pipelines)
+    for pipeline in pipelines:
+        pipeline.close()
+    check(changed, mixed.vocab_size, mixed.channels)
+    side = "encoder_tokens" if "encoder_tokens" in changed else "tokens"
+    assert (plain[side] != changed[side]).any()
+    of_groups = changed["group_ids"] > 0
+    assert np.array_equal(changed["old_logprobs"][of_groups], logprobs(changed["targets"][of_groups]))
+    for before, after in zip(groups(plain), groups(changed), strict=True):
+        assert [set(part["advantages"]) for part in before] == [set(part["advantages"]) for part in after]
 
 
 def packed(folder, example, own=OWN, prefix=(), count=3):

@@ -290,13 +290,3 @@ def test_what_is_not_read_is_said_each_time(settings, tmp_path):
         assert f"{tmp_path}/in: not read: files of other kinds (.pdf 1) (1): {tmp_path}/in/b.pdf" in lines
     assert f"{tmp_path}/in: 1 files or documents are empty and are left out." in first
     assert len(second) == 1
-
-
-def test_documents_that_waited_on_disk_are_gone(corpus, settings, tmp_path):
-    """And after a mistake too, though what else was begun stays until the next run."""
-    (source,) = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path / "out", quiet).sources
-    assert {path.name for path in source.corpus.parents[2].iterdir()} == {"manifest.json", "tfds"}
-    (tmp_path / "a.jsonl").write_text("broken\n" * 3)
-    with pytest.raises(DataError, match="can't be read"):
-        prepare(settings(tmp_path / "a.jsonl", max_bad_lines=2), tmp_path / "second", quiet)
-    assert not [path for path in (tmp_path / "second" / "corpora").rglob("*") if path.is_file()]

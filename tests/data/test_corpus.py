@@ -1,0 +1,35 @@
+import functools
+
+import pytest
+
+from data import stage
+from data.batch import DataError
+from data.clean import cleaned, steps
+from data.prepare import prepare
+
+
+def quiet(line: str) -> None:
+    """A log that nobody reads."""
+
+
+def test_documents_that_waited_on_disk_are_gone(corpus, settings, tmp_path):
+    """And after a mistake too, though what else was begun stays until the next run."""
+    (source,) = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path / "out", quiet).sources
+    assert {path.name for path in source.corpus.parents[2].iterdir()} == {"manifest.json", "tfds"}
+    (tmp_path / "a.jsonl").write_text("broken\n" * 3)
+    with pytest.raises(DataError, match="can't be read"):
+        prepare(settings(tmp_path / "a.jsonl", max_bad_lines=2), tmp_path / "second", quiet)
+    assert not [path for path in (tmp_path / "second" / "corpora").rglob("*") if path.is_file()]
+
+
+def test_what_a_step_drops_is_said_and_kept_with_the_corpus(corpus, settings, tmp_path, monkeypatch):
+    def few(document):
+        return steps.Dropped("a file of its own") if document.name.startswith("doc 1") else document
+
+    monkeypatch.setattr("data.corpus.clean", functools.partial(cleaned.clean, steps=(few, *steps.STEPS)))
+    said = []
+    prepared = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path, said.append)
+    assert f"{corpus[0]}: 11 of 40 documents are left out: a file of its own." in said
+    account = stage.manifest(prepared.sources[0].corpus.parents[2])["account"]
+    assert account == {"read": 40, "kept": 29, "dropped": {"a file of its own": 11}}
+    assert prepared.sources[0].train_documents + prepared.sources[0].validation_documents == 29
