@@ -7,23 +7,16 @@ One seam, so that whatever kind of leaf a weight is, no model equation changes f
     Weight      something made of several of these: low-rank (adapt/lora.py), quantized (compress/quantized.py)
 """
 
-import functools
-import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from model import axes, roles
+from model.platforms import products, table
 from model.roles import Role
 
 STACKED = ("layers", "experts")  # dims of which each index has a matrix of its own
-
-# Multiply-adds of a product up to which its gradient is written for XLA's CPU compiler: it makes a step of products of
-# 2^26 1.3x as fast, of 2^28 1.15x. From jax 0.12 on launch/program/runtime.py chooses products that do larger ones as
-# well.
-_CPU_GRADIENT_LIMIT = math.inf if jax.__version_info__ < (0, 12) else 2**29
 
 
 class Frozen(nnx.Variable):
@@ -137,53 +130,7 @@ def einsum(spec: str, x: jax.Array, w: nnx.Variable | Weight, out: tuple[str, ..
 
 def contract(spec: str, x: jax.Array, w: jax.Array, out: tuple[str, ...]) -> jax.Array:
     """`einsum` with a weight as its layer needs it."""
-    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
-    rows = math.prod(size for dim, size in zip(x_dims, x.shape, strict=True) if dim not in w_dims)
-    apart = not set(x_dims) & set(w_dims) & set(y_dims)  # as of the heads of absorbed latent attention
-    own_gradient = axes.platform() == "cpu" and rows * w.size < _CPU_GRADIENT_LIMIT and apart
+    x_dims, w_dims, y_dims = products.dims(spec)
     sizes = dict(zip(x_dims + w_dims, x.shape + w.shape, strict=True))
     placed = axes.out(*out, shape=tuple(sizes[dim] for dim in y_dims))
-    return (_cpu_einsum if own_gradient else _einsum)(spec, placed, x, w)
-
-
-def _einsum(spec, sharding, x, w):
-    # jnp.einsum contracts dims in the order of their letters; where that is not the weight's own, the weight is copied.
-    letters = {dim: chr(ord("a") + i) for i, dim in enumerate(dict.fromkeys(filter(str.isalpha, spec)))}
-    return jnp.einsum("".join(letters.get(char, char) for char in spec), x, w, out_sharding=sharding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cpu_einsum(spec, sharding, x, w):
-    """`_einsum` with a gradient for XLA's CPU compiler, which copies one operand of a weight's gradient transposed:
-    the smaller one, when the product is written in the right order."""
-    return _einsum(spec, sharding, x, w)
-
-
-def _cpu_forward(spec, sharding, x, w):
-    return _einsum(spec, sharding, x, w), (x, w)
-
-
-def input_gradient(spec: str, dy: jax.Array, w: jax.Array, sharding) -> jax.Array:
-    """The gradient of `contract` by x, placed as `sharding` says."""
-    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
-    return jnp.einsum(f"{y_dims},{w_dims}->{x_dims}", dy, w, out_sharding=sharding)
-
-
-def _cpu_backward(spec, sharding, residuals, dy):
-    x, w = residuals
-    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
-    like = lambda a: jax.typeof(a).sharding.spec if axes.has_mesh() else None
-    dx = input_gradient(spec, dy, w, like(x))
-    batch = [dim for dim in x_dims if dim not in w_dims]
-    contract = tuple(tuple(dims.index(dim) for dim in batch) for dims in (x_dims, y_dims))
-    first, second, dims = (x, dy, contract) if x.size <= dy.size else (dy, x, contract[::-1])
-    names = x_dims + y_dims if x.size <= dy.size else y_dims + x_dims
-    names = [dim for dim in names if dim not in batch]
-    placing = dict(zip(w_dims, like(w) or (None,) * w.ndim, strict=True)) if axes.has_mesh() else {}
-    placed = axes.PartitionSpec(*(placing[dim] for dim in names)) if axes.has_mesh() else None
-    dw = jax.lax.dot_general(first, second, (dims, ((), ())), out_sharding=placed)
-    dw = jax.lax.optimization_barrier(dw)  # or the transposition below would turn the product round again
-    return dx, jnp.transpose(dw, [names.index(dim) for dim in w_dims])
-
-
-_cpu_einsum.defvjp(_cpu_forward, _cpu_backward)
+    return table.here().contraction(spec, placed, x, w)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from model import axes
 from model.output import Output
+from model.platforms import table
 
 # Logits in flight on one device: tokens (rows x chunk) times the vocabulary.
 CHUNK_TOKENS = 1024
@@ -145,5 +146,4 @@ def joined(a_nBC, length: int) -> jax.Array:
 
 
 def _product_dtype(dtype):
-    """float32, but on a CPU what the operands have: XLA would widen bfloat16 operands and lose their fast product."""
-    return dtype if axes.platform() == "cpu" else jnp.float32
+    return jnp.float32 if table.here().wide_products else dtype

@@ -112,30 +112,39 @@ def _joined(found: list[dict]) -> dict[str, tuple[Frozen, Frozen, Exact]]:
 
 
 def _one(found: list[dict], target: str) -> tuple[Frozen, Frozen, Exact]:
+    """Of one weight; an adapter that leaves it alone has zeros there. Three adapters of ranks 2, none and 1, R = 2:
+
+        A  [N, inputs, R]   | a a |  | 0 0 |  | a 0 |        B  [N, R, outputs]   | b b b |  | 0 0 0 |  | b b b |
+                            | a a |  | 0 0 |  | a 0 |                             | b b b |  | 0 0 0 |  | 0 0 0 |
+
+    Of layers that are stacked, N stands behind their dim, so that a scan over layers finds [N, ...] in each.
+    """
     own = [one.get(target) for one in found]
-    a, b, _ = next(factors for factors in own if factors is not None)
-    layers = a.shape[:1] if "layers" in a.get_metadata("out_sharding") else ()
+    like_a, like_b, _ = next(factors for factors in own if factors is not None)
+    layers = like_a.shape[:1] if "layers" in like_a.get_metadata("out_sharding") else ()
     rank = max(factors[0].shape[-1] for factors in own if factors is not None)
+    each = lambda place, missing: [missing if factors is None else factors[place] for factors in own]
 
-    def stacked(like, parts, dim):
-        """In a new dim behind that of layers, ranks (at `dim`) filled up."""
-        shape = (*like.shape[:dim], rank, *like.shape[dim + 1 :])
-        names = like.get_metadata("out_sharding")
-
-        def filled(part):
-            part = jnp.zeros((*shape[:dim], 0, *shape[dim + 1 :])) if part is None else part[...]
-            return axes.place(jnp.pad(part, [(0, n - own) for n, own in zip(shape, part.shape, strict=True)]), *names)
-
-        array = jnp.stack([filled(part) for part in parts], axis=len(layers))
-        names = (*names[: len(layers)], None, *names[len(layers) :])
-        return Frozen(axes.place(array, *names), out_sharding=names, eager_sharding=False, role=Role.LOW_RANK)
-
-    part = lambda i: [None if factors is None else factors[i] for factors in own]
-    scales = jnp.stack([jnp.float32(0) if scale is None else scale for scale in part(2)])
-    scales = jnp.broadcast_to(scales, (*layers, len(own)))
+    a = _stacked(each(0, None), like_a, like_a.ndim - 1, rank, len(layers))
+    b = _stacked(each(1, None), like_b, len(layers), rank, len(layers))
+    scales = jnp.broadcast_to(jnp.stack(each(2, jnp.float32(0))), (*layers, len(own)))
     names = (*["layers"] * len(layers), None)
-    scales = Exact(axes.place(scales, *names), out_sharding=names, eager_sharding=False)
-    return stacked(a, part(0), a.ndim - 1), stacked(b, part(1), len(layers)), scales
+    return a, b, Exact(axes.place(scales, *names), out_sharding=names, eager_sharding=False)
+
+
+def _stacked(factors: list, like: Frozen, ranks: int, rank: int, at: int) -> Frozen:
+    """Factors with the dims of `like` (None: zeros) in a new dim `at`, each filled up to `rank` at its dim `ranks`."""
+    shape = (*like.shape[:ranks], rank, *like.shape[ranks + 1 :])
+    names = like.get_metadata("out_sharding")
+
+    def filled(factor):
+        if factor is None:
+            return axes.place(jnp.zeros(shape), *names)
+        more = [(0, wanted - size) for wanted, size in zip(shape, factor.shape, strict=True)]
+        return axes.place(jnp.pad(factor[...], more), *names)
+
+    array, names = jnp.stack([filled(factor) for factor in factors], axis=at), (*names[:at], None, *names[at:])
+    return Frozen(axes.place(array, *names), out_sharding=names, eager_sharding=False, role=Role.LOW_RANK)
 
 
 def _of_rows(w: jax.Array, rows_B: jax.Array) -> jax.Array:

@@ -22,9 +22,9 @@ from model.attention import flash
 from model.attention.masks import Mask
 from model.attention.positions import alibi_slopes
 from model.attention.ring import ring
+from model.platforms import table
 
 BLOCK = 128
-_BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn"}
 # Finite: a row with nothing to see must give numbers, not NaN.
 MASKED = -1e30
 
@@ -51,7 +51,7 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     """
     implementation = rule.implementation
     if implementation == "auto":
-        implementation = _BY_PLATFORM.get(axes.platform(), "xla")
+        implementation = table.here().attention
     q_BTKGH = q_BTKGH * rule.scale
     plain = aligned and bias is None and not rule.alibi
     split = axes.has_mesh() and jax.typeof(k_BSKH).sharding.spec[1] is not None

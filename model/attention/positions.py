@@ -14,6 +14,7 @@ from flax import nnx
 
 from model import axes
 from model.config import ModelConfig, Rope
+from model.platforms import table
 from model.roles import Role
 from model.weights import param
 
@@ -101,14 +102,16 @@ class RelativeBias(nnx.Module):
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
         """float32 [B, K, G, T, S] from key position - query position."""
-        table = axes.gather(self.table[...].astype(jnp.float32))
+        table_RKG = axes.gather(self.table[...].astype(jnp.float32))
         buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
-        if axes.platform() == "cpu" and axes.size("stage") == 1:  # jax can't look up so inside a map
-            sharding = axes.out("batch", "length", None, "kv_heads", "group", shape=(*buckets.shape, *table.shape[1:]))
-            scores = table.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
+        if table.here().looks_up and axes.size("stage") == 1:  # jax can't look up so inside a map
+            sharding = axes.out(
+                "batch", "length", None, "kv_heads", "group", shape=(*buckets.shape, *table_RKG.shape[1:])
+            )
+            scores = table_RKG.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
             return jnp.transpose(scores, (0, 3, 4, 1, 2))
         # By a product, as in t5x: the gradient of a look-up would add B T S rows to a few, one after another.
-        return _contracted(table, buckets)
+        return _contracted(table_RKG, buckets)
 
 
 @jax.checkpoint

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model import axes
+from model.platforms.products import input_gradient
 from model.roles import role_of
-from model.weights import STACKED, Weight, contract, input_gradient
+from model.weights import STACKED, Weight, contract
 
 
 class Quantized(nnx.Variable):

@@ -23,6 +23,7 @@ from model.architectures import Source
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
+from model.platforms import table
 from model.roles import Role, role_of
 from model.weights import Frozen, is_variable
 
@@ -152,8 +153,7 @@ def _segmented(tokens_BP, lengths_B):
 def _prepare(model):
     """The model with what each step would repeat done once, before the loop."""
     model = narrowed(model, jnp.dtype(model.config.dtype))
-    if axes.platform() == "cpu":
-        # The CPU's products copy a slice before they read it. Elsewhere they don't, and memory is dearer.
+    if table.here().unstacked:
         model.stack.unstack()
     return model
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model import axes
+from model.stack.clock import Clock
 
 AXIS = "stage"
 SLOTS = 4  # micro-batches that begin at a stage, if the rows allow: an idle part of at most 1 in 5
@@ -75,42 +76,47 @@ def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int)
 
 
 def _loop(run, blocks, shared, waiting, key, groups):
-    """What one stage does; `waiting` [n, B / n, ...] are the rows that lie here."""
-    stages, me = axes.size(AXIS), jax.lax.axis_index(AXIS)
+    """What one stage does, by the table of clock.py.
+
+    `waiting` [n, B / n, ...] are the rows that lie here. Of each stream a stage holds one micro-batch at a time:
+
+        coming     <-  to stage 0, from where they lie, every round trip anew
+        at_work    ->  to the next stage, and from the last to stage 0 for the next group
+        done       <-  from the last stage to where they came from, which keeps them in `finished`
+    """
+    me = jax.lax.axis_index(AXIS)
+    clock = Clock(axes.size(AXIS), groups, jax.tree.leaves(waiting)[0].shape[0])
+    stages, slots = clock.stages, clock.slots
     blocks = _dealt(blocks, groups)
-    slots = jax.tree.leaves(waiting)[0].shape[0]
-    round_trip = groups * stages
-    turns = slots * round_trip + stages - 1
     right = [(stage, (stage + 1) % stages) for stage in range(stages)]
     left = [(end, start) for start, end in right]
 
     def turn(carry, number):
         at_work, coming, done, finished = carry
-        slot, into = number // round_trip, number % round_trip
-        # Every round trip, the stages' next rows set out.
+        slot, into = number // clock.round_trip, number % clock.round_trip
         fresh = jax.tree.map(lambda a: _at(a, jnp.minimum(slot, slots - 1)) * (slot < slots).astype(a.dtype), waiting)
         coming = jax.tree.map(lambda new, old: jnp.where(into == 0, new, old), fresh, coming)
-        own = number - me  # turns since the first micro-batch came here
-        group = own // stages % groups
+        since, group = clock.since(number, me), clock.group(number, me)
         x, told = jax.tree.map(lambda new, old: jnp.where((me == 0) & (group == 0), new, old), coming, at_work)
+
         layers = jax.tree.map(lambda a: _at(a, group), blocks) if groups > 1 else jax.tree.map(lambda a: a[0], blocks)
-        layers = jax.tree.map(lambda a: _folded(a, own) if _is_key(a) else a, layers)
-        one = None if key is None else jax.random.fold_in(jax.random.fold_in(key, own), me * groups + group)
+        layers = jax.tree.map(lambda a: _folded(a, since) if _is_key(a) else a, layers)
+        one = None if key is None else jax.random.fold_in(jax.random.fold_in(key, since), me * groups + group)
         x, stats = run(layers, shared, x, told, one)
+
         done = jnp.where((me == stages - 1) & (group == groups - 1), x, done)
-        # The last of a slot's rows is done; each lies where it came from.
-        since = number - (stages - 2)
-        place = since // round_trip - 1
-        kept = jnp.where((since % round_trip == 0) & (place >= 0), done, _at(finished, jnp.maximum(place, 0)))
-        finished = jax.lax.dynamic_update_index_in_dim(finished, kept, jnp.maximum(place, 0), 0)
+        place, home = clock.arrived(number)
+        kept = jnp.where(home, done, _at(finished, place))
+        finished = jax.lax.dynamic_update_index_in_dim(finished, kept, place, 0)
         at_work = jax.lax.ppermute((x, told), AXIS, right)
         coming, done = jax.lax.ppermute((coming, done), AXIS, left)
         return (at_work, coming, done, finished), stats
 
     empty = jax.tree.map(lambda a: jnp.zeros_like(a[0]), waiting)
     carry = (empty, empty, empty[0], jnp.zeros_like(waiting[0]))
-    (*_, finished), stats = jax.lax.scan(turn, carry, jnp.arange(turns))
-    group_of_turn = (jnp.arange(turns) - me) // stages % groups
+    (*_, finished), stats = jax.lax.scan(turn, carry, jnp.arange(clock.turns))
+    # Of each group the sums over its turns; in idle ones there was padding, which counts as nothing.
+    group_of_turn = clock.group(jnp.arange(clock.turns), me)
     by_group = (group_of_turn == jnp.arange(groups)[:, None]).astype(jnp.float32)
     return _joined(finished), jax.tree.map(lambda a: jnp.einsum("RN,N...->R...", by_group, a), stats)
 

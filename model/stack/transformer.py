@@ -16,6 +16,7 @@ from model.config import Kind, ModelConfig, Segment
 from model.experts.moe import MoE
 from model.experts.router import RouterStats
 from model.layers import HIDDEN, FeedForward, Norm, dropout
+from model.platforms import table
 from model.stack import pipeline
 
 # What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
@@ -156,7 +157,7 @@ class Stack(nnx.Module):
             x_BTD, routers, _ = self._repeat(x_BTD, context, blocks, *repeat)
             return x_BTD, routers
 
-        unroll = min(self.unroll or (segment.repeats if axes.platform() == "cpu" else 1), segment.repeats)
+        unroll = min(self.unroll or (segment.repeats if table.here().unrolled else 1), segment.repeats)
         x_BTD, routers = jax.lax.scan(self._remat(body), x_BTD, repeats, length=segment.repeats, unroll=unroll)
         in_order = lambda *parts: jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
         return x_BTD, [jax.tree.map(in_order, *routers)] if routers else []
