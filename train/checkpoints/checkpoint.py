@@ -66,7 +66,9 @@ class Checkpoints:
         if not reading:
             orbax_noise.quiet()
         self.metric, self.base, self.verify = metric, base, verify
-        self._saving, self._failed, self._verified = None, False, set()
+        self._saving: int | None = None
+        self._verified: set[int] = set()
+        self._failed = False
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._place = LiteralPath(self.directory)  # the same for Orbax
         self._manager = ocp.CheckpointManager(self._place, options=options, item_names=("model", "training", "loop"))
