@@ -22,10 +22,10 @@ def test_the_list_of_slow_tests_names_what_there_is():
 
 
 def test_a_fast_run_leaves_the_listed_out_and_nothing_else():
-    where = ("tests/launch/pods", "tests/launch/program/test_programs.py")
+    where = ("tests/launch/sweeps", "tests/launch/program/test_programs.py")
     found = collected("--fast", *where)
-    assert "test_tpu_vm" not in found and "test_launchers" in found and "test_programs" in found
-    assert "test_tpu_vm" in collected(*where)
+    assert "test_sweep.py" not in found and "test_search.py" in found and "test_programs.py" in found
+    assert "test_sweep.py" in collected(*where)
 
 
 def test_a_test_that_takes_too_long_is_named(tmp_path):

@@ -68,7 +68,9 @@ class Checkpoints:
             orbax_noise.quiet()
         self.metric, self.base, self.verify = metric, base, verify
         self.companions: dict[str, dict] = {}  # where the frozen models of a state are from, recorded with each step
-        self._saving, self._failed, self._verified = None, False, set()
+        self._saving: int | None = None
+        self._verified: set[int] = set()
+        self._failed = False
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._place = LiteralPath(self.directory)  # the same for Orbax
         self._manager = ocp.CheckpointManager(self._place, options=options, item_names=("model", "training", "loop"))

@@ -6,11 +6,14 @@ under /runs/a?b what lies in /runs/aXb. And to it /gs, /s3, /az and /hf, where b
 
 import glob
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
+_LocalPath: Any = type(epath.Path("/"))
 
-class LiteralPath(type(epath.Path("/"))):
+
+class LiteralPath(_LocalPath):
     """A path on a file system; what is made from it with `/` is one too."""
 
     _uri_scheme = None

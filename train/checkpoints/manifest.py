@@ -30,14 +30,19 @@ class _Chunk(NamedTuple):
     number: int
 
 
+class _File(NamedTuple):
+    size: int
+    hashes: list[str]  # of its chunks
+
+
 def write(folder: Path) -> None:
     """Hash all files below `folder`, and keep that in it: at once or not at all, and on disk when this returns."""
     sizes = _sizes(folder)
     chunks = [_Chunk(path, number) for path, size in sizes.items() for number in range(_chunks(size))]
-    entries = {path: {"size": size, "hashes": []} for path, size in sizes.items()}
+    entries: dict[str, _File] = {path: _File(size, []) for path, size in sizes.items()}
     for chunk, found in zip(chunks, _hashes(folder, chunks), strict=True):
-        entries[chunk.path]["hashes"].append(found)
-    files.replace(folder / NAME, json.dumps({"files": entries}))
+        entries[chunk.path].hashes.append(found)
+    files.replace(folder / NAME, json.dumps({"files": {path: entry._asdict() for path, entry in entries.items()}}))
 
 
 def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1)) -> list[str]:
@@ -52,9 +57,9 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
       OSError: a file is there, but can't be read (permissions, a network disk): nothing is known of it.
     """
     try:
-        found = json.loads((folder / NAME).read_text())["files"]
-        entries = {path: {"size": int(entry["size"]), "hashes": list(entry["hashes"])} for path, entry in found.items()}
-        if any(len(entry["hashes"]) != _chunks(entry["size"]) for entry in entries.values()):
+        kept = json.loads((folder / NAME).read_text())["files"]
+        entries = {path: _File(int(entry["size"]), list(entry["hashes"])) for path, entry in kept.items()}
+        if any(len(entry.hashes) != _chunks(entry.size) for entry in entries.values()):
             raise ValueError("hashes")
     except FileNotFoundError:
         return [f"{NAME} is missing: the step was not written to its end"]
@@ -65,22 +70,22 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
     sizes = _sizes(folder)
     lines = [f"{path} is missing" for path in entries if path not in sizes]
     lines += [f"{path} does not belong to it" for path in sizes if path not in entries]
-    whole = {path: entry for path, entry in entries.items() if sizes.get(path) == entry["size"]}
+    whole = {path: entry for path, entry in entries.items() if sizes.get(path) == entry.size}
     lines += [
-        f"{path} has {sizes[path]:,} bytes instead of {entry['size']:,}"
+        f"{path} has {sizes[path]:,} bytes instead of {entry.size:,}"
         for path, entry in entries.items()
         if path in sizes and path not in whole
     ]
     chunks = [
         _Chunk(path, number)
         for path, entry in whole.items()
-        for number in range(len(entry["hashes"]))
-        if level == "full" or number in (0, len(entry["hashes"]) - 1) or number % _SAMPLED == len(path) % _SAMPLED
+        for number in range(len(entry.hashes))
+        if level == "full" or number in (0, len(entry.hashes) - 1) or number % _SAMPLED == len(path) % _SAMPLED
     ]
     mine = [] if level == "sizes" else chunks[share[0] :: share[1]]
-    damaged = {}
+    damaged: dict[str, int] = {}
     for chunk, found in zip(mine, _hashes(folder, mine), strict=True):
-        if found != whole[chunk.path]["hashes"][chunk.number]:
+        if found != whole[chunk.path].hashes[chunk.number]:
             damaged.setdefault(chunk.path, chunk.number * _CHUNK)
     return lines + [f"{path} has other bytes than were written, from byte {at:,} on" for path, at in damaged.items()]
 

@@ -5,7 +5,7 @@ import sys
 import threading
 import warnings
 
-_quiet = []
+_quiet: list = []
 
 
 def quiet() -> None:

@@ -33,7 +33,8 @@ class Saves:
         progress: Progress,
     ):
         self._save, self._checkpoints, self._writer, self._progress = save, checkpoints, writer, progress
-        self._wait, self._again, self._complete = 1, None, checkpoints.newest_complete()
+        self._wait, self._complete = 1, checkpoints.newest_complete()
+        self._again: int | None = None  # the step after which a failed save is tried again
         self._read_back = read_back if self._complete is None else None  # else this run was continued from one
 
     def due(self, step: int) -> bool:

@@ -31,11 +31,15 @@ def counts(codes_C: np.ndarray, true_BTC, said_BTC, asked_BT, positions_BT) -> j
       asked_BT: bool: the token has a tag; others are passed over.
       positions_BT: int32 offset of each token in its segment, which no entity leaves.
     """
-    kinds, starts, ends = [], [], []
+    kinds: list[jax.Array] = []
+    starts: list[jax.Array] = []
+    ends: list[jax.Array] = []
     for hot_BTC in (true_BTC, said_BTC):
         code_BT = (hot_BTC * codes_C).sum(-1).astype(jnp.int32)
         start_BT, end_BT = _spans(code_BT, int(codes_C.max()) + 1, asked_BT, positions_BT)
-        kinds, starts, ends = [*kinds, code_BT // 2], [*starts, start_BT], [*ends, end_BT]
+        kinds.append(code_BT // 2)
+        starts.append(start_BT)
+        ends.append(end_BT)
     right_BT = starts[0] & starts[1] & (kinds[0] == kinds[1]) & (ends[0] == ends[1])
     return jnp.stack([found.sum(dtype=jnp.float32) for found in (right_BT, starts[1], starts[0])])
 

@@ -19,11 +19,12 @@ def figures(loss: Loss, facts: Mapping[str, Any]) -> dict[str, float]:
     Args:
       loss: sums over an evaluation of the objective of labels.  facts: of the labels trained on (PreparedSource.facts).
     """
-    mean = {"loss": float(loss.metrics["loss"] / max(loss.weight, 1e-9))}
+    mean = {"loss": float(loss.metrics["loss"] / max(float(loss.weight), 1e-9))}
     if "confusion" in loss.metrics:
-        found = mean | of_classes(loss.metrics["confusion"], facts["counts"])
+        found = mean | of_classes(np.asarray(loss.metrics["confusion"]), facts["counts"])
         return found | (of_entities(*loss.metrics["entities"]) if "entities" in loss.metrics else {})
-    return mean | of_numbers(loss.metrics, float(loss.weight), facts["mean"])
+    sums = {name: np.asarray(value) for name, value in loss.metrics.items()}
+    return mean | of_numbers(sums, float(loss.weight), facts["mean"])
 
 
 def of_classes(confusion: np.ndarray, train_counts: Sequence[int]) -> dict[str, float]:

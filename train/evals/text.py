@@ -42,7 +42,7 @@ def grade(
     check(metrics, tokenizer)
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} texts and {len(references)} references; each text needs one")
-    found = {}
+    found: dict[str, float] = {}
     for metric in metrics:
         found |= METRICS[metric](predictions, references, tokenizer)
     return found
@@ -89,7 +89,7 @@ def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
 
         def tokenize(self, text: str) -> list[str]:
             pieces = _CHINESE.split(text)  # text, character, text, character, ..., text
-            found = []
+            found: list[str] = []
             for number, piece in enumerate(pieces):
                 found += [piece] if number % 2 else self.plain.tokenize(piece)
             return found

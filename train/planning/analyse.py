@@ -1,7 +1,6 @@
 """A step on a target as figures: plain numbers and words, which can leave the process that compiled it."""
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from train.planning.targets import Target
 ATTENTION = (("splash", "splash_"), ("cuDNN", "__cudnn$fmha"))
 
 
-def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -> dict:
+def analyse(step: jax.stages.Wrapped, state: Any, batch: Any, mesh: Any, target: Target) -> dict:
     """
     Args:
       step: jitted, (state, batch) -> (state, metrics).
@@ -24,7 +23,7 @@ def analyse(step: Callable, state: Any, batch: Any, mesh: Any, target: Target) -
     chip = target.chip
     traced = step.trace(state, batch)
     work = flops.count(traced.jaxpr, dict(mesh.shape))
-    found = {
+    found: dict[str, Any] = {
         "mesh": dict(mesh.shape),
         "memory": {
             "parameters": compile.bytes_per_device(state.model),

@@ -41,7 +41,8 @@ def collectives(program: dict[str, Computation], mesh_shape: Mapping[str, int]) 
       program: of hlo.parse.
       mesh_shape: sizes by name, in the order of the mesh's axes.
     """
-    found, channels = [], {}
+    found: list[Collective] = []
+    channels: dict = {}
     for computation in program.values():
         for instruction in computation.instructions:
             kind = instruction.opcode.removesuffix("-start")
@@ -111,25 +112,36 @@ def first_group(instruction: Instruction, devices: int) -> list[int]:
         return list(moving[0]) if moving else []
     text = instruction.attribute("replica_groups")
     if text.startswith("mesh["):
-        return _group_of_mesh(re.search(r"replica_groups=(mesh\[.*?\{.*?\})", instruction.text)[1])
+        return _group_of_mesh(_parts(r".*?replica_groups=(mesh\[.*?\{.*?\})", instruction.text)[0])
     if text.startswith("["):
         return _iota(text).tolist()[0]
     groups = [[int(number) for number in re.findall(r"\d+", part)] for part in re.findall(r"\{([\d,]+)\}", text)]
     return max(groups, key=len) if groups else list(range(devices))
 
 
+def _parts(pattern: str, text: str) -> tuple[str, ...]:
+    """The groups of a pattern at the beginning of a text.
+
+    Raises:
+      ValueError: another compiler writes groups of devices in another form.
+    """
+    if (found := re.match(pattern, text)) is None:
+        raise ValueError(f"groups of devices in a form that is not known here: {text[:200]}")
+    return found.groups()
+
+
 def _iota(text: str) -> np.ndarray:
     """'[2,4]<=[4,2]T(1,0)': numbers from 0 in the second shape, transposed, in the first one."""
-    shape, source, order = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text).groups()
+    shape, source, order = _parts(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text)
     dims = lambda part: [int(number) for number in part.split(",")]
-    source = dims(source or shape)
-    ids = np.arange(np.prod(source)).reshape(source)
+    sizes = dims(source or shape)
+    ids = np.arange(np.prod(sizes)).reshape(sizes)
     return (ids.transpose(dims(order)) if order else ids).reshape(dims(shape) if "<=" in text else -1)
 
 
 def _group_of_mesh(text: str) -> list[int]:
     """ "mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b':(1)2}": axes, or parts (before)size of an axis."""
-    inside, rest = re.match(r"mesh\[([^\]]*)\](.*)", text).groups()
+    inside, rest = _parts(r"mesh\[([^\]]*)\](.*)", text)
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", inside)}
     ids = np.arange(int(np.prod(list(sizes.values()))))
     if order := re.search(r"device_ids=\((.*?\)?)\)", rest):

@@ -80,7 +80,7 @@ def devices(target: Target) -> list:
     shape = "x".join(map(str, target.shape))
     try:
         if target.chip.platform == "tpu":
-            options = {"num_slices": target.slices} if target.slices > 1 else {}
+            options: dict[str, Any] = {"num_slices": target.slices} if target.slices > 1 else {}
             if min(target.shape[:2]) < 2:  # less than the 2 x 2 chips that a host has else
                 options["chips_per_host_bounds"] = [*(min(2, size) for size in target.shape[:2]), 1]
             if target.name == "v4":

@@ -66,14 +66,14 @@ def talks(found: Sequence[Collective], places: Sequence[Place], target: Target) 
     Args:
       places: of the mesh's devices, in its order.
     """
-    sums = {}
+    sums: dict[tuple[str, tuple[str, ...], bool], tuple[int, float, float]] = {}
     for one in found:
         members = [places[index] for index in one.group]
         key = (one.kind, one.axes, one.asynchronous)
         count, nbytes, seconds = sums.get(key, (0, 0.0, 0.0))
         once = collective_seconds(one, members, target)
         sums[key] = (count + one.runs, nbytes + one.sent * one.runs, seconds + once * one.runs)
-    listed = [Talk(*key[:2], *value, key[2]) for key, value in sums.items()]
+    listed = [Talk(kind, axes, *value, hidden) for (kind, axes, hidden), value in sums.items()]
     return sorted(listed, key=lambda talk: -talk.seconds)
 
 
@@ -84,7 +84,8 @@ def collective_seconds(one: Collective, members: Sequence[Place], target: Target
     All-to-all on a torus takes a quarter of an all-gather of the same array, as half of the bytes go each way and only
     half of the way round (scaling-book, "Sharded Matrices"); where every device reaches every other, its own bytes.
     """
-    chip, groups = target.chip, {}
+    chip = target.chip
+    groups: dict[int, list[Place]] = {}
     for place in members:
         groups.setdefault(place.slice if chip.platform == "tpu" else place.point[0], []).append(place)
     inside = max(groups.values(), key=len)

@@ -141,7 +141,9 @@ def _product(eqn, groups, runs, manual, mesh) -> Product:
             size, split = size * -(-places[0][0].shape[places[0][1]] // parts), split * parts
         dims.append(size)
     avals = [var.aval for var in (*eqn.invars[:2], *eqn.outvars)]
-    return Product(eqn.primitive.name, tuple(dims), split, sum(_local(aval, mesh) for aval in avals), runs)
+    return Product(
+        eqn.primitive.name, (dims[0], dims[1], dims[2], dims[3]), split, sum(_local(aval, mesh) for aval in avals), runs
+    )
 
 
 def _dot(eqn, runs, manual, mesh) -> Product:
@@ -182,7 +184,12 @@ def _convolution(eqn, runs, manual, mesh) -> Product:
     numbers = eqn.params["dimension_numbers"]
     taps = [dim for dim in range(kernel.ndim) if dim != numbers.rhs_spec[0]]  # input features of a group, and space
     places = [dim for dim in range(out.ndim) if dim != numbers.out_spec[1]]
-    groups = ([], [[(out, dim)] for dim in places], [[(out, numbers.out_spec[1])]], [[(kernel, dim)] for dim in taps])
+    groups: tuple[list, ...] = (
+        [],
+        [[(out, dim)] for dim in places],
+        [[(out, numbers.out_spec[1])]],
+        [[(kernel, dim)] for dim in taps],
+    )
     return _product(eqn, groups, runs, manual, mesh)
 
 

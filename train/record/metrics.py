@@ -39,7 +39,8 @@ class Clock:
     """
 
     def __init__(self, step: int = 0, window: int = 20, now=time.perf_counter):
-        self.now, self.laps = now, deque(maxlen=window)
+        self.now = now
+        self.laps: deque[float] = deque(maxlen=window)
         self.skip(step)
 
     def skip(self, step: int):
@@ -154,7 +155,7 @@ def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:
     if broken := sum(row is None for _, row in rows):
         logging.warning("%s: removed %d broken line(s)", path, broken)
     later = lambda row: last_step is not None and row["step"] > last_step
-    counts = lambda row: "rolled_back" not in row["event"] or row["step"] <= max(last_step, 0)
+    counts = lambda row: "rolled_back" not in row["event"] or row["step"] <= max(last_step or 0, 0)
     stays = lambda row: not later(row) or ("event" in row and counts(row))
     new = b"".join(line + b"\n" for line, row in rows if row and stays(row))
     if new != old:

@@ -60,7 +60,8 @@ def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
         x_NN = jax.random.normal(jax.random.key(0), (size, size), dtype)
         w_NN = x_NN / math.sqrt(size)  # unit variance in, unit variance out
         jax.block_until_ready(_chain(x_NN, w_NN, products))  # compile
-        times, end = [], time.perf_counter() + seconds
+        times: list[float] = []
+        end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             jax.block_until_ready(_chain(x_NN, w_NN, products))

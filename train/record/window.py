@@ -1,6 +1,7 @@
 """Means of a run's metrics since they were last logged."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ class Window:
     def __init__(self, saved: dict | None):
         saved = saved or {"numbers": {}, "arrays": {}}
         self.numbers = dict(saved["numbers"])
-        self.arrays = {name: np.asarray(value) for name, value in saved["arrays"].items()}
+        self.arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved["arrays"].items()}
 
     def to_json(self) -> dict:
         return {
@@ -27,8 +28,8 @@ class Window:
         weight = float(result["weight"])
         for name, value in result.items():
             if name not in ("weight", "grad_norm", "skipped", "streak", "left_out"):
-                sums, value = (self.arrays, value) if value.ndim else (self.numbers, float(value))
-                sums[name] = sums.get(name, 0.0) + value * weight
+                sums = self.arrays if value.ndim else self.numbers
+                sums[name] = sums.get(name, 0.0) + (value if value.ndim else float(value)) * weight
         for sums in (self.numbers, self.arrays):
             sums["weight"] = sums.get("weight", 0.0) + weight
 

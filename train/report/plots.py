@@ -30,8 +30,8 @@ def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.nda
     for part in np.array_split(np.arange(values.size), bins):
         order = part[np.argsort(values[part])]  # nan last
         keep += [part[0], order[0], order[max(np.isfinite(values[part]).sum() - 1, 0)]]
-    keep = np.unique(keep)
-    return steps[keep], values[keep]
+    kept = np.unique(keep)
+    return steps[kept], values[kept]
 
 
 def curve(size, line, dots, raw: bool = False) -> str:
@@ -62,7 +62,7 @@ def scale(axes, name: str, values: np.ndarray) -> None:
     values = values[np.isfinite(values)]
     if not values.size or values.min() <= 0 or (span := values.max() / values.min()) <= 4:
         return
-    digits = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
+    digits: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
     if name == "x":  # where labels stand side by side
         digits = (1, 2, 5) if span < 15 else (1, 3) if span < 2000 else (1,)
     axis = getattr(axes, f"{name}axis")

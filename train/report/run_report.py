@@ -55,8 +55,8 @@ def write_report(workdir) -> Path:
     )
     run = " · ".join(str(summary[key]) for key in ("device", "mesh") if summary.get(key))
     best = summary.get("best") or {}
-    outcome = best and f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}."
-    outcome = summary.get("ended") or outcome
+    found = f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}." if best else ""
+    outcome = str(summary.get("ended") or found)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
     above = (" · ".join(filter(None, (run, when and "last logged " + when))), outcome)
     below = (

@@ -29,7 +29,7 @@ class Trial:
     def step(self) -> int | None:
         """Of its best evaluation; None if none was finite."""
         finite = {step: value for step, value in self.values.items() if math.isfinite(value)}
-        return (min if self.lower else max)(finite, key=finite.get) if finite else None
+        return (min if self.lower else max)(finite, key=lambda step: finite[step]) if finite else None
 
     @property
     def value(self) -> float | None:
@@ -125,9 +125,9 @@ def _plots(rows: Sequence[Trial], metric: str, lower: bool, kinds: Mapping[str, 
 def _table(rows: Sequence[Trial], metric: str, lower: bool) -> str:
     head, *body = ([escape(cell) for cell in row] for row in cells(rows, metric, lower))
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body)
-    head = "".join(f"<th>{cell}</th>" for cell in head)
+    titles = "".join(f"<th>{cell}</th>" for cell in head)
     why = "".join(f"<p>Trial {row.number} failed: {escape(row.why)}</p>" for row in rows if row.why)
-    card = f'<div class="card scroll"><table><tr>{head}</tr>{lines}</table></div>'
+    card = f'<div class="card scroll"><table><tr>{titles}</tr>{lines}</table></div>'
     return f"<section><h2>All trials</h2>{card}{why}</section>"
 
 

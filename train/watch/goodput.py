@@ -109,9 +109,9 @@ def spell(seconds: float) -> str:
 def counted(phases: Phases):
     """Inside, what jax compiles is counted as such."""
 
-    def listen(event: str, seconds: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event in _COMPILING and threading.current_thread() is threading.main_thread():
-            phases.was_compiling(seconds)
+            phases.was_compiling(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

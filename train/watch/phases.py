@@ -25,7 +25,8 @@ class Phases:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
-        self._now, self._stack, self._inner = now, [("", now())], []
+        self._now, self._stack = now, [("", now())]
+        self._inner: list[tuple[float, float]] = []  # begin and end of what was compiled in the current phase
         self.longest: dict[str, float] = {}
         self.times: dict[str, int] = {}
         self._seconds: dict[str, float] = {}

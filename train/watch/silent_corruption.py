@@ -41,7 +41,8 @@ class Checker:
     """
 
     def __init__(self, train_step: Callable, named: Callable[[jax.Device], str] = str):
-        self._train_step, self._named, self._clean = train_step, named, None
+        self._train_step, self._named = train_step, named
+        self._clean: int | None = None  # the last step after which all was well
 
     def twice(self, state: TrainState, batch, step: int) -> tuple[TrainState, dict]:
         """What train_step(state, batch) returns, computed twice; it takes room for another state.
@@ -107,7 +108,8 @@ def _differing(arrays: dict[str, jax.Array], sums_ADW: np.ndarray) -> dict[str, 
     devices = list(jax.sharding.get_mesh().devices.flat)
     wrong_AD = np.zeros((len(arrays), len(devices)), bool)
     for row, array, sums_DW in zip(wrong_AD, arrays.values(), sums_ADW, strict=True):
-        where, groups = array.sharding.devices_indices_map(array.shape), {}
+        where = array.sharding.devices_indices_map(array.shape)
+        groups: dict[str, list[int]] = {}
         for i, device in enumerate(devices):
             groups.setdefault(str(where[device]), []).append(i)
         for group in groups.values():
