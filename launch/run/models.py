@@ -73,8 +73,10 @@ def objective(config: ConfigDict, labels: Mapping | None = None) -> Objective:
     Raises:
       ConfigError: an unknown objective, an unknown field, or a value that is not possible.
     """
-    with checking("config.objective"):
+    try:
         return table.make(config.objective).about(labels)
+    except (ValueError, TypeError) as error:  # it begins with the field's name
+        raise ConfigError(f"config.objective.{error}") from error
 
 
 def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:
