@@ -18,7 +18,7 @@ from data.examples import kinds
 from data.examples.conversations import trained_answers
 from data.prepared import Prepared, PreparedSource
 from data.tokens.tokenizer import Tokenizer
-from launch.answers import prompts
+from launch.answers import held_out, prompts
 from launch.program.checking import ConfigError, checking
 from launch.run import models
 from model.config import ModelConfig
@@ -82,8 +82,8 @@ class Grader:
         self.settings, self._config, self._tokenizer = wanted, config, tokenizer
         self._encoder = model.architecture == "encoder_decoder"
         self._several = len(prepared.sources) > 1
-        held_out = [source for source in prepared.sources if source.validation_rows]
-        named = zip(held_out.names(held_out), held_out, strict=True)
+        sources = [source for source in prepared.sources if source.validation_rows]
+        named = zip(held_out.names(sources), sources, strict=True)
         self._sources = {name: source for name, source in named if source.kind in KINDS}
         if not self._sources:
             raise DataError(
