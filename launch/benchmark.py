@@ -61,7 +61,7 @@ def main() -> None:
         "weights": np.ones(shape, np.float32),
     }
     tx = build.optimizer(config, model)
-    train_step, _ = build.steps(config, tx)
+    train_step, _ = build.steps(config, tx, models.objective(config))
     with axes.use_mesh(mesh):
         train_state = state.around(random_model(config, model), tx)
         trains = trained(train_state.model)

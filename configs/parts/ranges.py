@@ -1,4 +1,4 @@
-"""What the numbers of a config may be: a line for each field of base.py, and of the blocks that other configs add.
+"""What the numbers of a config may be: a line for each field of defaults.py, and of the blocks that other configs add.
 
     'int [1, inf)'        a whole number from 1 on
     'float [0, 1)'        a number from 0 to below 1; nan and inf are never allowed

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +29,10 @@ from train import state
 class _Taken(NamedTuple):
     """What a run takes from the other workdir: from there at its start, later as it has recorded it."""
 
+    place: str  # as it is written in the config
+    step: str
     model: dict  # the block `model`
     tokenizer: ConfigDict  # the block `data.tokenizer`
-    step: str
     facts: dict  # of which family the model is, where that is known
 
 
@@ -62,22 +63,26 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     if begun and workdir.tuning.method:
         source = workdir.base  # is still needed, and must be there
     taken = _recorded(workdir, config) if begun else _found(source, config)
-    fields = dict(taken.model)
+    own = {*RUNNING}
     if models.objective(config).head(config.data):  # it is of the data; `create` takes the source's over where it fits
-        fields |= {name: config.model.get(name, default) for name, default in (("head", ""), ("num_labels", 0))}
-        chosen = [name for name in chosen if name not in ("model.head", "model.num_labels")]
-    fields = {name: value for name, value in fields.items() if name not in RUNNING}
-    _refuse_contradictions(config, fields, chosen)
+        own |= {"head", "num_labels"}
+    _refuse_contradictions(config, taken.model, [name for name in chosen if name.removeprefix("model.") not in own])
+    return _with(config, taken, own), source
+
+
+def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
+    """The config with what is taken; fields of the model whose names are in `own` stay as they are."""
+    fields = {name: value for name, value in taken.model.items() if name not in own}
+    left_to_data = {"head": "", "num_labels": 0}
+    fields |= {name: value for name, value in left_to_data.items() if name in own}
+    fields |= {name: value for name, value in config.model.items() if name in own}
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        running = {name: value for name, value in config.model.items() if name in RUNNING}
-        config.model = ConfigDict(running | fields)
+        config.model = ConfigDict(fields)
         config.data.tokenizer = taken.tokenizer
-        config.init_step = taken.step
+        config.init_from, config.init_step = taken.place, taken.step
         config.update(taken.facts)
-    if begun:
-        config.init_from = workdir.config.init_from  # as it was written then
-    return config, source
+    return config
 
 
 def _found(source: Workdir, config: ConfigDict) -> _Taken:
@@ -90,14 +95,14 @@ def _found(source: Workdir, config: ConfigDict) -> _Taken:
     with contextlib.closing(source.checkpoints()) as checkpoints:
         step = find_step(checkpoints, config.init_step)
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
-    return _Taken(dataclasses.asdict(source.architecture), words, str(step), _facts(source))
+    return _Taken(config.init_from, str(step), dataclasses.asdict(source.architecture), words, _facts(source))
 
 
 def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
     """The same of a run that goes on; a step that the user names again must be the same."""
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
-    return _Taken(there.model.to_dict(), there.data.tokenizer, step, _facts(workdir))
+    return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir))
 
 
 def _facts(workdir: Workdir) -> dict:
@@ -113,8 +118,9 @@ def _refuse_another(config: ConfigDict, workdir: Workdir) -> None:
         )
 
 
-def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[str]) -> None:
-    of_the_source = flat({"model": fields})
+def _refuse_contradictions(config: ConfigDict, model: dict, chosen: Iterable[str]) -> None:
+    """`chosen`: fields that the user has set, without those of a model that a run says for itself."""
+    of_the_source = flat({"model": model})
     lines = []
     for name in chosen:
         value = config
@@ -122,7 +128,7 @@ def _refuse_contradictions(config: ConfigDict, fields: dict, chosen: Iterable[st
             value = value[part]
         if name.startswith("data.tokenizer."):
             lines.append(f"config.{name}: a run takes the tokenizer with the parameters")
-        elif name.startswith("model.") and name.split(".")[1] not in RUNNING:
+        elif name.startswith("model."):
             there = of_the_source.get(name)
             if json.dumps(there) != json.dumps(value):  # where a tuple is a list
                 lines.append(f"config.{name}: {there!r} there, {value!r} now")

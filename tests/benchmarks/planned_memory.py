@@ -43,7 +43,7 @@ def measure(name: str) -> None:
     config = config_of(name)
     model, mesh = models.model_config(config), axes.make_mesh()
     tx = build.optimizer(config, model)
-    step, _ = build.steps(config, tx)
+    step, _ = build.steps(config, tx, models.objective(config))
     batch = {name: np.ones((config.batch_size, config.data.seq_len), dtype) for name, dtype in DTYPES.items()}
     make = lambda rngs: architectures.make(model, rngs)
     with axes.use_mesh(mesh):

@@ -91,7 +91,7 @@ class Runner:
     def __init__(self, config, mesh, model, workdir: Path, protected: bool):
         self.config, self.step, self.protected = config, 0, protected
         tx = build.optimizer(config, model)
-        step, _ = build.steps(config, tx)
+        step, _ = build.steps(config, tx, models.objective(config))
         step = step if protected else unguarded(models.objective(config), tx)
         self.state = state.create(lambda rngs: architectures.make(model, rngs), tx, 0)
         self.phases = Phases() if protected else NoPhases()

@@ -294,7 +294,8 @@ def test_what_is_refused(made, tmp_path):
         adapters.to_peft(Workdir(root / "base"), tmp_path / "out")
     changed = tmp_path / "base" / "config.json"  # a GPT-2 whose queries were divided by the number of their layer
     changed.parent.mkdir()
-    changed.write_text('{"imported_changed": true}')
+    record = json.loads((root / "base" / "config.json").read_text())
+    changed.write_text(json.dumps(record | {"imported_changed": True}))
     with pytest.raises(ConfigError, match=r"changed when they were imported \(scale_attn_by_inverse_layer_idx\)"):
         adapters.from_peft(root / "peft narrow", Workdir(changed.parent), tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a run already"):
