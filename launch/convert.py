@@ -34,6 +34,7 @@ from launch.run import adapters, early_stopping, places, restore, workdirs
 from launch.run.workdirs import Workdir
 from model import architectures, axes, count
 from model.adapt.lora import Lora
+from model.compress import quantize
 from model.config import ModelConfig
 from model.interop import registry
 from model.interop.config_json import classes
@@ -114,6 +115,9 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into:
     mesh = restore.spread(config)
     model = adapters.merged(run, mesh, step, into) if merge else restore.for_inference(run, mesh, step)[1]
     with axes.use_mesh(mesh):
+        if run.compression is not None:
+            model = quantize.dequantized(model, config.param_dtype)
+            print(f"note: the weights in {workdir} are in {run.compression.kind}; here they are {config.param_dtype}")
         registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")

@@ -75,6 +75,8 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
         config.data.tokenizer = taken.tokenizer
         config.init_step = taken.step
         config.update(taken.facts)
+    if not begun or workdir.tuning.method:
+        _keep_form(config, source)
     if begun:
         config.init_from = workdir.config.init_from  # as it was written then
     return config, source
@@ -98,6 +100,28 @@ def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
     return _Taken(there.model.to_dict(), there.data.tokenizer, step, _facts(workdir))
+
+
+def _keep_form(config: ConfigDict, source: Workdir) -> None:
+    """Says in config.adapt that the base is quantized, where the other workdir holds one that is. `float`, its default,
+    means the weights as they are there."""
+    form, tuning = source.compression, models.tuning(config)
+    if form is None:
+        return
+    if tuning.method is None:
+        raise ConfigError(
+            f"config.init_from {config.init_from} holds weights in {form.kind}, which can't train: train an adapter "
+            "over them (configs/lora.py), or begin with the model that they were made of"
+        )
+    there, wanted = models.base_fields(form), models.base_fields(tuning.quantization)
+    if wanted and wanted != there:
+        raise ConfigError(
+            f"config.init_from {config.init_from} holds weights in another form than config.adapt wants: {there} "
+            f"there, {wanted} now; leave config.adapt.base float (as they are there), or begin with the model that they were "
+            "made of"
+        )
+    with config.unlocked():
+        config.adapt.update(there)
 
 
 def _facts(workdir: Workdir) -> dict:
