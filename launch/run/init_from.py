@@ -117,8 +117,8 @@ def _keep_form(config: ConfigDict, source: Workdir) -> None:
     if wanted and wanted != there:
         raise ConfigError(
             f"config.init_from {config.init_from} holds weights in another form than config.adapt wants: {there} "
-            f"there, {wanted} now; leave config.adapt.base float (as they are there), or begin with the model that they were "
-            "made of"
+            f"there, {wanted} now; leave config.adapt.base float (as they are there), or begin with the model that "
+            "they were made of"
         )
     with config.unlocked():
         config.adapt.update(there)
