@@ -19,13 +19,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch.answers import grading, held_out, prompts
+from launch.answers import grading, held_out
+from launch.answers.completer import Completer
+from launch.answers.completion import Request, completed
 from launch.program.checking import checking
 from launch.run import build, companions, early_stopping, models, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
-from model.decode.generate import check, generate
 from model.decode.sampling import settings
 from train.evals.compressors import compressed_bits_per_byte
 from train.report import run_report, summary
@@ -73,34 +74,24 @@ def main() -> None:
     grader, new = _grader(run), 100 if _TOKENS.value is None else _TOKENS.value
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
-        given = None
+        batch = []
         if _PROMPTS.value:
-            reads = model.config.architecture == "encoder_decoder"
-            given = prompts.inputs(config, tokenizer, _PROMPTS.value, reads)
-            known = model.inputs.tokens.rows
+            completer = Completer(config, tokenizer, model.config, model.inputs.tokens.rows)
+            drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
             with checking("--prompt, --max_new_tokens"):
-                check(given.prompts, new, tokenizer.vocab_size, model.config, given.sources, known)
+                requests = [Request(text, max_new_tokens=new, settings=drawn) for text in _PROMPTS.value]
+                batch = completer.completions(requests)
         objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
         beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
         figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
-        samples = []
-        if given:
-            out = generate(
-                model,
-                key=jax.random.key(config.seed),
-                max_new_tokens=new,
-                settings=settings(_TEMPERATURE.value, top_p=_TOP_P.value),
-                eos_id=given.ends,
-                vocab_size=tokenizer.vocab_size,
-                prompts=given.prompts,
-                sources=given.sources,
-            )
-            texts = [given.continuation(tokenizer, ids[:n]) for ids, n in zip(out.tokens, out.lengths, strict=True)]
-            asked = [prompt + "\n" * given.answers for prompt in _PROMPTS.value]
-            samples = [{"prompt": p, "text": t} for p, t in zip(asked, texts, strict=True)]
+        said = completed(model, batch, jax.random.key(config.seed)) if batch else []
+        samples = [
+            {"prompt": one.request.prompt + "\n" * one.answers, "text": one.text(ids)}
+            for one, ids in zip(batch, said, strict=True)
+        ]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
     whole = "bits_per_byte" in figures

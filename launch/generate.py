@@ -15,19 +15,20 @@ from launch.program import runtime
 
 runtime.configure()
 
+import functools
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from launch.answers import prompts
+from launch.answers.completer import Completer
+from launch.answers.completion import Request, completed
 from launch.program.checking import checking
 from launch.run import adapters, early_stopping, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
 from model.decode import sampling
-from model.decode.generate import check, generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
@@ -57,40 +58,29 @@ _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 def main() -> None:
     with checking("flags"):
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    runs = [Workdir(Path(run).absolute()) for run in _ADAPTER.value or [_WORKDIR.value]]
-    if _ADAPTER.value:
-        mesh, model, tokenizer = adapters.several(
-            Workdir(Path(_WORKDIR.value).absolute()), runs, step=_STEP.value, dtype=_DTYPE.value
-        )
+    run, adapted = Workdir(Path(_WORKDIR.value).absolute()), [Workdir(Path(path).absolute()) for path in _ADAPTER.value]
+    if adapted:
+        mesh, model, tokenizer = adapters.several(run, adapted, step=_STEP.value, dtype=_DTYPE.value)
     else:
-        mesh, model, tokenizer = restore.for_inference(runs[0], step=_STEP.value, dtype=_DTYPE.value)
-    texts = [text for text in _PROMPT.value for _ in range(_NUM_SAMPLES.value)]
-    reads = model.config.architecture == "encoder_decoder"
-    given = [prompts.inputs(run.config, tokenizer, texts, reads, _SYSTEM.value, _RAW.value) for run in runs]
-    # Of each text, the rows of all runs.
-    rows = [(run, number) for number in range(len(texts)) for run in range(len(runs))]
+        mesh, model, tokenizer = restore.for_inference(run, step=_STEP.value, dtype=_DTYPE.value)
     known = model.inputs.tokens.rows
-    inputs = [given[run].prompts[number] for run, number in rows]
-    read = [own.sources or [] for own in given]
-    sources = [read[run][number] for run, number in rows] if reads else None
+    completer = Completer(run.config, tokenizer, model.config, known, [one.config for one in adapted])
+    asked = functools.partial(Request, system=_SYSTEM.value, raw=_RAW.value, settings=settings)
+    requests = [
+        asked(text, max_new_tokens=_MAX_NEW_TOKENS.value, adapter=adapter)
+        for text in _PROMPT.value
+        for _ in range(_NUM_SAMPLES.value)
+        for adapter in (range(len(adapted)) if adapted else [None])
+    ]
     with checking("flags"):
-        check(inputs, _MAX_NEW_TOKENS.value, tokenizer.vocab_size, model.config, sources, known)
+        batch = completer.completions(requests)
     with axes.use_mesh(mesh):
-        result = generate(
-            model,
-            key=jax.random.key(_SEED.value),
-            max_new_tokens=_MAX_NEW_TOKENS.value,
-            settings=settings,
-            eos_id=sorted({end for own in given for end in own.ends}),
-            vocab_size=tokenizer.vocab_size,
-            prompts=inputs,
-            sources=sources,
-            adapters=[run for run, _ in rows] if _ADAPTER.value else None,
-        )
-    for place, (run, number) in enumerate(rows):
-        if len(rows) > 1:
-            print(f"--- {place + 1} of {len(rows)}{': ' + _ADAPTER.value[run] if _ADAPTER.value else ''} ---")
-        print(given[run].whole(tokenizer, number, result.tokens[place, : result.lengths[place]].tolist()))
+        found = completed(model, batch, jax.random.key(_SEED.value))
+    for place, (completion, ids) in enumerate(zip(batch, found, strict=True)):
+        if len(batch) > 1:
+            who = f": {_ADAPTER.value[completion.request.adapter]}" if adapted else ""
+            print(f"--- {place + 1} of {len(batch)}{who} ---")
+        print(completion.whole(ids))
 
 
 if __name__ == "__main__":

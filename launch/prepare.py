@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from data.examples import kinds
 from data.prepare import Prepared
 from launch.program.checking import ConfigError
 from launch.run import build, checks, init_from
@@ -36,7 +37,7 @@ def summary(prepared: Prepared) -> str:
         for split in ("train", "validation"):
             counts = [getattr(source, f"{split}_{what}") for what in ("documents", "bytes", "tokens", "rows")]
             documents, size, tokens, rows = (f"{count:,}" for count in counts)
-            ratio = f"{counts[1] / counts[2]:.3f}" if counts[2] and source.kind == "text" else ""
+            ratio = f"{counts[1] / counts[2]:.3f}" if counts[2] and source.kind == kinds.TEXT else ""
             skipped = f"{source.bad_lines:,}" if split == "train" else ""
             lines.append((source.spec, split, documents, size, tokens, ratio, rows, skipped))
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]

@@ -6,6 +6,7 @@ A question is what a kind makes of a record or of a user's text; only the kind l
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.tokens.templates import Message
 from data.tokens.tokenizer import Tokenizer
 
 
@@ -31,8 +32,13 @@ class Asking(NamedTuple):
     question: Callable[[dict], Any]  # of a parsed record: what it asks last; None where it asks for no answer
     # (what a user says, system text) -> question; ValueError where it can't be one
     of_text: Callable[[str, str], Any]
+    # (messages, tools) -> question; ValueError where they are no conversation that asks for an answer
+    of_messages: Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Any]
     # (settings, tokenizer, questions, encoder); ValueError where one can't be written out
     prompts: Callable[[Mapping[str, Any], Tokenizer, Sequence[Any], bool], Prompts]
     shown: Callable[[Any], str]  # a question, as a person reads it
     # (settings, tokenizer, parsed record) -> the answer in the record, which a model's is compared with
     reference: Callable[[Mapping[str, Any], Tokenizer, dict], str]
+    # (settings, tokenizer, encoder) -> the tokenizer with how questions are written, for other libraries to do so too;
+    # DataError where they would make other tokens of them
+    hand_on: Callable[[Mapping[str, Any], Tokenizer, bool], Tokenizer] = lambda settings, tokenizer, encoder: tokenizer

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.batch import DataError
+from data.examples import chat_export
 from data.examples.asking import Asking, Prompts
 from data.examples.chat import Chat, Tools
-from data.examples.conversations import conversation_of, trained_answers
+from data.examples.conversations import asking_conversation, conversation_of, trained_answers
 from data.examples.example import Context, Encoding, Example, Kind, LeftOut
 from data.tokens.templates import TEMPLATES, Message
 from data.tokens.tokenizer import Tokenizer
@@ -97,6 +98,11 @@ def _question_of_text(text: str, system: str) -> Question:
     return Question([*start, {"role": "user", "content": text}])
 
 
+def _question_of_messages(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Question:
+    found = asking_conversation(messages, tools)
+    return Question(found["messages"], found.get("tools"))
+
+
 def _prompts(
     settings: Mapping[str, Any], tokenizer: Tokenizer, questions: Sequence[Question], encoder: bool
 ) -> Prompts:
@@ -136,6 +142,14 @@ KIND = Kind(
     text=_text,
     identity=_identity,
     encoding=_encoding,
-    asking=Asking(_question, _question_of_text, _prompts, _shown, _reference),
+    asking=Asking(
+        question=_question,
+        of_text=_question_of_text,
+        of_messages=_question_of_messages,
+        prompts=_prompts,
+        shown=_shown,
+        reference=_reference,
+        hand_on=lambda settings, tokenizer, encoder: chat_export.hand_on(tokenizer, settings, encoder),
+    ),
     check_trained=_check_trained,
 )

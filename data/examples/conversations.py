@@ -74,6 +74,20 @@ def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
+def asking_conversation(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """As `conversation_of`, of messages whose last one is still to be answered; ValueError says what is wrong."""
+    if not messages:
+        raise ValueError("there are no messages")
+    last = _message(messages[-1], len(messages))
+    if last["role"] not in ("user", "tool"):
+        raise ValueError(
+            f"the last message is of the role {last['role']}; a model answers a question or the result of a tool"
+        )
+    record = {"messages": [*messages, {"role": "assistant", "content": "..."}]} | ({"tools": [*tools]} if tools else {})
+    found = conversation_of(record)  # which wants an answer, as all records have one
+    return found | {"messages": found["messages"][:-1]}
+
+
 def trained_answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The places of answers that are trained on."""
     return [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]

@@ -32,6 +32,13 @@ def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
     return RecordSource(pattern, parse, [_PARSED, name, {column: settings[column] for column in kind.columns}])
 
 
+def asked(data_config: Mapping[str, Any]) -> str:
+    """The kind of examples by which a model that learnt from these data is asked: of those that train and are answered
+    in words the first one in KINDS; TEXT where there is none."""
+    train = {kind_of(spec) for spec, weight in sources(data_config) if weight}
+    return next((name for name, kind in KINDS.items() if name in train and kind.asking is not None), TEXT)
+
+
 def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
     """Those of the rows of a source of this kind; `settings` of all kinds, as `checked` gives them."""
     if kind == TEXT:

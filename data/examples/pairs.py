@@ -16,6 +16,7 @@ from data.batch import DataError
 from data.examples.asking import Asking, Prompts
 from data.examples.example import Context, Encoding, Example, Kind, cut_end
 from data.read.records import field
+from data.tokens.templates import Message
 from data.tokens.tokenizer import Tokenizer
 
 FIELDS = {"source": "source", "target": "target", "prefix": ""}
@@ -98,6 +99,10 @@ def _question_of_text(text: str, system: str) -> str:
     return text
 
 
+def _question_of_messages(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    raise ValueError("the model was tuned on pairs of texts, and messages are for conversations; give a text")
+
+
 def _prompts(settings: Mapping[str, Any], tokenizer: Tokenizer, questions: Sequence[str], encoder: bool) -> Prompts:
     """A question is the source of a pair, a text."""
     return Prompts(**inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, keeps_start=True)
@@ -114,6 +119,7 @@ KIND = Kind(
     asking=Asking(
         question=lambda record: record["source"],
         of_text=_question_of_text,
+        of_messages=_question_of_messages,
         prompts=_prompts,
         shown=lambda question: question,
         reference=lambda settings, tokenizer, record: record["target"],

@@ -15,17 +15,16 @@ from ml_collections import ConfigDict
 from data import files
 from data.batch import DataError
 from data.examples import kinds
-from data.examples.conversations import trained_answers
 from data.prepared import Prepared, PreparedSource
 from data.tokens.tokenizer import Tokenizer
-from launch.answers import held_out, prompts
+from launch.answers import held_out
+from launch.answers.completer import Completer
 from launch.program.checking import ConfigError, checking
-from launch.run import models
 from model.config import ModelConfig
 from train.evals import text
 from train.evals.bulk import answers
 
-KINDS = ("chat", "pairs")
+KINDS = tuple(name for name, kind in kinds.KINDS.items() if kind.asking is not None)  # those that can be graded
 SHOWN = 5  # answers that stand in the report
 
 
@@ -61,7 +60,7 @@ def settings(config: ConfigDict, **given) -> Settings:
         if getattr(found, name) < least:
             raise ConfigError(f"grade.{name} is {getattr(found, name)}; it must be at least {least}")
     read = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
-    if names and not read & {*KINDS}:
+    if names and not read.intersection(KINDS):
         raise ConfigError(
             f"grade: answers to conversations and pairs of texts are graded, and this run reads {', '.join(read)} alone"
         )
@@ -79,8 +78,8 @@ class Grader:
     def __init__(
         self, config: ConfigDict, prepared: Prepared, model: ModelConfig, tokenizer: Tokenizer, wanted: Settings
     ):
-        self.settings, self._config, self._tokenizer = wanted, config, tokenizer
-        self._encoder = model.architecture == "encoder_decoder"
+        self.settings, self._batch, self._seq_len = wanted, config.batch_size, prepared.seq_len
+        self._completer, self._kinds = Completer(config, tokenizer, model), kinds.checked(config.data)
         self._several = len(prepared.sources) > 1
         sources = [source for source in prepared.sources if source.validation_rows]
         named = zip(held_out.names(sources), sources, strict=True)
@@ -89,47 +88,36 @@ class Grader:
             raise DataError(
                 f"No conversations or pairs of texts are held out in {prepared.directory}: set data.validation higher."
             )
-        prefix = len(models.prefix(config))
-        room = min(prepared.seq_len, model.max_length - wanted.max_new_tokens)
-        self._lengths = (room - prefix, prepared.seq_len - prefix)
-        if self._lengths[0] < 1:
+        if self._completer.room(self._seq_len, wanted.max_new_tokens) < 1:
             raise ConfigError(
                 f"grade.max_new_tokens {wanted.max_new_tokens} leaves no room for a prompt in "
                 f"config.model.max_length {model.max_length}; make it less"
             )
         self._records = {
-            name: list(islice(filter(_has_answer, prepared.validation_records(source)), wanted.rows or None))
+            name: list(islice(filter(_asks(source), prepared.validation_records(source)), wanted.rows or None))
             for name, source in self._sources.items()
         }
 
     def answers(self, model) -> Iterator[Answer]:
         """The model's answers, on the mesh that is set."""
         for name, source in self._sources.items():
-            records = self._records[name]
-            given = prompts.of_examples(self._config, self._tokenizer, source.kind, records, self._encoder)
-            short = given.cut(*self._lengths, self._tokenizer.special.begin)
-            cut = [whole != read for whole, read in zip(_read(given), _read(short), strict=True)]
-            given = short.behind(models.prefix(self._config))
+            records, new = self._records[name], self.settings.max_new_tokens
+            if not records:  # no answer of its conversations is to be trained on
+                continue
+            given = self._completer.of_records(source.kind, records, self._seq_len, new)
+            tokenizer, asking = self._completer.tokenizer, kinds.KINDS[source.kind].asking
             found = answers(
                 model,
-                given.prompts,
-                given.sources,
-                batch_size=self._config.batch_size,
-                max_new_tokens=self.settings.max_new_tokens,
-                ends=given.ends,
-                vocab_size=self._tokenizer.vocab_size,
+                [one.prompt for one in given],
+                None if given[0].source is None else [one.source for one in given],
+                batch_size=self._batch,
+                max_new_tokens=new,
+                ends=given[0].ends,
+                vocab_size=tokenizer.vocab_size,
             )
-            for record, ids, less in zip(records, found, cut, strict=True):
-                yield Answer(name, *self._shown(source, record), given.continuation(self._tokenizer, ids), less)
-
-    def _shown(self, source: PreparedSource, record: Mapping[str, Any]) -> tuple[str, str]:
-        """The prompt and the reference of a record, as a person reads them."""
-        if source.kind == "pairs":
-            return record["source"], record["target"]
-        asked = record["messages"][: trained_answers(record["messages"])[-1]]
-        shown = "\n".join(f"{message['role']}: {message['content']}" for message in asked)
-        reference = prompts.reference(self._config, self._tokenizer, record)
-        return (asked[0]["content"] if len(asked) == 1 else shown), reference
+            for record, one, ids in zip(records, given, found, strict=True):
+                reference = asking.reference(self._kinds[source.kind], tokenizer, record)
+                yield Answer(name, asking.shown(asking.question(record)), reference, one.text(ids), one.cut)
 
     def figures(self, found: Sequence[Answer]) -> dict[str, float]:
         """Of all answers to sources that train (if none does, to all); of several sources also of each."""
@@ -173,13 +161,10 @@ def evaluation_of(
     return run
 
 
-def _has_answer(record: Mapping[str, Any]) -> bool:
-    """Not so a conversation that says that none of its answers is to be trained on."""
-    return "messages" not in record or bool(trained_answers(record["messages"]))
-
-
-def _read(given: prompts.Inputs) -> list[list[int]]:
-    return given.prompts if given.sources is None else given.sources
+def _asks(source: PreparedSource) -> Callable[[dict], bool]:
+    """Whether a record asks. A conversation that says that none of its answers is to be trained on does not."""
+    question = kinds.KINDS[source.kind].asking.question
+    return lambda record: question(record) is not None
 
 
 def write(path: Path, found: Iterable[Answer]) -> None:

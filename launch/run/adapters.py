@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from launch.program.checking import ConfigError, checking
-from launch.run import restore, workdirs
+from launch.run import models, restore, workdirs
 from launch.run.early_stopping import find_step
 from launch.run.workdirs import Workdir
 from model import architectures, axes, count
@@ -41,7 +41,8 @@ def from_peft(folder: Path, base: Workdir, workdir: Path, step: str = "") -> Non
         model, content, _ = restore.pretrained(base, config, labels=base.labels, step=step)
         model, tuning = peft.read(folder, _table(config, model_type), model)
         fields = {"model": dataclasses.asdict(config), "init_from": str(base.path), "init_step": step, "seed": 0}
-        fields |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method), "train_only": tuning.train_only}
+        adapt = {"method": "lora"} | dataclasses.asdict(tuning.method) | models.base_fields(base.compression)
+        fields |= {"adapt": adapt, "train_only": tuning.train_only}
         fields |= {"model_type": model_type} if model_type else {}
         workdirs.create(workdir, fields, model, base.tokenizer, base.labels, content)
     size = sum(w.size for w in trained(model).values())

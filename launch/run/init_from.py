@@ -67,7 +67,10 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     if models.objective(config).head(config.data):  # it is of the data; `create` takes the source's over where it fits
         own |= {"head", "num_labels"}
     _refuse_contradictions(config, taken.model, [name for name in chosen if name.removeprefix("model.") not in own])
-    return _with(config, taken, own), source
+    config = _with(config, taken, own)
+    if not begun or workdir.tuning.method:
+        _keep_form(config, source)
+    return config, source
 
 
 def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
@@ -103,6 +106,28 @@ def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
     return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir))
+
+
+def _keep_form(config: ConfigDict, source: Workdir) -> None:
+    """Says in config.adapt that the base is quantized, where the other workdir holds one that is. `float`, its default,
+    means the weights as they are there."""
+    form, tuning = source.compression, models.tuning(config)
+    if form is None:
+        return
+    if tuning.method is None:
+        raise ConfigError(
+            f"config.init_from {config.init_from} holds weights in {form.kind}, which can't train: train an adapter "
+            "over them (configs/lora.py), or begin with the model that they were made of"
+        )
+    there, wanted = models.base_fields(form), models.base_fields(tuning.quantization)
+    if wanted and wanted != there:
+        raise ConfigError(
+            f"config.init_from {config.init_from} holds weights in another form than config.adapt wants: {there} "
+            f"there, {wanted} now; leave config.adapt.base float (as they are there), or begin with the model that "
+            "they were made of"
+        )
+    with config.unlocked():
+        config.adapt.update(there)
 
 
 def _facts(workdir: Workdir) -> dict:

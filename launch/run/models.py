@@ -12,6 +12,7 @@ from model import count, patterns
 from model.adapt.prompt import Prompt
 from model.adapt.tuning import Tuning
 from model.adapt.tuning import make as make_tuning
+from model.compress.quantize import Settings
 from model.config import ModelConfig
 from train.objectives import table
 from train.objectives.objective import Objective
@@ -95,6 +96,14 @@ def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:
         if text and words is not None:
             fields["init_ids"] = tuple(words.encode(text))
         return make_tuning(fields, train_only)
+
+
+def base_fields(form: Settings | None) -> dict:
+    """What the block `adapt` says of a base that is kept so."""
+    if form is None:
+        return {}
+    fields = form.fields()
+    return {"base": fields.pop("method")} | fields
 
 
 def prefix(config: ConfigDict) -> tuple[int, ...]:

@@ -34,8 +34,8 @@ VERSION = 1  # what is written; raise it with each entry of CHANGES. Before 1 co
 CHANGES: tuple[Change, ...] = ()  # in the order in which they came
 
 # What config.json says beside the fields of a run: of which family a model was, from which folder it was imported, and
-# whether its weights were changed for that.
-FACTS = ("model_type", "imported_from", "imported_changed")
+# whether its weights were changed for that; and how its checkpoint keeps weights that launch.compress has quantized.
+FACTS = ("model_type", "imported_from", "imported_changed", "compress")
 
 
 def written(config: ConfigDict) -> dict:
@@ -110,7 +110,8 @@ def _changed(fields: dict, changes: Sequence[Change], where: str) -> dict:
 
 def _unknown(fields: dict) -> list[str]:
     known_of_model = {field.name for field in dataclasses.fields(ModelConfig)}
-    found = [name for name in defaults.flat(fields) if name not in FACTS and not ranges.known(name)]
+    of_the_run = {name: value for name, value in fields.items() if name not in FACTS}
+    found = [name for name in defaults.flat(of_the_run) if not ranges.known(name)]
     return found + [f"model.{name}" for name in fields["model"] if name not in known_of_model]
 
 

@@ -33,11 +33,11 @@ def for_inference(run: Workdir, mesh: jax.sharding.Mesh | None = None, step: str
 
 
 def in_precision(run: Workdir, config: ModelConfig, dtype: str | None) -> ModelConfig:
-    """The run's config with parameters and computation in `dtype`; None: as they are. A base that is quantized keeps
-    its parameters, for they belong to what was trained over it, and computes in `dtype`."""
+    """The run's config with parameters and computation in `dtype`; None: as they are. Where weights are quantized, the
+    other parameters belong to them, and to what was trained over them: they stay, and `dtype` is computed in."""
     if dtype is None:
         return config
-    quantized = run.tuning.quantization is not None
+    quantized = run.tuning.quantization is not None or run.compression is not None
     return dataclasses.replace(config, dtype=dtype, **({} if quantized else {"param_dtype": dtype}))
 
 
@@ -55,9 +55,21 @@ def model(run: Workdir, config: ModelConfig, step: str = ""):
     """The model of a checkpoint, on the mesh that is set; with its adapters, if it has some."""
     if run.tuning.method is not None:
         return over_base(run, config, run.tuning, step)[0]
+    like = states.abstract_model(_maker(run, config))
     with contextlib.closing(run.checkpoints()) as checkpoints:
-        like = states.abstract_model(lambda rngs: architectures.make(config, rngs))
-        return checkpoints.restore_model(like, find_step(checkpoints, step))
+        step_there = find_step(checkpoints, step)
+        if run.compression is None:
+            return checkpoints.restore_model(like, step_there)
+        # One array after another: Orbax, given all, has a second copy of many at once, and who reads a quantized model
+        # may have no room for more than that.
+        arrays = [array for _, array in checkpoints.restore_arrays(by_name(like), step_there)]
+    return jax.tree.unflatten(jax.tree.structure(like), arrays)
+
+
+def _maker(run: Workdir, config: ModelConfig):
+    """nnx.Rngs -> a model of `config` whose weights are kept as in the checkpoints of `run`; for its shapes."""
+    make, form = lambda rngs: architectures.make(config, rngs), run.compression
+    return make if form is None else lambda rngs: quantize.quantize(make(rngs), form)
 
 
 def over_base(run: Workdir, config: ModelConfig, tuning: Tuning, step: str = ""):
@@ -96,13 +108,14 @@ def pretrained(
     the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
     there are merged into the weights that they stand on, as these were before any quantization, or as they were after
     it (`into_quantized`). With `quantization` no more than one array at a time is there unquantized (all of them, where
-    `cuts` differ).
+    `cuts` differ). What is quantized in `source` already stays as it is, and no float array of it is made.
     """
-    make_model = lambda rngs: architectures.make(config, rngs)
+    make_model = _maker(source, config)
     target = variables(states.abstract_model(make_model))
     if _meaning(labels) != _meaning(source.labels):
         target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
-    narrowed = quantization.narrowed if quantization else lambda name, variable: variable
+    quantizes = quantization is not None and source.compression is None
+    narrowed = quantization.narrowed if quantizes else lambda name, variable: variable
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
     if source.tuning.method is None:
         arrays, content = _stored(source, step), None
@@ -129,7 +142,7 @@ def _meaning(labels: dict | None):
 
 def _stored(source: Workdir, step: str) -> Iterator[tuple[str, jax.Array]]:
     """(name, array) of a checkpoint that holds a whole model, one at a time."""
-    like = by_name(states.abstract_model(lambda rngs: architectures.make(source.architecture, rngs)))
+    like = by_name(states.abstract_model(_maker(source, source.architecture)))
     with contextlib.closing(source.checkpoints()) as checkpoints:
         yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
 
@@ -137,11 +150,12 @@ def _stored(source: Workdir, step: str) -> Iterator[tuple[str, jax.Array]]:
 def _merged(source: Workdir, step: str, into_quantized: bool) -> tuple[Iterable[tuple[str, jax.Array]], str]:
     """(arrays of a base with the adapter in them, content hash of the workdir).
 
-    What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler.
+    What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler. Of a base
+    that is stored quantized there are no original weights, so they are merged into those.
     """
     check_mergeable(source)
     config, tuning = source.architecture, source.tuning
-    if not into_quantized:
+    if not into_quantized and source.base.compression is None:
         tuning = dataclasses.replace(tuning, quantization=None)
         config = dataclasses.replace(config, param_dtype=stored_dtype(source))
     with checking(f"config.init_from {source.path}"):
@@ -154,7 +168,7 @@ def _merged(source: Workdir, step: str, into_quantized: bool) -> tuple[Iterable[
 def quantization_note(run: Workdir) -> str:
     """What merging the adapter of a workdir into the original weights changes; '' where it changes nothing."""
     settings = run.tuning.quantization
-    if settings is None:
+    if settings is None or run.base.compression is not None:
         return ""
     return (
         f"the adapter in {run.path} was trained over weights in {settings.kind}; merged into the original ones, which "

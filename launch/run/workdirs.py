@@ -19,9 +19,10 @@ from data import files
 from data.examples.labels import num_scores
 from data.prepare import Prepared, load
 from data.tokens import tokenizer as tokenizers
-from launch.program.checking import ConfigError
+from launch.program.checking import ConfigError, checking
 from launch.run import defaults, models, places, recorded
 from model.adapt.tuning import Tuning
+from model.compress.quantize import Settings
 from model.config import ModelConfig
 from train.checkpoints.checkpoint import Checkpoints
 from train.record import metrics
@@ -54,6 +55,12 @@ class Workdir:
     def tuning(self) -> Tuning:
         """What of its model trains, or over it."""
         return models.tuning(self.config)
+
+    @functools.cached_property
+    def compression(self) -> Settings | None:
+        """How its checkpoint keeps the weights of linear layers, None: as floats."""
+        with checking(f"{self.path / recorded.NAME}: compress"):
+            return Settings.of(self.record["compress"]) if "compress" in self.record else None
 
     @functools.cached_property
     def labels(self) -> dict | None:

@@ -1,10 +1,15 @@
-"""quantize: the frozen base of a model in few bits; and how many bytes that takes."""
+"""quantize: the weights of a model's linear layers in few bits, by one of the forms in FORMS; and their bytes.
+
+They are the frozen base of adapters, or a model that is kept so: its checkpoint holds the arrays of its quantized
+weights ('.../query/codes', '.../query/absmax'), and the block `compress` of its config.json is Settings.fields().
+"""
 
 import dataclasses
 import functools
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +22,25 @@ from model.compress.quantized import QuantizedWeight
 from model.roles import LINEAR, role_of
 from model.weights import Frozen, is_variable, whole_name
 
-KINDS = {"nf4": NF4, "int8": Int8}
+
+class Form(NamedTuple):
+    """A way to keep a weight."""
+
+    make: Callable[[nnx.Variable, "Settings"], QuantizedWeight]  # traced, so that shapes are enough for a shape
+    fields: Mapping[str, str]  # what a config says of it beside its name, and which of the Settings that is
+
+
+FORMS = {
+    "nf4": Form(lambda weight, settings: NF4(weight, double=settings.double), {"double_quantization": "double"}),
+    "int8": Form(lambda weight, settings: Int8(weight), {}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """
     Args:
-      kind: 'nf4' or 'int8'.
+      kind: a name of FORMS.
       double: nf4: quantize the scales too.
       weights: ordered (regular expression, whether it is quantized): the first one found in the name of a weight of a
         linear layer decides. By default all of the stacks of layers; not heads, nor projections between widths.
@@ -35,10 +51,29 @@ class Settings:
     weights: tuple[tuple[str, bool], ...] = (("/segments/", True), (".*", False))
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"a weight can't be quantized to {self.kind!r}; choose from {', '.join(KINDS)}")
+        if self.kind not in FORMS:
+            raise ValueError(f"a weight can't be quantized to {self.kind!r}; choose from {', '.join(FORMS)}")
         if not isinstance(self.double, bool):
             raise ValueError(f"double quantization is {self.double!r}; it must be True or False")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Settings":
+        """From what `fields` gives; what is not there has its default.
+
+        Raises:
+          ValueError: an unknown method, a field that it does not have, or a value that is not possible.
+        """
+        given = dict(fields)
+        found = cls(given.pop("method", ""))
+        known = FORMS[found.kind].fields
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{unknown[0]} is no field of {found.kind}; it has {', '.join(known) or 'none'}")
+        return dataclasses.replace(found, **{known[name]: value for name, value in given.items()})
+
+    def fields(self) -> dict[str, Any]:
+        """As a config says it: `method`, and the fields of that form. Two Settings with the same make the same."""
+        own = FORMS[self.kind].fields
+        return {"method": self.kind} | {name: getattr(self, attribute) for name, attribute in own.items()}
 
     def narrowed(self, name: str, variable: nnx.Variable) -> "nnx.Variable | QuantizedWeight":
         """The variable, given away, in few bits if it is chosen.
@@ -71,12 +106,12 @@ def quantize(model, settings: Settings = Settings()):
     return model
 
 
-def dequantized(model):
-    """The model with each quantized weight as the float32 array that it stands for, which never trains."""
+def dequantized(model, dtype=jnp.float32):
+    """The model with each quantized weight as the array that it stands for, in this dtype; that never trains."""
 
     @jax.jit
     def written_out(weight: QuantizedWeight) -> Frozen:
-        array = axes.place(weight.gathered(jnp.float32), *weight.names)
+        array = axes.place(weight.gathered(dtype), *weight.names)
         metadata = dict(out_sharding=weight.names, inputs=weight.inputs, role=weight.role)
         return Frozen(array, eager_sharding=False, **metadata)
 
@@ -94,7 +129,7 @@ def quantized_weight(variable: nnx.Variable, settings: Settings) -> QuantizedWei
 
 @functools.partial(jax.jit, static_argnums=1)
 def _made(variable, settings):
-    return NF4(variable, double=settings.double) if settings.kind == "nf4" else Int8(variable)
+    return FORMS[settings.kind].make(variable, settings)
 
 
 def is_linear(variable) -> bool:

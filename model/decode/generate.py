@@ -172,10 +172,18 @@ def narrowed(model, dtype):
     return jax.tree.map(cast, model, is_leaf=is_variable)
 
 
-def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, sources=None, known: int = 0) -> None:
+def check(
+    prompts,
+    max_new_tokens: int | Sequence[int],
+    vocab_size: int,
+    config: ModelConfig,
+    sources=None,
+    known: int = 0,
+) -> None:
     """What `generate` refuses, for a caller who wants to know before anything compiles.
 
     Args:
+      max_new_tokens: of all prompts, or of each.
       known: how many ids have a vector; 0: as many as the vocabulary has.
 
     Raises:
@@ -193,19 +201,20 @@ def check(prompts, max_new_tokens: int, vocab_size: int, config: ModelConfig, so
         raise ValueError(f"{len(prompts)} prompts and {len(sources)} sources; each prompt needs one, not empty")
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    if min(limits) < 1:
+        raise ValueError(f"max_new_tokens is {min(limits)}; it must be at least 1")
     if not 0 < vocab_size <= config.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
-    for what, rows, more in (("prompt", prompts, max_new_tokens), ("source", sources or (), 0)):
-        for row, ids in enumerate(rows):
+    for what, rows, more in (("prompt", prompts, limits), ("source", sources or (), [0] * len(prompts))):
+        for row, (ids, new) in enumerate(zip(rows, more, strict=False)):
             if not len(ids):
                 raise ValueError(f"{what} {row} is empty; begin it with a special token, or with text")
             if min(ids) < 0 or max(ids) >= known:
                 raise ValueError(f"{what} {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {known}")
-            if len(ids) + more > config.max_length:
+            if len(ids) + new > config.max_length:
                 raise ValueError(
-                    f"{what} {row} has {len(ids)} tokens, with {more} new ones {len(ids) + more}, but the model's "
+                    f"{what} {row} has {len(ids)} tokens, with {new} new ones {len(ids) + new}, but the model's "
                     f"context is {config.max_length} (model.max_length)"
                 )
 

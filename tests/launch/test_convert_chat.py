@@ -14,11 +14,11 @@ from data.tokens import tokenizer
 from data.tokens.special import EOT
 from data.tokens.templates import TEMPLATES
 from launch import convert
-from launch.answers import prompts
+from launch.answers.completer import Completer
+from launch.answers.completion import Request, completed
 from launch.run import restore
 from launch.run.workdirs import Workdir
 from model import axes
-from model.decode.generate import generate
 
 MESSAGES = [{"role": "user", "content": "What is it?"}]
 # What a model says, token by token; behind the end it would go on with "z".
@@ -62,12 +62,11 @@ def tuned(template, folder, system="", **data):
 def answered(workdir):
     """(prompt, greedy answer, tokens that end one), as launch.generate has them."""
     mesh, model, words = restore.for_inference(Workdir(workdir))
-    given = prompts.inputs(Workdir(workdir).config, words, [MESSAGES[0]["content"]], encoder=False)
+    completer = Completer(Workdir(workdir).config, words, model.config)
+    (given,) = completer.completions([Request(MESSAGES[0]["content"], max_new_tokens=8)])
     with axes.use_mesh(mesh):
-        out = generate(
-            model, given.prompts, jax.random.key(0), max_new_tokens=8, eos_id=given.ends, vocab_size=words.vocab_size
-        )
-    return given.prompts[0], out.tokens[0, : out.lengths[0]].tolist(), given.ends
+        (ids,) = completed(model, [given], jax.random.key(0))
+    return given.prompt, ids.tolist(), given.ends
 
 
 @pytest.mark.parametrize(("template", "system"), [(name, "") for name in SAYS] + [("chatml", "Be brief.")])

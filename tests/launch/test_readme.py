@@ -15,11 +15,13 @@ from ml_collections import config_flags
 from configs import quickstart
 from data.checked import checked
 from data.tokens import tokenizer
+from launch.conversion import compressing
 from launch.run import build, models, workdirs
 from launch.run.workdirs import Workdir
 from launch.sweeps import search, trials
 from launch.training import runs
 from model import architectures, axes
+from model.compress.quantize import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 # In the order in which they are read: what one command makes, a later one may use.
@@ -89,6 +91,9 @@ def test_commands_would_run(tmp_path, monkeypatch):
         if program == "sweep":
             config, chosen = parsed(words)
             trials.Trials(config, search.read(names["search"]), workdir, chosen=chosen)
+        if program == "compress":
+            form = Settings.of({"method": names["method"]})
+            compressing.compress(Workdir(workdir), Path(names["out"]), form, dtype=names.get("dtype"))
         if not workdir.exists() and (program == "train" or "from_hf" in names or "from_peft" in names):
             workdir.symlink_to(tmp_path / "runs" / "quickstart")
         for name in {"workdir", "base", "adapter"} & {*names} - ({"workdir"} if program == "sweep" else set()):

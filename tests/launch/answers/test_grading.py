@@ -8,14 +8,10 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
 from data.batch import DataError
-from data.examples import kinds
-from data.examples.example import Context
-from data.tokens import tokenizer
-from launch.answers import grading, prompts
+from launch.answers import grading
 from launch.program.checking import ConfigError
 from launch.run import restore
 from launch.run.workdirs import Workdir
@@ -142,48 +138,6 @@ def test_long_prompts_are_cut_as_in_training(run):
     words = Workdir(run).tokenizer
     assert words.decode(given[0]) == "x" * 31 and given[0][-1] == words.eot_id and len(given[0]) == 32
     assert [one.cut for one in found] == [True] + [False] * (len(found) - 1)
-
-
-CHAT = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2, too")]
-RECORDS = {
-    "chat": {"messages": [{"role": role, "content": content} for role, content in CHAT]},
-    "pairs": {"source": "one", "target": "eins"},
-}
-
-
-@pytest.mark.parametrize("encoder", [False, True])
-@pytest.mark.parametrize("kind", RECORDS)
-def test_the_model_reads_what_it_read_before_the_last_answer_in_training(kind, encoder):
-    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
-    config.data.pairs.prefix = "translate: "
-    encoding = kinds.KINDS[kind].encoding(config.data[kind].to_dict(), Context(words, 256, encoder, None))
-    example = encoding.encode(RECORDS[kind])
-    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that the last answer is said at first
-    given = prompts.of_examples(config, words, kind, [RECORDS[kind]], encoder)
-    assert given.prompts == [example.tokens[: begins + 1].tolist()]
-    assert given.sources == ([example.source.tolist()] if encoder else None)
-    said = words.decode(example.targets[begins:])
-    assert said == {"chat": "2, too", "pairs": "eins"}[kind]
-
-
-def test_the_reference_is_the_last_answer_that_is_trained_on_with_all_that_is_said_in_it():
-    config, words = importlib.import_module("configs.text2text").get_config(), tokenizer.train(["a"], "byte")
-    messages = RECORDS["chat"]["messages"]
-    record = {"messages": [*messages[:3], messages[3] | {"train": False}]}
-    given = prompts.of_examples(config, words, "chat", [record], False)
-    assert given.prompts == prompts.of_examples(config, words, "chat", [{"messages": messages[:2]}], False).prompts
-    assert prompts.reference(config, words, record) == "1"
-    words.special.tokenizer_config["chat_template"] = (
-        "{% for m in messages %}{% if m.role == 'user' %}{{ tools | tojson }}{{ m.content }}|{% else %}"
-        "({{ m.reasoning_content }}){{ m.content }}{{ (m.tool_calls or []) | tojson }}<|endoftext|>{% endif %}"
-        "{% endfor %}"
-    )
-    call, tools = {"name": "f", "arguments": {"b": 1, "a": 2}}, [{"name": "f", "about": ""}]
-    answer = messages[1] | {"reasoning_content": "hm", "tool_calls": [call]}
-    record = {"messages": [messages[0], answer], "tools": tools}
-    given = prompts.of_examples(config, words, "chat", [record], False)
-    assert words.decode(given.prompts[0]) == f"{json.dumps(tools)}one?|"
-    assert prompts.reference(config, words, record) == f"(hm)1{json.dumps([call])}"
 
 
 def test_refuses(run, tiny, tmp_path):

@@ -16,15 +16,17 @@ from pathlib import Path
 import jax
 import pytest
 
+from data.examples import kinds
 from launch import convert
-from launch.answers import held_out, prompts
+from launch.answers import held_out
 from launch.answers.classifier import Classifier
+from launch.answers.completer import Completer
+from launch.answers.completion import Request, completed
 from launch.program.checking import ConfigError
 from launch.run import adapters, build, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
-from model.decode.generate import generate
 from tests.launch.conftest import TEXT
 from train.record import metrics
 
@@ -110,12 +112,11 @@ def check_losses(kind, workdir):
 def continued(run, prompt):
     """A model's greedy answer; as it is where the template of a conversation is longer than such a model reads."""
     mesh, model, words = restore.for_inference(run, step="latest")
-    raw, reads = prompts.trained_on(run.config) == "chat", model.config.architecture == "encoder_decoder"
-    given = prompts.inputs(run.config, words, [prompt], reads, raw=raw)
+    request = Request(prompt, raw=kinds.asked(run.config.data) == "chat", max_new_tokens=4)
+    (given,) = Completer(run.config, words, model.config, model.inputs.tokens.rows).completions([request])
     with axes.use_mesh(mesh):
-        limits = dict(max_new_tokens=4, eos_id=given.ends, vocab_size=words.vocab_size, sources=given.sources)
-        out = generate(model, given.prompts, jax.random.key(0), **limits)
-    return given.continuation(words, out.tokens[0, : out.lengths[0]])
+        (ids,) = completed(model, [given], jax.random.key(0))
+    return given.text(ids)
 
 
 def evaluated(run):

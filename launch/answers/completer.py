@@ -1,0 +1,139 @@
+"""Requests as completions, checked against what a model can take before anything runs or compiles.
+
+So who takes requests from others can refuse one by itself. Errors are ValueErrors in the words of Request; programs say
+by which flags these were given.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data.examples import kinds
+from data.examples.asking import Prompts
+from data.examples.example import cut_end, cut_prompt
+from data.tokens.tokenizer import Tokenizer
+from launch.answers.completion import Completion, Request
+from launch.run import models
+from model.config import ModelConfig
+from model.decode.generate import check
+
+_OF_CONVERSATIONS = "{} for models that were tuned on conversations{}"
+
+
+class Completer:
+    """What a model can be asked, by the recorded config of its run.
+
+    Args:
+      config: as it was recorded; it says what the model was tuned on, and by which template.
+      known: how many ids have a vector (model.inputs.tokens.rows); 0: as many as the vocabulary has.
+      adapters: configs of the runs of its adapters; each may have been tuned on something else.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer,
+        model: ModelConfig,
+        known: int = 0,
+        adapters: Sequence[ConfigDict] = (),
+    ):
+        self._config, self._adapters, self.tokenizer = config, adapters, tokenizer
+        self._model, self._known = model, known
+        self._encoder = model.architecture == "encoder_decoder"
+
+    def completions(self, requests: Sequence[Request]) -> list[Completion]:
+        """Of requests that may be of any kind; nothing is cut.
+
+        Raises:
+          ValueError: a request that the model's run has no form for, or the template refuses; messages that are no
+            conversation; more tokens than the model has room for; an adapter that is not there.
+          DataError: the tokenizer lacks what the template or the text needs.
+        """
+        alike: dict[tuple, list[int]] = {}  # a template is read once for all that it writes
+        for number, request in enumerate(requests):
+            alike.setdefault((request.adapter, request.raw), []).append(number)
+        found: dict[int, Completion] = {}
+        for (adapter, raw), numbers in alike.items():
+            config = self._config_of(adapter)
+            kind = kinds.TEXT if raw else kinds.asked(config.data)
+            own = [requests[number] for number in numbers]
+            if kind == kinds.TEXT:
+                written = self._texts(own)
+            else:
+                written = self._questions(config, kind, [_question(request, kind) for request in own])
+            found |= zip(numbers, self._behind(written, own, config, kind != kinds.TEXT), strict=True)
+        made = [found[number] for number in range(len(requests))]
+        sources = [completion.source for completion in made] if self._encoder else None
+        limits = [request.max_new_tokens for request in requests]
+        prompts = [completion.prompt for completion in made]
+        check(prompts, limits, self.tokenizer.vocab_size, self._model, sources, self._known)
+        return made
+
+    def of_records(self, kind: str, records: Sequence[dict], seq_len: int, max_new_tokens: int) -> list[Completion]:
+        """What records of a kind of examples ask last, cut as they were in training, in rows of `seq_len` tokens. There
+        must be `room` for them."""
+        prefix, room = models.prefix(self._config), self.room(seq_len, max_new_tokens)
+        asking = kinds.KINDS[kind].asking
+        whole = self._questions(self._config, kind, [asking.question(record) for record in records])
+        begin = self.tokenizer.special.begin
+        part = lambda ids, n: cut_end(ids, n) if whole.keeps_start else cut_prompt(ids, n, begin)
+        short = lambda rows, n: [part(np.asarray(row), n).tolist() for row in rows]
+        sources = None if whole.sources is None else short(whole.sources, seq_len - len(prefix))
+        written = whole._replace(prompts=short(whole.prompts, room), sources=sources)
+        read = lambda given: given.prompts if given.sources is None else given.sources
+        requests = [Request("", max_new_tokens=max_new_tokens)] * len(records)
+        made = self._behind(written, requests, self._config, True)
+        pairs = zip(made, read(whole), read(written), strict=True)
+        return [dataclasses.replace(one, cut=before != after) for one, before, after in pairs]
+
+    def room(self, seq_len: int, max_new_tokens: int) -> int:
+        """Tokens that a prompt of `of_records` may have; below 1: there is no room for any."""
+        return min(seq_len, self._model.max_length - max_new_tokens) - len(models.prefix(self._config))
+
+    def _config_of(self, adapter: int | None) -> ConfigDict:
+        if adapter is None:
+            return self._config
+        if not 0 <= adapter < len(self._adapters):
+            raise ValueError(f"there is no adapter {adapter}; the model has {len(self._adapters)}, counted from 0")
+        return self._adapters[adapter]
+
+    def _texts(self, requests: Sequence[Request]) -> Prompts:
+        for request in requests:
+            if not isinstance(request.prompt, str):
+                raise ValueError(_OF_CONVERSATIONS.format("messages are", "; give a text" + " alone" * request.raw))
+            if request.system:
+                why = ", and not for a text that is continued as it is" if request.raw else "; leave it out"
+                raise ValueError(_OF_CONVERSATIONS.format("a system text is", why))
+        texts = [request.prompt for request in requests]
+        return Prompts(**self.tokenizer.inputs(texts, self._encoder), ends=self.tokenizer.special.end)
+
+    def _questions(self, config: ConfigDict, kind: str, questions: Sequence) -> Prompts:
+        settings, asking = kinds.checked(config.data)[kind], kinds.KINDS[kind].asking
+        try:
+            return asking.prompts(settings, self.tokenizer, questions, self._encoder)
+        except ValueError as error:
+            raise ValueError(f"the prompt can't be written as a question: {error}") from error
+
+    def _behind(self, written: Prompts, requests: Sequence[Request], config: ConfigDict, answers: bool):
+        """Yields completions of what was written, behind the ids of prompt tuning."""
+        prefix = models.prefix(config)
+        for number, request in enumerate(requests):
+            prompt, source = written.prompts[number], written.sources and written.sources[number]
+            if written.sources is None:
+                prompt = [*prefix, *prompt]
+            else:
+                source = [*prefix, *source]
+            ends = (*written.ends, *request.stop)
+            form = written._replace(prompts=[], sources=None, ends=ends)
+            yield Completion(request, prompt, source, ends, answers, form, len(prefix), self.tokenizer)
+
+
+def _question(request: Request, kind: str):
+    asking = kinds.KINDS[kind].asking
+    if isinstance(request.prompt, str):
+        return asking.of_text(request.prompt, request.system)
+    if request.system:
+        raise ValueError("a system text beside messages; make it the first message")
+    return asking.of_messages(request.prompt, request.tools)

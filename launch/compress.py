@@ -1,0 +1,50 @@
+"""Keep a model in few bits: a workdir whose checkpoint holds quantized weights, of one that holds floats.
+
+    python -m launch.compress --workdir=DIR --method=nf4 --out=NEW
+    python -m launch.compress --workdir=DIR --method=int8 --out=NEW --dtype=bfloat16
+
+Generation, evaluation and classification read NEW as any workdir. Adapters train over its weights where
+config.init_from names it.
+The float model is read one array at a time, so a host needs room for what is written and one array more.
+"""
+
+from launch.program import runtime
+
+runtime.configure()
+
+from pathlib import Path
+
+from absl import flags
+
+from launch.conversion import compressing
+from launch.program.checking import checking
+from launch.run import early_stopping, places
+from launch.run.workdirs import Workdir
+from model.compress.quantize import FORMS, Settings
+from model.config import CHOICES
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.")
+_OUT = flags.DEFINE_string("out", None, "New workdir. Required.")
+_METHOD = flags.DEFINE_enum("method", None, list(FORMS), "Form of the weights of linear layers. Required.")
+_DOUBLE = flags.DEFINE_bool("double_quantization", None, "nf4: quantize the scales of blocks too (by default).")
+_STEP = early_stopping.define_step()
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    CHOICES["dtype"],
+    "Dtype of what stays (embedding tables, norms) and of the computation; weights are rounded to it before they are "
+    "quantized. By default those of the run; bfloat16 gives the base of configs/qlora.py.",
+)
+
+
+def main() -> None:
+    form = {"method": _METHOD.value, "double_quantization": _DOUBLE.value}
+    with checking("flags"):
+        settings = Settings.of({name: value for name, value in form.items() if value is not None})
+    run = Workdir(Path(_WORKDIR.value).absolute())
+    compressing.compress(run, places.named(_OUT.value), settings, _STEP.value, _DTYPE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "method", "out"])
+    runtime.run(main)

@@ -1,0 +1,76 @@
+"""A workdir whose checkpoint keeps the weights of linear layers in few bits, made of one that has them as floats."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from launch.program.checking import ConfigError, checking
+from launch.run import restore, workdirs
+from launch.run.workdirs import Workdir
+from model import architectures, axes
+from model.compress.quantize import Settings, footprint, quantize
+from model.weights import by_name
+from train import state as states
+from train.checkpoints.checkpoint import CheckpointError
+
+
+def compress(run: Workdir, out: Path, form: Settings, step: str = "", dtype: str | None = None) -> None:
+    """Reads a checkpoint of `run` array by array, quantizes each, writes them into the new workdir `out` and reads them
+    back.
+
+    Args:
+      dtype: what stays is kept in it, weights are rounded to it before they are quantized, and the model computes in
+        it. None: as in `run`.
+
+    Raises:
+      ConfigError: `out` is in use, the model in `run` is quantized or an adapter, or a weight of it has a number of
+        inputs that the form does not take.
+      CheckpointError: the checkpoint is damaged, or what was written is not what is read.
+    """
+    workdirs.check_new(out)
+    if run.compression is not None:
+        raise ConfigError(
+            f"the weights in {run.path} are in {run.compression.kind} already; begin with the float model"
+        )
+    if run.tuning.method is not None:
+        raise ConfigError(
+            f"{run.path} holds what was trained over the model in {run.base.path}, and only a whole model is "
+            "compressed: merge it before (launch.convert --merge --to_workdir)"
+        )
+    config = restore.in_precision(run, run.architecture, dtype)
+    with axes.use_mesh(restore.spread(config)):
+        with checking(f"{run.path}"):  # by shapes, before anything is read
+            states.abstract_model(lambda rngs: quantize(architectures.make(config, rngs), form))
+        before = _bytes(states.abstract_model(lambda rngs: architectures.make(run.architecture, rngs)))
+        model = restore.pretrained(run, config, labels=run.labels, quantization=form, step=step)[0]
+        record = run.record | {"compress": form.fields()}
+        record["model"] = run.record["model"] | {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        workdirs.create(out, record, model, run.tokenizer, run.labels)
+        if (run.path / "data.json").exists():
+            shutil.copy(run.path / "data.json", out)
+        _read_back(Workdir(out), model)
+    found, after = footprint(model), _bytes(model)
+    print(
+        f"{run.path} -> {out}: {form.kind}, {before:,} bytes before, {after:,} after; "
+        f"{found.weights:,} weights of linear layers take {8 * found.bytes / found.weights:.3f} bits each"
+    )
+
+
+def _bytes(model) -> int:
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(model))
+
+
+def _read_back(written: Workdir, model) -> None:
+    """Where a disk lies, the float model may be gone before anybody notices."""
+    arrays = by_name(model)
+    like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in arrays.items()}
+    with contextlib.closing(written.checkpoints()) as checkpoints:
+        for name, found in checkpoints.restore_arrays(like):
+            pairs = zip(found.addressable_shards, arrays[name].addressable_shards, strict=True)
+            if any(np.asarray(one.data).tobytes() != np.asarray(other.data).tobytes() for one, other in pairs):
+                raise CheckpointError(
+                    f"{name} in {written.path} has other numbers than were written: delete that, and use another disk"
+                )

@@ -1,0 +1,110 @@
+"""Checkpoint folders of Hugging Face as workdirs, and the other way round."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data.examples import kinds
+from data.tokens import hub
+from data.tokens.tokenizer import Tokenizer
+from launch.program.checking import ConfigError
+from launch.run import adapters, restore, workdirs
+from launch.run.workdirs import Workdir
+from model import architectures, axes, count
+from model.adapt.lora import Lora
+from model.compress import quantize
+from model.config import ModelConfig
+from model.interop import registry
+from model.interop.config_json import classes
+from model.interop.files import writer
+from model.interop.files.folder import Folder
+from train import state
+
+
+def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
+    folder = Folder(path)
+    name, config = registry.read_config(folder)
+    words, labels = hub.read(path, folder.config()), _labels(config, folder.config())
+    if words.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{path}: the tokenizer has {words.vocab_size} tokens, but config.json says vocab_size {config.vocab_size}"
+        )
+    workdirs.check_new(workdir)
+    with axes.use_mesh(restore.spread(config)):
+        model = registry.read(
+            folder, name, state.abstract_model(lambda rngs: architectures.make(config, rngs)), draw_pooler
+        )
+    record: dict[str, Any] = {
+        "model": dataclasses.asdict(config),
+        "model_type": name,
+        "imported_from": str(path.absolute()),
+    }
+    if registry.changes_weights(folder, name):
+        record["imported_changed"] = True
+    workdirs.create(workdir, record, model, words, labels)
+    if dropped := hub.settings_of_generation(path):
+        print(f"note: these settings of generation_config.json are not kept: {', '.join(dropped)}")
+    held = registry.described_precision(folder, name, config)
+    print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
+
+
+def _labels(config: ModelConfig, given: dict) -> dict | None:
+    """labels.json (data/examples/labels.py) of a classifier whose config.json is `given`; None for other models."""
+    if config.head not in ("sequence", "token"):
+        return None
+    read = "first" if config.architecture == "encoder" else "last"
+    if config.head == "sequence" and config.num_labels == 1:
+        return {"kind": "number", "read": read}
+    names = classes.names(given) or [f"LABEL_{i}" for i in range(config.num_labels)]
+    return {"kind": "class" if config.head == "sequence" else "token", "names": names, "read": read}
+
+
+def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into: str = "original") -> None:
+    run = Workdir(workdir)
+    config, method = run.architecture, run.tuning.method
+    if not merge and method is not None:
+        way = "it can neither be merged nor be written for peft"
+        if isinstance(method, Lora):
+            way = "--merge puts the adapter into the base's parameters, --to_peft writes it alone"
+        raise ConfigError(
+            f"{workdir} holds what was trained over a base ({type(method).__name__.lower()}), and a checkpoint folder "
+            f"a whole model: {way}"
+        )
+    name = run.config.get("model_type") or registry.family_of(config)
+    fields, files, words = _described(run)
+    mesh = restore.spread(config)
+    model = adapters.merged(run, mesh, step, into) if merge else restore.for_inference(run, mesh, step)[1]
+    with axes.use_mesh(mesh):
+        if run.compression is not None:
+            model = quantize.dequantized(model, config.param_dtype)
+            print(f"note: the weights in {workdir} are in {run.compression.kind}; here they are {config.param_dtype}")
+        registry.write(model, name, path, files, **fields)
+    if jax.process_index() == 0:
+        print(f"{workdir} -> {path}: {name}")
+        if name == "qwen2" and not words.published:
+            print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+
+
+def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
+    """(fields of config.json beside those of the architecture, files beside it, the tokenizer as it is written) of what
+    is exported. With these transformers ends an answer where launch.generate does."""
+    config, words = run.architecture, run.tokenizer
+    encoder = config.architecture == "encoder_decoder"
+    kind = kinds.asked(run.config.data)
+    if kind != kinds.TEXT:
+        words = kinds.KINDS[kind].asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
+    if config.architecture == "decoder" and config.head == "sequence":
+        words = hub.padded(words)  # transformers finds the last token of a text by what follows it
+    fields: dict[str, Any] = words.special.config
+    files = hub.files(words)
+    if encoder:
+        fields = fields | {"decoder_start_token_id": words.start_id}
+    if config.head == "language_model":
+        files["generation_config.json"] = writer.json_text({k: i for k, i in fields.items() if i is not None})
+    if "names" in (labels := run.labels or {}):
+        names = labels["names"]
+        fields = fields | {"id2label": {str(i): name for i, name in enumerate(names)}}
+        fields = fields | {"label2id": {name: i for i, name in enumerate(names)}}
+    return fields, files, words
