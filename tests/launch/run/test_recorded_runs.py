@@ -23,7 +23,7 @@ from launch.answers.classifier import Classifier
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from launch.program.checking import ConfigError
-from launch.run import adapters, build, restore
+from launch.run import adapters, build, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
@@ -123,8 +123,9 @@ def evaluated(run):
     """The loss on the held-out rows that an evaluation of the run takes."""
     mesh, model, _ = restore.for_inference(run, build.mesh(run.config), "latest")
     with axes.use_mesh(mesh):
-        eval_step, corruption = build.steps(run.config, None)[1], build.corruption(run.config, run.prepared)
-        evaluate = held_out.evaluation(run.config, run.prepared, corruption, eval_step, mesh)
+        objective, corruption = models.objective(run.config), build.corruption(run.config, run.prepared)
+        eval_step = build.steps(run.config, None, objective)[1]
+        evaluate = held_out.Evaluation(run.config, run.prepared, corruption, objective, eval_step, mesh)
         return evaluate(model, run.config.eval_rows)["validation/loss"]
 
 
