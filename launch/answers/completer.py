@@ -19,8 +19,6 @@ from launch.run import models
 from model.config import ModelConfig
 from model.decode.generate import check
 
-_OF_CONVERSATIONS = "{} for models that were tuned on conversations{}"
-
 
 class Completer:
     """What a model can be asked, by the recorded config of its run.
@@ -101,11 +99,11 @@ class Completer:
 
     def _texts(self, requests: Sequence[Request]) -> Prompts:
         for request in requests:
-            if not isinstance(request.prompt, str):
-                raise ValueError(_OF_CONVERSATIONS.format("messages are", "; give a text" + " alone" * request.raw))
-            if request.system:
-                why = ", and not for a text that is continued as it is" if request.raw else "; leave it out"
-                raise ValueError(_OF_CONVERSATIONS.format("a system text is", why))
+            given = "a system text is" if request.system else "messages are"
+            if request.system or not isinstance(request.prompt, str):
+                if request.raw:
+                    raise ValueError(f"{given} for questions, and this is to be continued as it is; give a text alone")
+                raise ValueError(f"{given} for models that were tuned on conversations; give a text alone")
         texts = [request.prompt for request in requests]
         return Prompts(**self.tokenizer.inputs(texts, self._encoder), ends=self.tokenizer.special.end)
 

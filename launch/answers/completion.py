@@ -78,11 +78,13 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[np.nda
     """New ids of each completion, up to the one that ends it; all in one batch, on the mesh that is set.
 
     Raises:
-      ValueError: they are not drawn alike or not as long, or some have an adapter and some none.
+      ValueError: they are not drawn alike, not as long or not stopped alike, or some have an adapter and some none.
     """
     requests = [completion.request for completion in batch]
-    if len({(request.settings, request.max_new_tokens, request.adapter is None) for request in requests}) != 1:
-        raise ValueError("one batch is drawn in one way, up to one length, and all with adapters or all without")
+    if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:
+        raise ValueError(
+            "one batch is drawn in one way, up to one length, with the same stop ids, and all with adapters or all without"
+        )
     first = requests[0]
     out = generate(
         model,

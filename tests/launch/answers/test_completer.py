@@ -85,9 +85,18 @@ def test_ids_of_prompt_tuning_stand_before_and_are_not_shown(words):
 @pytest.mark.parametrize(
     ("kind", "request_", "message"),
     [
-        ("", Request("a", system="b"), "a system text is for models that were tuned on conversations; leave it out"),
-        ("chat", Request("a", system="b", raw=True), "conversations, and not for a text that is continued as it is"),
+        (
+            "",
+            Request("a", system="b"),
+            "a system text is for models that were tuned on conversations; give a text alone",
+        ),
+        (
+            "chat",
+            Request("a", system="b", raw=True),
+            "a system text is for questions, and this is to be continued as it is",
+        ),
         ("", Request(MESSAGES), "messages are for models that were tuned on conversations; give a text"),
+        ("chat", Request(MESSAGES, raw=True), "messages are for questions, and this is to be continued as it is"),
         ("pairs", Request(MESSAGES), "tuned on pairs of texts, and messages are for conversations; give a text"),
         ("pairs", Request("a", system="b"), "pairs of texts have no system text"),
         ("chat", Request(MESSAGES, system="b"), "a system text beside messages; make it the first message"),
@@ -165,9 +174,11 @@ def test_one_batch_is_one_call_of_generate(words):
     assert [ids.tolist() for ids in found] == [
         ids[:length].tolist() for ids, length in zip(wanted.tokens, wanted.lengths, strict=True)
     ]
-    other = completer(words).completions([requests[0], Request("c", max_new_tokens=7, settings=drawn)])
-    with pytest.raises(ValueError, match="one batch is drawn in one way, up to one length"):
-        completed(model, other, jax.random.key(3))
+    for change in ({"max_new_tokens": 7}, {"settings": settings(1.0)}, {"stop": (5,)}, {"adapter": 0}):
+        with_adapter = completer(words, adapters=[config()])
+        other = with_adapter.completions([requests[0], dataclasses.replace(requests[1], **change)])
+        with pytest.raises(ValueError, match="one batch is drawn in one way, up to one length"):
+            completed(model, other, jax.random.key(3))
 
 
 def test_what_a_model_is_asked_by_follows_from_what_it_learnt():

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from data.tokens import tokenizer
 from launch import convert
+from launch.conversion import compressing
 from launch.program.checking import ConfigError
 from launch.run import adapters, models, restore, workdirs
 from launch.run.defaults import completed
@@ -25,6 +26,7 @@ from launch.run.workdirs import Workdir
 from model import axes
 from model.adapt.lora import Lora
 from model.adapt.tuning import Tuning
+from model.compress.quantize import Settings
 from model.decode.generate import generate
 from model.weights import replaced, trained
 from train.checkpoints.checkpoint import CheckpointError
@@ -119,6 +121,27 @@ def test_merged(made, tmp_path):
     again = load_file(tmp_path / "again" / "model.safetensors")
     for tensor in found:
         np.testing.assert_array_equal(found[tensor], again[tensor])
+
+
+def test_over_a_base_that_is_stored_quantized(made, tmp_path):
+    """Read from peft over it, used alone and beside another, written back; merged, the model says the same."""
+    root, _ = made
+    compressing.compress(Workdir(root / "base"), tmp_path / "base", Settings("nf4"))
+    for name in TARGETS:
+        adapters.from_peft(root / f"peft {name}", Workdir(tmp_path / "base"), tmp_path / name)
+    assert Workdir(tmp_path / "wide").record["adapt"]["base"] == "nf4"
+    alone = [ours(tmp_path / name) for name in TARGETS]
+    mesh, model, _ = adapters.several(*opened(tmp_path / "base", *(tmp_path / name for name in TARGETS)))
+    with axes.use_mesh(mesh):
+        together = generate(model, [PROMPT] * 2, jax.random.key(0), max_new_tokens=LENGTH, adapters=[0, 1]).tokens
+    np.testing.assert_array_equal(together, alone)
+    assert (logits(tmp_path / "wide") != logits(root / "wide")).any()
+    adapters.to_peft(Workdir(tmp_path / "wide"), tmp_path / "out")
+    old, new = (load_file(path / "adapter_model.safetensors") for path in (root / "peft wide", tmp_path / "out"))
+    for tensor in old:
+        np.testing.assert_array_equal(old[tensor], new[tensor])
+    adapters.merge(Workdir(tmp_path / "wide"), tmp_path / "merged")
+    np.testing.assert_allclose(logits(tmp_path / "merged"), logits(tmp_path / "wide"), atol=1e-4)
 
 
 def logits(workdir):

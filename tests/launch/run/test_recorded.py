@@ -14,13 +14,14 @@ from data.examples import kinds
 from data.rows import augment, corrupt
 from launch.convert import export
 from launch.program.checking import ConfigError
-from launch.run import continuing, defaults, models, objectives, recorded
+from launch.run import continuing, defaults, models, recorded
 from launch.run.defaults import flat
 from launch.run.workdirs import Workdir
 from launch.sweeps.trials import Trials
 from launch.train import train
 from model.config import ModelConfig
 from tests.launch.conftest import refused
+from train.objectives import table
 
 RECORDED = Path(__file__).parent / "recorded.tar.xz"
 
@@ -88,7 +89,7 @@ def test_a_field_has_one_default():
     assert {name: dict(kind.fields) for name, kind in kinds.KINDS.items()}.items() <= DEFAULTS["data"].items()
     assert DEFAULTS["data"]["augment"] == augment.FIELDS
     assert corrupt.FIELDS[DEFAULTS["data"]["corruption"]["kind"]] == {}
-    assert objectives.fields("language") | {"name": "language"} == DEFAULTS["objective"]
+    assert table.fields("language") | {"name": "language"} == DEFAULTS["objective"]
 
 
 @pytest.mark.parametrize("config", [classify, lora, qlora, prompt])
