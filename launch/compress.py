@@ -23,8 +23,8 @@ from launch.run.workdirs import Workdir
 from model.compress.quantize import FORMS, Settings
 from model.config import CHOICES
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.")
-_OUT = flags.DEFINE_string("out", None, "New workdir. Required.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
+_OUT = flags.DEFINE_string("out", None, "New workdir. Required.", required=True)
 _METHOD = flags.DEFINE_enum("method", None, list(FORMS), "Form of the weights of linear layers. Required.")
 _DOUBLE = flags.DEFINE_bool("double_quantization", None, "nf4: quantize the scales of blocks too (by default).")
 _STEP = early_stopping.define_step()
@@ -46,5 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "method", "out"])
+    flags.mark_flags_as_required(["method"])
     runtime.run(main)

@@ -57,7 +57,7 @@ WAYS = {
     "from_hf": lambda workdir, folder: import_folder(folder, workdir, _DRAW_POOLER.value),
     "to_hf": lambda workdir, folder: export(workdir, folder, _STEP.value, _MERGE.value, _MERGE_INTO.value),
     "from_peft": lambda workdir, folder: adapters.from_peft(
-        folder, Workdir(Path(_BASE.value).absolute()), workdir, _STEP.value
+        folder, Workdir(Path(_BASE.value or "").absolute()), workdir, _STEP.value
     ),
     "to_peft": lambda workdir, folder: adapters.to_peft(Workdir(workdir), folder, _STEP.value),
     "to_workdir": lambda workdir, new: adapters.merge(Workdir(workdir), new.absolute(), _STEP.value, _MERGE_INTO.value),
@@ -84,7 +84,7 @@ def main() -> None:
         raise ConfigError(f"give one of --{', --'.join(WAYS)}")
     (way,) = given
     _check(way)
-    workdir, other = places.named(_WORKDIR.value), Path(flags.FLAGS[way].value)
+    workdir, other = places.named(_WORKDIR.value), Path(str(flags.FLAGS[way].value))
     if way in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     WAYS[way](workdir, other)

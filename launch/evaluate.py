@@ -89,8 +89,8 @@ def main() -> None:
         answers = list(grader.answers(model)) if grader else []
         said = completed(model, batch, jax.random.key(config.seed)) if batch else []
         samples = [
-            {"prompt": one.request.prompt + "\n" * one.answers, "text": one.text(ids)}
-            for one, ids in zip(batch, said, strict=True)
+            {"prompt": prompt + "\n" * one.answers, "text": one.text(ids)}
+            for prompt, one, ids in zip(_PROMPTS.value, batch, said, strict=True)
         ]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
     # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.

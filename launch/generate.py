@@ -78,7 +78,7 @@ def main() -> None:
         found = completed(model, batch, jax.random.key(_SEED.value))
     for place, (completion, ids) in enumerate(zip(batch, found, strict=True)):
         if len(batch) > 1:
-            who = f": {_ADAPTER.value[completion.request.adapter]}" if adapted else ""
+            who = "" if completion.request.adapter is None else f": {_ADAPTER.value[completion.request.adapter]}"
             print(f"--- {place + 1} of {len(batch)}{who} ---")
         print(completion.whole(ids))
 

@@ -20,9 +20,10 @@ class Classifier:
     """A trained model with what its labels mean."""
 
     def __init__(self, run: Workdir, step: str = "", dtype: str | None = None):
-        config, self.labels = run.config, run.labels
-        if self.labels is None:
+        config, labels = run.config, run.labels
+        if labels is None:
             raise ConfigError(f"{run.path} gives no labels; train with --config=configs/classify.py")
+        self.labels = labels
         self.settings = config.data.labels.to_dict() | {"kind": self.labels["kind"]}
         self._mesh, self._model, tokenizer = restore.for_inference(run, step=step, dtype=dtype)
         self._prefix = models.prefix(config)

@@ -6,12 +6,13 @@ by which flags these were given.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from data.examples import kinds
-from data.examples.asking import Prompts
+from data.examples.asking import Asking, Prompts
 from data.examples.example import cut_end, cut_prompt
 from data.tokens.tokenizer import Tokenizer
 from launch.answers.completion import Completion, Request
@@ -73,7 +74,7 @@ class Completer:
         """What records of a kind of examples ask last, cut as they were in training, in rows of `seq_len` tokens. There
         must be `room` for them."""
         prefix, room = models.prefix(self._config), self.room(seq_len, max_new_tokens)
-        asking = kinds.KINDS[kind].asking
+        asking = _asking(kind)
         whole = self._questions(self._config, kind, [asking.question(record) for record in records])
         begin = self.tokenizer.special.begin
         part = lambda ids, n: cut_end(ids, n) if whole.keeps_start else cut_prompt(ids, n, begin)
@@ -98,17 +99,19 @@ class Completer:
         return self._adapters[adapter]
 
     def _texts(self, requests: Sequence[Request]) -> Prompts:
+        texts: list[str] = []
         for request in requests:
             given = "a system text is" if request.system else "messages are"
             if request.system or not isinstance(request.prompt, str):
                 if request.raw:
                     raise ValueError(f"{given} for questions, and this is to be continued as it is; give a text alone")
                 raise ValueError(f"{given} for models that were tuned on conversations; give a text alone")
-        texts = [request.prompt for request in requests]
-        return Prompts(**self.tokenizer.inputs(texts, self._encoder), ends=self.tokenizer.special.end)
+            texts.append(request.prompt)
+        written: dict[str, Any] = self.tokenizer.inputs(texts, self._encoder)
+        return Prompts(**written, ends=self.tokenizer.special.end)
 
     def _questions(self, config: ConfigDict, kind: str, questions: Sequence) -> Prompts:
-        settings, asking = kinds.checked(config.data)[kind], kinds.KINDS[kind].asking
+        settings, asking = kinds.checked(config.data)[kind], _asking(kind)
         try:
             return asking.prompts(settings, self.tokenizer, questions, self._encoder)
         except ValueError as error:
@@ -118,18 +121,26 @@ class Completer:
         """Yields completions of what was written, behind the ids of prompt tuning."""
         prefix = models.prefix(config)
         for number, request in enumerate(requests):
-            prompt, source = written.prompts[number], written.sources and written.sources[number]
+            prompt, source = written.prompts[number], None
             if written.sources is None:
                 prompt = [*prefix, *prompt]
             else:
-                source = [*prefix, *source]
+                source = [*prefix, *written.sources[number]]
             ends = (*written.ends, *request.stop)
             form = written._replace(prompts=[], sources=None, ends=ends)
             yield Completion(request, prompt, source, ends, answers, form, len(prefix), self.tokenizer)
 
 
-def _question(request: Request, kind: str):
+def _asking(kind: str) -> Asking:
+    """How a kind of examples asks."""
     asking = kinds.KINDS[kind].asking
+    if asking is None:
+        raise ValueError(f"examples of the kind {kind} ask for no answer in words")
+    return asking
+
+
+def _question(request: Request, kind: str):
+    asking = _asking(kind)
     if isinstance(request.prompt, str):
         return asking.of_text(request.prompt, request.system)
     if request.system:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from data.examples.asking import Prompts
 from data.tokens.templates import Message
@@ -74,7 +73,7 @@ class Completion:
         return self.tokenizer.decode([*self.prompt[self.prefix :], *kept])
 
 
-def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[np.ndarray]:
+def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[int]]:
     """New ids of each completion, up to the one that ends it; all in one batch, on the mesh that is set.
 
     Raises:
@@ -83,9 +82,12 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[np.nda
     requests = [completion.request for completion in batch]
     if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:
         raise ValueError(
-            "one batch is drawn in one way, up to one length, with the same stop ids, and all with adapters or all without"
+            "the requests of one batch must have the same sampling settings, max_new_tokens and stop ids, and either all "
+            "of them an adapter or none"
         )
     first = requests[0]
+    sources = [completion.source for completion in batch if completion.source is not None]
+    adapters = [request.adapter for request in requests if request.adapter is not None]
     out = generate(
         model,
         [completion.prompt for completion in batch],
@@ -94,7 +96,7 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[np.nda
         settings=first.settings,
         eos_id=sorted({end for completion in batch for end in completion.ends}),
         vocab_size=batch[0].tokenizer.vocab_size,
-        sources=None if batch[0].source is None else [completion.source for completion in batch],
-        adapters=None if first.adapter is None else [request.adapter for request in requests],
+        sources=sources or None,
+        adapters=adapters or None,
     )
-    return [ids[:length] for ids, length in zip(out.tokens, out.lengths, strict=True)]
+    return [ids[:length].tolist() for ids, length in zip(out.tokens, out.lengths, strict=True)]

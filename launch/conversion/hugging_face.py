@@ -93,8 +93,9 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     config, words = run.architecture, run.tokenizer
     encoder = config.architecture == "encoder_decoder"
     kind = kinds.asked(run.config.data)
-    if kind != kinds.TEXT:
-        words = kinds.KINDS[kind].asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
+    asking = None if kind == kinds.TEXT else kinds.KINDS[kind].asking
+    if asking is not None:
+        words = asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
     if config.architecture == "decoder" and config.head == "sequence":
         words = hub.padded(words)  # transformers finds the last token of a text by what follows it
     fields: dict[str, Any] = words.special.config

@@ -105,7 +105,7 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
         fields = ", ".join(f"config.optimizer.{field}" for field in unread)
         found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
     routed = any(name.endswith("/router") for name in trains)
-    if routed and not model.experts.correction and not config.objective.balance_loss:
+    if routed and model.experts and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
     with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
         name = config.get("model_type") or registry.family_of(model)

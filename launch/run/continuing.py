@@ -12,12 +12,20 @@ from launch.run.defaults import completed, flat
 from launch.run.workdirs import Workdir
 
 # How a run computes and when it saves, not what it learns or measures: trials of one sweep may differ in it.
-SAME_FIGURES = ("mesh", "model.attention", "model.remat", "model.scan_unroll", "data.dir", "log_every", "profile_start")
+SAME_FIGURES: tuple[str, ...] = (
+    "mesh",
+    "model.attention",
+    "model.remat",
+    "model.scan_unroll",
+    "data.dir",
+    "log_every",
+    "profile_start",
+)
 SAME_FIGURES += ("model.context", "model.pipeline_slots", "model.pipeline_groups", "optimizer.offload")
 SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best", "verify_checkpoints")
 
 # What may differ between a run and its continuation; anything else would make it another run.
-FREE_TO_CHANGE = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
+FREE_TO_CHANGE: tuple[str, ...] = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
 FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_every")
 
 
@@ -34,9 +42,8 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
     if not going_on and not taken:
         return
     free = FREE_TO_CHANGE if _ranked_by_grades(workdir.config) else (*FREE_TO_CHANGE, "grade")
-    if lines := differing(
-        *(flat(completed(fields)) for fields in (workdir.record, json.loads(config.to_json()))), free
-    ):
+    old, new = (flat(completed(fields)) for fields in (workdir.record, json.loads(config.to_json())))
+    if lines := differing(old, new, free):
         what = f"{taken:,} steps, without a checkpoint, of a run" if taken else "a run"
         raise ConfigError(
             f"{path} holds {what} of another config; use a new --workdir, or the same values. Differing:\n  "

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from configs.parts.defaults import DEFAULTS
 from data.examples import kinds
@@ -21,7 +22,7 @@ _PARTS = {
 
 def flat(tree: dict, prefix: str = "") -> dict:
     """Nested fields by their names with dots."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
@@ -61,14 +62,16 @@ def _model(given: dict) -> dict:
 
 
 def _adapt(method: str) -> dict:
-    own = _of(tuning.METHODS[method]) if tuning.METHODS.get(method) else {}
+    kind = tuning.METHODS.get(method)
+    own = {} if kind is None else _of(kind)
     if method == "prompt":  # a config names the text, of which the run's tokenizer makes the ids
         own = {name: value for name, value in own.items() if name != "init_ids"} | {"init_text": ""}
     return {"method": DEFAULTS["adapt"]["method"]} | own | tuning.BASE
 
 
 def _data(corruption: str) -> dict:
-    own = {"augment": augment.FIELDS, "corruption": {"kind": "none"} | corrupt.FIELDS.get(corruption, {})}
+    corrupted: dict[str, Any] = {"kind": "none", **corrupt.FIELDS.get(corruption, {})}
+    own = {"augment": augment.FIELDS, "corruption": corrupted}
     return DEFAULTS["data"] | {name: dict(kind.fields) for name, kind in kinds.KINDS.items()} | own
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -45,7 +46,7 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
 
 def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_labels: int) -> dict:
     """The fields that follow from the data where the config does not say them; where it does, they must fit these."""
-    found = {}
+    found: dict[str, Any] = {}
     if not fields["vocab_size"] and tokenizer_size:
         found["vocab_size"] = -(-tokenizer_size // 64) * 64
     elif fields["vocab_size"] < tokenizer_size:

@@ -89,7 +89,7 @@ def _changed(fields: dict, changes: Sequence[Change], where: str) -> dict:
     fields = json.loads(json.dumps(fields))
     for change in changes:
         *blocks, name = change.was.split(".")
-        inside = fields
+        inside: Any = fields
         for block in blocks:
             inside = inside.get(block)
             inside = inside if isinstance(inside, dict) else {}

@@ -97,7 +97,7 @@ class Trials:
         old = self.study.user_attrs.get("sweep")
         if old is None:
             self.study.set_user_attr("sweep", new)
-        elif lines := continuing.differing(*map(self._today, (old, new)), continuing.SAME_FIGURES):
+        elif lines := continuing.differing(self._today(old), self._today(new), continuing.SAME_FIGURES):
             raise ConfigError(
                 f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
                 + "\n  ".join(lines)

@@ -24,6 +24,7 @@ from train.early_stopping import value_of
 from train.parts import Parts
 from train.record import lines, metrics, mfu
 from train.report import run_report, summary
+from train.state import TrainState
 from train.watch import goodput
 from train.watch.phases import Phases
 from train.watch.silent_corruption import Checker
@@ -59,6 +60,9 @@ class _Attempt:
         self.workdir, self.observe, self.back = workdir, observe, back
         self.phases, self.began = Phases(), time.time()
         self.first = jax.process_index() == 0
+        self.step = 0  # the last step that was taken
+        self.saved: dict = {}  # the JSON beside the checkpoint
+        self.state: TrainState
 
     def run(self, config: ConfigDict, chosen: Iterable[str]) -> bool:
         with contextlib.ExitStack() as stack:
@@ -108,7 +112,6 @@ class _Attempt:
         """The state that the next step begins with, and the JSON that was saved beside it ({} at the start)."""
         with self.phases("start"):
             self.state = self.opened.state(self.tx, self.checkpoints, self.step)
-        self.saved: dict = {}
         if self.step:
             with self.phases("barrier"):
                 self._meet(f"restoring step {self.step}")
@@ -135,7 +138,7 @@ class _Attempt:
         spent = goodput.Goodput(self.phases, earlier)
         writer = metrics.Writer(self.workdir, resume_step=self.step or -1, enabled=self.first)
         stack.enter_context(contextlib.closing(writer))
-        self._record_start(writer, earlier["starts"], spent)
+        self._record_start(writer, int(earlier["starts"]), spent)
         self.flops = build.flops(config, run.model, weights.trained(self.state.model), run.corruption)
         self.tokens = config.batch_size * config.data.seq_len
         self.peak, self.peak_words = mfu.peak_flops(run.mesh.devices.flat, run.model.dtype)
