@@ -82,8 +82,8 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
     requests = [completion.request for completion in batch]
     if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:
         raise ValueError(
-            "the requests of one batch must have the same sampling settings, max_new_tokens and stop ids, and either all "
-            "of them an adapter or none"
+            "the requests of one batch must have the same sampling settings, max_new_tokens and stop ids, and all of "
+            "them an adapter or none of them"
         )
     first = requests[0]
     sources = [completion.source for completion in batch if completion.source is not None]
@@ -99,4 +99,4 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
         sources=sources or None,
         adapters=adapters or None,
     )
-    return [ids[:length].tolist() for ids, length in zip(out.tokens, out.lengths, strict=True)]
+    return [[int(i) for i in ids[:length]] for ids, length in zip(out.tokens, out.lengths, strict=True)]

@@ -70,7 +70,8 @@ def _adapt(method: str) -> dict:
 
 
 def _data(corruption: str) -> dict:
-    corrupted: dict[str, Any] = {"kind": "none", **corrupt.FIELDS.get(corruption, {})}
+    fields: Mapping[str, Any] = corrupt.FIELDS.get(corruption, {})
+    corrupted = {"kind": "none", **fields}
     own = {"augment": augment.FIELDS, "corruption": corrupted}
     return DEFAULTS["data"] | {name: dict(kind.fields) for name, kind in kinds.KINDS.items()} | own
 
