@@ -203,7 +203,7 @@ def test_a_field_may_say_the_split_and_the_test_is_in_neither(config, tmp_path, 
     numbers = lambda split: sorted(int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared, split))
     assert numbers("train") == [i for i in range(60) if i % 4 in (0, 3)]
     assert numbers("validation") == list(range(2, 60, 4)) and prepared.sources[0].validation_documents == 15
-    assert [line for line in said if line.endswith("s.tsv: 15 records of the split test are left out.")]
+    assert [line for line in said if line.endswith("s.tsv: 15 records of the test split were skipped.")]
 
 
 @pytest.mark.parametrize(
