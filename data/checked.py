@@ -79,7 +79,9 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
             raise DataError(f"The weight of {spec} must not be negative, but it is {weight}.")
     weights = [weight for _, weight in sources if weight]
     if not weights:
-        raise DataError("All data.sources have weight 0, so there is nothing to train on: raise a weight above 0.")
+        raise DataError(
+            "All data.sources have weight 0: they are only evaluated. Raise a weight to train on its source."
+        )
     Mixture(weights)  # raises an error for bad weights now, not after the long work
 
 

@@ -95,7 +95,7 @@ def test_labels_are_not_answered_in_words():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "encoder", "message"), [(False, True, "and the model is an"), (True, False, "none")]
+    ("wanted", "encoder", "message"), [(False, True, "but the model is an"), (True, False, "is not one")]
 )
 def test_a_kind_may_need_an_encoder_or_none(tmp_path, settings, monkeypatch, wanted, encoder, message):
     monkeypatch.setitem(kinds.KINDS, "pairs", kinds.KINDS["pairs"]._replace(encoder=wanted))
