@@ -1,38 +1,38 @@
 """The Batch contract: the only thing that passes from `data` to `train`.
 
-A batch is a dict of arrays of shape [B, T] (B rows of this process, T = seq_len). Five are in every one:
+A batch is a dict of arrays of shape [B, T] (B rows of this process, T = seq_len). Every batch has these five:
 
     tokens       int32    inputs
-    targets      int32    the token that follows each input in its document; of labels the class; of numbers (a
-                          regression) float32
+    targets      int32    the next token of the document; for labels the class; for regression a float32 number
     segment_ids  int32    1, 2, ... for each document piece in the row; 0 = padding
     positions    int32    offset of the token in its piece, from 0
     weights      float32  weight of the target in the loss; 0 on padding
 
-Attention must not cross from one segment to another. These five are the decoder's side where a model has two; then
-three more of shape [B, S] are the encoder's, all int32:
+Attention must not cross from one segment to another. In an encoder-decoder these five belong to the decoder, and three
+more arrays of shape [B, S], all int32, belong to the encoder:
 
     encoder_tokens, encoder_segment_ids, encoder_positions
 
-A document has the same segment id on both sides, and cross-attention must not leave it either.
+A document has the same segment id on both sides, and cross-attention must stay within it too.
 
-All others are declared by the kind of examples that brings them, as `Channel`s; two sorts of them are known here:
+A kind of examples declares any further arrays as `Channel`s. Two sorts of them are defined here:
 
     token_types  int32    1 from the second text of an example on, else 0
     group_ids    int32    1, 2, ... for each example of several segments in the row; 0 = none
     ranks        int32    the segment's place in its example, from 0: a chosen answer before the rejected one, the best
                           of a list first
 
-Every array is 0 on padding, and a declared one on rows of sources that do not bring it.
+Every array is 0 on padding. A declared array is also 0 on rows of sources that do not provide it.
 
-On disk a row is an array [C, T]. Of text it holds tokens, targets and segment ids (`data/rows/pack.py`); positions and
-weights follow from them and are derived here, when rows are read, or the row is corrupted (`data/rows/corrupt.py`).
-Rows of examples (`data/examples/example.py`) hold marks of each token too, then where there is an encoder what it
-reads, then what their kind declares. A channel of float32 travels as its bits, in 32-bit rows: a file of its own would
-keep the other channels at 16 bits, for a second read of each row and two files that can get out of step.
+On disk a row is an array [C, T]. A row of text holds tokens, targets and segment ids (`data/rows/pack.py`). Positions
+and weights are derived from them when rows are read here or corrupted (`data/rows/corrupt.py`). A row of examples
+(`data/examples/example.py`) also holds marks for each token, the encoder's tokens if the model has an encoder, and the
+channels that its kind declares. A float32 channel is stored by its bits, which makes the whole row 32 bits wide. A
+separate file for it would keep the other channels at 16 bits, but would cost a second read per row and could get out of
+step with the first.
 
-`DataError` lives here too, on the lowest floor of the package: every mistake of a user (a missing file, a broken line,
-a wrong setting) is raised as one, with a message that says what is wrong, where, and what to do.
+`DataError` is defined here because this is the lowest floor of the package. Every user mistake (a missing file, a
+broken line, a wrong setting) raises one, with a message that says what is wrong, where, and what to do.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,67 +42,82 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 
-DTYPES = {
+DTYPES: dict[str, type[np.generic]] = {
     "tokens": np.int32,
     "targets": np.int32,
     "segment_ids": np.int32,
     "positions": np.int32,
     "weights": np.float32,
 }
-ENCODER_DTYPES = {"encoder_tokens": np.int32, "encoder_segment_ids": np.int32, "encoder_positions": np.int32}
+ENCODER_DTYPES: dict[str, type[np.generic]] = {
+    "encoder_tokens": np.int32,
+    "encoder_segment_ids": np.int32,
+    "encoder_positions": np.int32,
+}
 
-# Bits of the channel of marks; 16, 32, 64 and 128 are free for what kinds of examples declare.
-TRAINED = 1  # the loss counts what is said at the token
-CONTENT = 2  # what a user or a source says, or words to be labelled: not the text of a template, no special token
-ENCODER_CONTENT = 4  # the same of the encoder's token at this place
-SECOND = 8  # the token is of the second text of an example, or behind it
+# Bits of the marks channel; 16, 32, 64 and 128 are free for kinds of examples to declare.
+TRAINED = 1  # the loss counts the prediction at this token
+CONTENT = 2  # text of a user or a source, or a word to label; not template text and not a special token
+ENCODER_CONTENT = 4  # the same for the encoder's token at this place
+SECOND = 8  # the token belongs to the second text of an example, or follows it
 
 
 class Channel(NamedTuple):
-    """One array of rows and batches. A name that begins with 'encoder_' is of the encoder's side: the array is as long
-    as what the encoder reads, and packed, cut and augmented along with it, else with the tokens."""
+    """One array of rows and batches.
+
+    A channel whose name begins with 'encoder_' is as long as the encoder's tokens, and is packed, cut and augmented
+    with them. Any other channel goes with the decoder's tokens.
+    """
 
     name: str  # the key in a batch
     dtype: str = "int32"  # or "float32"
-    mark: int = 0  # this bit of the marks is the channel (0 or 1), which has no array of its own on disk; 0: it has one
+    mark: int = 0  # stored as this bit of the marks, with values 0 and 1; 0: it has an array of its own on disk
 
 
 TEXT = (Channel("tokens"), Channel("targets"), Channel("segment_ids"))
-MARKS = Channel("marks")  # on disk alone
+MARKS = Channel("marks")  # only on disk, never in a batch
 ENCODER = (Channel("encoder_tokens"), Channel("encoder_segment_ids"))
 TOKEN_TYPES = Channel("token_types", mark=SECOND)
 GROUPS = (Channel("group_ids"), Channel("ranks"))
 BASE = (*TEXT, MARKS, *ENCODER)
 _DERIVED = {"positions", "weights", "encoder_positions", MARKS.name}
-_MARKS = len(TEXT)  # where the marks stand in rows
+_MARKS = len(TEXT)  # index of the marks in rows
 
 
 class DataError(Exception):
-    """A mistake of the user about data. The message stands alone: programs print it without a traceback."""
+    """A user's mistake about data. Programs print the message without a stack trace, so it must explain itself."""
 
 
 def example_channels(own: Iterable[Channel], encoder: bool) -> tuple[Channel, ...]:
-    """All channels of rows of examples; one of its `own` that is called like a channel of text stands in its place.
+    """Returns all channels of a kind's rows; one of `own` replaces the base channel of the same name.
+
+    Args:
+      own: the channels that the kind declares.
+      encoder: the model has an encoder beside its decoder.
 
     Raises:
-      ValueError: one is called like what follows from the others.
+      ValueError: a name in `own` is that of an array that is derived from the others.
     """
     own = tuple(own)
     if derived := _DERIVED & {channel.name for channel in own}:
         raise ValueError(
-            f"{', '.join(sorted(derived))} follow from other channels, and can't be declared: rename them."
+            f"{', '.join(sorted(derived))} are derived from other channels and can't be declared: rename them."
         )
     base = (*TEXT, MARKS, *(ENCODER if encoder else ()))
     return tuple({channel.name: channel for channel in (*base, *own)}.values())
 
 
 def united(sources: Mapping[str, tuple[Channel, ...]]) -> tuple[Channel, ...]:
-    """The channels of batches of rows of several sources, by name; text's stand first, marks behind them.
+    """Returns the channels of batches that mix several sources: those of text first, then the marks, then the others.
+
+    Args:
+      sources: the channels of each source, by its name.
 
     Raises:
-      DataError: a channel is not the same in two of them.
+      DataError: two sources declare a channel differently.
     """
-    found, owner = {}, {}
+    found: dict[str, Channel] = {}
+    owner: dict[str, str] = {}
     for channel, source in ((channel, source) for source, channels in sources.items() for channel in channels):
         if found.setdefault(channel.name, channel) != channel:
             raise DataError(
@@ -119,26 +134,34 @@ def _described(channel: Channel) -> str:
 
 
 def stored(channels: Iterable[Channel]) -> tuple[Channel, ...]:
-    """Those that have an array of their own on disk, in its order."""
+    """Returns the channels that have an array of their own on disk, in the order of a row."""
     return tuple(channel for channel in channels if not channel.mark)
 
 
 def wide(channels: Iterable[Channel]) -> bool:
-    """Whether rows need 32 bits a value, whatever the vocabulary: for floats, and for integers that a kind brings,
-    which may be negative. The others are ids, numbers of segments and bits."""
+    """Returns whether rows need 32 bits per value, whatever the vocabulary size.
+
+    Floats do, and so do a kind's own integers, which may be negative. The other channels are token ids, segment numbers
+    and bits.
+    """
     small = {channel.name for channel in (*BASE, *GROUPS)}
     return any(channel.dtype == "float32" or channel.name not in small for channel in stored(channels))
 
 
-def dtypes(channels: Iterable[Channel]) -> dict[str, np.dtype]:
-    """Keys and dtypes of a batch of rows of these channels."""
+def dtypes(channels: Iterable[Channel]) -> dict[str, type[np.generic]]:
+    """Returns the keys and dtypes of a batch with these channels."""
     channels = [channel for channel in channels if channel != MARKS]
-    encoder = ENCODER_DTYPES if ENCODER[0] in channels else {}
+    encoder: dict[str, type[np.generic]] = ENCODER_DTYPES if ENCODER[0] in channels else {}
     return DTYPES | encoder | {channel.name: np.dtype(channel.dtype).type for channel in channels}
 
 
 def from_rows(rows: np.ndarray, channels: Sequence[Channel] = TEXT) -> Batch:
-    """Builds a batch from packed rows [B, C, T] of these channels; C of them are `stored`."""
+    """Returns the batch of some packed rows.
+
+    Args:
+      rows: [B, C, T].
+      channels: those of the rows; C of them are `stored`.
+    """
     rows = rows.astype(np.int32)
     place = {channel.name: i for i, channel in enumerate(stored(channels))}
     examples = MARKS.name in place
@@ -149,7 +172,7 @@ def from_rows(rows: np.ndarray, channels: Sequence[Channel] = TEXT) -> Batch:
     }
     for name, dtype in dtypes(channels).items():
         if name in place:
-            # Copies, so that each array is contiguous and may be handed to a device without another copy.
+            # A copy makes each array contiguous, which saves another copy on the way to a device.
             batch[name] = rows[:, place[name]].copy().view(dtype)
     if "encoder_tokens" in batch:
         batch["encoder_positions"] = positions(batch["encoder_segment_ids"])
@@ -160,12 +183,12 @@ def from_rows(rows: np.ndarray, channels: Sequence[Channel] = TEXT) -> Batch:
 
 
 def marked(rows: np.ndarray, mark: int) -> np.ndarray:
-    """Which tokens of packed rows of examples [B, C, T] have this mark, bool [B, T]."""
+    """Returns which tokens of packed example rows [B, C, T] have this mark, bool [B, T]."""
     return rows[:, _MARKS] & mark > 0
 
 
 def positions(segment_ids: np.ndarray) -> np.ndarray:
-    """Offset of each token in its segment, from 0; 0 on padding: int32 [B, T], like `segment_ids`."""
+    """Returns the offset of each token in its segment, from 0, and 0 on padding: int32 [B, T], like `segment_ids`."""
     column = np.arange(segment_ids.shape[1], dtype=np.int32)
     starts = np.zeros_like(segment_ids)
     starts[:, 1:] = np.where(segment_ids[:, 1:] != segment_ids[:, :-1], column[1:], 0)
@@ -173,24 +196,30 @@ def positions(segment_ids: np.ndarray) -> np.ndarray:
 
 
 def check(batch: Mapping[str, np.ndarray], vocab_size: int, channels: Iterable[Channel] = TEXT) -> None:
-    """Raises DataError where `batch` is none of rows of these `channels`: keys, shapes, dtypes, or ids outside the
-    vocabulary. Text that is corrupted may have an encoder's side that its rows have not."""
+    """Checks that `batch` fits these `channels`. Corrupted text may have encoder arrays that its rows do not have.
+
+    Raises:
+      DataError: keys, shapes or dtypes are wrong, or ids lie outside the vocabulary.
+    """
     wanted = dtypes(channels)
     if set(batch) not in ({*wanted}, {*wanted, *ENCODER_DTYPES}):
         raise DataError(
-            f"This batch has the keys {sorted(wanted)}, and maybe {sorted(ENCODER_DTYPES)}, by what its rows hold, but "
-            f"it has {sorted(batch)}."
+            f"A batch of these rows must have the keys {sorted(wanted)}, and may have {sorted(ENCODER_DTYPES)}, but it "
+            f"has {sorted(batch)}."
         )
     for key, array in batch.items():
         dtype, first = (wanted | ENCODER_DTYPES)[key], "encoder_tokens" if key.startswith("encoder_") else "tokens"
         shape = batch[first].shape
         if array.ndim != 2 or array.shape != shape:
-            raise DataError(f"Batch arrays are [B, T] and alike, but {key} is {array.shape} and {first} is {shape}.")
+            raise DataError(
+                f"Batch arrays must be [B, T] and of one shape, but {key} is {array.shape} and {first} is {shape}."
+            )
         if array.dtype != dtype:
             raise DataError(f"Batch array {key} must be {np.dtype(dtype)}, but it is {array.dtype}.")
         if len(array) != len(batch["tokens"]):
             raise DataError(
-                f"Both sides have the same rows, but {key} has {len(array)} and tokens {len(batch['tokens'])}."
+                f"Encoder and decoder must have the same rows, but {key} has {len(array)} and tokens has "
+                f"{len(batch['tokens'])}."
             )
     for key in ("tokens", "targets", "encoder_tokens"):
         if key not in batch or batch[key].dtype != np.int32:

@@ -1,6 +1,7 @@
-"""Rows of several sources, text and examples, read from disk and made into batches of one kind.
+"""Reads rows of several sources, text and examples, from disk and turns them into batches of one form.
 
-In a mixture the rows of each source get the channels of all, 0 where they have none. Corruption is for text alone.
+In a mixture every row gets the channels of all sources; a channel that its own source lacks is 0. Only rows of text are
+corrupted.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,19 @@ from data.rows.pack import Damage, RowReader
 
 class Block(NamedTuple):
     rows: np.ndarray  # int32 [N, C, T]
-    places: np.ndarray  # [N]: in the stream; random numbers of corruption follow from it
-    text: np.ndarray  # bool [N]: the row is of text
+    places: np.ndarray  # [N]: place in the stream, which seeds corruption and augmentation
+    text: np.ndarray  # bool [N]: the row comes from a source of text
 
 
 class Rows:
     """The rows of one split of some sources.
 
-    `channels` are those of all rows: of every source of the prepared data, so that batches of some sources look like
-    those of others. `hold` and `damage` as in `RowReader`.
+    Args:
+      sources: where the rows come from.
+      split: 'train' or 'validation'.
+      seq_len: length of a row, in tokens.
+      channels: those of every source of the prepared data, so that batches of any of its sources have the same arrays.
+      hold, damage: as in `RowReader`.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class Rows:
         self._channels, self._seq_len = channels, seq_len
 
     def read(self, sources: np.ndarray, indices: np.ndarray, places: np.ndarray) -> Block:
-        """Row indices[i] of source sources[i], for each i; padding where the source is -1."""
+        """Returns row indices[i] of source sources[i] for each i, and padding where the source is -1."""
         rows = np.zeros((len(sources), len(stored(self._channels)), self._seq_len), np.int32)
         for source in np.unique(sources[sources >= 0]):
             mine = np.flatnonzero(sources == source)
@@ -84,8 +89,8 @@ def _corrupted(block: Block, seed: int, channels: Sequence[Channel], corruption:
         width = corrupted.shape[1]
         if width > rows.shape[2]:
             raise DataError(
-                f"Spans taken out of text give targets of {width} tokens a row, but rows of examples have room for "
-                f"{rows.shape[2]}: make data.corruption.rate smaller."
+                f"Span corruption of text gives targets of {width} tokens per row, but rows of examples have room for "
+                f"{rows.shape[2]}: lower data.corruption.rate."
             )
         batch[key][text] = np.pad(corrupted, ((0, 0), (0, rows.shape[2] - width)))
     return batch

@@ -1,4 +1,4 @@
-"""The block `data` of a config, checked before the long work."""
+"""Checks the `data` block of a config before preparation starts, which may take hours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,17 +31,21 @@ TOKENIZER_FIELDS = {"kind": "bpe", "vocab_size": 0, "path": "", "mask": False, "
 
 
 def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
-    """The fields with their defaults; `sources` as a list of (spec, weight).
+    """Returns the block with its defaults filled in, and `sources` as a list of (spec, weight).
 
     Args:
+      given: the fields that the config sets.
       encoder: the rows are for a model with an encoder beside its decoder.
+
+    Raises:
+      DataError: a field is unknown, has a wrong value, or contradicts another one.
     """
     config = merged(given, FIELDS | dict.fromkeys(kinds.KINDS), "data")
     config["tokenizer"] = merged(config["tokenizer"] or {}, TOKENIZER_FIELDS, "data.tokenizer")
     config["sources"] = kinds.sources(config)
     config |= kinds.checked(config)
     _check_sources(config["sources"])
-    kinds.batch_channels(given, encoder)  # complains about sources that can't be in one batch
+    kinds.batch_channels(given, encoder)  # raises an error for sources that can't share a batch
     for key in ("seq_len", "max_bad_lines"):
         if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
             raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
@@ -75,8 +79,10 @@ def _check_sources(sources: list[tuple[str, float]]) -> None:
             raise DataError(f"The weight of {spec} must not be negative, but it is {weight}.")
     weights = [weight for _, weight in sources if weight]
     if not weights:
-        raise DataError("All data.sources have weight 0: they are only evaluated, and there is nothing to train on.")
-    Mixture(weights)  # complains about weights now, not after the long work
+        raise DataError(
+            "All data.sources have weight 0: they are only evaluated. Raise a weight to train on its source."
+        )
+    Mixture(weights)  # raises an error for bad weights now, not after the long work
 
 
 def _check_augment(config: dict[str, Any], mask: bool) -> None:
@@ -85,13 +91,13 @@ def _check_augment(config: dict[str, Any], mask: bool) -> None:
     found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
     if not any(kinds.KINDS[kind].augmentable(config[kind]) for kind in found):
         raise DataError(
-            "data.augment changes words that carry no target, and in data.sources every word has one: set its rates to "
-            "0."
+            "data.augment changes only words that are not targets, and in data.sources every word is a target: set its "
+            "rates to 0."
         )
 
 
 def specials(tokenizer: Mapping[str, Any]) -> list[str]:
-    """Names of the special tokens, beside those that all have, of a tokenizer that is trained by these fields."""
+    """Returns the names of the special tokens that a tokenizer trained with these fields has beside the usual ones."""
     markers = TEMPLATES[tokenizer["chat"]].markers if tokenizer["chat"] else ()
     return [*tokenizers.specials(tokenizer["mask"], tokenizer["sentinels"]), *markers]
 
@@ -105,7 +111,7 @@ def _check_tokenizer(config: dict[str, Any]) -> None:
     mask, sentinels = config["tokenizer"]["mask"], config["tokenizer"]["sentinels"]
     if not (isinstance(mask, bool) and isinstance(sentinels, int) and sentinels >= 0):
         raise DataError(
-            "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number from 0, not "
+            "data.tokenizer.mask must be True or False and data.tokenizer.sentinels a whole number of at least 0, not "
             f"{mask!r} and {sentinels!r}."
         )
     chat = config["tokenizer"]["chat"]
@@ -113,7 +119,7 @@ def _check_tokenizer(config: dict[str, Any]) -> None:
         raise DataError(f"data.tokenizer.chat must be '' or one of {', '.join(TEMPLATES)}, not {chat!r}.")
     if kind == "file" and (mask or sentinels or chat):
         raise DataError(
-            "data.tokenizer.mask, .sentinels and .chat are for tokenizers trained here, and a file is taken as it is: "
+            "data.tokenizer.mask, .sentinels and .chat are for tokenizers trained here, but a file is used unchanged: "
             "set data.tokenizer.mask to False, data.tokenizer.sentinels to 0 and data.tokenizer.chat to ''."
         )
     if all(kinds.kind_of(spec) != kinds.TEXT for spec, _ in config["sources"]):

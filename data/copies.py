@@ -1,9 +1,9 @@
-"""Copies of held-out documents among those to train on, which make held-out figures too good.
+"""Finds training documents that are copies of held-out ones, because copies make held-out metrics too good.
 
-Two documents are copies where they are the same but for white space; a record is compared as a whole. Held-out
-documents of all sources are compared with training documents of all sources. Of each held-out document 8 bytes are
-kept in memory, a hash: among 10 million of them and a billion others, one is taken for a copy by chance in one of
-2,000 corpora. Left out: near copies, and a document that is a part of another.
+Two documents are copies if they differ at most in white space; records are compared as a whole. Held-out documents of
+all sources are compared with training documents of all sources. Memory holds an 8-byte hash per held-out document. With
+10 million held-out and a billion training documents, one corpus in 2,000 has a false match. Left out: near duplicates,
+and documents that are part of another one.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-CHOICES = ("keep", "drop")  # they are counted in either case
+CHOICES = ("keep", "drop")  # copies are counted in either case
 
 
 class Count(NamedTuple):
@@ -22,7 +22,11 @@ class Count(NamedTuple):
 
 
 class HeldOut:
-    """The held-out documents of a corpus; `texts()` yields them, and is called when they are first needed."""
+    """The hashes of a corpus's held-out documents.
+
+    Args:
+      texts: yields the documents; it is called once, when the hashes are first needed.
+    """
 
     def __init__(self, texts: Callable[[], Iterable[str]]):
         self._texts = texts
@@ -32,15 +36,15 @@ class HeldOut:
         return np.unique(np.fromiter(map(_hash, self._texts()), np.uint64))
 
     def has(self, text: str) -> bool:
-        """Whether a copy of `text` is held out."""
+        """Returns whether a copy of `text` is held out."""
         if not len(self._hashes):
             return False
         found = np.uint64(_hash(text))
         place = np.searchsorted(self._hashes, found)
-        return place < len(self._hashes) and self._hashes[place] == found
+        return bool(place < len(self._hashes) and self._hashes[place] == found)
 
     def count(self, texts: Iterable[str]) -> Count:
-        """How many of `texts` are copies."""
+        """Returns how many of `texts` are copies of held-out documents, and their size."""
         if not len(self._hashes):
             return Count()
         sizes = [len(text.encode()) for text in texts if self.has(text)]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files that stand for others."""
+"""Writes files atomically, and recognizes Git LFS pointers, which stand in for files that were not downloaded."""
 
 import contextlib
 import os
@@ -8,11 +8,13 @@ from data.batch import DataError
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file anew: who reads it, and what a kill or a full disk leaves, is the old one or all of the new one,
-    which is on disk when this returns. Half a surrogate pair, as of a text cut by its bytes, becomes '?'.
+    """Replaces a file atomically; the new content is on disk when this returns.
+
+    A reader sees either the old file or the whole new one, also after a kill or on a full disk. Half a surrogate pair,
+    which a text has when it was cut between bytes, becomes '?'.
 
     Raises:
-      OSError: it can't be written; the old one is there.
+      OSError: the file can't be written; the old one is still there.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -28,10 +30,11 @@ def replace(path: Path, text: str) -> None:
 
 
 def refuse_pointer(path: Path, start: bytes | None = None) -> None:
-    """DataError where a file is a Git LFS pointer: the text that stands for a file which was not downloaded.
+    """Raises a DataError if a file is a Git LFS pointer, the text that stands in for a file not downloaded yet.
 
     Args:
-      start: its first bytes, where they are known.
+      path: the file.
+      start: its first bytes, if the caller has read them; None: they are read here.
     """
     if start is None:
         with path.open("rb") as stream:

@@ -1,10 +1,10 @@
-"""From packed rows to batches: endless and shuffled for training, once and in order for validation.
+"""Turns packed rows into batches: endless and shuffled for training, once and in order for validation.
 
-Training reads one global stream of rows (data/stream.py), of which a position is one number. grain reads ahead in
-threads, and maps rows to batches there: as they are, corrupted (data/rows/corrupt.py) or augmented
-(data/rows/augment.py), with random numbers that follow from seed and place.
+Training reads one global stream of rows (data/stream.py), in which a position is a single number. grain reads ahead in
+threads, which also turn rows into batches: unchanged, corrupted (data/rows/corrupt.py) or augmented
+(data/rows/augment.py). The random numbers for that depend on seed and place alone.
 
-Importing this file imports grain, and grain imports jax: a program that sets jax's environment must do so before.
+Importing this file imports grain, which imports jax. So a program that sets jax's environment must do so before.
 """
 
 import functools
@@ -39,14 +39,19 @@ class Pipeline:
         self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
     def next(self) -> Batch:
-        """The next batch; DataError where it is whole and none of its tokens would be trained."""
+        """Returns the next batch.
+
+        Raises:
+          DataError: no token of the batch has a weight. This is only checked if the batch is not shared with other
+            processes.
+        """
         place = self._steps % self._blocks.steps
         if place == 0:
             self._block = next(self._iterator)
         self._steps += 1
         share = self._blocks.share
         batch = {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
-        if share == self._blocks.batch_size and not batch["weights"].any():  # else others may have some
+        if share == self._blocks.batch_size and not batch["weights"].any():  # else other processes may have some
             raise DataError(self._nothing_trains(batch))
         return batch
 
@@ -54,28 +59,29 @@ class Pipeline:
         ids = batch["tokens"][0][batch["segment_ids"][0] == 1]
         shown = load_tokenizer(self._tokenizer_path).decode(ids)
         return (
-            f"All weights of the batch at row {self.position()['next_row'] - self._blocks.batch_size} are 0: nothing "
-            f"would be learnt from it. Its first example is:\n  {shown[:500]!r}\nGive it an answer or take it out."
+            f"All weights of the batch at row {self.position()['next_row'] - self._blocks.batch_size} are 0: there is "
+            f"nothing to train on. Its first example is:\n  {shown[:500]!r}\nAdd an answer to it or remove it."
         )
 
     def position(self) -> dict[str, Any]:
-        """Where the next batch begins (JSON): the same in every process, whatever was read ahead."""
+        """Returns where the next batch begins, as JSON: the same in every process, whatever was read ahead."""
         next_row = self._blocks.first_row + self._steps * self._blocks.batch_size
         return {"next_row": next_row, "stream": self._stream}
 
     def origins(self) -> list[str]:
-        """Where each row of the next batch is from, of all processes: 'row 17 of stdlib'."""
+        """Returns where each row of the next global batch comes from, like 'row 17 of stdlib'."""
         first = self.position()["next_row"]
         sources, indices = self._blocks.locate(np.arange(first, first + self._blocks.batch_size))
         return [f"row {row} of {self._blocks.names[source]}" for source, row in zip(sources, indices, strict=True)]
 
     def damaged(self) -> list[str]:
-        """Rows that could not be read since this was asked last, a line each; they were padding."""
+        """Returns a line for each row that could not be read since the last call, and was padding instead."""
         lines = self._blocks.damage.lines()
         new, self._told = lines[self._told :], len(lines)
         return new
 
     def close(self) -> None:
+        """Stops reading ahead."""
         self._iterator.close()
 
 
@@ -89,12 +95,21 @@ def train_pipeline(
     augmentation: Augmentation | None = None,
     max_damaged: int = 0,
 ) -> Pipeline:
-    """Opens the training stream of `prepared`, from its start or from a `position`.
+    """Returns the training stream of `prepared`.
 
-    `batch_size` counts rows of the global batch; `rows` are the numbers of those that are read here, None: all. The
-    same seed gives the same stream. Up to `max_damaged` rows that can't be read are padding. DataError where a source
-    has no rows, or the position is of another stream (other data, weights, corruption, augmentation or seed), for which
-    it would repeat some rows and skip others.
+    Args:
+      prepared: the data.
+      batch_size: rows of the global batch.
+      seed: the same seed gives the same stream.
+      rows: indices of the global batch's rows that this process reads, ascending; None: all.
+      position: where to start, as `Pipeline.position` returned it; None: at the start.
+      corruption: applied to rows of text.
+      augmentation: applied to rows of examples.
+      max_damaged: up to this many rows that can't be read are replaced by padding.
+
+    Raises:
+      DataError: a source has no rows. Or the position belongs to another stream (other data, weights, corruption,
+        augmentation or seed), in which it would repeat some rows and skip others.
     """
     sources = trained_sources(prepared)
     names = [source.name for source in sources if not source.train_rows]
@@ -106,13 +121,14 @@ def train_pipeline(
     ]
     described = repr((contents, prepared.vocab_size, prepared.seq_len, seed))
     if Mixture([source.weight for source in sources]).period is None:
-        described += "mixed by due times"  # until these were exact, their shares were rounded: another stream
+        described += "mixed by due times"  # earlier versions rounded the shares, which gave another stream
     described += "".join(change.description for change in (corruption, augmentation) if change is not None)
     stream = hashlib.sha256(described.encode()).hexdigest()[:16]
     if position is not None and position["stream"] != stream:
         raise DataError(
-            f"The saved data position is of stream {position['stream']}, but this data, its weights, its corruption, "
-            f"its augmentation and seed {seed} make stream {stream}. Go back to those of the run, or start a new run."
+            f"The saved data position belongs to stream {position['stream']}, but this data with its weights, "
+            f"corruption, augmentation and seed {seed} is stream {stream}. Restore the run's settings, or start a new "
+            "run."
         )
     first_row = position["next_row"] if position is not None else 0
     blocks = TrainBlocks(prepared, batch_size, seed, _rows(rows, batch_size), first_row, max_damaged)
@@ -130,12 +146,21 @@ def validation_batches(
     corruption: Corruption | None = None,
     only: PreparedSource | None = None,
 ) -> Iterator[Batch]:
-    """Yields batches of all held-out rows, once, in order, of all sources or of `only` one.
+    """Returns an iterator over batches of the held-out rows, once and in order.
 
-    Of each batch those `rows` are read that `train_pipeline` would read. Every batch has the same shape and every
-    process as many batches: what is missing at the end is rows of weight 0.
-    `limit_rows` takes that many rows, spread evenly over all (the same ones each time). A row is corrupted alike each
-    time, whatever the batch size and limit.
+    Every batch has the same shape, and every process gets the same number of batches; the last one is padded with rows
+    of weight 0. A row is corrupted the same way each time, whatever the batch size and limit.
+
+    Args:
+      prepared: the data.
+      batch_size: rows of the global batch.
+      rows: indices of the global batch's rows that this process reads, ascending; None: all.
+      limit_rows: read only this many rows, spread evenly over all and the same each time; None: all.
+      corruption: applied to rows of text.
+      only: read only this source; None: all sources.
+
+    Raises:
+      DataError: nothing is held out.
     """
     sources = [source for source in prepared.sources if source.validation_rows]
     if not sources:
@@ -154,7 +179,7 @@ def validation_batches(
 
 def _read_in_order(reader: Rows, ends, places, batch_size: int, rows: np.ndarray) -> Iterator[Block]:
     for first in range(0, len(places), batch_size):
-        mine = places[(first + rows)[first + rows < len(places)]]  # `rows` ascend: what is missing are the last ones
+        mine = places[(first + rows)[first + rows < len(places)]]  # `rows` ascend, so only the last ones are missing
         owner = np.searchsorted(ends, mine, side="right")
         indices = mine - np.concatenate([[0], ends])[owner]
         padding = (0, len(rows) - len(mine))
@@ -163,5 +188,5 @@ def _read_in_order(reader: Rows, ends, places, batch_size: int, rows: np.ndarray
 
 def _rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
     if batch_size < 1:
-        raise DataError(f"A batch of {batch_size} rows can't be read.")
+        raise DataError(f"A batch of {batch_size} rows can't be read: it must have at least one.")
     return np.arange(batch_size) if rows is None else rows

@@ -1,12 +1,12 @@
-"""Preparation, once: corpus -> TFDS (array_record) -> tokenizer -> packed rows.
+"""Prepares data once: corpus -> TFDS (array_record) -> tokenizer -> packed rows.
 
     DIR/corpora/NAME-HASH/     the text of one source, cleaned and split (data/clean/, data/builders/text.py)
     DIR/tokenizers/KIND-HASH/  tokenizer.json
     DIR/rows/tLENGTH-HASH/      packed rows of all sources and a copy of tokenizer.json: all that training reads
 
-Each folder is a stage (data/stage.py): finished ones are used again, killed ones are done anew, and other settings or
-changed text go to folders of their own. On a pod every process calls `prepare`: on a shared DIR one works and the
-others wait and find everything done; on disks of their own each makes the same files.
+Each folder is a stage (data/stage.py): a finished one is reused, a killed one is redone, and other settings or changed
+text get a new folder. On a pod every process calls `prepare`. If they share DIR, one works, and the others wait and
+find everything done; if each has its own disk, each writes the same files.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ from data.tokens.long_words import LONGEST, LongWords
 
 Log = Callable[[str], None]
 
-# A tokenizer learns little more from a longer text; each source gives its share by weight.
+# A tokenizer learns little from more text than this; each source contributes its share by weight.
 _TOKENIZER_CHARACTERS = 256 << 20
 
-_EXAMPLES = 4  # part of what names rows of examples: raise it when other rows come of the same records
+_EXAMPLES = 4  # part of the hash of example rows: raise it when the same records give different rows
 
 
 def prepare(
@@ -45,21 +45,31 @@ def prepare(
     encoder: bool = False,
     prefix: tuple[int, ...] = (),
 ) -> Prepared:
-    """Brings the data that `data_config` describes into `directory`, or finds it there.
+    """Prepares the data that a config describes in `directory`, or finds it there, and opens it.
 
-    Fields: `sources` ((spec, weight), ...; of weight 0 only the held-out part is packed), `path` and `format` (one
-    more source of examples), `validation` (the fraction to hold out), `split` ('document' or 'tail'; examples are
-    never split), `copies` ('keep' or 'drop': training documents that are copies of held-out ones), `seq_len`,
-    `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file'; `vocab_size`; `path`; `mask`: whether it gets a mask token;
-    `sentinels`: how many; `chat`: a template (data/tokens/templates.py) whose markers it gets}, `max_bad_lines`,
-    `corruption` (data/rows/corrupt.py; rows on disk are whole, so it is only checked here, before the long work), and a
-    block for each kind of examples (data/examples/kinds.py). `encoder`: the model has an encoder beside its decoder,
-    which reads what stands before an answer. `prefix`: ids that every example begins with (those of prompt tuning
-    follow the vocabulary).
+    Args:
+      data_config: the config's `data` block. Its fields are `sources` ((spec, weight), ...; with weight 0 only the
+        held-out part is packed), `path` and `format` (one more source of examples), `validation` (the fraction to hold
+        out), `split` ('document' or 'tail'; records of examples are never split), `copies` ('keep' or 'drop': training
+        documents that are copies of held-out ones), `seq_len`, `tokenizer` {`kind`: 'bpe', 'byte', 'char' or 'file';
+        `vocab_size`; `path`; `mask`: whether it gets a mask token; `sentinels`: how many; `chat`: a template whose
+        markers it gets (data/tokens/templates.py)}, `max_bad_lines`, `corruption` (data/rows/corrupt.py) and `augment`
+        (data/rows/augment.py), which apply when rows are read and are only checked here, before the long work, and a
+        block for each kind of examples (data/examples/kinds.py).
+      directory: the folder of all prepared data.
+      log: gets a line for each thing that a user should know.
+      encoder: the model has an encoder beside its decoder, which reads everything before an answer.
+      prefix: ids that every example begins with (those of prompt tuning follow the vocabulary).
+
+    Raises:
+      DataError: the config or the data is wrong, or the disk is full or not writable.
     """
     config = checked(data_config, encoder)
     if len(prefix) >= config["seq_len"]:
-        raise DataError(f"A prompt of {len(prefix)} vectors leaves nothing of data.seq_len {config['seq_len']}.")
+        raise DataError(
+            f"A prompt of {len(prefix)} vectors leaves no room for text in data.seq_len {config['seq_len']}: raise it, "
+            "or shorten the prompt."
+        )
     if not os.fspath(directory):
         raise DataError("config.data.dir is empty: name a folder (a variable in the command may not be set).")
     root = Path(directory).expanduser().absolute()
@@ -77,8 +87,8 @@ def prepare(
         if problem is None:
             raise
         raise DataError(
-            f"{problem} while data was prepared in {root}: {error}. Mend that (or choose another folder) and run "
-            "again; finished stages are kept."
+            f"{problem} while data was prepared in {root}: {error}. Fix that (or choose another folder) and run again; "
+            "finished stages are kept."
         ) from error
 
 
@@ -109,7 +119,7 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
         if long.count:
             log(
                 f"{long.count:,} words are longer than {LONGEST} characters (the longest has {long.longest:,}): the "
-                "tokenizer learnt from pieces of them, and none of its tokens is longer than a piece."
+                "tokenizer learned from pieces of them, so none of its tokens is longer than a piece."
             )
         if kind == "bpe" and tokenizer.vocab_size < vocab_size:
             log(f"The text is too short for {vocab_size} tokens: the vocabulary has {tokenizer.vocab_size}.")
@@ -117,7 +127,7 @@ def _tokenizer(built: list[Corpus], config: dict, root: Path, log: Log) -> token
 
     contents = [[source.content, weight] for source, weight in zip(built, weights, strict=True)]
     inputs = {"kind": kind, "vocab_size": vocab_size, "corpora": contents}
-    if special:  # else the folder keeps its name
+    if special:  # without special tokens, the folder keeps the name from before they existed
         inputs["specials"] = special
     if config["copies"] == "drop":
         inputs["copies"] = "drop"
@@ -166,7 +176,7 @@ def _rows(
                 channels = kinds.channels(source.kind, config, encoder)
                 pack = functools.partial(_pack_examples, encoding=encoding, channels=channels)
                 for warning in encoding.warnings:
-                    if warning not in warned:  # all sources of a kind have the same
+                    if warning not in warned:  # all sources of a kind give the same warnings
                         warned.add(warning)
                         log(f"warning: {source.spec}: {warning}.")
                 facts |= {"kind": source.kind, "channels": channels, "encoding": stage.digest(identity)[:16]}
@@ -193,8 +203,11 @@ def _held_out(built: list[Corpus]) -> Iterator[str]:
 
 
 def _copies(source: Corpus, held_out: HeldOut, log: Log) -> dict[str, int]:
-    """Counts and says how many documents to train on are copies of held-out ones. Returns that, and where they are left
-    out what remains, as fields of PreparedSource."""
+    """Counts and logs the training documents that are copies of held-out ones.
+
+    Returns:
+      fields of PreparedSource: the number of copies, and if they are left out, what remains.
+    """
     train = source.splits.get("train", {"documents": 0, "bytes": 0})
     count = held_out.count(dataclasses.replace(source, without=None).texts("train"))
     some = (
@@ -202,14 +215,14 @@ def _copies(source: Corpus, held_out: HeldOut, log: Log) -> dict[str, int]:
     )
     if count.documents and source.without is None:
         log(
-            f"warning: {some}, which makes held-out figures too good. config.data.copies=drop leaves them out of "
+            f"warning: {some}, which makes held-out metrics too good. config.data.copies=drop leaves them out of "
             "training."
         )
     if source.without is None:
         return {"train_copies": count.documents}
     left = train["documents"] - count.documents
     if count.documents and not left:
-        raise DataError(f"{some}, and nothing else is left to train on. Set config.data.copies to keep.")
+        raise DataError(f"{some}, so nothing is left to train on. Set config.data.copies to keep.")
     if count.documents:
         log(f"{some}, and are left out of training.")
     sizes = {"train_documents": left, "train_bytes": train["bytes"] - count.bytes}
@@ -217,14 +230,14 @@ def _copies(source: Corpus, held_out: HeldOut, log: Log) -> dict[str, int]:
 
 
 def _trained(kind: str, built: list[Corpus], weights: list[float]) -> Iterator[dict]:
-    """The records of all sources of a kind that are trained on."""
+    """Yields the training records of all sources of a kind."""
     for source, weight in zip(built, weights, strict=True):
         if source.kind == kind and weight:
             yield from (record for _, record in source.records("train"))
 
 
 def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder: bool, prefix: tuple) -> list | None:
-    """What the examples of a source depend on beside records and tokenizer; None for text."""
+    """Returns what the examples of a source depend on beside records and tokenizer, or None for text."""
     if kind == kinds.TEXT:
         return None
     identity = [_EXAMPLES, kind, encoder, kinds.KINDS[kind].identity(config[kind], tokenizer, encoder)]
@@ -235,15 +248,15 @@ def _identity(kind: str, config: dict, tokenizer: tokenizers.Tokenizer, encoder:
 
 
 def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> dict[str, int]:
-    """Writes the rows of a split; returns what is known of them, as fields of PreparedSource."""
+    """Writes the rows of a split of text, and returns their counts as fields of PreparedSource."""
     held_out = split == "validation"
     counts = pack_texts(source.texts(split), context.tokenizer, context.seq_len, folder, compare=held_out)
     _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
     if counts.altered:
         log(
             f"warning: {source.spec}: {counts.altered:,} of {source.splits[split]['documents']:,} held-out documents "
-            "are not what their tokens decode to, so no bits per byte are given. A tokenizer of kind bpe or byte loses "
-            "nothing."
+            "are not what their tokens decode to, so no bits per byte are reported. A tokenizer of kind bpe or byte is "
+            "lossless."
         )
     facts = {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
     return facts | ({"validation_altered": counts.altered} if held_out else {})
@@ -258,12 +271,12 @@ def _pack_examples(
     encoding: Encoding,
     channels: Sequence[Channel],
 ) -> dict[str, int]:
-    """As `_pack_text`."""
+    """Writes the rows of a split of examples, and returns their counts as fields of PreparedSource."""
     counts = pack_records(source.records(split), encoding, context, channels, source.spec, folder)
     if counts.rows:
         places = counts.rows * context.seq_len * (1 + context.encoder)
         log(
-            f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them to be said, fill "
+            f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them with a target, fill "
             f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
         )
     _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)

@@ -1,4 +1,4 @@
-"""What was prepared: all that training and evaluation know of their data. It is made by data/prepare.py."""
+"""Prepared data as training and evaluation read it; data/prepare.py writes it."""
 
 import functools
 import json
@@ -17,33 +17,35 @@ from data.tokens import tokenizer as tokenizers
 
 @dataclass(frozen=True)
 class PreparedSource:
+    """A source after preparation."""
+
     name: str
     spec: str
     weight: float  # share of the training rows; 0: only evaluated
-    content_hash: str  # over names and texts of both splits
-    bad_lines: int  # documents that were skipped because they could not be read
+    content_hash: str  # of names and texts of both splits
+    bad_lines: int  # lines and files that were skipped because they could not be read
     corpus: Path  # a TFDS dataset
-    train: Path  # folders of packed rows
-    validation: Path
+    train: Path  # folder of packed rows
+    validation: Path  # folder of packed rows
     train_documents: int
     train_bytes: int  # UTF-8
-    train_tokens: int  # targets of text: the end of each document is one; of examples all that a model reads
+    train_tokens: int  # for text the targets, with the end of each document; for examples all tokens that a model reads
     train_rows: int
     validation_documents: int
     validation_bytes: int
     validation_tokens: int
     validation_rows: int
-    train_copies: int | None = None  # copies of held-out documents, kept or left out; None: they were not counted then
-    validation_altered: int | None = None  # documents that the tokenizer loses something of; None: not counted then
+    train_copies: int | None = None  # copies of held-out documents, kept or dropped; None: not counted at that time
+    validation_altered: int | None = None  # documents that the tokenizer changes; None: not counted at that time
     kind: str = kinds.TEXT
-    channels: tuple[Channel, ...] = TEXT  # of its rows
+    channels: tuple[Channel, ...] = TEXT  # those of its rows
     encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind keeps with its rows
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind stores with its rows
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training reads. `load(directory)` opens it again."""
+    """All data that a run reads; `load(directory)` opens it again."""
 
     directory: Path
     tokenizer_path: Path
@@ -54,39 +56,40 @@ class Prepared:
 
     @functools.cached_property
     def channels(self) -> tuple[Channel, ...]:
-        """Those of batches, in which rows of all sources stand."""
+        """The channels of batches, which mix rows of all sources."""
         return united({source.spec: source.channels for source in self.sources})
 
     @property
     def labels(self) -> Mapping[str, Any] | None:
-        """What is known of the labels of examples (data/examples/labels.py), None where there are none."""
+        """The facts about labels (data/examples/labels.py); None: there is no source of labels."""
         return next((source.facts for source in self.sources if source.kind == "labels"), None)
 
     @property
     def validation_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text: what bits per byte are counted against."""
+        """UTF-8 bytes of the held-out text, the denominator of bits per byte."""
         return sum(source.validation_bytes for source in self._texts())
 
     def validation_texts(self) -> Iterator[str]:
-        """Yields the held-out documents as they were before the tokenizer."""
+        """Yields the held-out documents of text, as they were before tokenization."""
         for source in self._texts():
             if source.validation_documents:
                 yield from corpora.read(source.corpus, "validation")
 
     def altered(self, source: PreparedSource) -> int:
-        """How many held-out documents of a source of text the tokenizer does not give back as they were, so that what
-        a model says of its tokens says less of the text."""
+        """Returns how many held-out documents of a source of text change when they are encoded and decoded.
+
+        The loss on their tokens does not measure the whole text, so it gives no bits per byte.
+        """
         if source.validation_altered is not None or not source.validation_documents:
             return source.validation_altered or 0
-        return _altered(self.tokenizer_path, source.corpus)  # it was prepared before this was counted
+        return _altered(self.tokenizer_path, source.corpus)  # prepared before preparation counted them
 
     def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
-        """Yields the held-out records of a source of examples, as its kind's `parse` made them
-        (data/examples/kinds.py)."""
+        """Returns an iterator over a source's held-out records, as its kind's `parse` returned them."""
         return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
 
     def _texts(self) -> list[PreparedSource]:
-        """Sources of text that train."""
+        """Returns the sources of text that are trained on."""
         return [source for source in self.sources if source.kind == kinds.TEXT and source.weight]
 
 
@@ -97,7 +100,11 @@ def _altered(tokenizer_path: Path, corpus: Path) -> int:
 
 
 def load(directory: str | os.PathLike) -> Prepared:
-    """Opens a prepared folder (`Prepared.directory`) again."""
+    """Opens a prepared folder (`Prepared.directory`) again.
+
+    Raises:
+      DataError: the folder holds no prepared data.
+    """
     directory = Path(directory).absolute()
     manifest = stage.manifest(directory)
     if manifest is None:
@@ -118,8 +125,11 @@ def load(directory: str | os.PathLike) -> Prepared:
 
 
 def _declared(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is recorded of a source, with its channels as such. Rows that were prepared before they were declared say
-    only how many arrays they have (4, or with an encoder 6), and whether targets are numbers."""
+    """Returns a source's recorded facts with its channels as `Channel`s.
+
+    Data from before channels were declared records only the number of arrays (4, or 6 with an encoder) and whether
+    targets are numbers.
+    """
     facts = dict(facts)
     numbers, channels = facts.pop("numbers", False), facts.pop("channels", None)
     if isinstance(channels, int):

@@ -1,4 +1,4 @@
-"""Blocks of a config: their fields and defaults; a field that isn't there is named with the closest one that is."""
+"""Fills in the defaults of a config's blocks, and refuses unknown fields with a hint."""
 
 import difflib
 from collections.abc import Mapping
@@ -8,10 +8,19 @@ from data.batch import DataError
 
 
 def merged(given: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The defaults in `fields`, overwritten by `given`, the block `where` of a config."""
+    """Returns the defaults in `fields`, overwritten by `given`.
+
+    Args:
+      given: the fields that the config sets.
+      fields: all fields with their defaults.
+      where: the block's name in the config, for error messages.
+
+    Raises:
+      DataError: `given` has an unknown field.
+    """
     for key in given:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}."
+            hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}."
             raise DataError(f"Unknown field {where}.{key}: {hint}")
     return {**fields, **given}

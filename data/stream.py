@@ -1,10 +1,10 @@
-"""The stream of training rows: which row of which source stands at each place, and random access to it.
+"""The stream of training rows: random access to the row of a source at each place.
 
-Place k holds row j of source s, where s is set by the weights (data/rows/mixture.py) and j by a shuffle of that source
-anew for each epoch. The batch of a step is the next `batch_size` places, and each process takes the rows of it that its
-devices need. So a position is one number that holds for any number of processes, any mesh and any batch size. (grain's
-ElasticIterator keeps one number too, but deals rows out in turn: the order within a global batch would change with the
-number of processes.)
+Place k holds row j of source s. The weights determine s (data/rows/mixture.py), and a shuffle of that source, a new one
+in each epoch, determines j. The batch of a step is the next `batch_size` places, and each process reads those rows that
+its devices need. So a position is a single number that is valid for any number of processes, any mesh and any batch
+size. (grain's ElasticIterator keeps a single number too, but deals rows out in turn, so the order within a global batch
+would change with the number of processes.)
 """
 
 import hashlib
@@ -19,20 +19,33 @@ from data.prepared import Prepared, PreparedSource
 from data.rows.mixture import Mixture
 from data.rows.pack import Damage
 
-# Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes a row). Beyond, each place is computed on
-# its own by a cipher, which takes no memory but 8 us a row (and 800 us for a handful of rows).
+# Up to this many rows, an epoch's shuffled order is kept as a list (4 bytes per row). Beyond that, a cipher computes
+# each place on its own, which takes no memory but 8 us per row (and 800 us for a handful of rows).
 _LISTED_ROWS = 1 << 22
-_BLOCK_TOKENS = 1 << 14
+_BLOCK_TOKENS = 1 << 14  # a block has at least this many tokens
 
 
 def trained_sources(prepared: Prepared) -> list[PreparedSource]:
+    """Returns the sources that are trained on, which have a weight above 0."""
     return [source for source in prepared.sources if source.weight]
 
 
 class TrainBlocks:
-    """Random access to some `rows` of each batch after `first_row`, in blocks of `steps` batches.
+    """Random access to this process's rows of each batch, in blocks of several batches.
 
-    A small batch costs many small calls and little work, so a thread makes a block of them at once.
+    For a small batch the overhead of calls exceeds the work, so a thread reads a block of batches at once.
+
+    Args:
+      prepared: the data.
+      batch_size: rows of the global batch.
+      seed: of the shuffles.
+      rows: indices of the global batch's rows that this process reads.
+      first_row: the place in the stream at which block 0 begins.
+      max_damaged: how many rows that can't be read are tolerated.
+
+    Attributes:
+      steps: batches per block.
+      share: rows per batch of this process.
     """
 
     def __init__(
@@ -50,7 +63,7 @@ class TrainBlocks:
         self._rows = Rows(sources, "train", prepared.seq_len, prepared.channels, hold=True, damage=self.damage)
         steps = np.arange(self.steps)[:, None] * batch_size
         self._places = (steps + rows).reshape(-1)
-        # A block may reach from one epoch of a source into the next, and another thread may be a block ahead.
+        # A block may extend into the next epoch of a source, and another thread may be one block ahead.
         self._order = lru_cache(maxsize=2 * len(sources))(self._epoch_order)
 
     def __len__(self) -> int:
@@ -62,7 +75,7 @@ class TrainBlocks:
         return self._rows.read(sources, indices, places)
 
     def locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(number of the source, number of the row in it) of places in the stream."""
+        """Returns (index of the source, index of the row in it) for each of `places` in the stream."""
         sources, ranks = self._mixture.locate(places)
         indices = np.empty_like(ranks)
         for source in np.unique(sources):
@@ -71,7 +84,7 @@ class TrainBlocks:
         return sources, indices
 
     def _shuffled(self, source: int, ranks: np.ndarray) -> np.ndarray:
-        """Row of the source that comes at each rank: every row once an epoch, in an order of that epoch's own."""
+        """Returns the row of a source at each rank: every row once per epoch, in a new order in each epoch."""
         count = self._rows.counts[source]
         epochs, indices = np.divmod(ranks, count)
         rows = np.empty_like(indices)

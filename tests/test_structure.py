@@ -48,7 +48,7 @@ def test_packages_import_only_what_stands_below(package):
 
 
 def test_configs_are_data():
-    allowed = {"ml_collections", "configs", "typing"}
+    allowed = {"ml_collections", "configs"}
     roots = {
         name.split(".")[0] for path in FILES if "configs" in path.relative_to(ROOT).parts for name in imports(path)
     }

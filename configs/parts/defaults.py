@@ -6,9 +6,7 @@ and `data.corruption` have other fields too, by the name in them; those have the
 have the fields of `model` that describe its architecture.
 """
 
-from typing import Any
-
-DEFAULTS: dict[str, Any] = dict(
+DEFAULTS: dict = dict(
     seed=0,
     # A workdir, trained or imported, whose parameters, architecture and tokenizer to begin with; and which of its
     # checkpoints: a number, latest, best; empty: best if it ended early, else latest.

@@ -35,7 +35,7 @@ def _t5(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, head_dim:
 
 def t5_v1_1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """T5 1.1: the gated feed-forward of arXiv:2002.05202, and an output layer of its own."""
-    shared = dict(activation="gelu_tanh", gated=True, tied=False, logit_scale=1.0)
+    shared: dict = dict(activation="gelu_tanh", gated=True, tied=False, logit_scale=1.0)
     return _t5(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 

@@ -34,40 +34,41 @@ def llama(
 
 def _llama1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, norm_epsilon: float = 1e-6) -> dict:
     """LLaMA (arXiv:2302.13971, table 2, and the released params.json)."""
-    fields = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
+    fields: dict = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int = 0) -> dict:
     """Llama 2 (arXiv:2307.09288, table 1)."""
-    fields = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
+    fields: dict = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor: float = 0.0, **fields) -> dict:
     """Llama 3 (arXiv:2407.21783, table 3); with a factor 3.1 and 3.2, whose rotary angles are rescaled to 128K."""
-    fields = dict(num_kv_heads=8, vocab_size=128_256, max_length=8192, norm_epsilon=1e-5, rope=rope(500_000.0)) | fields
+    shared: dict = dict(num_kv_heads=8, vocab_size=128_256, max_length=8192, norm_epsilon=1e-5, rope=rope(500_000.0))
+    shared |= fields
     if factor:
-        fields |= dict(max_length=131_072, rope=rope(500_000.0, "llama3", factor, 8192))
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
+        shared |= dict(max_length=131_072, rope=rope(500_000.0, "llama3", factor, 8192))
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared)
 
 
 def _mistral(**fields) -> dict:
     """Mistral 7B (arXiv:2310.06825, table 1)."""
-    fields = dict(num_kv_heads=8, max_length=32_768, norm_epsilon=1e-5) | fields
-    return llama(32, 4096, 32, 14336, **fields)
+    shared: dict = dict(num_kv_heads=8, max_length=32_768, norm_epsilon=1e-5)
+    return llama(32, 4096, 32, 14336, **shared | fields)
 
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
     """Qwen2 (arXiv:2407.10671, table 1)."""
-    fields = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True) | fields
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=num_kv_heads, **fields)
+    shared: dict = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True)
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=num_kv_heads, **shared | fields)
 
 
 def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """Qwen3 (arXiv:2505.09388, table 1)."""
-    fields = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True) | fields
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=8, head_dim=128, **fields)
+    shared: dict = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True)
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=8, head_dim=128, **shared | fields)
 
 
 SIZES = {

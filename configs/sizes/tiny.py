@@ -5,7 +5,7 @@ from configs.sizes.encoders import bert
 from configs.sizes.llama import llama
 from configs.sizes.mixtures import experts
 
-_LLAMA = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
+_LLAMA: dict = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
 _MIXTURE = _LLAMA | dict(mlp_pattern=("sparse",), experts=experts(8, 2, 352, normalize=True))
 
 DECODERS = {"tiny": llama(4, 256, 4, 704, **_LLAMA), "tiny_moe": llama(4, 256, 4, 352, **_MIXTURE)}

@@ -1,9 +1,8 @@
-"""TFDS builder for plain text: documents that were split become a dataset {'text', 'name'}.
+"""TFDS builder for text: writes documents, already split, as a dataset {'text', 'name'}.
 
-Written as array_record, for which TFDS needs no TensorFlow; read it back with `tfds.builder_from_directory`. TFDS
-shuffles the documents by a hash of their names, so an example's place says nothing about where it came from. Reading
-the source, cleaning and splitting is data/clean/. Left out: Beam pipelines, for corpora that one machine can't read
-through.
+The format is array_record, for which TFDS needs no TensorFlow; `tfds.builder_from_directory` reads it. TFDS shuffles
+the documents by a hash of their names, so their order does not show where they came from. data/clean/ reads, cleans and
+splits the source. Left out: Beam pipelines, for corpora that one machine can't read through.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from data.clean.cleaned import Waiting
 
 
 class Text(tfds.core.GeneratorBasedBuilder):
-    """Text, by split."""
+    """The documents of each split."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -40,13 +39,17 @@ class Text(tfds.core.GeneratorBasedBuilder):
 
 
 def build(splits: Mapping[str, Waiting], directory: Path) -> str:
-    """Writes the documents as a dataset and returns where it lies in `directory`.
+    """Writes the documents as a dataset and returns its path relative to `directory`.
+
+    Args:
+      splits: the documents of each split, which are read once.
+      directory: where the dataset is written.
 
     Raises:
-      OSError: not all of them could be written.
+      OSError: not all documents could be written.
     """
     builder = Text(splits=splits, data_dir=directory / "tfds")
-    # TFDS prints about downloading, and there is none here.
+    # TFDS would print messages about a download, which does not happen here.
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
@@ -67,19 +70,19 @@ def documents(dataset: Path, split: str) -> Iterator[tuple[str, str]]:
     """Yields (name, text) of a split that `build` wrote.
 
     Raises:
-      DataError: its files are no longer what was written.
+      DataError: the files have changed since they were written.
     """
     builder = tfds.builder_from_directory(dataset)
     try:
         examples = builder.as_data_source(split=split)
         if (found := len(examples)) != (written := builder.info.splits[split].num_examples):
-            raise RuntimeError(f"{found:,} of {written:,} documents are found")
+            raise RuntimeError(f"it has {found:,} of {written:,} documents")
         for i in range(found):
             example = examples[i]
             yield example["name"].decode(), example["text"].decode()
     except (RuntimeError, FileNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(
-            f"The {split} split in {dataset} is damaged: {reason}. Move {dataset.parents[2]} away and run again: it is "
-            "made anew."
+            f"The {split} split in {dataset} is damaged: {reason}. Move {dataset.parents[2]} away and run again, which "
+            "writes it again."
         ) from error

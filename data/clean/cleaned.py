@@ -1,8 +1,8 @@
-"""A source's documents, read once: through the steps of cleaning, into splits, and onto disk, for the builder.
+"""Reads a source once, cleans and splits its documents, and stores them on disk for the builder.
 
-The builder of TFDS writes one split after the other, and a source gives all of them at once. So the documents wait in a
-file a split: reading and cleaning are done once however many splits there are, nothing is held in memory, and for that
-the text is on disk twice until a split is written.
+TFDS writes one split after the other, but a source yields the documents of all splits in one pass. So the documents
+wait in one file per split. Reading and cleaning then happen once for any number of splits, and nothing is held in
+memory. The cost is that the text is on disk twice until its split is written.
 """
 
 import hashlib
@@ -20,19 +20,26 @@ from data.read.documents import BadLines, Source
 
 @dataclass
 class SplitFacts:
+    """Size and hash of a split."""
+
     documents: int = 0
-    bytes: int = 0  # of UTF-8
-    sha256: str = ""  # over names and texts, in the order in which the source yields them
+    bytes: int = 0  # UTF-8
+    sha256: str = ""  # of names and texts, in the source's order
 
 
 class Waiting:
-    """The documents of one split in a file, which is gone once they are read."""
+    """The documents of one split in a temporary file, which is deleted when they are read.
+
+    Attributes:
+      facts: size and hash of the split, complete after `close`.
+    """
 
     def __init__(self, path: Path):
         self.facts = SplitFacts()
         self._path, self._stream, self._content = path, path.open("wb"), hashlib.sha256()
 
     def add(self, name: str, text: str) -> None:
+        """Appends a document."""
         key, encoded = name.encode(), text.encode()
         record = b"%d %d\n" % (len(key), len(encoded)) + key + encoded
         self._stream.write(record)
@@ -41,13 +48,14 @@ class Waiting:
         self.facts.bytes += len(encoded)
 
     def close(self) -> None:
+        """Ends writing."""
         self._stream.close()
         self.facts.sha256 = self._content.hexdigest()
 
     def read(self) -> Iterator[tuple[bytes, bytes]]:
         """Yields (name, text), both UTF-8, once."""
         with self._path.open("rb") as stream:
-            self._path.unlink()  # its place on disk is given back when the stream is closed, whatever happens before
+            self._path.unlink()  # its disk space is freed when the stream closes, whatever happens until then
             while sizes := stream.readline():
                 name, text = map(int, sizes.split())
                 yield stream.read(name), stream.read(text)
@@ -55,19 +63,19 @@ class Waiting:
 
 @dataclass
 class Cleaned:
-    """What became of a source."""
+    """The result of cleaning a source."""
 
     splits: dict[str, Waiting]
     bad: BadLines
     account: Account
-    found: Counter[str | None]  # kept documents by the split that the source names
+    found: Counter[str | None]  # kept documents by the split that the source names; None: it names none
 
     def facts(self) -> dict[str, Any]:
-        """What is known of it (JSON)."""
+        """Returns the counts to store with the corpus, as JSON."""
         return {
             "splits": {split: asdict(waiting.facts) for split, waiting in self.splits.items()},
             "bad_lines": {"count": self.bad.count, "first": self.bad.first},
-            "test": self.found["test"],  # that were left out
+            "test": self.found["test"],  # skipped
             "empty": self.bad.empty + self.account.dropped[EMPTY],  # files without documents, documents without text
             "account": self.account.facts(),
         }
@@ -83,17 +91,24 @@ def clean(
     records: bool = False,
     steps: Sequence[Step] = STEPS,
 ) -> Cleaned:
-    """Reads the source and leaves its documents in `folder`, split.
+    """Reads the source and stores its documents in `folder`, cleaned and split.
 
     Args:
-      records: the documents are records of examples, which are never parted.
+      source: where the documents come from.
+      folder: a temporary folder.
+      validation: the fraction to hold out.
+      rule: how documents are split, one of RULES.
+      max_bad_lines: how many lines and files may be skipped because they can't be read.
+      records: the documents are records of examples; this only changes error messages.
+      steps: what is done to each document.
 
     Raises:
-      DataError: a split would have no document, or too much can't be read.
+      DataError: a split would have no document, or too many lines or files can't be read.
     """
-    bad, account, found = BadLines(max_bad_lines), Account(), Counter()
+    bad, account = BadLines(max_bad_lines), Account()
+    found: Counter[str | None] = Counter()
     waiting = {split: Waiting(folder / split) for split in SPLITS}
-    named = False  # documents say which split they belong to: all of a source do, or none
+    named = False  # the source names the split of each document; it does so for all of them or for none
     try:
         for document in run(source.documents(bad), steps, account):
             found[document.split] += 1
@@ -113,36 +128,36 @@ def clean(
 
 
 def _empty(name: str, split: str, cleaned: Cleaned, named: bool, validation: float, rule: str, records: bool) -> str:
-    """What to say and to do where a split has no document."""
+    """Returns the error message for a split without documents."""
     bad, found = cleaned.bad, cleaned.found
     if not found:
         lines = [*bad.first, *(f"{count:,} documents: {reason}" for reason, count in cleaned.account.others().items())]
-        skipped = "\n  ".join(["; what was skipped:", *lines]) if lines else ""
-        return f"The data source {name} is empty: there is no document with text in it{skipped}"
+        skipped = "\n  ".join(["; skipped:", *lines]) if lines else ""
+        return f"The data source {name} is empty: it has no document with text{skipped}"
     if named:
         counts = ", ".join(f"{count:,} {named}" for named, count in found.items())
         advice = (
             f"Name some of them {split}, or leave config.data.labels.split empty, so that config.data.validation "
             "divides them."
             if records
-            else "Mend the dataset, or take its documents as files, which config.data.validation divides."
+            else "Add some to the dataset, or read its documents as files, which config.data.validation divides."
         )
         return (
-            f"The data source {name} says itself which split each document is for, and of none it says {split}: "
-            f"there are {counts}. {advice}"
+            f"The data source {name} names the split of each document, but {split} has none: there are {counts}. "
+            f"{advice}"
         )
     what = "records" if records else "documents"
     return (
-        f"The data source {name} has too few {what}: none falls into {split} with config.data.validation = "
-        f"{validation}, of {found.total()} in all. {_more(split, rule, records, found.total())}"
+        f"The data source {name} has too few {what}: with config.data.validation = {validation}, none of "
+        f"{found.total()} falls into {split}. {_more(split, rule, records, found.total())}"
     )
 
 
 def _more(split: str, rule: str, records: bool, total: int) -> str:
-    """What gives a split its first document."""
+    """Returns advice on how to get a first document into a split."""
     change = "Raise" if split == "validation" else "Lower"
     if rule == "tail":
-        return "All of its texts are too short to be cut in two: add longer ones, or hold out less of them."
+        return "All of its texts are too short to be split in two: add longer ones, or hold out less of them."
     if not records:
         return f"{change} that fraction, or set config.data.split = 'tail', which holds out the end of each text."
     if total == 1:

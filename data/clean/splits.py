@@ -1,8 +1,10 @@
-"""Which split a document belongs to.
+"""Assigns documents to the splits train and validation.
 
-Which documents are held out depends on names alone ('document'), so that it is the same on every machine and a document
-added later moves no other; or each document's last characters are ('tail'), for a corpus that is one long text. A
-source may also say itself which split each document belongs to; what it calls test is then written to neither.
+    document   a hash of its name decides, so the split is the same on every machine, and a document added later moves
+               no other one
+    tail       the last characters of every document are held out; for a corpus that is one long text
+
+If a source names the split of each document itself, that counts instead, and documents of the test split are skipped.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ def assign(document: Document, validation: float, rule: str) -> Iterator[tuple[s
     if document.split is not None:
         yield document.split, document.text
     elif rule == "tail":
-        # nanoGPT's cut: the first int(n * 0.9) characters of n train, the rest are held out.
+        # As in nanoGPT: the first int(n * 0.9) of n characters are for training, the rest is held out.
         cut = int(len(document.text) * (1 - validation))
         for split, text in zip(SPLITS, (document.text[:cut], document.text[cut:]), strict=True):
             if text:

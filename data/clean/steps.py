@@ -1,7 +1,7 @@
-"""What is done to each document between its source and its corpus, and the account of it.
+"""The steps that clean each document between its source and its corpus, and the account of what they drop.
 
-A step takes a document and gives one, changed or not, or says why it is dropped. Steps see documents one by one and
-whole, before they are split, in the order of the list; a document that one drops, the next ones do not see.
+A step receives a document and returns one, changed or not, or the reason why it is dropped. Steps see documents one by
+one, whole and before they are split, in the order of the list. If a step drops a document, later steps don't see it.
 """
 
 from collections import Counter
@@ -13,7 +13,9 @@ from data.read.documents import Document
 
 
 class Dropped(NamedTuple):
-    reason: str  # a word or two: what it is counted under
+    """The result of a step that drops its document."""
+
+    reason: str  # a word or two, under which it is counted
 
 
 EMPTY = "empty"
@@ -21,34 +23,34 @@ Step = Callable[[Document], Document | Dropped]
 
 
 def with_text(document: Document) -> Document | Dropped:
-    """Drops empty documents: nothing can be learnt of them, and they would count."""
+    """Drops empty documents, which have nothing to train on but would count as documents."""
     return document if document.text else Dropped(EMPTY)
 
 
-# All that a corpus goes through. Corpora are found by their source alone: what else is done to documents must be named
-# in the inputs of the stage too (data/corpus.py), so that a corpus without it is not taken for one with it.
+# The steps of every corpus. A stored corpus is identified by its source alone. So whoever adds a step must also add it
+# to the inputs of the stage (data/corpus.py); otherwise corpora from before the step would be reused.
 STEPS: tuple[Step, ...] = (with_text,)
 
 
 @dataclass
 class Account:
-    """How many documents came in, and what became of them; it closes: read = kept + all that were dropped."""
+    """Counts the documents that came in and what happened to them; read = kept + the sum of dropped."""
 
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def others(self) -> dict[str, int]:
-        """What was dropped though it was not empty, by reason."""
+        """Returns the number of dropped documents by reason, without empty ones."""
         return {reason: count for reason, count in self.dropped.items() if reason != EMPTY}
 
     def facts(self) -> dict[str, Any]:
-        """JSON, to be kept beside the corpus."""
+        """Returns the counts as JSON, to store with the corpus."""
         return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped)}
 
 
 def run(documents: Iterable[Document], steps: Sequence[Step], account: Account) -> Iterator[Document]:
-    """Yields the documents that no step drops, and counts all of them."""
+    """Yields the documents that no step drops, and counts all of them in `account`."""
     for document in documents:
         account.read += 1
         if isinstance(left := _through(document, steps), Dropped):
@@ -60,7 +62,8 @@ def run(documents: Iterable[Document], steps: Sequence[Step], account: Account) 
 
 def _through(document: Document, steps: Sequence[Step]) -> Document | Dropped:
     for step in steps:
-        document = step(document)
-        if isinstance(document, Dropped):
-            break
+        found = step(document)
+        if isinstance(found, Dropped):
+            return found
+        document = found
     return document

@@ -1,6 +1,6 @@
-"""How a kind of examples asks a model: what it is given is what stood before an answer in training.
+"""How a kind of examples asks a model: the prompt equals what came before an answer in training.
 
-A question is what a kind makes of a record or of a user's text; only the kind looks into it.
+A question is any object that a kind makes from a record or from a user's text; only the kind looks inside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,33 +11,33 @@ from data.tokens.tokenizer import Tokenizer
 
 
 class Prompts(NamedTuple):
-    """Questions as ids, whole and without those of prompt tuning."""
+    """Questions as ids, uncut and without the ids of prompt tuning."""
 
-    prompts: list[list[int]]  # what the model continues
-    sources: list[list[int]] | None  # what an encoder reads
+    prompts: list[list[int]]  # the ids that the decoder continues
+    sources: list[list[int]] | None  # the ids that the encoder reads; None: there is no encoder
     ends: tuple[int, ...]  # ids that end an answer
-    lead: str = ""  # what a template writes before an answer's own text, as part of it
-    keeps_start: bool = False  # a question that is too long loses its end, before the last id, and not its beginning
+    lead: str = ""  # text that the template puts at the start of an answer, before its own text
+    keeps_start: bool = False  # a question that is too long is cut before its last id, instead of at its start
 
     def answer(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-        """The text that a model said by these ids."""
-        if len(ids) and ids[-1] in self.ends:  # not all tokens that end an answer are left out in decoding
+        """Returns the text of a generated answer, without its end token and its lead."""
+        if len(ids) and ids[-1] in self.ends:  # `decode` skips special tokens, but an end token may be an ordinary one
             ids = ids[:-1]
         return tokenizer.decode(ids).removeprefix(self.lead)
 
 
 class Asking(NamedTuple):
-    """What a kind whose examples are answered in words has; its answers to held-out records can be graded."""
+    """The functions of a kind whose answers are text; its answers to held-out records can be graded."""
 
-    question: Callable[[dict], Any]  # of a parsed record: what it asks last; None where it asks for no answer
-    # (what a user says, system text) -> question; ValueError where it can't be one
+    question: Callable[[dict], Any]  # parsed record -> its last question; None if it asks for no answer
+    # (user's text, system text) -> question; ValueError if they can't be one
     of_text: Callable[[str, str], Any]
-    # (messages, tools) -> question; ValueError where they are no conversation that asks for an answer
+    # (messages, tools) -> question; ValueError if they are no conversation that asks for an answer
     of_messages: Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], Any]
-    # (settings, tokenizer, questions, encoder); ValueError where one can't be written out
+    # (settings, tokenizer, questions, encoder) -> prompts; ValueError if a question can't be encoded
     prompts: Callable[[Mapping[str, Any], Tokenizer, Sequence[Any], bool], Prompts]
-    shown: Callable[[Any], str]  # a question, as a person reads it
-    # (settings, tokenizer, parsed record) -> the answer in the record, which a model's is compared with
+    shown: Callable[[Any], str]  # question -> text for a person to read
+    # (settings, tokenizer, parsed record) -> the record's own answer, which the model's answer is compared with
     reference: Callable[[Mapping[str, Any], Tokenizer, dict], str]
     # (settings, tokenizer, encoder) -> the tokenizer with how questions are written, for other libraries to do so too;
     # DataError where they would make other tokens of them

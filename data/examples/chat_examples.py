@@ -1,7 +1,7 @@
-"""Conversations as examples, by the chat template that the config's block data.chat names (data/examples/chat.py).
+"""The kind `chat`: conversations as examples, encoded with the chat template of data.chat (data/examples/chat.py).
 
-Where the model has an encoder, it reads all that stands before the last answer that is trained on, and the decoder says
-this answer.
+In an encoder-decoder, the encoder reads everything before the last trained answer, and the decoder predicts that
+answer.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -49,11 +49,10 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         messages, tools = record["messages"], record.get("tools")
         answers = trained_answers(messages)
         if not answers:
-            raise LeftOut("conversations say that none of their answers is to be trained on")
+            raise LeftOut("conversations have no answer that is to be trained on")
         if not context.encoder:
             return Example.of_ids(*chat.encode(messages, tools))
-        # Without what follows the last answer that is trained on: some templates write what stands before a later
-        # question otherwise than they ask for it.
+        # Cut after the last trained answer: some templates render a question differently once another one follows it.
         ids, trained, content = chat.encode(messages[: answers[-1] + 1], tools)
         begin = len(chat.prompt(messages[: answers[-1]], tools))
         end = int(np.flatnonzero(trained)[-1]) + 1
@@ -65,12 +64,12 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
 
 
 def _check_trained(settings: Mapping[str, Any], specials: Collection[str]) -> None:
-    """A tokenizer that is trained here has no chat template, and no markers but those that it is asked for."""
+    """Raises a DataError if a tokenizer that is trained here lacks the template or the markers."""
     name = settings["template"]
     if name == "tokenizer":
         raise DataError(
-            "data.chat.template is 'tokenizer', but a tokenizer that is trained here brings none along: name one of "
-            f"{', '.join(TEMPLATES)}, and all but alpaca in data.tokenizer.chat too."
+            "data.chat.template is 'tokenizer', but a tokenizer that is trained here has no chat template: set it to "
+            f"one of {', '.join(TEMPLATES)}, and for all but alpaca set data.tokenizer.chat to it too."
         )
     markers = TEMPLATES[name].markers if name in TEMPLATES else ()
     missing = [marker for marker in markers if marker not in specials]
@@ -82,7 +81,7 @@ def _check_trained(settings: Mapping[str, Any], specials: Collection[str]) -> No
 
 
 class Question(NamedTuple):
-    """What is said before an answer."""
+    """The messages before an answer."""
 
     messages: Sequence[Message]
     tools: Tools = None
@@ -112,7 +111,7 @@ def _prompts(
 
 
 def _shown(question: Question) -> str:
-    """A single message as it is, else each after who says it."""
+    """Returns a single message as it is, and several ones each after its role."""
     messages = question.messages
     if len(messages) == 1:
         return messages[0]["content"]
@@ -120,8 +119,7 @@ def _shown(question: Question) -> str:
 
 
 def _reference(settings: Mapping[str, Any], tokenizer: Tokenizer, record: dict) -> str:
-    """The text of the last answer that is trained on; where thoughts or calls of tools stand beside that, all that a
-    model would say."""
+    """Returns the text of the last trained answer, with its thoughts and tool calls as the template writes them."""
     messages, tools = record["messages"], record.get("tools")
     last = trained_answers(messages)[-1]
     answer = messages[last]

@@ -1,14 +1,15 @@
-"""Records of conversations, of three published forms, as messages.
+"""Converts records of conversations, in three published formats, to messages.
 
-    {"instruction": "...", "input": "...", "output": "..."}               Alpaca; maybe "history": [[asked, said], ...]
-    {"messages": [{"role": "user", "content": "..."}, ...]}                OpenAI; maybe "tools"
-    {"conversations": [{"from": "human", "value": "..."}, ...]}            ShareGPT; maybe "tools"
+    {"instruction": "...", "input": "...", "output": "..."}               Alpaca; optional "history": [[asked, said],
+    ...] {"messages": [{"role": "user", "content": "..."}, ...]}                OpenAI; optional "tools"
+    {"conversations": [{"from": "human", "value": "..."}, ...]}            ShareGPT; optional "tools"
 
-Which form a record has is found for each one, and each may have a "system". All become messages: maybe a system text,
-then questions and answers in turn; an answer may call tools, whose results follow it as messages of the role tool.
+The format is detected for each record, and any record may have a "system" text. The result is a list of messages: an
+optional system text, then alternating questions and answers. An answer may call tools, whose results follow it as
+messages with the role tool.
 
-A field that is null counts as absent, and so does an empty text; every other value must be of the right kind. Fields by
-which formats take an answer out of the training are obeyed (_TRAIN, _SKIP). All other fields of a message are kept, and
+A null field counts as absent, and so does an empty text. Every other value must have the right type. The fields by
+which formats exclude an answer from training are obeyed (_TRAIN, _SKIP). All other fields of a message are kept, and
 data/examples/chat.py refuses those that the chat template doesn't read.
 """
 
@@ -20,38 +21,41 @@ from typing import Any
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "tool": "tool"}
 _ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant")
 
-# Whether an answer is trained on, as formats say it: 0 or false takes it out (OpenAI and Mistral: weight; axolotl:
-# train, training; ms-swift and XTuner: loss), or 1 and true do (torchtune: masked).
+# Fields that say whether an answer is trained on. In _TRAIN, 0 or false excludes it (OpenAI and Mistral: weight;
+# axolotl: train, training; ms-swift and XTuner: loss). In _SKIP, 1 or true excludes it (torchtune: masked).
 _TRAIN = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 _SKIP = ("masked", "ignore", "ignore_loss")
 _LIKE_THESE = re.compile("train|loss|mask|weight|ignore|learn|supervis", re.IGNORECASE)
-# Fields of a message, or of a request to an API, that would be lost beside the messages of a record.
-# What a record may hold beside text: a model that reads text alone would be trained on less than was said.
+# Media in a record: the model reads only text, so it would train on an incomplete conversation.
 _NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+# Fields of a message, or of an API request, that would be lost if they are beside the messages instead of in one.
 _MISPLACED = ("reasoning_content", "reasoning", "thinking", "tool_calls")
 _UNKNOWN = ("functions", "function_call", "chat_template_kwargs")
 
 
 def conversation_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """{"messages": [...]}, and "tools" where the record has some; ValueError says what is wrong with the record.
+    """Returns {"messages": [...]}, and "tools" if the record has some.
 
-    A message has role and content. It may have `train` (False: this answer is not trained on), `input` (what of the
-    content is no instruction, its end), and the other fields that the record gives it.
+    A message has `role` and `content`. It may also have `train` (False: this answer is not trained on), `input` (the
+    end of the content that is not the instruction), and any other fields that the record gives it.
+
+    Raises:
+      ValueError: the record is not a conversation; the message says what is wrong.
     """
-    # Tables have an empty text where a record has no such field.
+    # In a table, a field that a record doesn't have is an empty text.
     record = {n: value for n, value in _present(given).items() if value != "" or n in ("instruction", "output")}
     train = _whether_to_train(record)
     if "messages" in record or "conversations" in record:
         name, *more = [name for name in ("messages", "conversations") if name in record]
         if more:
-            raise ValueError('both "messages" and "conversations" are there; keep one of them')
+            raise ValueError('the record has both "messages" and "conversations"; keep one of them')
         turns = record[name]
         if not isinstance(turns, list):
             raise ValueError(f'"{name}" is not a list of messages but {type(turns).__name__}')
         if not turns:
             raise ValueError(f'"{name}" has no messages; take the record out')
         if other := next((field for field in ("instruction", "output", "history", "input") if record.get(field)), None):
-            raise ValueError(f'both "{name}" and "{other}" are there; keep one form of the conversation')
+            raise ValueError(f'the record has both "{name}" and "{other}"; keep one form of the conversation')
         messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
         system = _field(record, "system")
         if system and messages[0]["role"] != "system":
@@ -89,7 +93,7 @@ def asking_conversation(messages: Sequence[Any], tools: Sequence[Mapping[str, An
 
 
 def trained_answers(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The places of answers that are trained on."""
+    """Returns the indices of answers that are trained on."""
     return [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
 
 
@@ -98,24 +102,27 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whether_to_train(record: Mapping[str, Any]) -> bool:
-    """What a record says of all its answers; ValueError where something stands beside the messages and would be
-    lost."""
+    """Returns whether a record's answers are trained on.
+
+    Raises:
+      ValueError: a field beside the messages would be lost, or two fields contradict each other.
+    """
     for name in (name for name in _MISPLACED if record.get(name)):
-        raise ValueError(f'"{name}" stands beside the messages; put it into the message that it is for, or take it out')
+        raise ValueError(f'"{name}" is outside the messages; move it into the message it belongs to, or remove it')
     for name in (name for name in _UNKNOWN if record.get(name)):
         raise ValueError(
-            f'"{name}" is not read; write "tools" and, in messages, "tool_calls" for functions, and take other options '
-            "of templates out"
+            f'"{name}" is not read; for functions use "tools" and, in messages, "tool_calls", and remove other options '
+            "of templates"
         )
-    if name := next((name for name in _NOT_TEXT if record.get(name)), None):
-        raise ValueError(f'"{name}" is not read: only text can be trained on; take the record out')
+    if media := next((name for name in _NOT_TEXT if record.get(name)), None):
+        raise ValueError(f'"{media}" is not read: only text can be trained on; remove the record')
     if masks := next((name for name in record if "mask" in name and name not in (*_TRAIN, *_SKIP)), None):
-        raise ValueError(f'"{masks}" is not read; to leave an answer out of the training, write "train": false into it')
+        raise ValueError(f'"{masks}" is not read; to exclude an answer from training, put "train": false into it')
     return _agreed(record)
 
 
 def _agreed(fields: Mapping[str, Any]) -> bool:
-    """What the fields _TRAIN and _SKIP say together; True where there is none of them."""
+    """Returns what the fields _TRAIN and _SKIP say together; True if there are none of them."""
     said = {name: _trained(fields, name) for name in (*_TRAIN, *_SKIP) if name in fields}
     if len({*said.values()}) > 1:
         raise ValueError(f"{' and '.join(said)} contradict each other about whether it is trained on")
@@ -123,10 +130,10 @@ def _agreed(fields: Mapping[str, Any]) -> bool:
 
 
 def _trained(fields: Mapping[str, Any], name: str) -> bool:
-    """What one of the fields _TRAIN and _SKIP says."""
+    """Returns whether one of the fields _TRAIN and _SKIP says to train on the answer."""
     value = fields[name]
     if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise ValueError(f'"{name}" is {value!r}; only 0, 1, true and false can be obeyed')
+        raise ValueError(f'"{name}" is {value!r}; it must be 0, 1, true or false')
     return bool(value) == (name in _TRAIN)
 
 
@@ -142,16 +149,16 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
     try:
         train = _wanted(fields, role)
         _check_answer(fields, role)
-        content = fields.pop("content" if "content" in fields else "value", None)
+        content: Any = fields.pop("content" if "content" in fields else "value", None)
         if "input" in fields:
-            raise ValueError('"input" is read beside "instruction", and not in a message; put it into the content')
+            raise ValueError('"input" is read only beside "instruction"; in a message, put it into the content')
         if content is None and not fields.get("tool_calls"):
             raise ValueError('it has neither "content" nor "tool_calls"')
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if isinstance(content, list):  # OpenAI's parts
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise ValueError(f"{where} has parts that are no text; only text can be trained on")
+            raise ValueError(f"{where} has parts that are not text; only text can be trained on")
         content = "".join(_string(part.get("text"), f"the text of a part of {where}") for part in content)
     message = fields | {"role": role, "content": "" if content is None else _string(content, where)}
     if not train:
@@ -160,19 +167,19 @@ def _message(turn: Any, number: int) -> dict[str, Any]:
 
 
 def _wanted(fields: dict[str, Any], role: str) -> bool:
-    """Whether a message, if it is an answer, is to be trained on; what says so is taken out of its fields."""
+    """Returns whether a message is trained on if it is an answer, and removes the fields that say so."""
     wanted, names = _agreed(fields), [name for name in (*_TRAIN, *_SKIP) if fields.pop(name, None) is not None]
     if role != "assistant" and wanted and names:
-        raise ValueError(f'"{names[0]}" says that it is to be trained on, but only answers can be')
+        raise ValueError(f'"{names[0]}" asks to train on it, but only answers can be trained on')
     if doubtful := next((name for name in fields if _LIKE_THESE.search(name)), None):
-        raise ValueError(f'"{doubtful}" is not read; to leave an answer out of the training, write "train": false')
+        raise ValueError(f'"{doubtful}" is not read; to exclude an answer from training, use "train": false')
     return role != "assistant" or wanted
 
 
 def _check_answer(fields: Mapping[str, Any], role: str) -> None:
     for name in ("tool_calls", "reasoning_content"):
         if fields.get(name) and role != "assistant":
-            raise ValueError(f'only an answer can have "{name}", and this is of the role {role}')
+            raise ValueError(f'only an answer can have "{name}", but the role is {role}')
     _string(fields.get("reasoning_content", ""), '"reasoning_content"')
     calls = fields.get("tool_calls", [])
     if not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
@@ -213,23 +220,23 @@ def _string(value: Any, where: str) -> str:
 
 def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     turns = messages[1:] if messages[0]["role"] == "system" else messages
-    while turns and turns[-1]["role"] in ("user", "tool"):  # what has no answer teaches nothing
+    while turns and turns[-1]["role"] in ("user", "tool"):  # an unanswered turn has nothing to train on
         messages, turns = messages[:-1], turns[:-1]
     roles = [turn["role"] for turn in turns]
     if "system" in roles:
-        raise ValueError("a system message stands behind others; it must be the first")
+        raise ValueError("a system message follows others; it must be the first")
     if not roles:
-        raise ValueError("no message is an answer; take the record out")
+        raise ValueError("no message is an answer; remove the record")
     if roles[0] != "user":
         first = "an answer" if roles[0] == "assistant" else "the result of a tool"
-        raise ValueError(f"the first message is {first}; put the question before it, or take the record out")
+        raise ValueError(f"the first message is {first}; put the question before it, or remove the record")
     for turn, (role, following) in zip(turns, pairwise(roles), strict=False):
         if role == following != "tool":
-            raise ValueError("questions and answers don't take turns; join messages of one role that follow each other")
+            raise ValueError("questions and answers don't alternate; join consecutive messages of the same role")
         if following == "tool" and role != "tool" and not turn.get("tool_calls"):
-            raise ValueError('a message of the role tool follows no answer with "tool_calls"')
+            raise ValueError('a message of the role tool does not follow an answer with "tool_calls"')
     for turn in turns:
         if not turn["content"].strip() and turn["role"] != "tool" and not turn.get("tool_calls"):
             what = "an answer" if turn["role"] == "assistant" else "a question"
-            raise ValueError(f"{what} is empty; mend the record or take it out")
+            raise ValueError(f"{what} is empty; fix the record or remove it")
     return messages

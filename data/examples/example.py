@@ -1,6 +1,7 @@
-"""Examples: what a model reads and what it must say. They are packed whole into rows by data/examples/packing.py.
+"""Defines an example (inputs and targets of a model) and a kind of examples.
 
-A kind of examples declares the arrays of its rows as channels (data/batch.py), beside those that all examples have.
+A kind declares any arrays beyond those of all examples as channels (data/batch.py). data/examples/packing.py packs
+examples into rows without splitting them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,24 +17,31 @@ CUT = "examples were longer than {} tokens and were cut"  # a note
 
 
 class LeftOut(ValueError):
-    """A record that no row has room for, or of which nothing is left; the message is a note (see Example)."""
+    """A record is skipped because it does not fit into a row or has nothing to train on; the message is a note."""
 
 
 class Example(NamedTuple):
-    """What a model reads, and what it must say at each token: a segment of a row."""
+    """A segment of a row: the tokens that a model reads, and its target at each token."""
 
     tokens: np.ndarray  # int32 [n]
-    targets: np.ndarray  # int32 [n]: the next token; a class; of a number the bits of its float32
-    marks: np.ndarray  # uint8 [n]: bits, TRAINED and CONTENT and those that the kind declares
-    source: np.ndarray | None = None  # int32 [m]: what an encoder reads
+    targets: np.ndarray  # int32 [n]: the next token, a class, or the bits of a float32 number
+    marks: np.ndarray  # uint8 [n]: bits TRAINED, CONTENT and those that the kind declares
+    source: np.ndarray | None = None  # int32 [m]: tokens of the encoder
     source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
-    notes: tuple[str, ...] = ()  # what was done to it; how often each occurs is printed
-    own: Mapping[str, np.ndarray] = {}  # [n], or of names 'encoder_...' [m]: what the kind declares, by name
+    notes: tuple[str, ...] = ()  # what was done to the example; the number of each note is printed
+    own: Mapping[str, np.ndarray] = {}  # the kind's own channels, [n]; those called 'encoder_...' are [m]
 
     @classmethod
     def of_ids(cls, ids, trained, content=False, source=None, source_content=False) -> "Example":
-        """Predict each id from those before it; the loss counts where `trained`, and what follows the last such id is
-        left out. `content` and `source_content` say which ids are (True or False: all, or none)."""
+        """Returns the example that predicts each id from those before it, cut after the last trained id.
+
+        Args:
+          ids: int [n + 1].
+          trained: which ids the loss counts, bool [n + 1].
+          content: which ids are content (data/batch.py, CONTENT), bool [n + 1], or one bool for all.
+          source: ids that the encoder reads, int [m]; None: there is no encoder.
+          source_content: the same for `source`.
+        """
         ids, trained = np.asarray(ids, np.int32), np.asarray(trained, bool)
         end = int(np.flatnonzero(trained)[-1]) + 1 if trained.any() else len(ids)
         marks = TRAINED * trained[1:end] | (CONTENT * np.broadcast_to(content, ids.shape))[: end - 1]
@@ -46,83 +54,87 @@ class Example(NamedTuple):
 
     @property
     def trained(self) -> np.ndarray:
-        """Where the loss counts, bool [n]."""
+        """Which tokens have a target that the loss counts, bool [n]."""
         return self.marks & TRAINED > 0
 
     def sizes(self) -> list[int]:
-        """Tokens on each side."""
+        """Returns the number of tokens of the decoder, and of the encoder if there is one."""
         return [len(self.tokens)] + ([] if self.source is None else [len(self.source)])
 
     def at(self, places: np.ndarray | slice) -> "Example":
-        """The example with these of its tokens and of all that goes along with them."""
+        """Returns the example with only these of its decoder tokens and their targets, marks and channels."""
         own = {name: values if is_encoders(name) else values[places] for name, values in self.own.items()}
         return self._replace(
             tokens=self.tokens[places], targets=self.targets[places], marks=self.marks[places], own=own
         )
 
     def source_at(self, places: np.ndarray | slice) -> "Example":
-        """The same of the encoder's tokens."""
+        """Returns the example with only these of its encoder tokens and their marks and channels."""
+        assert self.source is not None and self.source_marks is not None
         own = {name: values[places] if is_encoders(name) else values for name, values in self.own.items()}
         return self._replace(source=self.source[places], source_marks=self.source_marks[places], own=own)
 
 
 def is_encoders(name: str) -> bool:
-    """Whether a channel goes along with what an encoder reads."""
+    """Returns whether the channel called `name` goes with the encoder's tokens."""
     return name.startswith("encoder_")
 
 
 class Context(NamedTuple):
-    """What a kind of examples is encoded for."""
+    """What the encoding of a kind of examples depends on, beside the settings."""
 
     tokenizer: Tokenizer
     seq_len: int
     encoder: bool  # the model has an encoder beside its decoder
-    train: Callable[[], Iterator[dict]]  # the records of its kind to train on, as `parse` gave them
-    prefix: tuple[int, ...] = ()  # what each example, or its source, begins with
+    train: Callable[[], Iterator[dict]]  # yields the kind's training records, as `parse` returned them
+    prefix: tuple[int, ...] = ()  # ids that every example begins with; with an encoder, its source
 
 
 class Encoding(NamedTuple):
     """How the records of one source become examples."""
 
-    # Of a record; ValueError says what is wrong with it, LeftOut why it is skipped. A list is an example of several
-    # segments, which stay in one row and in their order; the kind then declares GROUPS, which says where they are.
+    # parsed record -> example; a ValueError says what is wrong with the record, LeftOut why it is skipped. A list is an
+    # example of several segments, which stay in one row and in this order; the kind must then declare GROUPS.
     encode: Callable[[dict], Example | list[Example]]
-    facts: Mapping[str, Any] = {}  # JSON that is kept with the rows (PreparedSource.facts)
-    warnings: tuple[str, ...] = ()  # what is odd about the records to train on, all together; printed
-    cut: Callable[[Example, int, int | None], Example] | None = None  # of each segment, in place of `cut` below
+    facts: Mapping[str, Any] = {}  # JSON that is stored with the rows (PreparedSource.facts)
+    warnings: tuple[str, ...] = ()  # what is odd about the training records as a whole; printed
+    cut: Callable[[Example, int, int | None], Example] | None = None  # shortens a segment; None: `cut` below
 
 
 class Kind(NamedTuple):
-    """One kind of source of examples, 'NAME:GLOB'; the table of them is data/examples/kinds.py."""
+    """A kind of examples, for sources 'NAME:GLOB'; data/examples/kinds.py has the table of all kinds."""
 
-    fields: Mapping[str, Any]  # of the config's block data.NAME, with their defaults
-    columns: tuple[str, ...]  # those of `fields` that `parse` depends on
-    check: Callable[[Mapping[str, Any]], None]  # settings -> DataError where a value can't be
-    # (record, settings) -> canonical JSON object; ValueError says what is wrong with the record and what to do
+    fields: Mapping[str, Any]  # the fields of the config's block data.NAME, with their defaults
+    columns: tuple[str, ...]  # the names of those `fields` that `parse` depends on
+    check: Callable[[Mapping[str, Any]], None]  # settings -> None; DataError if a value is not allowed
+    # (record, settings) -> canonical JSON object; a ValueError says what is wrong with the record and what to do
     parse: Callable[[Mapping[str, Any], Mapping[str, Any]], dict]
-    text: Callable[[dict], str]  # of a parsed record: what a tokenizer is trained on
-    # (settings, tokenizer, encoder) -> JSON on which, beside the records, examples depend; DataError where they can't
-    # be made with this tokenizer
+    text: Callable[[dict], str]  # parsed record -> text to train a tokenizer on
+    # (settings, tokenizer, encoder) -> JSON that changes when records are encoded differently; DataError if this
+    # tokenizer can't encode them
     identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
     encoding: Callable[[Mapping[str, Any], Context], Encoding]
-    # settings -> the channels of its rows beside those of all examples; one called 'targets' stands in place of theirs
+    # settings -> the kind's own channels; one called 'targets' replaces that of all examples
     channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
-    asking: Asking | None = None  # how a model is asked for an answer; None: there are none to grade
-    encoder: bool | None = (
-        None  # it is for models with an encoder beside their decoder alone, or without; None: for all
-    )
-    # settings -> whether there are words that carry no target, which augmentation may change
+    asking: Asking | None = None  # how a model is asked for an answer; None: there are no answers to grade
+    encoder: bool | None = None  # True: only for encoder-decoders; False: only for other models; None: for all
+    # settings -> whether some words carry no target, which augmentation may change
     augmentable: Callable[[Mapping[str, Any]], bool] = lambda settings: True
-    # (settings, its special tokens) -> DataError where a tokenizer that is trained here lacks what examples need
+    # (settings, special tokens) -> None; DataError if a tokenizer that is trained here lacks tokens that the kind needs
     check_trained: Callable[[Mapping[str, Any], Collection[str]], None] = lambda settings, specials: None
 
 
 def cut(example: Example, seq_len: int, begin: int | None) -> Example:
-    """The part of an example that fits into a row.
+    """Returns the part of an example that fits into a row.
 
-    The prompt is cut from the left: the last `seq_len` tokens stay, after the begin token where the example has one.
-    But a quarter of the row is the prompt's (less, where it is shorter), and what of the last answer is longer than the
-    rest loses its end. An encoder's source is a prompt too.
+    The prompt is cut from the left: the last `seq_len` tokens stay, after the begin token if the example has one. But
+    the prompt keeps a quarter of the row (less if it is shorter), and the end of a last answer that exceeds the rest is
+    cut. An encoder's source is cut like a prompt.
+
+    Args:
+      example: its own size may be anything.
+      seq_len: the most tokens to keep on each side.
+      begin: the token that begins a text; None: there is none.
     """
     n, source = len(example.tokens), example.source
     if source is not None:
@@ -137,12 +149,12 @@ def cut(example: Example, seq_len: int, begin: int | None) -> Example:
 
 
 def cut_prompt(ids: np.ndarray, length: int, begin: int | None) -> np.ndarray:
-    """At most the last `length` of ids [n], after the begin token where they have one."""
+    """Returns at most the last `length` of ids [n], after the begin token if they start with it."""
     return ids if len(ids) <= length else _keep_begin(ids, len(ids) - length, length, begin)
 
 
 def cut_end(ids: np.ndarray, length: int) -> np.ndarray:
-    """At most `length` of ids [n]: the first ones, and the last one, which ends them."""
+    """Returns at most `length` of ids [n]: the first ones, and the last one, which is the end token."""
     return ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]])
 
 
@@ -154,7 +166,7 @@ def _keep_begin(ids: np.ndarray, first: int, count: int, begin: int | None) -> n
 
 
 def prefixed(example: Example, prefix: Sequence[int]) -> Example:
-    """The example behind these tokens, which nothing has to be said at; an encoder reads them where there is one."""
+    """Returns the example with `prefix` before it, without targets; with an encoder, before its source."""
     before = lambda values, fill: np.concatenate([np.asarray(fill, values.dtype), values])
     nothing = [0] * len(prefix)
     fills = dict(tokens=prefix, targets=nothing, marks=nothing)
@@ -164,4 +176,5 @@ def prefixed(example: Example, prefix: Sequence[int]) -> Example:
     own = {
         name: before(values, nothing) if is_encoders(name) == side else values for name, values in example.own.items()
     }
-    return example._replace(own=own, **{name: before(getattr(example, name), fill) for name, fill in fills.items()})
+    values: dict[str, Any] = {name: before(getattr(example, name), fill) for name, fill in fills.items()}
+    return example._replace(own=own, **values)

@@ -1,6 +1,5 @@
-"""The kinds of sources of examples, by the name before the colon. What is none of them is text."""
+"""The table of kinds of examples, by the name before the colon of a source; all other sources are text."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from data.examples.example import Kind
 from data.read.records import RecordSource
 from data.settings import merged
 
-_PARSED = 2  # part of what names corpora of examples: raise it when `parse` makes something else of the same records
+_PARSED = 2  # part of the hash of example corpora: raise it when `parse` returns something else for the same records
 
 KINDS: dict[str, Kind] = {"chat": chat_examples.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
 
@@ -19,16 +18,16 @@ TEXT = "text"
 
 
 def kind_of(spec: str) -> str:
-    """The kind of a source by its spec, TEXT if it is no source of examples."""
+    """Returns the kind of a source by its spec, or TEXT if it does not hold examples."""
     name = spec.partition(":")[0]
     return name if name in KINDS and ":" in spec else TEXT
 
 
 def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
-    """The source of a spec 'KIND:GLOB'; `settings` are those of the config's block data.KIND."""
+    """Returns the source of a spec 'KIND:GLOB'; `settings` are the config's data.KIND."""
     name, _, pattern = spec.partition(":")
     kind = KINDS[name]
-    parse = functools.partial(kind.parse, settings=settings)
+    parse = lambda record: kind.parse(record, settings)
     return RecordSource(pattern, parse, [_PARSED, name, {column: settings[column] for column in kind.columns}])
 
 
@@ -40,14 +39,14 @@ def asked(data_config: Mapping[str, Any]) -> str:
 
 
 def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
-    """Those of the rows of a source of this kind; `settings` of all kinds, as `checked` gives them."""
+    """Returns the channels of a kind's rows; `settings` are those of all kinds, as `checked` returns them."""
     if kind == TEXT:
         return TEXT_CHANNELS
     return example_channels(KINDS[kind].channels(settings[kind]), encoder)
 
 
 def batch_channels(data_config: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:
-    """Those of the batches that the config's block `data` gives, where no text is corrupted.
+    """Returns the channels of batches for the config's `data` block, without those of corruption.
 
     Raises:
       DataError: two of its sources can't be in one batch.
@@ -57,16 +56,23 @@ def batch_channels(data_config: Mapping[str, Any], encoder: bool) -> tuple[Chann
 
 
 def check_encoder(kind: str, encoder: bool) -> None:
-    """DataError where examples of this kind are not for a model with (or without) an encoder beside its decoder."""
+    """Raises a DataError if examples of this kind don't suit the model; `encoder`: it is an encoder-decoder."""
     wanted = None if kind == TEXT else KINDS[kind].encoder
     if wanted is False and encoder:
-        raise DataError(f"Sources {kind}:GLOB are for decoders and encoders, and the model is an encoder-decoder.")
+        raise DataError(f"Sources {kind}:GLOB are for decoders and encoders, but the model is an encoder-decoder.")
     if wanted and not encoder:
-        raise DataError(f"Sources {kind}:GLOB are for encoder-decoders, and the model is none.")
+        raise DataError(f"Sources {kind}:GLOB are for encoder-decoders, but the model is not one.")
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of every kind, with defaults, from the config's block `data`."""
+    """Returns the settings of every kind, with defaults filled in.
+
+    Args:
+      given: the config's `data` block.
+
+    Raises:
+      DataError: a field is unknown or its value is not allowed.
+    """
     blocks = {}
     for name, kind in KINDS.items():
         blocks[name] = merged(given.get(name) or {}, kind.fields, f"data.{name}")
@@ -75,7 +81,11 @@ def checked(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def sources(data_config: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(spec, weight) of the config's block `data`: data.path first, then data.sources."""
+    """Returns (spec, weight) of each source in the config's `data` block: data.path first, then data.sources.
+
+    Raises:
+      DataError: data.sources are not pairs, or data.format is unknown.
+    """
     given, path, kind = data_config["sources"], data_config.get("path") or "", data_config.get("format") or "chat"
     try:
         pairs = [(str(spec), float(weight)) for spec, weight in given]

@@ -1,4 +1,4 @@
-"""What a model reads of a text to be labelled, of two or of words, and where it is asked for the labels."""
+"""Encodes a text, two texts or words for labelling, and finds the tokens at which labels are predicted."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,26 @@ from data.tokens.tokenizer import Tokenizer
 
 
 class Reading(NamedTuple):
-    """What a model reads of a text or of words, and where it is asked for their labels."""
+    """The ids of a text or of words, and the places of their labels."""
 
     ids: list[int]
-    places: list[int | None]  # the one of a text; that of each word, None: it is not asked
-    second: int | None = None  # where the second text begins
+    places: list[int | None]  # where labels are predicted: one place for a text, one per word; None: nowhere
+    second: int | None = None  # where the second text begins; None: there is one text
     lost: int = 0  # words without a token of their own
     whole: bool = True  # nothing was cut off
 
 
 class Reader:
-    """Texts, or words, as a model reads them; at most `length` ids, so that a long one loses its end."""
+    """Encodes texts and words for a model that labels them.
+
+    Args:
+      tokenizer: encodes the text.
+      read: where the label of a text is predicted, 'first' or 'last'.
+      length: the most ids of a text; the end of a longer one is cut.
+
+    Raises:
+      DataError: the special tokens alone exceed `length`.
+    """
 
     def __init__(self, tokenizer: Tokenizer, read: str, length: int):
         special = tokenizer.special
@@ -29,7 +38,11 @@ class Reader:
             raise DataError(f"Rows of {length} tokens have no room for a text beside the special tokens.")
 
     def text(self, text: str, pair: str | None = None) -> Reading:
-        """ValueError where there is nothing to ask at."""
+        """Returns the reading of a text, and of a second text if `pair` is given.
+
+        Raises:
+          ValueError: there is no token, or no room for two texts.
+        """
         first, other = self._tokenizer.encode(text), [] if pair is None else self._tokenizer.encode(pair)
         between = [] if pair is None else self._between
         room = self._room() - len(between)
@@ -44,21 +57,30 @@ class Reader:
         return Reading(ids, [place], None if pair is None else len(before), whole=whole)
 
     def words(self, words: list[str]) -> Reading:
-        """A word is asked at its first token, and not at all where it shares it with another one or has none."""
+        """Returns the reading of words: each has its place at its first token, if no other word shares that token."""
         ids, places = self._tokenizer.encode_words(words)
         alone = [place is not None and places.count(place) == 1 for place in places]
         room, first = self._room(), len(self._begin)
-        asked = [first + place if own and place < room else None for place, own in zip(places, alone, strict=True)]
+        asked = [
+            first + place if place is not None and own and place < room else None
+            for place, own in zip(places, alone, strict=True)
+        ]
         return Reading([*self._begin, *ids[:room], *self._end], asked, None, alone.count(False), len(ids) <= room)
 
     def _room(self) -> int:
-        """Ids beside the special ones."""
+        """Returns how many ids fit beside the special ones."""
         return self._length - len(self._begin) - len(self._end)
 
 
 def longest_first(first: int, other: int, room: int) -> tuple[int, int]:
-    """What is kept of two texts, in tokens: the longer one is cut first, both where neither leaves room for the other
-    (the tokenizers library's 'longest_first')."""
+    """Returns how many tokens of two texts are kept: the longer one is cut first, then both.
+
+    This is 'longest_first' of the tokenizers library.
+
+    Args:
+      first, other: their lengths, in tokens.
+      room: the most tokens of both together.
+    """
     shorter = min(first, other, room // 2)
     longer = min(max(first, other), room - shorter)
     return (shorter, longer) if first <= other else (longer, shorter)

@@ -1,18 +1,19 @@
-"""Labelled texts: a class or a number for a text (or for two), or a class for each word of a sentence.
+"""The kind `labels`: a class or a number for a text (or for two), or a class for each word of a sentence.
 
-    class    {"text": ..., "label": ...}, of any kind of file; `pair` names the field of a second text
+    class    {"text": ..., "label": ...}, in any kind of file; `pair` names the field of a second text
     number   the same, with a number as the label
-    token    {"tokens": [word, ...], "labels": [class or null, ...]}, of .jsonl or .json; null, NaN, -100 (as torch
-             ignores it) or an empty text: no label
+    token    {"tokens": [word, ...], "labels": [class or null, ...]}, in .jsonl or .json; null, NaN, -100 (which
+             PyTorch ignores) and an empty text mean "no label"
 
-A model reads [begin, text] and is asked at the last token, as transformers' own decoders that classify; a model that
-sees both ways reads the end token too and is asked at the first one ([CLS]). Of words it is asked at the first token of
-each. Two texts are read one behind the other, with what the tokenizer puts between them, or else its end; from the
-second on they have token type 1 (BERT).
+A decoder reads [begin, text] and predicts the label at the last token, like transformers' decoders for classification.
+A bidirectional model also reads the end token, and predicts the label at the first token ([CLS]). Labels of words are
+predicted at the first token of each word. Two texts are concatenated, with the tokenizer's own separator between them,
+or else its end token; from the second text on, the token type is 1 (BERT).
 
-The classes are those of the records to train on, sorted by name, or by value where all are integers. A text that is
-longer than a row loses its end, of two the longer one first. A word that has no token of its own (BERT's tokenizers
-leave nothing of a zero-width space) has no label, and a record without a labelled word is left out; both are counted.
+The classes are those of the training records, sorted by name, or by value if all of them are integers. The end of a
+text that is longer than a row is cut; of two texts, the longer one is cut first. A word without a token of its own
+(BERT's tokenizers drop a zero-width space) gets no label, and a record without a labelled word is skipped. Both are
+counted.
 """
 
 import re
@@ -34,11 +35,11 @@ KINDS = ("class", "token", "number")
 READ = ("last", "first")
 FIELDS = {
     "kind": "class",
-    "text": "",  # names of fields; '' is 'text' and 'label', for words 'tokens' and 'labels'
-    "label": "",
-    "pair": "",  # '': there is one text
-    "split": "",  # of the field that says 'train', 'validation' or 'test' (left out); '': data.validation decides
-    "read": "",  # where the label of a text is asked for, 'last' or 'first'; '': by the model's architecture
+    "text": "",  # name of the field; '': 'text', for words 'tokens'
+    "label": "",  # name of the field; '': 'label', for words 'labels'
+    "pair": "",  # name of the field; '': there is one text
+    "split": "",  # name of the field with 'train', 'validation' or 'test' (skipped); '': data.validation decides
+    "read": "",  # the token at which a text's label is predicted, 'last' or 'first'; '': by the model's architecture
 }
 _SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _MOST_CLASSES = 4096  # a confusion matrix has as many rows and columns
@@ -62,7 +63,7 @@ def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
     if settings["split"]:
         given = str(field(record, settings["split"], "data.labels.split"))
         if given not in _SPLITS:
-            raise ValueError(f"field {settings['split']!r} is {given!r}, and must be one of {', '.join(_SPLITS)}")
+            raise ValueError(f"field {settings['split']!r} is {given!r}, but must be one of {', '.join(_SPLITS)}")
         parsed["split"] = _SPLITS[given]
     name = settings["label"] or ("labels" if settings["kind"] == "token" else "label")
     label = field(record, name, "data.labels.label")
@@ -90,8 +91,8 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
             return int(np.float32(label).view(np.int32))
         if label not in ids_of:
             raise ValueError(
-                f"the label {label!r} does not occur in training, where there are {_some(ids_of)}; mend it, or see "
-                "that training has it too"
+                f"the label {label!r} does not occur in training, where there are {_some(ids_of)}; fix it, or add "
+                "training records with it"
             )
         return ids_of[label]
 
@@ -107,7 +108,7 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
         marks[len(marks) if found.second is None else found.second :] |= SECOND
         for place, label in labelled:
             targets[place], marks[place] = target(label), marks[place] | TRAINED
-        notes = ("words have no token of their own, so no label is learnt of them",) * found.lost
+        notes = ("words have no token of their own and get no label",) * found.lost
         notes += () if found.whole else (CUT.format(seq_len),)
         return Example(np.array(found.ids, np.int32), targets, marks, notes=notes)
 
@@ -121,7 +122,7 @@ def _channels(settings: Mapping[str, Any]) -> tuple[Channel, ...]:
 
 
 def _facts(kind: str, records: Iterable[dict]) -> dict:
-    """What is kept of the labels to train on: names and counts of the classes, or the mean of the numbers."""
+    """Returns what is stored about the training labels: names and counts of the classes, or the mean of the numbers."""
     if kind == "number":
         labels = [record["label"] for record in records]
         return {"kind": kind, "mean": float(np.mean(labels)) if labels else 0.0}
@@ -132,22 +133,22 @@ def _facts(kind: str, records: Iterable[dict]) -> dict:
     names = sorted(counts, key=_numerically if integers else str)
     if not 2 <= len(names) <= _MOST_CLASSES:
         raise DataError(
-            f"The labels to train on have {len(names)} different values ({_some(names)}), and classes are 2 to "
-            f"{_MOST_CLASSES}. Is config.data.labels.label the right field?"
+            f"The training labels have {len(names)} different values ({_some(names)}), but there must be 2 to "
+            f"{_MOST_CLASSES} classes. Is config.data.labels.label the right field?"
             + (" For numbers set config.data.labels.kind to 'number'." if kind == "class" else "")
         )
     return {"kind": kind, "names": names, "counts": [counts[name] for name in names]}
 
 
 def _numerically(name: str) -> tuple:
-    """A sort key for integers of any length: Python's int refuses text of more than 4,300 digits."""
+    """Returns a sort key for integers of any length, because int() refuses text of more than 4,300 digits."""
     digits = name.lstrip("-")
     order = (len(digits), digits)
     return (1, *order) if digits == name else (0, -len(digits), [-int(digit) for digit in digits])
 
 
 def _alike(counts: Mapping[str, int]) -> Iterator[str]:
-    """What to say of classes whose names differ by case, spaces, forms of characters or spellings of a number alone."""
+    """Yields a warning for classes whose names differ only in case, spaces, Unicode forms or spelling of a number."""
     groups: dict[str, list[str]] = {}
     for name in counts:
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -157,11 +158,11 @@ def _alike(counts: Mapping[str, int]) -> Iterator[str]:
     for names in groups.values():
         if len(names) > 1:
             listed = ", ".join(f"{name!r} ({counts[name]:,} times)" for name in names)
-            yield f"these labels count as different classes; write them alike if they are meant to be one: {listed}"
+            yield f"these labels count as different classes; spell them alike if they should be one class: {listed}"
 
 
 def num_scores(facts: Mapping[str, Any]) -> int:
-    """How many scores a model gives for labels of which these `facts` (PreparedSource.facts) were kept."""
+    """Returns how many scores a model predicts for labels with these `facts` (PreparedSource.facts)."""
     return len(facts["names"]) if "names" in facts else 1
 
 
@@ -180,5 +181,5 @@ KIND = Kind(
     encoding=_encoding,
     channels=_channels,
     encoder=False,
-    augmentable=lambda settings: settings["kind"] != "token",  # of those every word is asked for its label
+    augmentable=lambda settings: settings["kind"] != "token",  # where every word has a label to predict
 )

@@ -1,10 +1,13 @@
-"""Packing of examples: each is a segment of its own in a row, so that nothing leaks between them, or several that stay
-beside each other, and is never cut over rows.
+"""Packs examples into rows without splitting any of them over rows.
 
-Examples are taken in groups of bounded size; in a group the longest come first, and each goes to the fullest row that
-has room for it (best fit decreasing), which leaves little padding and is the same each time.
+Each example is its own segment, so that attention can't leak between examples; an example of several segments keeps
+them next to each other.
 
-On disk a row is one ArrayRecord record as in data/rows/pack.py, of more channels, all `seq_len` long (data/batch.py).
+Examples are packed in groups of bounded size. Within a group the longest come first, and each goes to the fullest row
+that has room for it (best fit decreasing). This leaves little padding and is deterministic.
+
+On disk a row is one ArrayRecord record as in data/rows/pack.py, with more channels, each `seq_len` long
+(data/batch.py).
 
 B rows, C channels, T = seq_len, N examples, S sides (1, or 2 with an encoder).
 """
@@ -20,26 +23,32 @@ from data.batch import BASE, GROUPS, MARKS, TRAINED, Channel, DataError, stored,
 from data.examples.example import CUT, Context, Encoding, Example, LeftOut, cut, is_encoders, prefixed
 from data.rows.pack import row_dtype, write_rows
 
-# Examples that are packed together: so many of them, or of their tokens, which bounds memory (by 9 bytes a token).
+# A group ends at this many examples or tokens, which bounds memory (9 bytes per token).
 GROUP, GROUP_TOKENS = 8192, 1 << 24
-BLOCK_TOKENS = 1 << 20  # of rows that are handed over together
+BLOCK_TOKENS = 1 << 20  # size of a block of rows, in tokens
 
 
 class Counts(NamedTuple):
-    """What was packed of a split."""
+    """What was packed from a split."""
 
     rows: int
     tokens: int  # that a model reads, on both sides
-    targets: int  # of these with weight
+    targets: int  # tokens whose target the loss counts
     notes: Mapping[str, int]  # what was done to examples, and how often
-    unknown: int  # tokens that stand for text the vocabulary has none for
+    unknown: int  # unknown tokens, which replace text that the vocabulary can't express
 
 
 def pack(
     examples: Iterable[Example | list[Example]], seq_len: int, channels: Sequence[Channel], dtype: np.dtype
 ) -> Iterator[np.ndarray]:
-    """Yields blocks of rows [B, C, T] that hold all examples; none may be longer than `seq_len` on any side, a list of
-    segments all together."""
+    """Yields blocks of rows [B, C, T] that hold all examples.
+
+    Args:
+      examples: each at most `seq_len` tokens long on each side; for a list of segments, all of them together.
+      seq_len: length of a row, in tokens.
+      channels: those of the rows.
+      dtype: of the rows.
+    """
     count = max(BLOCK_TOKENS // seq_len, 1)
     for group in _groups(map(segments_of, examples)):
         place = best_fit(np.array([_sizes(segments) for segments in group]), seq_len)
@@ -51,7 +60,7 @@ def pack(
 
 
 def segments_of(found: Example | list[Example]) -> list[Example]:
-    """The segments of an example (data/examples/example.py, `Encoding.encode`)."""
+    """Returns the segments of an example (data/examples/example.py, `Encoding.encode`)."""
     return [found] if isinstance(found, Example) else found
 
 
@@ -72,7 +81,7 @@ def _groups(examples: Iterable[list[Example]]) -> Iterator[list[list[Example]]]:
 
 
 def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[list[Example]], channels: Sequence[Channel]) -> None:
-    """Writes each example into its row of `rows`, behind those before it."""
+    """Writes each example into its row of `rows`, after the examples that are already there."""
     place_of = {channel.name: i for i, channel in enumerate(stored(channels))}
     dtype_of = {channel.name: channel.dtype for channel in channels}
     encoder, grouped = "encoder_tokens" in place_of, GROUPS[0] in channels
@@ -93,15 +102,19 @@ def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[list[Example]]
             parts = [slice(begin, begin + size) for begin, size in zip(used[row], sizes, strict=True)]
             for name, values in arrays.items():
                 rows[row, place_of[name], parts[is_encoders(name)]] = values
-            for part, marks in zip(parts, (segment.marks, segment.source_marks), strict=True):  # of both sides
+            for part, marks in zip(parts, (segment.marks, segment.source_marks), strict=True):  # both sides share it
                 if marks is not None:
                     rows[row, place_of[MARKS.name], part] |= marks
             used[row] += sizes
 
 
 def best_fit(sizes_NS: np.ndarray, seq_len: int) -> np.ndarray:
-    """Which row each of N examples goes to, int [N]: longest first, each into the fullest row that has room for all of
-    its sides."""
+    """Returns the row of each example, int [N]: longest first, each into the fullest row with room for all its sides.
+
+    Args:
+      sizes_NS: tokens of each example on each side.
+      seq_len: length of a row, in tokens.
+    """
     left = np.full_like(sizes_NS, seq_len)
     place = np.empty(len(sizes_NS), int)
     opened = 0
@@ -123,17 +136,24 @@ def pack_records(
     spec: str,
     folder: Path,
 ) -> Counts:
-    """Writes the packed examples of (where, parsed record).
+    """Encodes records, writes them packed, and returns their counts.
+
+    Args:
+      records: (where it was found, parsed record) of each.
+      encoding: that of their kind.
+      context: what they are encoded for.
+      channels: those of the rows.
+      spec: the source, for error messages.
+      folder: where the rows are written.
 
     Raises:
-      DataError: a record can't become an example, or nothing of it would be trained; it names the record. Or all of
-        them are left out.
+      DataError: a record can't be encoded or has nothing to train on (the message names it), or all are skipped.
     """
     ids = max(context.tokenizer.vocab_size, *(i + 1 for i in context.prefix), 0)
     dtype = np.dtype("<u4") if wide(channels) else row_dtype(ids, context.seq_len)
     begin, unknown_id = context.tokenizer.special.begin, context.tokenizer.unknown_id
     tokens = targets = unknown = 0
-    notes = Counter()
+    notes: Counter[str] = Counter()
 
     def examples() -> Iterator[list[Example]]:
         nonlocal tokens, targets, unknown
@@ -143,7 +163,7 @@ def pack_records(
                 _check(example, channels)
                 length = _longest(example, context)
             except LeftOut as why:
-                notes[f"{why}, and are left out"] += 1
+                notes[f"{why}, and are skipped"] += 1
                 continue
             except ValueError as error:
                 raise DataError(f"{spec}, {where}: {error}.") from error
@@ -169,25 +189,25 @@ def pack_records(
 
 
 def _check(example: Sequence[Example], channels: Sequence[Channel]) -> None:
-    """ValueError where nothing of an example would be trained, or it has not what its kind declares."""
+    """Raises a ValueError if an example has nothing to train on, or lacks a channel that its kind declares."""
     if not any(segment.trained.any() for segment in example):
-        raise ValueError("nothing in it would be trained: its answer is empty. Mend it or take it out")
+        raise ValueError("there is nothing to train on, because its answer is empty; fix it or remove it")
     known = {channel.name for channel in BASE}
     declared = {channel.name for channel in stored(channels)} - known
     groups = {channel.name for channel in GROUPS}
     if len(example) > 1 and not groups <= declared:
         raise ValueError(
-            f"it has {len(example)} segments, and its kind does not declare {' and '.join(sorted(groups))}"
+            f"it has {len(example)} segments, but its kind does not declare {' and '.join(sorted(groups))}"
         )
     for segment in example:
         if {*segment.own} != declared - groups:
             raise ValueError(
-                f"it brings the channels {sorted(segment.own)}, and its kind declares {sorted(declared - groups)}"
+                f"it has the channels {sorted(segment.own)}, but its kind declares {sorted(declared - groups)}"
             )
 
 
 def _longest(example: Sequence[Example], context: Context) -> int:
-    """How long its segments may be, so that they and their prefixes fit into one row: the longest are cut first."""
+    """Returns the length to cut segments to, so that all of them and their prefixes fit into one row."""
     room = context.seq_len - len(example) * len(context.prefix)
     length = min(_level(side, room) for side in zip(*(segment.sizes() for segment in example), strict=True))
     if length < 1:
@@ -196,20 +216,21 @@ def _longest(example: Sequence[Example], context: Context) -> int:
 
 
 def _level(sizes: Sequence[int], room: int) -> int:
-    """The largest length at which these sizes, those above cut down to it, fit into `room` together."""
+    """Returns the largest length such that `sizes`, each cut to it, fit into `room` together."""
     left = room
     for i, size in enumerate(sorted(sizes)):
         if size > (share := left // (len(sizes) - i)):
             return share
         left -= size
-    return room  # all of them are whole
+    return room  # none of them is cut
 
 
 def widened(rows: np.ndarray, own: Sequence[Channel], channels: Sequence[Channel]) -> np.ndarray:
-    """Rows [B, C, T] of a source's `own` channels as rows of these `channels`.
+    """Returns rows [B, C, T] of a source's `own` channels as rows of `channels`.
 
-    What the source does not bring is 0 there; but all text that is no padding is marked as trained. So no encoder reads
-    anything in a row of text; for one, text is corrupted (data/rows/corrupt.py)."""
+    Channels that the source lacks are 0, except that all text is marked as trained. So an encoder would read nothing in
+    a row of text; span corruption gives it something to read (data/rows/corrupt.py).
+    """
     if own == channels:
         return rows
     place = {channel.name: i for i, channel in enumerate(stored(channels))}

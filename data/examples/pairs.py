@@ -1,10 +1,11 @@
-"""Pairs of texts: translation, summarization, question answering, whatever is one text for another.
+"""The kind `pairs`: translation, summarization, question answering and other tasks from one text to another.
 
-An encoder reads [prefix + source, end], and its decoder says [target, end], as in T5 (arXiv:1910.10683, section 2.4). A
-decoder alone reads [begin, prefix + source, newline] before the target, and the loss counts on target and end alone.
+An encoder reads [prefix + source, end], and its decoder predicts [target, end], as in T5 (arXiv:1910.10683, section
+2.4). A decoder-only model reads [begin, prefix + source, newline] before the target, and the loss counts only target
+and end.
 
-A source that is too long loses its end, as in transformers' scripts for translation and summarization: prefix and start
-stay.
+A source that is too long keeps its prefix and start, and loses its end, as in transformers' scripts for translation and
+summarization.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,13 @@ from data.examples.asking import Asking, Prompts
 from data.examples.example import Context, Encoding, Example, Kind, cut_end
 from data.read.records import field
 from data.tokens.templates import Message
-from data.tokens.tokenizer import Tokenizer
+from data.tokens.tokenizer import Inputs, Tokenizer
 
 FIELDS = {"source": "source", "target": "target", "prefix": ""}
 
 
-def inputs(
-    tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool
-) -> dict[str, list[list[int]] | None]:
-    """As `Tokenizer.inputs`: what stands before the target of each text."""
+def inputs(tokenizer: Tokenizer, settings: Mapping[str, Any], texts: Sequence[str], encoder: bool) -> Inputs:
+    """Returns `prompts` and `sources` of model.decode.generate, up to the target of each source in `texts`."""
     read = [_read(tokenizer, settings, text, encoder)[0] for text in texts]
     if not encoder:
         return {"prompts": read, "sources": None}
@@ -33,7 +32,7 @@ def inputs(
 
 
 def _read(tokenizer: Tokenizer, settings: Mapping[str, Any], text: str, encoder: bool) -> tuple[list, list[bool]]:
-    """What is read of a source, and which of these ids are its own."""
+    """Returns the ids before a target, and which of them are the source's own text."""
     parts = [(settings["prefix"], False), (text, True), ("" if encoder else "\n", False)]
     ids, content = tokenizer.encode_parts(parts)
     if encoder:
@@ -48,7 +47,7 @@ def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
         if not isinstance(text, str):
             raise ValueError(f"field {settings[side]!r} is not a string but {type(text).__name__}")
         if not text.strip():
-            raise ValueError(f"field {settings[side]!r} is empty; mend the record or take it out")
+            raise ValueError(f"field {settings[side]!r} is empty; fix the record or remove it")
     return pair
 
 
@@ -82,12 +81,14 @@ def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
 
 
 def _cut(example: Example, seq_len: int, begin: int | None) -> Example:
-    """The part that fits into a row: the source loses its end, for a decoder down to a quarter of the row, and then the
-    target loses its own."""
+    """Returns the part that fits into a row: the source's end is cut, then the target's end.
+
+    Without an encoder, the source keeps at least a quarter of the row.
+    """
     if example.source is not None:
         example = example.source_at(cut_end(np.arange(len(example.source)), seq_len))
     target = int(example.trained.sum())
-    read = len(example.tokens) - target + 1  # with the token at which the target begins
+    read = len(example.tokens) - target + 1  # up to the token that predicts the target's first one
     said = min(target, seq_len + 1 - min(read, max(seq_len // 4, 1)))
     kept = min(read, seq_len + 1 - said)
     return example.at(np.r_[: kept - 1, read - 1 : read - 1 + said])
@@ -104,7 +105,7 @@ def _question_of_messages(messages: Sequence[Message], tools: Sequence[Mapping[s
 
 
 def _prompts(settings: Mapping[str, Any], tokenizer: Tokenizer, questions: Sequence[str], encoder: bool) -> Prompts:
-    """A question is the source of a pair, a text."""
+    """Returns the prompts of questions, each of which is the source of a pair."""
     return Prompts(**inputs(tokenizer, settings, questions, encoder), ends=tokenizer.special.end, keeps_start=True)
 
 

@@ -1,10 +1,10 @@
-"""Whether files have changed since they were read, without reading all of them again.
+"""Detects whether files have changed since they were read, without reading all of them again.
 
-A change is noticed where a file's size or its modification time is another one, and, should both be the same (as after
-`rsync --times`, or a restored backup), where a hash of its content is: of all of it up to 1 MiB, beyond that of 16
-blocks of 64 KiB, spread evenly from its first byte to its last. So what is not noticed is a change of a larger file
-between those blocks that leaves size and time as they were. A start reads 4 GiB at the most: of more than 4,096 files
-only so many are hashed, spread evenly.
+A change shows in a file's size, its modification time, or a hash of its content. The hash catches changes that keep
+size and time (after `rsync --times`, or in a restored backup). It covers files of up to 1 MiB completely, and of larger
+files 16 blocks of 64 KiB, spread evenly from the first byte to the last. So the only undetected change is one of a
+larger file between those blocks that keeps size and time. A start reads at most 4 GiB: of more than 4,096 files, only
+that many are hashed, spread evenly.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ _HASHED_FILES = 1 << 12
 
 
 def of_files(files: Sequence[Path]) -> list[list]:
-    """Path, size, modification time and hash of each file; JSON.
+    """Returns the path, size, modification time and hash of each file, as JSON.
 
     Raises:
-      DataError: one of them can't be read any more; it is named.
+      DataError: a file can no longer be read; the message names it.
     """
     every = -(-len(files) // _HASHED_FILES) or 1
     return [_of_file(file, hashed=i % every == 0) for i, file in enumerate(files)]
@@ -34,7 +34,7 @@ def _of_file(file: Path, hashed: bool) -> list:
         facts = [os.path.abspath(file), stat.st_size, stat.st_mtime_ns]
         return [*facts, _sampled(file, stat.st_size)] if hashed else facts
     except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror}. Bring it back, or leave it out.") from None
+        raise DataError(f"{file} can't be read: {error.strerror}. Restore it, or leave it out.") from None
 
 
 def _sampled(file: Path, size: int) -> str:

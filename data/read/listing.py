@@ -1,10 +1,10 @@
-"""Which files a path, a folder or a glob means, each real file once.
+"""Lists the files of a path, a folder or a glob, each real file once.
 
-Symbolic links are followed. A file that several paths lead to is read once. Its document is named by the path that
-needs no link where there is one, else by the first in alphabetical order: a link that is added later renames no
-document, and so moves none from training to what is held out. (The path must say that the file can be read: caches of
-downloads name files by a hash, and links to them by their kind.) Whatever was found and is not read has a reason, in
-`Listing.unread`.
+Symbolic links are followed, and a file with several paths is read once. Its document is named by the path without links
+if there is one, else by the first path in alphabetical order. So a link that is added later renames no document, and
+moves none from training to the held-out split. (Only paths with a known suffix count, because download caches name
+files by a hash and put the suffix on links to them.) `Listing.unread` gives a reason for everything that was found and
+is not read.
 """
 
 import fnmatch
@@ -19,38 +19,42 @@ from typing import NamedTuple
 
 from data.batch import DataError
 
-# Why something is not read.
-_NOWHERE = "links that lead nowhere"
-_AGAIN = "paths to what another path has led to"
+# Reasons why something is not read.
+_NOWHERE = "broken links"
+_AGAIN = "further paths to files or folders that are read"
 _SPECIAL = "neither files nor folders"
-_FOLDERS = "folders, as the pattern has no **"
+_FOLDERS = "folders, because the pattern has no **"
 
 
 class Listing(NamedTuple):
-    name: str  # of the data, made of the last part of its path
-    root: Path  # what names of documents are relative to
+    """The files to read."""
+
+    name: str  # of the source, made from the last part of its path
+    root: Path  # names of documents are relative to it
     files: list[Path]  # in the order of their names
-    unread: dict[str, list[Path]]  # why -> what was found and is not read
+    unread: dict[str, list[Path]]  # reason -> paths that were found and are not read
 
     def notes(self) -> list[str]:
-        """A line for each reason, for a person to read."""
+        """Returns a line for each reason, for a person to read."""
         return [f"not read: {why} ({len(paths):,}): {_first(paths)}" for why, paths in self.unread.items()]
 
 
 def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing:
-    """The files of a path, a folder (with all that is in it) or a glob.
+    """Returns the files of a path, a folder (with everything in it) or a glob.
 
     Args:
-      suffixes: in lower case, of the kinds that can be read; names may have them in upper case.
-      elsewhere: a sentence on who reads files of other kinds.
+      pattern: the path, folder or glob.
+      suffixes: those of the files that can be read, in lower case; a file's own suffix may be in upper case.
+      elsewhere: a sentence on which source reads files of other kinds.
 
     Raises:
-      DataError: there are none, one that is named or matched is of another kind, or a folder can't be listed.
+      DataError: there are no files, a named or matched file is of another kind, or a folder can't be listed.
     """
     if not pattern:
         raise DataError("A data source has an empty path (a variable in the command may not be set).")
     pattern = os.path.expanduser(pattern)
-    path, unread = Path(pattern), defaultdict(list)
+    path = Path(pattern)
+    unread: defaultdict[str, list[Path]] = defaultdict(list)
     whole_folder = path.is_dir()
     if path.is_file():
         root, found = path.parent, [path]
@@ -61,7 +65,7 @@ def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         found = list(_matches(root, path.parts[len(root.parts) :], unread)) if root.is_dir() else []
     elif path.is_symlink():
-        raise DataError(f"{pattern} is a link to {os.readlink(pattern)}, where there is nothing to read.")
+        raise DataError(f"{pattern} is a link to {os.readlink(pattern)}, which does not exist.")
     else:
         raise DataError(f"There is no file or folder {pattern}.")
     can_read = lambda file: file.name.lower().endswith(tuple(suffixes))
@@ -82,7 +86,7 @@ def find_files(pattern: str, suffixes: Sequence[str], elsewhere: str) -> Listing
 def _real_files(
     found: Sequence[Path], root: Path, can_read: Callable[[Path], bool], unread: dict, recursive: bool
 ) -> list[Path]:
-    """The files among `found`, each real one by its best path, in the order of their names."""
+    """Returns the files among `found`, each real one under its best path, in the order of their names."""
     paths = defaultdict(list)
     for path in dict.fromkeys(found):
         if os.path.isfile(path):
@@ -92,7 +96,7 @@ def _real_files(
         else:
             unread[_NOWHERE if path.is_symlink() else _SPECIAL].append(path)
     name = lambda file: file.relative_to(root).as_posix()
-    # In caches of downloads a link has the name that tells its kind, and the file itself is named by a hash.
+    # In download caches the link has the suffix, and the file itself is named by a hash.
     rank = lambda file: (not can_read(file), _by_link(file, root), name(file))
     files = []
     for same in paths.values():
@@ -110,21 +114,24 @@ def _by_link(file: Path, root: Path) -> bool:
 
 
 def _identity(path: Path) -> object:
-    """The same for all paths to one file or folder."""
+    """Returns a value that all paths to one file or folder share."""
     stat = path.stat()
-    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)  # some network drives have no numbers
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)  # some network drives have no inodes
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
-        raise DataError(f"The folder {folder} can't be listed: {error.strerror}. Allow it, or leave it out.") from None
+        raise DataError(
+            f"The folder {folder} can't be listed: {error.strerror}. Change its permissions, or leave it out."
+        ) from None
 
 
 def _folders(start: Path, wanted: Callable[[str], bool], unread: dict) -> Iterator[Path]:
-    """The folder `start` and all below it, each real one once, those that only links lead to last."""
-    plain, linked, seen = deque([start]), deque(), set()
+    """Yields the folder `start` and all folders below it, each real one once, and those behind links last."""
+    plain, linked = deque([start]), deque[Path]()
+    seen = set()
     while plain or linked:
         folder = (plain or linked).popleft()
         identity = _identity(folder)
@@ -139,7 +146,7 @@ def _folders(start: Path, wanted: Callable[[str], bool], unread: dict) -> Iterat
 
 
 def _matches(path: Path, parts: Sequence[str], unread: dict) -> Iterator[Path]:
-    """What the parts of a glob match below `path`, as glob.glob does with recursive=True, but no loop."""
+    """Yields what the parts of a glob match below `path`, as glob.glob(recursive=True), but without loops."""
     if not parts:
         yield path
         return
@@ -163,11 +170,13 @@ def _first(paths: Sequence[Path]) -> str:
 
 
 def document_name(file: Path, root: Path) -> str:
-    """A file's name, the same on every machine. One that isn't UTF-8 is spelled out, so that it can be hashed and
-    written like others."""
+    """Returns a file's name relative to `root`, the same on every machine.
+
+    Bytes that are not UTF-8 are escaped, so that the name can be hashed and written like any other.
+    """
     return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def slug(text: str) -> str:
-    """A name for folders and metrics."""
+    """Returns a name for folders and metrics."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "text"

@@ -1,13 +1,13 @@
-"""Records with named fields, from files: where examples come from.
+"""Reads records with named fields from files, for examples.
 
-    .csv         a line of column names, then a record a line; a quoted field may hold line breaks
-    .tsv         the same with tabs; whether fields are quoted shows in the file (data/read/tables.py)
-    .jsonl       an object a line
+    .csv         a line of column names, then one record per line; a quoted field may contain line breaks
+    .tsv         the same with tabs; the file shows whether fields are quoted (data/read/tables.py)
+    .jsonl       one object per line
     .json        an array of objects
 
-Each may end in `.gz` or `.zst`. All is read as UTF-8. A record that can't be read, or that isn't what its source is
-for, is skipped and kept in `BadLines` with file and line (in a JSON array: the item's number); a file as a whole that
-can't be read is an error.
+Each may also end in `.gz` or `.zst`. All files are read as UTF-8. A record that can't be read, or is not of its
+source's kind, is skipped and recorded in `BadLines` with file and line (in a JSON array: the number of the item). A
+file that can't be read at all is an error.
 """
 
 import json
@@ -25,8 +25,16 @@ SUFFIXES = tuple(kind + packed for kind in (*DELIMITERS, ".jsonl", ".json") for 
 
 
 class MissingField(ValueError):
-    """A record has no field of the name that is asked for: `what` says so, and the message also what to do in a config,
-    whose field `setting` gives the name."""
+    """A record lacks a field.
+
+    Attributes:
+      what: says so; the message also says what to do.
+
+    Args:
+      name: the field.
+      record: the record without it.
+      setting: the config field that names the field.
+    """
 
     def __init__(self, name: str, record: Mapping[str, Any], setting: str):
         self.what = f"no field {name!r}, only {', '.join(map(str, record)) or '(none)'}"
@@ -34,12 +42,13 @@ class MissingField(ValueError):
 
 
 class RecordSource:
-    """The records of files as documents, each one canonical JSON object; a `Source` (data/read/documents.py).
+    """A `Source` (data/read/documents.py) of records, each a document with one canonical JSON object.
 
     Args:
-      parse: record -> JSON object; its ValueError says what is wrong with the record. "split" in it is 'train',
-        'validation' or 'test', where the record itself says so.
-      settings: on which, beside the files, the result of `parse` depends; JSON.
+      pattern: the files, as in `find_files`.
+      parse: record -> JSON object; a ValueError says what is wrong with the record. If the record names its split,
+        "split" in the object is 'train', 'validation' or 'test'.
+      settings: JSON that the result of `parse` depends on, beside the files.
     """
 
     def __init__(self, pattern: str, parse: Callable[[Mapping[str, Any]], dict], settings: Any):
@@ -52,7 +61,7 @@ class RecordSource:
         return [self._settings, *fingerprints.of_files(self._files)]
 
     def fetch(self) -> None:
-        """Local files are here."""
+        """Does nothing, because the files are local."""
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
@@ -62,12 +71,12 @@ class RecordSource:
                 try:
                     parsed = self._parse(record)
                     split = parsed.pop("split", None)
-                    # Inside its fields the order stays: chat templates write out what tools are given as.
+                    # Only the top level is sorted: chat templates write tools out, so the order in fields matters.
                     text = json.dumps(dict(sorted(parsed.items())), ensure_ascii=False)
-                    text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
+                    text.encode()  # raises a ValueError for lone surrogates, which JSON allows and UTF-8 does not
                 except ValueError as error:
                     if isinstance(error, MissingField) and compressed.plain_suffix(file) in DELIMITERS:
-                        # All lines of a table lack it.
+                        # Every line of a table lacks the column.
                         raise DataError(f"{file}, line 1: {error}.") from error
                     bad.add(f"{file}, {where}", str(error))
                     continue
@@ -76,7 +85,13 @@ class RecordSource:
 
 
 def read_file(file: Path, bad: BadLines) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ('line 3', record) of one file; 'item 3' of a JSON array. What is no record goes to `bad`."""
+    """Yields ('line 3', record) for each record of a file, or ('item 3', record) for a JSON array.
+
+    Anything that is not a record goes to `bad`.
+
+    Raises:
+      DataError: the file can't be read at all.
+    """
     kind = compressed.plain_suffix(file)
     if kind in DELIMITERS:
         yield from read_table(file, DELIMITERS[kind], bad)
@@ -101,7 +116,7 @@ def _array(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
     try:
         items = json.loads(stream.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        hint = "; if it holds an object a line, name it .jsonl" if error.msg == "Extra data" else ""
+        hint = "; if it holds one object per line, name it .jsonl" if error.msg == "Extra data" else ""
         raise DataError(
             f"{file}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}){hint}."
         ) from error
@@ -109,18 +124,18 @@ def _array(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{file} can't be read as JSON: {error}.") from error
     if not isinstance(items, list):
         raise DataError(
-            f"{file}: a JSON array of objects is expected, not {type(items).__name__}; a file of one object a line is "
-            "named .jsonl."
+            f"{file} must be a JSON array of objects, not {type(items).__name__}; name a file with one object per line "
+            ".jsonl."
         )
     for number, item in enumerate(items, 1):
         if isinstance(item, dict):
             yield f"item {number}", item
         else:
-            bad.add(f"{file}, item {number}", f"a JSON object is expected, not {type(item).__name__}")
+            bad.add(f"{file}, item {number}", f"it must be a JSON object, not {type(item).__name__}")
 
 
 def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
-    """The field `name` of a record. `setting` is what names it in the config.
+    """Returns the field `name` of a record; `setting` is the config field that names it.
 
     Raises:
       MissingField: the record has no such field.
@@ -129,5 +144,5 @@ def field(record: Mapping[str, Any], name: str, setting: str) -> Any:
     if name not in record:
         raise MissingField(name, record, setting)
     if record[name] is None:
-        raise ValueError(f"field {name!r} is null; fill it in or take the record out")
+        raise ValueError(f"field {name!r} is null; fill it in or remove the record")
     return record[name]

@@ -1,14 +1,14 @@
-"""Where text comes from: a spec string becomes an iterator over documents.
+"""Opens sources of text: turns a spec string into an iterator over documents.
 
-    stdlib                the Python standard library's own sources, one document a file (no download needed)
-    files:GLOB            local files; a bare path, folder or glob is the same. `.txt .md .py`: one document a file;
-                          `.jsonl`: one a line, from its field "text". Each may end in `.gz` or `.zst`, and be in
-                          upper case. Links are followed, and each file is read once (data/read/listing.py).
+    stdlib                the sources of Python's standard library, one document per file (no download needed)
+    files:GLOB            local files; a bare path, folder or glob means the same. `.txt .md .py`: one document per
+                          file; `.jsonl`: one per line, from its field "text". Each may also end in `.gz` or `.zst`, and
+                          be in upper case. Links are followed, and each file is read once (data/read/listing.py).
     tfds:NAME[/CONFIG]    any TFDS dataset by name, or the folder of a prepared one
 
-`files[FIELD]:` and `tfds[FIELD]:` name another field than "text". All is read as UTF-8. What can't be read (a broken
-jsonl line, a file that isn't UTF-8) is skipped and kept in `BadLines` with file and line. Left out: what is done to
-documents, which is data/clean/.
+`files[FIELD]:` and `tfds[FIELD]:` read another field than "text". All files are read as UTF-8. A line or file that
+can't be read (broken JSON, not UTF-8) is skipped and recorded in `BadLines` with file and line. Left out: the
+processing of documents, which is in data/clean/.
 """
 
 import re
@@ -25,12 +25,16 @@ from data.read.tfds_source import TfdsSource
 _WHOLE = (".txt", ".md", ".py")
 _LINES = (".jsonl",)
 _SUFFIXES = tuple(kind + packed for kind in _WHOLE + _LINES for packed in ("", *compressed.SUFFIXES))
-# Left out of the standard library: third-party packages, tests (which some systems don't ship) and generated tables.
+# Not read: third-party packages, tests (which some systems don't ship) and generated tables.
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "encodings"}
 
 
 def open_source(spec: str) -> Source:
-    """Finds what `spec` means; raises DataError where it means nothing."""
+    """Returns the source that `spec` names.
+
+    Raises:
+      DataError: there is no such source, or it has no files.
+    """
     match = re.fullmatch(r"(files|tfds)(?:\[([^\]]+)\])?:(.+)", spec, re.DOTALL)
     if spec == "stdlib":
         return _stdlib()
@@ -58,6 +62,13 @@ def _files(pattern: str, text_field: str) -> "FileSource":
 
 
 class FileSource:
+    """A `Source` of text files and `.jsonl` files.
+
+    Args:
+      listing: the files.
+      text_field: the field of `.jsonl` records with the text.
+    """
+
     def __init__(self, listing: Listing, text_field: str):
         self.name, self.notes = listing.name, listing.notes()
         self._root, self._files = listing.root, listing.files
@@ -67,7 +78,7 @@ class FileSource:
         return [self._field, *fingerprints.of_files(self._files)]
 
     def fetch(self) -> None:
-        """Local files are here."""
+        """Does nothing, because the files are local."""
 
     def documents(self, bad: BadLines) -> Iterator[Document]:
         for file in self._files:
@@ -109,5 +120,5 @@ class FileSource:
         text = record[self._field]
         if not isinstance(text, str):
             raise ValueError(f'field "{self._field}" is not a string but {type(text).__name__}')
-        text.encode()  # JSON can spell lone surrogates, which no encoding can write: a ValueError
+        text.encode()  # raises a ValueError for lone surrogates, which JSON allows and UTF-8 does not
         return text

@@ -1,17 +1,17 @@
-"""Records of .csv and .tsv files: a line of column names, then a record a line.
+"""Reads records of .csv and .tsv files: a line of column names, then one record per line.
 
-In a .csv a field with a comma, a line break or a quote in it is in quotes, and quotes in it are doubled (RFC 4180). A
-.tsv is written in two ways. pandas (`to_csv(sep="\\t")`), Hugging Face's datasets, R and spreadsheets quote as in CSV.
-IANA's text/tab-separated-values, databases and sets such as GLUE quote nothing: there a quote is a character like
-others. What a file shows decides, and it is read through once for that:
+In a .csv file, a field that contains a comma, a line break or a quote is enclosed in quotes, and the quotes inside are
+doubled (RFC 4180). There are two conventions for .tsv files. pandas (`to_csv(sep="\\t")`), Hugging Face's datasets, R
+and spreadsheets quote as in CSV. IANA's text/tab-separated-values, databases and data sets such as GLUE don't quote, so
+a quote is an ordinary character. The file itself shows which one applies, and is read through once to find out:
 
-    quoted   a column name is in quotes; or a field is in quotes that it needs, for a tab, a line break or a quote in
-             it; or all fields of a column are in quotes
-    plain    a field begins with a quote and is not in quotes (`"a`, `"a" b`), or lines that quotes would join are
-             whole records by themselves; or fields are in quotes that they do not need, of no column all
+    quoted   a column name is in quotes; or a field is in quotes that it needs, because it contains a tab, a line break
+             or a quote; or all fields of a column are in quotes
+    plain    a field begins with a quote but is not enclosed in quotes (`"a`, `"a" b`); or lines that quotes would join
+             are whole records by themselves; or only some fields of a column are in quotes, and don't need them
 
-A file that needs both is refused. One without a quote at the start of a field is the same either way. Lines end in LF,
-CR LF or CR. Left out: escapes by backslash.
+A file that shows both is refused. A file without a quote at the start of a field reads the same either way. Lines end
+in LF, CR LF or CR. Left out: backslash escapes.
 """
 
 import csv
@@ -20,22 +20,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal
 
 from data.batch import DataError
 from data.read import compressed
 from data.read.documents import BadLines
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LONGEST = 1 << 28  # characters of a field, beyond which its quote is taken for a character
+_LONGEST = 1 << 28  # characters; the quote at the start of a longer field counts as an ordinary character
 
-csv.field_size_limit(1 << 30)  # a document may stand in one field
+csv.field_size_limit(1 << 30)  # a field may hold a whole document
 
 
 def read_table(file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields ('line 3', record), with the line in which the record begins. One with too few or too many fields goes to
-    `bad`."""
-    quoting = csv.QUOTE_MINIMAL
+    """Yields ('line 3', record) for each record, with the line in which it begins.
+
+    A record with too few or too many fields goes to `bad`.
+
+    Raises:
+      DataError: the file can't be read, or its quotes are broken or ambiguous.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
     if delimiter == "\t":
         with compressed.opened(file) as stream, _text(stream) as text:
             quoting = csv.QUOTE_MINIMAL if _Quotes(text).used(file) else csv.QUOTE_NONE
@@ -50,7 +55,7 @@ def read_table(file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str,
                 if names is None:
                     names = row
                     if len(set(names)) < len(names):
-                        raise DataError(f"{file}, line {begins}: two columns have one name, of {', '.join(names)}.")
+                        raise DataError(f"{file}, line {begins}: two columns have the same name: {', '.join(names)}.")
                 elif len(row) != len(names):
                     bad.add(
                         f"{file}, line {begins}", f"{len(row)} fields, but the first line names {len(names)} columns"
@@ -60,12 +65,12 @@ def read_table(file: Path, delimiter: str, bad: BadLines) -> Iterator[tuple[str,
         except UnicodeDecodeError as error:
             raise DataError(f"{file}, after line {line}: not UTF-8 ({error.reason}). Save it as UTF-8.") from error
         except csv.Error as error:
-            raise DataError(f"{file}, line {line + 1}: {error}. Mend the quotes, or take the line out.") from error
+            raise DataError(f"{file}, line {line + 1}: {error}. Fix the quotes, or remove the line.") from error
 
 
 @contextmanager
-def _text(stream: BinaryIO) -> Iterator[io.TextIOWrapper]:
-    """The text of a stream, which stays open: whoever opened it closes it."""
+def _text(stream: compressed.Stream) -> Iterator[io.TextIOWrapper]:
+    """Returns the text of a stream and leaves the stream open, because its opener closes it."""
     text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
     try:
         yield text
@@ -74,30 +79,32 @@ def _text(stream: BinaryIO) -> Iterator[io.TextIOWrapper]:
 
 
 class _Quotes:
-    """What the quotes of a .tsv show."""
+    """What the quotes of a .tsv file show about its convention."""
 
     def __init__(self, lines: Iterable[str]):
-        self._raw: list[str] = []  # lines of the record that is read
+        self._raw: list[str] = []  # lines of the current record
         self._names: list[str] = []
-        self._cells, self._in_quotes = Counter(), Counter()  # by column: fields with text, and those in quotes
-        self.needed = self.plain = self.needless = 0  # the first line that shows it
+        self._cells: Counter[int] = Counter()  # by column: fields with text
+        self._in_quotes: Counter[int] = Counter()  # by column: fields in quotes
+        self.needed = self.plain = self.needless = 0  # the first line that shows it; 0: none does
         self.named = False  # a column name is in quotes
         try:
             self._read(lines)
         except UnicodeDecodeError:
-            return  # the reading that follows says where
+            return  # `read_table` reports the line
 
     def used(self, file: Path) -> bool:
-        """Whether quotes are those of CSV.
+        """Returns whether the file quotes as CSV does.
 
         Raises:
-          DataError: in one place quotes are those of CSV, in another they are characters.
+          DataError: one line quotes as CSV does, and in another line a quote is an ordinary character.
         """
-        needed = self.needed or int(self.named)  # a column name in quotes stands in line 1
+        needed = self.needed or int(self.named)  # column names are in line 1
         if needed and self.plain:
             raise DataError(
-                f"{file}: in line {needed} quotes enclose a field as in CSV, and in line {self.plain} a quote is "
-                "a character of the text. Enclose both (and double the quotes in them), or write the records as .jsonl."
+                f"{file}: in line {needed} quotes enclose a field as in CSV, but in line {self.plain} a quote is an "
+                "ordinary character. Enclose both fields (and double the quotes in them), or write the records as "
+                ".jsonl."
             )
         whole_column = any(count == self._cells[column] for column, count in self._in_quotes.items())
         return bool(needed) or bool(self.needless and not self.plain and whole_column)
@@ -118,7 +125,7 @@ class _Quotes:
                 continue
             first = _fields(self._raw[0])
             quoted = any(field.startswith('"') for field in first)
-            if not row:  # an empty line, or no CSV
+            if not row:  # an empty line, or not valid CSV
                 self.plain = self.plain or begins * quoted
             if not self._names:
                 self._names, self.named = row or (first if quoted else []), bool(row) and quoted
@@ -135,12 +142,12 @@ class _Quotes:
             yield line
 
     def _record(self, row: list[str], line: int) -> None:
-        """A record that quotes as in CSV make sense of."""
+        """Counts the quotes of a record that is valid CSV."""
         parts = [_fields(raw) for raw in self._raw]
         if not any(field.startswith('"') for part in parts for field in part):
             if len(row) == len(self._names):
                 self._cells.update(column for column, field in enumerate(row) if field)
-        elif len(parts) > 1 or len(parts[0]) != len(row):  # they enclose a line break or a tab
+        elif len(parts) > 1 or len(parts[0]) != len(row):  # quotes enclose a line break or a tab
             if all(len(part) == len(self._names) for part in parts) and len(self._names) > 1:
                 self.plain = self.plain or line
             elif len(row) == len(self._names):

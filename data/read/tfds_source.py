@@ -1,8 +1,8 @@
-"""TFDS datasets as documents."""
+"""Reads TFDS datasets as documents."""
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.batch import DataError
@@ -12,19 +12,25 @@ from data.read.listing import slug
 
 
 class TfdsSource:
-    """A TFDS dataset, downloaded and written as array_record (the one format that needs no TensorFlow) at first use.
+    """A `Source` of a TFDS dataset, downloaded at first use and written as array_record, which needs no TensorFlow.
 
-    Its own train and validation (or test) splits are kept; with a train split alone, documents are split like others.
+    The dataset's own train and validation (or test) splits are kept. If it has only a train split, its documents are
+    split like those of other sources.
+
+    Args:
+      dataset: a TFDS name, or the folder of a prepared dataset.
+      text_field: the feature with the text; None: 'text', or the only text feature.
     """
 
     def __init__(self, dataset: str, text_field: str | None):
-        self.name, self.notes = slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name), ()
+        self.name = slug(dataset if not Path(dataset).is_dir() else Path(dataset).resolve().parent.name)
+        self.notes: Sequence[str] = ()
         self._dataset = dataset
         self._field = text_field
 
     def fingerprint(self) -> list:
         info = self._builder().info
-        # A catalogue name has a version; a folder may be written anew.
+        # A catalogue name includes a version, but the content of a folder may change.
         if not os.path.isdir(self._dataset):
             return [self._field, info.full_name]
         files = [path for path in Path(self._dataset).rglob("*") if path.is_file()]
@@ -36,7 +42,7 @@ class TfdsSource:
             return
         try:
             builder.download_and_prepare()
-        except Exception as error:  # each dataset has its own code to download and parse, which may fail in any way
+        except Exception as error:  # each dataset has its own download code, which may fail in any way
             raise DataError(
                 f"TFDS dataset {self._dataset!r} could not be downloaded ({type(error).__name__}: {error}). Is there a "
                 "network? Without one, prepare the dataset on another machine and copy its folder to "
@@ -48,8 +54,8 @@ class TfdsSource:
         held_out = next((name for name in ("validation", "valid", "test") if name in builder.info.splits), None)
         if "train" not in builder.info.splits:
             raise DataError(
-                f"TFDS dataset {self._dataset} has no split of the name train, only {', '.join(builder.info.splits)}. "
-                "Prepare it anew with one, or write its text into files, for files:GLOB."
+                f"TFDS dataset {self._dataset} has no train split, only {', '.join(builder.info.splits)}. Prepare it "
+                "again with one, or write its text into files and use files:GLOB."
             )
         key = self._text_field(builder)
         for name, split in (("train", "train" if held_out else None), (held_out, "validation")):
@@ -72,7 +78,7 @@ class TfdsSource:
                 return tfds.builder_from_directory(self._dataset)
             except Exception as error:
                 raise DataError(
-                    f"{self._dataset} is not the folder of a TFDS dataset, which holds a dataset_info.json: {error}"
+                    f"{self._dataset} is not the folder of a TFDS dataset, which has a dataset_info.json: {error}"
                 ) from error
         try:
             return tfds.builder(self._dataset, file_format="array_record")
@@ -95,7 +101,7 @@ class TfdsSource:
             raise DataError(
                 f"TFDS dataset {self._dataset!r} has no text feature, only {', '.join(builder.info.features)}."
             )
-        if wanted not in texts:
+        if wanted is None or wanted not in texts:
             raise DataError(
                 f"TFDS dataset {self._dataset!r}: which field is the text? Write tfds[FIELD]:{self._dataset}, with one "
                 f"of these fields: {', '.join(texts)}."

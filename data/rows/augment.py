@@ -1,18 +1,19 @@
-"""Augmentation of examples: words that a model reads are left out, swapped or hidden, anew each time they are read.
+"""Augmentation of examples: deletes, swaps or masks words of the input, differently in every epoch.
 
-    delete   each word goes with this probability; one of a text always stays (EDA's random deletion, arXiv:1901.11196)
-    swap     this share of a text's words, at least one, each change places with another one (EDA's random swap; there
-             a word may move several times, here once)
-    mask     stretches of three words on average, of this share of all words, become mask tokens
+    delete   drops each word with this probability, but keeps at least one word of a text (EDA's random deletion,
+             arXiv:1901.11196)
+    swap     makes this share of a text's words, at least one, change places with another word (EDA's random swap;
+             EDA may move a word several times, here it moves once)
+    mask     replaces this share of all words by mask tokens, in spans of three words on average
 
-Only content is touched (what a user or a source says, and words to be labelled), and of it no word at which something
-is asked. So labels, answers, special tokens and what a template writes stay as they are, and held-out examples are not
-augmented at all. All three are done to a text, in this order. Left out: EDA's synonyms, which need a thesaurus.
+A text goes through all three, in this order. Only content changes: text of users and sources, and words to label. Words
+that carry a target stay, and so do labels, answers, special tokens and template text. Held-out examples are never
+augmented. Left out: EDA's synonyms, which need a thesaurus.
 
-Random numbers of a row follow from the seed and its place in the stream, as in data/rows/draws.py, so another epoch
-has others.
+A row's random numbers depend on the seed and on its place in the stream (data/rows/draws.py), so every epoch draws new
+ones.
 
-B rows, T tokens a row, W = B T words at most.
+B rows, T tokens per row, W = B T words at most.
 """
 
 from collections.abc import Mapping
@@ -27,18 +28,25 @@ from data.settings import merged
 from data.tokens.tokenizer import Tokenizer
 
 FIELDS = {"delete": 0.0, "swap": 0.0, "mask": 0.0}
-_MEAN_LENGTH = 3.0  # words of a masked stretch
-_STREAM = 1 << 62  # added to the seed, so that corruption of text draws other numbers
+_MEAN_LENGTH = 3.0  # words per masked span
+_STREAM = 1 << 62  # added to the seed, so that augmentation and corruption draw different numbers
 
 
 class Augmentation:
-    """(batch, which tokens are content, places [B], seed) -> Batch. The content [B, T] is of the encoder's tokens where
-    there is one: it reads what is asked. Content that stands together is a text: words change places in it."""
+    """Augments batches: (batch, content bool [B, T], places [B], seed) -> Batch.
+
+    `content` says which tokens may change. In an encoder-decoder these are the encoder's tokens, because the encoder
+    reads the question. A run of content tokens is one text, and words are swapped only within a text.
+
+    Args:
+      tokenizer: it must have a mask token if the rate of `mask` is above 0.
+      settings: the rates of FIELDS.
+    """
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, float]):
-        self.description = repr(settings)  # tells one stream of batches from another
+        self.description = repr(settings)  # part of the stream's hash
         self._rates, self._mask_id = settings, tokenizer.mask_id
-        # The last entry is for ids behind the vocabulary, those of prompt tuning.
+        # The last entry is for ids beyond the vocabulary, which prompt tuning uses.
         self._continues = np.append(tokenizer.continuations(), False)
         self._special = np.append(np.zeros(tokenizer.vocab_size, bool), True)
         self._special[list(tokenizer.special_ids)] = True
@@ -50,7 +58,7 @@ class Augmentation:
         known = np.minimum(batch[side + "tokens"], len(self._special) - 1)
         continues, content = self._continues[known], content & ~self._special[known]
         free = content if side else content & (batch["weights"] == 0)
-        edges = np.ones(content.shape, bool)  # of texts: what a template writes is none with what stands beside it
+        edges = np.ones(content.shape, bool)  # a text begins here; template text and content are never one text
         edges[:, 1:] = (content[:, 1:] != content[:, :-1]) | (segments[:, 1:] != segments[:, :-1])
         begins = (segments > 0) & (edges | ~continues)
         texts = np.cumsum(edges).reshape(edges.shape)
@@ -59,17 +67,27 @@ class Augmentation:
         return batch | changed | {side + "positions": positions(changed[side + "segment_ids"])}
 
     def _changed(self, arrays: Batch, side: str, free, texts, begins, continues, numbers: list[np.ndarray]) -> Batch:
-        """`texts`: numbers of them, over the batch; `begins`: where words begin."""
+        """Returns the augmented `arrays` of one side.
+
+        Args:
+          arrays: those of the batch that belong to the side, all [B, T].
+          side: 'encoder_' or ''.
+          free: which tokens may change, bool [B, T].
+          texts: the number of each token's text, counted over the batch, int [B, T].
+          begins: where words begin, bool [B, T].
+          continues: which tokens continue a word by their form, bool [B, T].
+          numbers: random numbers for each of the three changes, uint64 [B, T].
+        """
         tokens_name, real = side + "tokens", arrays[side + "segment_ids"] > 0
         count, width = real.shape
-        # Words are numbered over the whole batch: row * T + their number in the row.
+        # Words are numbered over the whole batch: row * T + number in the row.
         word = np.maximum(np.cumsum(begins, axis=1) - 1, 0) + np.arange(count)[:, None] * width
         flat = lambda condition: np.bincount(word[condition], minlength=count * width) > 0
         free_W = flat(free) & ~flat(real & ~free)
-        text_W = np.zeros(count * width, np.int64)  # which text of the batch a word is of
+        text_W = np.zeros(count * width, np.int64)  # the text that a word belongs to
         text_W[word[real]] = texts[real]
         deleted_W = _deleted(numbers[0].reshape(-1), free_W, text_W, self._rates["delete"])
-        movable_W = free_W & ~deleted_W & ~flat(begins & continues)  # the rest needs what stands before it
+        movable_W = free_W & ~deleted_W & ~flat(begins & continues)  # the rest continues the token before it
         place_W = _swapped(numbers[1].reshape(-1), movable_W, text_W, self._rates["swap"])
         gone = ~real | deleted_W[word]
         place = np.where(gone, count * width, place_W[word])
@@ -78,13 +96,14 @@ class Augmentation:
         gone, place, free = moved(gone), moved(place), moved(free & free_W[word])
         changed = {name: np.where(gone, a.dtype.type(0), moved(a)) for name, a in arrays.items()}
         if self._rates["mask"]:
+            assert self._mask_id is not None  # see `check`
             hidden = _hidden(numbers[2], free & ~gone, place, self._rates["mask"])
             changed[tokens_name] = np.where(hidden, np.int32(self._mask_id), changed[tokens_name])
         return changed
 
 
 def _deleted(numbers_W: np.ndarray, free_W: np.ndarray, text_W: np.ndarray, rate: float) -> np.ndarray:
-    """Which words go, bool [W]: of a text whose every free word would, the one with the largest number stays."""
+    """Returns which words are deleted, bool [W]; a text always keeps its free word with the largest number."""
     deleted_W = free_W & (numbers_W * 2.0**-64 < rate)
     words = np.flatnonzero(free_W)
     last = words[np.lexsort((numbers_W[words], text_W[words]))]
@@ -94,7 +113,7 @@ def _deleted(numbers_W: np.ndarray, free_W: np.ndarray, text_W: np.ndarray, rate
 
 
 def _swapped(numbers_W: np.ndarray, movable_W: np.ndarray, text_W: np.ndarray, rate: float) -> np.ndarray:
-    """The place that each word gets, int [W]: words of a text are drawn in pairs, which change places."""
+    """Returns the new place of each word, int [W]; words of a text are drawn in pairs, and each pair is swapped."""
     place_W = np.arange(len(numbers_W))
     words = np.flatnonzero(movable_W)
     if not rate or not len(words):
@@ -110,7 +129,7 @@ def _swapped(numbers_W: np.ndarray, movable_W: np.ndarray, text_W: np.ndarray, r
 
 
 def _hidden(numbers: np.ndarray, free: np.ndarray, place: np.ndarray, rate: float) -> np.ndarray:
-    """Which tokens are masked, bool [B, T]. Stretches are drawn over the free words of a row as one sequence."""
+    """Returns which tokens are masked, bool [B, T]; spans are drawn over a row's free words as one sequence."""
     begins = free.copy()
     begins[:, 1:] &= place[:, 1:] != place[:, :-1]
     noise = span_noise(numbers, begins.sum(1), rate, _MEAN_LENGTH)
@@ -118,22 +137,33 @@ def _hidden(numbers: np.ndarray, free: np.ndarray, place: np.ndarray, rate: floa
 
 
 def check(given: Mapping[str, Any], mask: bool) -> dict[str, float]:
-    """The rates with their defaults; DataError where a field is unknown or out of range, or words are to be hidden
-    and there is no `mask` token."""
+    """Returns the rates, with defaults filled in.
+
+    Args:
+      given: the config's data.augment.
+      mask: whether the tokenizer has a mask token.
+
+    Raises:
+      DataError: a field is unknown or out of range, or words are to be masked without a mask token.
+    """
     rates = merged(given, FIELDS, "data.augment")
     for name, rate in rates.items():
         if not (isinstance(rate, int | float) and 0 <= rate < 1):
             raise DataError(f"data.augment.{name} must be a fraction from 0 up to 1, not {rate!r}.")
     if rates["mask"] and not mask:
         raise DataError(
-            "data.augment.mask hides words, but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): set "
-            "data.augment.mask to 0; or, if the tokenizer is trained here, set data.tokenizer.mask to True, else take "
-            "a tokenizer.json that has one."
+            "data.augment.mask masks words, but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): set "
+            "data.augment.mask to 0. Or, if the tokenizer is trained here, set data.tokenizer.mask to True; else use a "
+            "tokenizer.json that has one."
         )
     return rates
 
 
 def make(given: Mapping[str, Any], tokenizer: Tokenizer) -> Augmentation | None:
-    """What a config's data.augment describes, None where all rates are 0; DataError as `check`'s."""
+    """Returns the augmentation that a config's data.augment describes, or None if all rates are 0.
+
+    Raises:
+      DataError: as in `check`.
+    """
     rates = check(given, tokenizer.mask_id is not None)
     return Augmentation(tokenizer, rates) if any(rates.values()) else None

@@ -1,14 +1,14 @@
-"""Corruption of packed rows: what a model sees is damaged, and it learns to put back what was there.
+"""Corruption of packed rows, for denoising objectives: the model learns to restore the original tokens.
 
-    masked   tokens are hidden in place, for encoders (data/rows/masked.py)
-    spans    stretches of tokens are taken out, for encoder-decoders (data/rows/spans.py)
+    masked   masked language modelling, for encoders (data/rows/masked.py)
+    spans    span corruption, for encoder-decoders (data/rows/spans.py)
 
-A row of the next epoch has another place in the stream, so its mask is another one (RoBERTa's dynamic masking,
-arXiv:1907.11692, section 4.1); held-out rows are masked alike each time, with `VALIDATION_SEED`.
+A row has another place in the stream in each epoch, so it gets a new mask each time (RoBERTa's dynamic masking,
+arXiv:1907.11692, section 4.1). Held-out rows get the same mask each time, from `VALIDATION_SEED`.
 
-Left out: BERT's next-sentence prediction and fixed masks, which RoBERTa found no better, and its [SEP] behind a text
-(packed rows hold only what begins one); T5's longer inputs that fill the encoder's row after corruption (rows are
-packed before, so about a tenth of the encoder's row stays empty).
+Left out: BERT's next-sentence prediction and static masks, which RoBERTa found no better; BERT's [SEP] after a text,
+because packed rows hold only the token that begins one; and T5's longer inputs, which fill the encoder's row after
+corruption. Rows are packed before corruption, so about a tenth of the encoder's row stays empty.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,12 @@ from data.rows.spans import Spans, span_counts
 from data.settings import merged
 from data.tokens.tokenizer import Tokenizer
 
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "none": {},
-    # Of all tokens, `rate` are predicted; of these, `mask` become the mask token, `random` another one, the rest stay.
+    # A share `rate` of all tokens is predicted. Of these, a share `mask` become the mask token, `random` become another
+    # token, and the rest stay unchanged.
     "masked": {"rate": 0.15, "mask": 0.8, "random": 0.1, "whole_words": False},
-    # `start_id` is the decoder's first input; None: that of a published tokenizer (T5's 0), else the end of a document.
+    # `start_id` is the decoder's first input; None: that of a published tokenizer (T5's 0), else the end token.
     "spans": {"rate": 0.15, "mean_length": 3.0, "start_id": None},
 }
 VALIDATION_SEED = 0
@@ -33,7 +34,11 @@ Corruption = Masked | Spans
 
 
 def make(given: Mapping[str, Any], tokenizer: Tokenizer, seq_len: int) -> Corruption | None:
-    """The corruption that a config's data.corruption describes, None for kind 'none'; DataError as `check`'s."""
+    """Returns the corruption that a config's data.corruption describes, or None for kind 'none'.
+
+    Raises:
+      DataError: as in `check`, or `start_id` is outside the vocabulary.
+    """
     settings = check(given, seq_len, tokenizer.mask_id is not None, len(tokenizer.sentinel_ids))
     if settings["kind"] == "none":
         return None
@@ -46,10 +51,16 @@ def make(given: Mapping[str, Any], tokenizer: Tokenizer, seq_len: int) -> Corrup
 
 
 def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) -> dict[str, Any]:
-    """The settings with their defaults, for rows of `seq_len`.
+    """Returns the settings, with defaults filled in.
 
-    DataError where a field is unknown or out of range, or the tokenizer lacks the special tokens: `mask` says whether
-    it has a mask token, `sentinels` how many of these.
+    Args:
+      given: the config's data.corruption.
+      seq_len: length of a row, in tokens.
+      mask: whether the tokenizer has a mask token.
+      sentinels: how many sentinels the tokenizer has.
+
+    Raises:
+      DataError: a field is unknown or out of range, or the tokenizer lacks the special tokens.
     """
     kind = given.get("kind", "none")
     if kind not in FIELDS:
@@ -63,14 +74,15 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
     if kind == "masked":
         if settings["mask"] + settings["random"] > 1 + 1e-9:
             raise DataError(
-                "data.corruption.mask and data.corruption.random are shares of a whole: at most 1 together."
+                "data.corruption.mask and data.corruption.random are shares of the same tokens, so their sum must be "
+                "at most 1."
             )
         if not isinstance(settings["whole_words"], bool):
             raise DataError(f"data.corruption.whole_words must be True or False, not {settings['whole_words']!r}.")
         if not mask:
             raise DataError(
                 "data.corruption.kind is 'masked', but the tokenizer has no mask token ([MASK], <mask> or <|mask|>): "
-                "if it is trained here, set data.tokenizer.mask to True; else take a tokenizer.json that has one."
+                "if it is trained here, set data.tokenizer.mask to True; else use a tokenizer.json that has one."
             )
     if kind == "spans":
         length, start = settings["mean_length"], settings["start_id"]
@@ -81,8 +93,9 @@ def check(given: Mapping[str, Any], seq_len: int, mask: bool, sentinels: int) ->
         spans = int(span_counts(seq_len, settings["rate"], length)[1])
         if spans > sentinels:
             raise DataError(
-                f"data.corruption takes up to {spans} spans out of a document in rows of {seq_len} tokens, but the "
+                f"data.corruption removes up to {spans} spans from a document in rows of {seq_len} tokens, but the "
                 f"tokenizer has {sentinels} sentinels (<extra_id_0>, ...): if it is trained here, set data.tokenizer."
-                f"sentinels to {spans} or more, else take one that has them; or a smaller rate or a larger mean_length."
+                f"sentinels to {spans} or more, else use one that has them. Or lower data.corruption.rate, or raise "
+                "data.corruption.mean_length."
             )
     return settings

@@ -1,6 +1,6 @@
-"""Masked language modelling: tokens are hidden in place, for encoders (BERT, arXiv:1810.04805, section 3.1).
+"""Masked language modelling, for encoders (BERT, arXiv:1810.04805, section 3.1).
 
-B rows, T tokens a row.
+B rows, T tokens per row.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,22 @@ from data.tokens.tokenizer import Tokenizer
 
 
 class Masked:
-    """Masked language modelling: (rows [B, 3, T], places [B], seed) -> Batch, with the row's inputs as targets.
+    """Masks rows: (rows [B, 3, T], places [B], seed) -> Batch, whose targets are the row's own inputs.
 
-    Of the n tokens of a row that are neither special nor padding, round(rate * n) have weight 1, at least one where n
-    is not 0. With `whole_words`, words are drawn and all their tokens hidden (`Tokenizer.continuations` says which
-    those are): at most as many tokens, since a word that doesn't fit is passed over, but at least one word. Each token
-    is masked, replaced (by any that isn't special) or kept on its own, as in BERT.
+    If a row has n tokens that are neither special nor padding, round(rate * n) of them have weight 1, and at least one.
+    With `whole_words`, words are drawn, and all tokens of a word are chosen together (`Tokenizer.continuations`). A
+    word that would exceed the number is skipped, so there may be fewer tokens, but at least one word is chosen. As in
+    BERT, each chosen token is by itself masked, replaced by a random token that is not special, or kept.
+
+    Args:
+      tokenizer: it must have a mask token.
+      settings: those of `corrupt.check`.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any]):
-        self.description = repr(settings)  # tells one stream of batches from another
+        self.description = repr(settings)  # part of the stream's hash
         self._rate, self._mask, self._random = (settings[name] for name in ("rate", "mask", "random"))
+        assert tokenizer.mask_id is not None  # see `corrupt.check`
         self._mask_id = tokenizer.mask_id
         self._special = np.zeros(tokenizer.vocab_size, bool)
         self._special[list(tokenizer.special_ids)] = True
@@ -41,7 +46,7 @@ class Masked:
         follows = maskable[:, :-1] & (segments[:, :-1] == segments[:, 1:])
         begins[:, 1:] &= ~(follows & self._continues[tokens[:, 1:]])
         chosen = _choose_words(numbers[:, :length], maskable, begins, self._rate)
-        # The upper half of a number decides what happens to a token, the lower half by which it may be replaced.
+        # The upper half of a number decides what happens to a token, the lower half which token may replace it.
         action = (numbers[:, length:] >> np.uint64(32)) * 2.0**-32
         lower = numbers[:, length:] & np.uint64(2**32 - 1)
         replacement = self._ordinary[lower * np.uint64(len(self._ordinary)) >> np.uint64(32)]
@@ -52,7 +57,7 @@ class Masked:
 
 
 def _choose_words(numbers: np.ndarray, maskable: np.ndarray, begins: np.ndarray, rate: float) -> np.ndarray:
-    """Draws words until their tokens are `rate` of a row's; bool [B, T], true for all tokens of the words."""
+    """Returns the tokens of randomly drawn words, bool [B, T]; they are a share `rate` of a row's maskable tokens."""
     count, width = maskable.shape
     row = np.arange(count)
     word = np.cumsum(begins, axis=1) - 1
@@ -61,13 +66,13 @@ def _choose_words(numbers: np.ndarray, maskable: np.ndarray, begins: np.ndarray,
     lengths = np.take_along_axis(lengths, order, axis=1)
     total = maskable.sum(1)
     left = np.where(total > 0, np.maximum(np.rint(rate * total).astype(np.int64), 1), 0)
-    chosen = np.zeros(maskable.shape, bool)  # of the ordered words
+    chosen = np.zeros(maskable.shape, bool)  # by rank in the random order
     for rank in range(width):
         if not left.any():
             break
         chosen[:, rank] = (lengths[:, rank] > 0) & (lengths[:, rank] <= left)
         left -= lengths[:, rank] * chosen[:, rank]
-    chosen[:, 0] |= (total > 0) & ~chosen.any(1)  # a row of words that are all too long
+    chosen[:, 0] |= (total > 0) & ~chosen.any(1)  # all words of the row are too long
     words = np.zeros_like(chosen)
     np.put_along_axis(words, order, chosen, axis=1)
     return maskable & np.take_along_axis(words, np.maximum(word, 0), axis=1)

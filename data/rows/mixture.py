@@ -1,10 +1,10 @@
-"""Mixing weighted sources: which source, and which of its rows, stands at each place of the endless stream.
+"""Mixes weighted sources: finds the source, and the rank of its row, for each place of the endless stream.
 
-With weights p_i that sum to 1, the j-th row of source i is due at (j + 1/2) / p_i, and the stream is all rows in the
-order in which they are due. So every stretch of it has the proportions that were asked for, however small a weight is,
-and any place is found without walking there: the position of a run is one number. Where the weights are ratios of small
-numbers (0.7 : 0.3), the order repeats after a short period, which is kept; else it is worked out in blocks. Left out:
-weights that change during training, and sampling with replacement.
+With weights p_i that sum to 1, the j-th row of source i is due at time (j + 1/2) / p_i, and the stream holds all rows
+in the order of their due times. So every stretch of the stream has the requested proportions, however small a weight
+is. Any place can be computed without reading the places before it, so a run's position is a single number. If the
+weights are ratios of small integers (0.7 : 0.3), the order repeats after a short period, which is stored. Otherwise the
+order is computed in blocks. Left out: weights that change during training, and sampling with replacement.
 
 S sources.
 """
@@ -19,20 +19,23 @@ import numpy as np
 from data.batch import DataError
 
 _LONGEST_PERIOD = 1 << 16
-_BLOCK = 1 << 16  # places of the stream that are worked out together
-_LEAST_SHARE = 2.0**-40  # one row in a trillion; due times of float64 tell neighbours apart up to there
+_BLOCK = 1 << 16  # places of the stream that are computed together
+_LEAST_SHARE = 2.0**-40  # one row in a trillion; below this, float64 can't tell neighbouring due times apart
 
 
 class Mixture:
     """The order of sources with these weights.
 
+    Args:
+      weights: [S], in any scale.
+
     Raises:
-      DataError: a weight is no positive number, or too small beside the others to be met.
+      DataError: a weight is not a positive number, or is less than 2**-40 of their sum.
     """
 
     def __init__(self, weights: Sequence[float]):
         self._shares = _shares(weights)
-        self.period = _period(weights)  # how often each source appears in the order that repeats, None: it does not
+        self.period = _period(weights)  # rows of each source in one period; None: the order does not repeat soon
         self._block = lru_cache(maxsize=4)(self._order)
         if self.period is not None:
             counts = np.array(self.period)
@@ -41,7 +44,7 @@ class Mixture:
             self._source, self._rank = source[order], rank[order]
 
     def locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns for each place in the stream its source and how many rows of that source came before."""
+        """Returns each place's source, and how many rows of that source come before it; int, shaped like `places`."""
         if self.period is not None:
             period, offset = np.divmod(places, len(self._source))
             source = self._source[offset]
@@ -56,11 +59,11 @@ class Mixture:
         return source, rank
 
     def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and ranks of all places of a block.
+        """Returns the sources and ranks of all places of a block.
 
-        Up to a time t, floor(p_i t + 1/2) rows of source i are due, t in all but for S / 2. So the rows of these places
-        are due between S before the block's first place and S behind its last; a row more at each end allows for
-        rounding. The rows before those, whose number is known, stand before the block.
+        Up to time t, floor(p_i t + 1/2) rows of source i are due. Summed over the sources this differs from t by at
+        most S / 2. So the rows of the block are due between S before its first place and S after its last one; one more
+        row at each end allows for rounding. The number of rows before that window is known, and they precede the block.
         """
         slack = len(self._shares) + 1
         first, end = block * _BLOCK - slack, (block + 1) * _BLOCK + slack
@@ -68,7 +71,7 @@ class Mixture:
         counts = np.ceil(self._shares * end).astype(np.int64) + 2 - begins
         source = np.repeat(np.arange(len(counts)), counts)
         rank = np.concatenate([begin + np.arange(count) for begin, count in zip(begins, counts, strict=True)])
-        order = np.argsort((rank + 0.5) / self._shares[source], kind="stable")  # sources as given where both are due
+        order = np.argsort((rank + 0.5) / self._shares[source], kind="stable")  # ties: in the order of the sources
         order = order[block * _BLOCK - begins.sum() :][:_BLOCK]
         return source[order], rank[order]
 
@@ -81,14 +84,14 @@ def _shares(weights: Sequence[float]) -> np.ndarray:
     shares /= shares.sum()
     if shares.min() < _LEAST_SHARE:
         raise DataError(
-            f"The weight {min(weights)} of a data source is less than one part in 2**40 of all weights, and would give "
-            "no row in any run. Make it larger, or 0: the source is then only evaluated."
+            f"The weight {min(weights)} of a data source is less than one part in 2**40 of all weights, so no run "
+            "would reach one of its rows. Raise it, or set it to 0 to only evaluate the source."
         )
     return shares
 
 
 def _period(weights: Sequence[float]) -> list[int] | None:
-    """Whole numbers in the ratios of the weights, as float64 knows them; None where their sum would be too large."""
+    """Returns integers in the ratios of the weights, to float64's precision, or None if their sum is too large."""
     ratios = [Fraction(weight / min(weights)).limit_denominator(1000) for weight in weights]
     if any(abs(ratio * min(weights) / weight - 1) > 1e-14 for ratio, weight in zip(ratios, weights, strict=True)):
         return None

@@ -1,18 +1,17 @@
-"""Packing: documents of any length become rows of one length, once, on disk.
+"""Packs documents of any length into rows of one length, and reads these rows from disk.
 
 A document t1..tn is the stream [EOT] t1 .. tn [EOT], which has n + 1 (input, target) pairs: the model predicts t1 from
-EOT alone and EOT from the whole document. (Where a published model has a token of its own to begin with, like LLaMA's
-<s>, that one is the first input.) The pairs of all documents are laid one after another and cut into rows of
-`seq_len` pairs ("concat and split"). A document that crosses the end of a row goes on in the next one as a new piece,
-with positions from 0 again, so each token is a target exactly once and never across documents. Only the last row is
-padded.
+EOT alone, and EOT from the whole document. (If a published model has its own begin token, like LLaMA's <s>, that token
+is the first input.) The pairs of all documents are concatenated and cut into rows of `seq_len` pairs ("concat and
+split"). A document that crosses the end of a row continues in the next row as a new piece, with positions from 0 again.
+So each token is a target exactly once, and no target crosses documents. Only the last row is padded.
 
 On disk a row is one ArrayRecord record: the little-endian bytes of a [3, seq_len] array (tokens, targets, segment ids),
-uint16 where the vocabulary allows it, else uint32. Left out: best-fit packing, which cuts fewer documents but pads; and
-several files a split, since one ArrayRecord file is read at random at any size.
+as uint16 if the vocabulary allows it, else as uint32. Left out: best-fit packing, which cuts fewer documents but pads;
+and several files per split, because one ArrayRecord file allows random access at any size.
 
-ArrayRecord keeps a hash of each record, but opens a file that was cut off as one of no records, without a word; so the
-number of rows is compared with what was written.
+ArrayRecord stores a hash of each record, but silently opens a truncated file as one without records. So the number of
+rows is compared with the number that was written.
 """
 
 import errno
@@ -36,26 +35,34 @@ _ENCODE_CHARACTERS = 4 << 20  # texts are encoded in groups of about this size, 
 
 
 def row_dtype(vocab_size: int, seq_len: int) -> np.dtype:
+    """Returns the smallest dtype that holds the ids and segment numbers of a row."""
     # A row of T one-token documents has segment ids up to T.
     return np.dtype("<u2" if vocab_size <= _UINT16_VALUES and seq_len < _UINT16_VALUES else "<u4")
 
 
 class Packer:
-    """Cuts a stream of documents into rows [N, 3, seq_len], handed out as they fill up; holds less than one row."""
+    """Cuts a stream of documents into rows [N, 3, seq_len]; it holds less than one row at a time.
+
+    Args:
+      seq_len: length of a row, in tokens.
+      eot_id: the token that ends a document.
+      dtype: of the rows.
+      begin_id: the token that begins a document; None: `eot_id`.
+    """
 
     def __init__(self, seq_len: int, eot_id: int, dtype: np.dtype, begin_id: int | None = None):
         self._seq_len = seq_len
         self._eot = np.array([eot_id], dtype)
         self._begin = np.array(eot_id if begin_id is None else begin_id, dtype)
-        # Pairs that don't fill a row yet: inputs, targets, and whether the input begins a document.
+        # Pairs that don't fill a row yet: input, target, and whether the input begins a document.
         self._pending = np.empty((3, 0), dtype)
 
     def add(self, documents: Sequence[np.ndarray]) -> np.ndarray:
-        """Takes documents (arrays of ids, without EOT) and returns the rows that are now full."""
+        """Adds documents (arrays of ids, without EOT) and returns the rows that are full now, [N, 3, seq_len]."""
         if not documents:
             return np.empty((0, 3, self._seq_len), self._eot.dtype)
         dtype = self._eot.dtype
-        # [EOT] doc0 [EOT] doc1 ... [EOT]: shifted by one, this is the targets of all documents.
+        # [EOT] doc0 [EOT] doc1 ... [EOT]: shifted by one, this gives the targets of all documents.
         pieces = [self._eot]
         for document in documents:
             pieces += (np.asarray(document, dtype), self._eot)
@@ -69,7 +76,7 @@ class Packer:
         return self._cut(ready)
 
     def flush(self) -> np.ndarray:
-        """Returns the last row, padded, or no row where nothing is left."""
+        """Returns the last row, padded; [1, 3, seq_len], or [0, 3, seq_len] if nothing is left."""
         left, self._pending = self._pending, self._pending[:, :0]
         if not left.shape[1]:
             return self._cut(left)
@@ -79,16 +86,20 @@ class Packer:
 
     def _cut(self, pairs: np.ndarray) -> np.ndarray:
         rows = pairs.reshape(3, -1, self._seq_len).transpose(1, 0, 2).copy()
-        rows[:, 2, 0] = 1  # what begins a row begins a piece
+        rows[:, 2, 0] = 1  # the start of a row begins a piece
         np.cumsum(rows[:, 2], axis=1, dtype=rows.dtype, out=rows[:, 2])
         return rows
 
 
 def write_rows(directory: Path, rows: Iterable[np.ndarray]) -> int:
-    """Writes blocks of rows [N, C, T] to `directory` and returns how many there are."""
+    """Writes blocks of rows [N, C, T] to `directory` and returns the number of rows.
+
+    Raises:
+      OSError: not all of them could be written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / ROWS_FILE
-    # One record a chunk, so that a shuffled read decodes one row and not its neighbours.
+    # One record per chunk, so that a shuffled read decodes one row without its neighbours.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     written = 0
     for block in rows:
@@ -99,22 +110,33 @@ def write_rows(directory: Path, rows: Iterable[np.ndarray]) -> int:
     reader = ArrayRecordReader(str(path))
     found = reader.num_records()
     reader.close()
-    if found != written:  # the writer may fail without a word where the disk is full
+    if found != written:  # on a full disk the writer may fail silently
         raise OSError(errno.ENOSPC, f"only {found} of {written} rows could be written", str(path))
     return written
 
 
 class TextCounts(NamedTuple):
-    """What was packed of a split of text."""
+    """What was packed from a split of text."""
 
     rows: int
     tokens: int  # targets
-    unknown: int  # tokens that stand for text the vocabulary has none for
-    altered: int  # documents that the tokenizer does not give back as they were
+    unknown: int  # unknown tokens, which replace text that the vocabulary can't express
+    altered: int  # documents that change when they are encoded and decoded
 
 
 def pack_texts(texts: Iterator[str], tokenizer: Tokenizer, seq_len: int, folder: Path, compare: bool) -> TextCounts:
-    """Writes the packed rows of `texts`; `compare` decodes all documents to count those that are altered (else 0)."""
+    """Writes the packed rows of `texts` and returns their counts.
+
+    Args:
+      texts: the documents.
+      tokenizer: encodes them.
+      seq_len: length of a row, in tokens.
+      folder: where the rows are written.
+      compare: decode all documents to count the altered ones; otherwise `altered` is 0.
+
+    Raises:
+      OSError: not all rows could be written.
+    """
     dtype = row_dtype(tokenizer.vocab_size, seq_len)
     packer = Packer(seq_len, tokenizer.eot_id, dtype, tokenizer.special.begin)
     tokens = unknown = altered = 0
@@ -144,16 +166,23 @@ def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 class Damage:
-    """Rows that can't be read any more, of all files of a stream. Each is said once, named and counted, and read as
-    padding, so that no other row changes its place."""
+    """Rows of a stream's files that can no longer be read.
+
+    Each is counted, logged once, and read as padding, so that all other rows keep their places.
+
+    Args:
+      limit: how many such rows are tolerated.
+    """
 
     def __init__(self, limit: int = 0):
-        self._limit, self._rows = limit, {}
+        self._limit = limit
+        self._rows: dict[tuple[Path, int], str] = {}
 
     def add(self, path: Path, row: int, why: str) -> None:
-        """
+        """Records a damaged row.
+
         Raises:
-          DataError: there are more than `limit` by now.
+          DataError: there are more than `limit` now.
         """
         if (path, row) in self._rows:
             return
@@ -161,37 +190,41 @@ class Damage:
         line = f"row {row:,} of {path} can't be read ({why})"
         if len(self._rows) > self._limit:
             raise DataError(
-                f"{line}, and {len(self._rows) - 1} before it; {self._limit} may be missing "
-                f"(config.data.max_bad_lines; of held-out rows none). {_again(path)}"
+                f"{line}, and neither can {len(self._rows) - 1} others; {self._limit} may be missing "
+                f"(config.data.max_bad_lines; no held-out row may be missing). {_again(path)}"
             )
-        _say(f"{line}; it is left out, as up to {self._limit} may be")
+        _log_once(f"{line}; it is skipped, as up to {self._limit} rows may be")
 
     def lines(self) -> list[str]:
-        """All so far, in the order in which they were found."""
+        """Returns a line for each damaged row so far, in the order in which they were found."""
         return [f"{path}, row {row}: {why}" for (path, row), why in list(self._rows.items())]
 
 
 @functools.cache
-def _say(line: str) -> None:
-    """Once in a process, however many streams come to it."""
+def _log_once(line: str) -> None:
+    """Logs once per process, however many streams meet the row."""
     logging.error("%s", line)
 
 
 def _again(path: Path) -> str:
-    """What to do about a file of DIR/rows/NAME/SOURCE/SPLIT."""
-    return f"Move {path.parents[2]} away and start again: the same rows are made of its text, and the run continues."
+    """Returns what to do about a damaged file in DIR/rows/NAME/SOURCE/SPLIT."""
+    return f"Move {path.parents[2]} away and start again: the same rows are packed again, and the run continues."
 
 
 class RowReader:
-    """Random access to packed rows, from several threads at a time.
-
-    With `hold`, rows that fit are read into memory once: a row then costs a copy, not a seek and a decompression (30
-    us).
+    """Random access to packed rows, also from several threads at a time.
 
     Args:
-      channels: of the rows.
-      rows: how many were written, None: unknown.
-      damage: takes rows that can't be read; by default the first is an error.
+      directory: the folder that `write_rows` wrote to.
+      seq_len: length of a row, in tokens.
+      hold: read all rows into memory once if they fit; each row then costs a copy instead of a seek and a decompression
+        (30 us).
+      channels: those of the rows.
+      rows: how many were written; None: unknown.
+      damage: records rows that can't be read; None: the first one raises an error.
+
+    Raises:
+      DataError: the file is missing, damaged, or has rows of another length.
     """
 
     def __init__(
@@ -230,23 +263,23 @@ class RowReader:
         return self._count
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the rows at `indices` as [N, C, T]; what can't be read any more is padding.
+        """Returns the rows at `indices` as [N, C, T]; rows that can no longer be read are padding.
 
         Raises:
-          DataError: `damage` takes no more.
+          DataError: more rows are damaged than `damage` tolerates.
         """
         if self._held is not None:
             return self._held[indices]
         indices = [int(i) for i in indices]
         try:
             records = self._reader.read(indices)
-        except RuntimeError:  # of some of them, which does not say which
+        except RuntimeError:  # some can't be read, and the error does not say which
             records = map(self._record, indices)
         whole = [self._whole(i, record) for i, record in zip(indices, records, strict=True)]
         return np.frombuffer(b"".join(whole), self._dtype).reshape(len(whole), *self._shape)
 
     def _record(self, index: int) -> bytes | str:
-        """A record, or why it can't be read."""
+        """Returns a record, or the reason why it can't be read."""
         try:
             return self._reader.read([index])[0]
         except RuntimeError as error:
@@ -261,5 +294,5 @@ class RowReader:
 
 
 def _reason(error: Exception) -> str:
-    """The words of ArrayRecord, without the place in its own source and the file's."""
+    """Returns ArrayRecord's message without the places in its own source and in the file."""
     return str(error).strip().split("\n")[0].split(", chunk at ")[0]

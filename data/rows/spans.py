@@ -1,6 +1,6 @@
-"""Span corruption: stretches of tokens are taken out, for encoder-decoders (T5, arXiv:1910.10683, section 3.1.4).
+"""Span corruption, for encoder-decoders (T5, arXiv:1910.10683, section 3.1.4).
 
-B rows, T tokens a row, D tokens a row of the decoder.
+B rows, T tokens per row, D tokens per row of the decoder.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,17 @@ from data.tokens.tokenizer import Tokenizer
 
 
 class Spans:
-    """Span corruption: (rows [B, 3, T], places [B], seed) -> Batch of the decoder's side [B, D] and the encoder's.
+    """Corrupts rows: (rows [B, 3, T], places [B], seed) -> Batch with decoder arrays [B, D] and encoder arrays [B, T].
 
-    Spans are drawn over all tokens of a row but the ends of documents, as many and as long as `span_counts`
-    says, and cut where a document ends. In the encoder's row (T long) a sentinel stands for each span. The decoder
-    predicts, for each document with spans, [sentinel 0, span 0, sentinel 1, span 1, ..., end], with weight 1. Sentinels
-    are numbered anew in each document. D is tokens + 2 spans of a full row, rounded up to a multiple of 8: enough for
-    any row of one document; where many short ones need more, the last spans of the row are left in place.
+    Spans are drawn over all tokens of a row except the ends of documents, with the numbers and lengths of
+    `span_counts`, and are cut where a document ends. In the encoder's row a sentinel replaces each span. For each
+    document with spans, the decoder predicts [sentinel 0, span 0, sentinel 1, span 1, ..., end] with weight 1. Sentinel
+    numbers restart in each document. D is noise tokens + 2 spans of a full row, rounded up to a multiple of 8, which is
+    enough for any row of one document. If many short documents need more, the last spans of the row stay uncorrupted.
+
+    Args:
+      tokenizer: it must have enough sentinels (`corrupt.check`).
+      settings: those of `corrupt.check`.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any]):
@@ -30,13 +34,14 @@ class Spans:
         self._end_id, self._start_id = tokenizer.eot_id, tokenizer.start_id if start_id is None else start_id
 
     def target_length(self, seq_len: int) -> int:
+        """Returns D for rows of `seq_len` tokens."""
         return decoder_length(seq_len, self._rate, self._mean_length)
 
     def __call__(self, rows: np.ndarray, places: np.ndarray, seed: int) -> Batch:
         tokens, segments = rows[:, 1].astype(np.int32), rows[:, 2].astype(np.int32)  # documents with their ends
         text = (segments > 0) & (tokens != self._end_id)
         noise = span_noise(random_numbers(seed, places, tokens.shape[1]), text.sum(1), self._rate, self._mean_length)
-        # The noise is drawn over the text of a row as one sequence; here it goes to where that text stands.
+        # The noise was drawn over the row's text as one sequence; this moves it to where the text is in the row.
         noise = text & np.take_along_axis(noise, np.cumsum(text, axis=1) - text, axis=1)
         width = self.target_length(tokens.shape[1])
         begins, noise = _fitting(noise, segments, width)
@@ -45,7 +50,7 @@ class Spans:
         encoder_tokens, encoder_segments = _to_the_left(
             ~noise & (segments > 0) | begins, tokens.shape[1], np.where(begins, sentinels, tokens), segments
         )
-        # Each place of the row may give up to three tokens to the decoder: a sentinel, itself, the end.
+        # Each place of the row gives the decoder up to three tokens: a sentinel, its own token, the end.
         ends = (number > 0) & (segments > 0)
         ends[:, :-1] &= segments[:, :-1] != segments[:, 1:]
         given = np.stack([begins, noise, ends], axis=-1).reshape(len(rows), -1)
@@ -70,9 +75,9 @@ class Spans:
 
 
 def span_counts(length, rate: float, mean_length: float) -> tuple[np.ndarray, np.ndarray]:
-    """T5's numbers of noise tokens and of spans in `length` tokens (any shape); fewer than 2 tokens have none.
+    """Returns T5's numbers of noise tokens and of spans in `length` tokens, ints of any shape.
 
-    At least one token is noise, and one before each span isn't.
+    At least one token is noise, and at least one before each span is not. Fewer than 2 tokens have no noise.
     """
     length = np.asarray(length)
     noise = np.clip(np.rint(length * rate).astype(np.int64), 1, np.maximum(length - 1, 1))
@@ -81,22 +86,29 @@ def span_counts(length, rate: float, mean_length: float) -> tuple[np.ndarray, np
 
 
 def decoder_length(seq_len: int, rate: float, mean_length: float) -> int:
-    """The decoder's tokens a row, D."""
+    """Returns D, the number of tokens per row of the decoder."""
     noise, spans = span_counts(seq_len, rate, mean_length)
     return -(-int(noise + 2 * spans) // 8) * 8
 
 
 def span_noise(numbers: np.ndarray, length: np.ndarray, rate: float, mean_length: float) -> np.ndarray:
-    """T5's random_spans_noise_mask over the first length[b] columns of each row; bool [B, T].
+    """Returns T5's random_spans_noise_mask over the first length[b] columns of each row, bool [B, T].
 
-    Text and noise are each cut into `spans` pieces, every way to do so as likely, and laid in turn, text first.
+    Text and noise are each cut into `spans` pieces, with every way to cut them equally likely, and the pieces
+    alternate, text first.
+
+    Args:
+      numbers: random numbers, uint64 [B, T].
+      length: tokens of each row, int [B].
+      rate: share of noise.
+      mean_length: mean length of a span, in tokens.
     """
     width = numbers.shape[1]
     noise, spans = span_counts(length, rate, mean_length)
     most = int(span_counts(width, rate, mean_length)[0])
     noise_ends = _random_pieces(numbers[:, :most], noise, spans)
     ends = _random_pieces(numbers[:, most:], length - noise, spans) + noise_ends
-    steps = np.zeros((len(numbers), width + 1), np.int8)  # +1 where a span begins, -1 behind its end
+    steps = np.zeros((len(numbers), width + 1), np.int8)  # +1 where a span begins, -1 after its end
     row = np.broadcast_to(np.arange(len(numbers))[:, None], ends[:, 1:].shape)
     real = np.arange(ends.shape[1] - 1) < spans[:, None]
     lengths = np.diff(noise_ends, axis=1)
@@ -106,7 +118,7 @@ def span_noise(numbers: np.ndarray, length: np.ndarray, rate: float, mean_length
 
 
 def _random_pieces(numbers: np.ndarray, items: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-    """Cuts `items` [B] into `pieces` [B] of at least one; gives 0 and then their ends, [B, 1 + max(pieces)]."""
+    """Cuts items[b] into pieces[b] of at least one item; returns 0 and the ends of pieces, [B, 1 + max(pieces)]."""
     most = max(int(pieces.max(initial=0)), 1)
     column = np.arange(numbers.shape[1])
     cuts = smallest(numbers, column < items[:, None] - 1)[:, : most - 1] + 1
@@ -116,10 +128,10 @@ def _random_pieces(numbers: np.ndarray, items: np.ndarray, pieces: np.ndarray) -
 
 
 def _fitting(noise: np.ndarray, segments: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where spans begin, and the noise, of the spans at the front that fit into the decoder's `width`."""
+    """Returns where spans begin and the noise, both bool [B, T], of the first spans that fit into `width` tokens."""
     begins = noise.copy()
     begins[:, 1:] &= ~(noise[:, :-1] & (segments[:, :-1] == segments[:, 1:]))
-    first = begins & (_number_in_segment(begins, segments) == 1)  # costs the document's end, beside its sentinel
+    first = begins & (_number_in_segment(begins, segments) == 1)  # needs room for the document's end token too
     too_many = noise & (np.cumsum(noise.astype(np.int64) + begins + first, axis=1) > width)
     span = np.cumsum(begins, axis=1)
     kept = span < np.where(too_many, span, noise.shape[1] + 1).min(axis=1, keepdims=True)
@@ -127,14 +139,14 @@ def _fitting(noise: np.ndarray, segments: np.ndarray, width: int) -> tuple[np.nd
 
 
 def _number_in_segment(begins: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """How many spans began in the segment of each place, up to there."""
+    """Returns how many spans of its segment begin up to each place, int [B, T]."""
     total = np.cumsum(begins, axis=1)
     before = np.where(positions(segments) == 0, total - begins, 0)
     return total - np.maximum.accumulate(before, axis=1)
 
 
 def _to_the_left(kept: np.ndarray, width: int, *values: np.ndarray) -> list[np.ndarray]:
-    """What is `kept` of each row of `values`, moved together to the left in rows of `width`; 0 behind."""
+    """Returns each of `values` with only its `kept` entries, moved to the left of rows of `width`, and 0 after them."""
     row, place = np.nonzero(kept)[0], (np.cumsum(kept, axis=1) - 1)[kept]
     moved = [np.zeros((len(kept), width), np.int32) for _ in values]
     for to, value in zip(moved, values, strict=True):

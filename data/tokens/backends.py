@@ -1,8 +1,8 @@
-"""Tokenizers of the `tokenizers` library, trained or read from a file; data/tokens/tokenizer.py wraps them.
+"""Trains or loads tokenizers of the `tokenizers` library; data/tokens/tokenizer.py wraps them.
 
-bpe   byte-level BPE (GPT-2; Llama 3's split into words). Lossless for every text.
+bpe   byte-level BPE (GPT-2, with Llama 3's split into words). Lossless for every text.
 byte  the 256 bytes, no merges. Lossless.
-char  one token for each character seen, and one for all the others.
+char  one token for each character seen in training, and one for all other characters.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from data.tokens.special import EOT
 
 UNKNOWN = "<|unknown|>"
 KINDS = ("bpe", "byte", "char")
-# How Llama 3 (and, but for the digits, GPT-4) cuts text into words before merging: at most three digits to a word, a
-# run of newlines kept together. Gives 1 % fewer tokens than GPT-2's pattern on source code, at the same speed.
+# Llama 3's split into words before merging (GPT-4's, except for the digits): at most three digits per word, and a run
+# of newlines stays together. It gives 1 % fewer tokens than GPT-2's pattern on source code, at the same speed.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -28,11 +28,18 @@ _WORDS = (
 
 
 def trained(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequence[str] = ()) -> Backend:
-    """Makes a tokenizer of `kind` from `texts`; the same texts in the same order give the same tokenizer.
+    """Trains a tokenizer; the same texts in the same order give the same tokenizer.
 
-    `vocab_size` counts the special tokens: EOT, and `specials`, the names of others. For bpe it is the size asked for
-    (a small corpus may have too few merges to reach it); for byte and char it is an upper limit (0: none), and char
-    keeps the most frequent characters.
+    Args:
+      texts: what to train on.
+      kind: one of KINDS.
+      vocab_size: includes the special tokens, EOT and `specials`. For bpe it is the size to reach (a small corpus may
+        have too few merges); for byte and char it is an upper limit (0: none), and char keeps the most frequent
+        characters.
+      specials: names of further special tokens.
+
+    Raises:
+      DataError: the kind is unknown, or `vocab_size` is too small for it.
     """
     if kind not in KINDS:
         raise DataError(f"Unknown tokenizer kind {kind!r}: use one of {', '.join(KINDS)}, or 'file' with a path.")
@@ -72,14 +79,14 @@ def _train_char(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) 
     specials = [EOT, UNKNOWN, *specials]
     if vocab_size and vocab_size <= len(specials):
         raise DataError(f"A char tokenizer needs a vocab_size above {len(specials)}, not {vocab_size}.")
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     kept = sorted(counts, key=lambda char: (-counts[char], char))
     if vocab_size:
         kept = kept[: vocab_size - len(specials)]
     vocab = {token: i for i, token in enumerate(specials + sorted(kept))}
-    # BPE without merges gives one token a character, five times faster than a word-level model that splits first.
+    # BPE without merges gives one token per character, five times faster than a word-level model that splits first.
     backend = Backend(models.BPE(vocab, [], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(specials)
@@ -87,6 +94,11 @@ def _train_char(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) 
 
 
 def load(path: Path) -> Backend:
+    """Returns the tokenizer of a tokenizer.json.
+
+    Raises:
+      DataError: the file is missing, damaged, or a Git LFS pointer.
+    """
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:

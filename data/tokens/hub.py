@@ -1,13 +1,13 @@
-"""The tokenizer of a Hugging Face checkpoint folder, in and out.
+"""Imports and exports the tokenizer of a Hugging Face checkpoint folder.
 
-    tokenizer.json               taken as it is
+    tokenizer.json               used as it is
     vocab.json, merges.txt       byte-level BPE of GPT-2, OPT, RoBERTa
     vocab.txt                    WordPiece of BERT
     tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json, generation_config.json
-                                 special tokens: what a text begins with and ends at
+                                 special tokens: which tokens begin and end a text
 
-Left out: a sentencepiece file alone. Normalization, the space before a text and the order of merges differ between
-families and are not in the file, so transformers has to make a tokenizer.json of it once.
+Left out: a folder with only a sentencepiece file. Normalization, the space before a text and the order of merges differ
+between families and are not in that file, so transformers must convert it to a tokenizer.json once.
 """
 
 import copy
@@ -31,10 +31,10 @@ _HINT = "make a tokenizer.json with transformers: AutoTokenizer.from_pretrained(
 _BPE_FILES = ("vocab.json", "merges.txt")
 _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-# What else of tokenizer_config.json an export hands on.
+# Further fields of tokenizer_config.json that an export keeps.
 _HANDED_ON = ("chat_template", "model_max_length", "padding_side", "clean_up_tokenization_spaces")
 
-# What a family calls its special tokens where tokenizer_config.json does not say it (as transformers' classes do).
+# A family's names of special tokens, for folders whose tokenizer_config.json lacks them (as in transformers' classes).
 _BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
 _NAMES = {
@@ -47,10 +47,10 @@ _NAMES = {
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a folder whose config.json says `config`.
+    """Returns the tokenizer of a folder; `config` is the content of its config.json.
 
     Raises:
-      DataError: there is none that can be read, or a file is damaged; the message names the folder.
+      DataError: there is no tokenizer that can be read, or a file is damaged; the message names the folder.
     """
     try:
         return _read(folder, config)
@@ -63,7 +63,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     family = config.get("model_type")
     settings, generation = (_json(folder / f"{name}_config.json") for name in ("tokenizer", "generation"))
-    named = _NAMES.get(family, {}) | _json(folder / "special_tokens_map.json") | settings
+    named = _NAMES.get(family or "", {}) | _json(folder / "special_tokens_map.json") | settings
     names = {role: _content(named[role]) for role in _ROLES if role in named}
     for name in (*_BPE_FILES, "vocab.txt", _TEMPLATE):
         if (folder / name).exists():
@@ -86,7 +86,7 @@ def _read(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 
 def padded(words: Tokenizer) -> Tokenizer:
-    """The tokenizer with a token that fills rows: where it has none, the one that ends a text, which no text holds."""
+    """Returns the tokenizer with a padding token: its own, or else its end token, which never occurs inside a text."""
     special = words.special
     if special.config.get("pad_token_id") is not None:
         return words
@@ -101,34 +101,43 @@ def padded(words: Tokenizer) -> Tokenizer:
 
 
 def settings_of_generation(folder: Path) -> list[str]:
-    """Names of what generation_config.json says beside tokens: how transformers samples, which nothing here reads."""
+    """Returns the fields of generation_config.json beside tokens: transformers' sampling, which nothing here reads."""
     known = ("transformers_version", "_from_model_config")
     found = _json(folder / "generation_config.json")
     return sorted(name for name in found if not name.endswith("_token_id") and name not in known)
 
 
 def files(words: Tokenizer) -> dict[str, str]:
-    """tokenizer.json and tokenizer_config.json, for transformers to read.
+    """Returns the texts of tokenizer.json and tokenizer_config.json, for transformers to read.
 
-    The tokenizer of a published model stays as it is. One that was trained here gets a post-processor, which begins a
-    text as the documents began that the model has seen.
+    The tokenizer of a published model stays unchanged. A tokenizer that was trained here gets a post-processor that
+    begins a text with the same token as documents in training.
     """
     backend, special = Backend.from_str(words.to_json()), words.special
-    # The class that takes tokenizer.json at its word; a family's own class would build its own from the vocabulary.
+    # This class uses tokenizer.json unchanged; a family's own class would rebuild the tokenizer from the vocabulary.
     settings = special.tokenizer_config | {"tokenizer_class": "PreTrainedTokenizerFast"}
     if not words.published:
-        backend.post_processor = _begin_with(backend.id_to_token(special.begin), special.begin)
+        assert special.begin is not None  # see `usual_special_tokens`
+        token = backend.id_to_token(special.begin)
+        assert token is not None
+        backend.post_processor = _begin_with(token, special.begin)
         settings |= {} if words.mask_id is None else {"mask_token": backend.id_to_token(words.mask_id)}
     return {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
 
 
 def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generation: Mapping, add_begin: bool):
-    """What the files say; the tokenizer's names come before the ids of the model, of which old folders have wrong ones.
+    """Returns the special tokens that the files name.
+
+    The tokenizer's names take precedence over the model's ids, which are wrong in some old folders.
 
     Args:
-      names: role ('bos_token') to token; None says that there is no such token.
-      config, generation: config.json, and generation_config.json, which comes first.
+      backend: the tokenizer.
+      names: role ('bos_token') to token; None: there is no such token.
+      config, generation: config.json, and generation_config.json, which takes precedence.
       add_begin: add_bos_token of tokenizer_config.json.
+
+    Raises:
+      DataError: an id is not a token id, or there is no end token.
     """
     vocab = backend.get_vocab(with_added_tokens=True)
     token_of = {i: token for token, i in vocab.items()}
@@ -138,13 +147,13 @@ def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generatio
 
     def given(role: str) -> list[int]:
         value = generation.get(f"{role}_id", config.get(f"{role}_id"))
-        ids = [i for i in (value if isinstance(value, list) else [value]) if i not in (None, -1)]  # which mean none
+        ids = [i for i in (value if isinstance(value, list) else [value]) if i not in (None, -1)]  # both mean "none"
         for i in ids:
             if type(i) is not int or i < 0:
                 raise DataError(f"{role}_id is {value!r}; it must be the id of a token, or a list of ids.")
         found = [i for i in ids if i in token_of]
         if ids and not found and role == "eos_token" and not named(role):
-            raise DataError(f"{role}_id is {value!r}, which is no token of the tokenizer; it must be what ends a text.")
+            raise DataError(f"{role}_id is {value!r}, which the tokenizer lacks; it must be the end token's id.")
         return found
 
     end = list(dict.fromkeys(named("eos_token") + given("eos_token"))) or named("sep_token")
@@ -153,40 +162,43 @@ def _special_tokens(backend: Backend, names: Mapping, config: Mapping, generatio
     encoding = backend.encode("a")
     pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
     begin = _first([i for i, added in takewhile(lambda pair: pair[1], pairs)])
-    if begin is None and (add_begin or bos == end[0]):  # what both begins and ends stands between documents (GPT-2)
+    if begin is None and (add_begin or bos == end[0]):  # one token for both separates documents (GPT-2)
         begin = bos
     pad = _first(given("pad_token") + named("pad_token"))
-    ids = {"bos_token_id": _first(given("bos_token") + named("bos_token"))}
+    ids: dict[str, int | list[int] | None] = {"bos_token_id": _first(given("bos_token") + named("bos_token"))}
     ids["eos_token_id"] = end if len(end) > 1 else end[0]
     start = _first(given("decoder_start_token"))
     ids |= {} if pad is None else {"pad_token_id": pad}
-    tokens = {"bos_token": token_of.get(bos), "eos_token": token_of[end[0]], "pad_token": token_of.get(pad)}
+    name_of = lambda i: None if i is None else token_of.get(i)
+    tokens = {"bos_token": name_of(bos), "eos_token": token_of[end[0]], "pad_token": name_of(pad)}
     tokens |= {role: name for role, name in names.items() if name in vocab}
     tokens = {role: token for role, token in tokens.items() if token is not None}
     return SpecialTokens(begin, tuple(end), start, ids, tokens)
 
 
-def _build(folder: Path, family: str, settings: Mapping, names: Mapping) -> Backend:
-    """The tokenizer of a folder without a tokenizer.json."""
+def _build(folder: Path, family: str | None, settings: Mapping, names: Mapping) -> Backend:
+    """Returns the tokenizer of a folder without a tokenizer.json."""
+    files: tuple[str, ...]
+    families: tuple[str, ...]
     if all((folder / name).exists() for name in _BPE_FILES):
         files, build, families = _BPE_FILES, _byte_level, ("gpt2", "opt", "roberta")
     elif (folder / "vocab.txt").exists():
         files, build, families = ("vocab.txt",), _word_piece, ("bert",)
     else:
         pieces = sorted(path.name for path in folder.glob("*.model"))
-        found = f"only {', '.join(pieces)}, which can't be read alone" if pieces else "none of the files of one"
+        found = f"only {', '.join(pieces)}, which is not enough" if pieces else "none of the usual files"
         raise DataError(f"{folder} has no tokenizer ({found}): {_HINT}.")
     if family not in families:
-        raise DataError(f"{folder} has {' and '.join(files)}, which is not all of a tokenizer of {family}: {_HINT}.")
+        raise DataError(f"{folder} has {' and '.join(files)}, which is not a whole tokenizer of {family}: {_HINT}.")
     try:
         backend = build([str(folder / name) for name in files], settings, names)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # plain Exceptions for every kind of broken file, and panics, which are none
+    except BaseException as error:  # broken files raise plain Exceptions, and panics of the library, which are not
         raise DataError(f"{folder}: {' and '.join(files)} can't be read: {error}.") from error
     decoder = settings.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict) or not all(str(i).isdecimal() and isinstance(t, dict) for i, t in decoder.items()):
-        raise DataError(f"{folder}: added_tokens_decoder of tokenizer_config.json is no object of tokens by their ids.")
+        raise DataError(f"{folder}: added_tokens_decoder of tokenizer_config.json must map ids to tokens.")
     extra = [(int(i), AddedToken(**token)) for i, token in decoder.items()]
     extra = extra or [(i, AddedToken(token)) for token, i in _json(folder / "added_tokens.json").items()]
     for i, token in sorted(extra, key=lambda pair: pair[0]):
@@ -219,8 +231,8 @@ def _word_piece(files: list[str], settings: Mapping, names: Mapping) -> Backend:
     return backend
 
 
-def _post_processor(backend: Backend, family: str, settings: Mapping, names: Mapping):
-    """What the family's tokenizer puts around a text."""
+def _post_processor(backend: Backend, family: str | None, settings: Mapping, names: Mapping):
+    """Returns the post-processor that adds the family's special tokens around a text."""
 
     def token(role: str) -> tuple[str, int]:
         i = backend.token_to_id(names[role])
@@ -246,7 +258,7 @@ def _begin_with(token: str, i: int):
 def _content(token) -> str | None:
     name = token.get("content") if isinstance(token, dict) else token
     if name is not None and not isinstance(name, str):
-        raise DataError(f"tokenizer_config.json or special_tokens_map.json has {token!r} where a token must be.")
+        raise DataError(f"tokenizer_config.json or special_tokens_map.json has {token!r} instead of a token.")
     return name
 
 
@@ -264,5 +276,5 @@ def _json(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read: {error}.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged: it is no JSON object.")
+        raise DataError(f"{path} is damaged: it is not a JSON object.")
     return value

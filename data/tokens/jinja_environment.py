@@ -1,8 +1,8 @@
-"""Chat templates of Hugging Face tokenizers as programs: compiled by Jinja, in a sandbox, and run.
+"""Runs chat templates of Hugging Face tokenizers: Jinja programs, in a sandbox.
 
-The environment is transformers': `raise_exception`, {% break %} and {% continue %}, and blocks {% generation %} ...
-{% endgeneration %} that say what is trained on. `strftime_now` is always of 26 July 2024 (the date that Llama 3.1's
-template writes where there is none), so that the same conversation gives the same rows on every day.
+The environment is that of transformers: `raise_exception`, {% break %} and {% continue %}, and blocks {% generation %}
+... {% endgeneration %} that say what is trained on. `strftime_now` always returns 26 July 2024 (the default date of
+Llama 3.1's template), so that a conversation gives the same rows on every day.
 """
 
 import datetime
@@ -16,18 +16,22 @@ from jinja2 import ext, nodes, sandbox
 
 from data.batch import DataError
 
-BEGIN, END = "\ue0f0", "\ue0f1"  # what a {% generation %} block stands between when it is written
+BEGIN, END = "\ue0f0", "\ue0f1"  # mark the text of a {% generation %} block
 DATE = datetime.datetime(2024, 7, 26)
 
 
 class Program:
-    """A chat template.
+    """A compiled chat template.
+
+    Args:
+      text: the template.
+      variables: names that the template may use in every call (bos_token, eos_token, ...).
 
     Attributes:
-      names: what it looks at by name: variables, attributes and keys, and texts that it compares with.
+      names: variables, attributes, keys and string constants of the template, which show what it reads.
 
     Raises:
-      DataError: the template is broken.
+      DataError: the template has a syntax error.
     """
 
     def __init__(self, text: str, variables: Mapping[str, Any]):
@@ -49,20 +53,24 @@ class Program:
         self.names = frozenset(found)
 
     def __call__(self, **variables) -> str:
-        """What it writes; ValueError where it refuses."""
+        """Returns the rendered text.
+
+        Raises:
+          ValueError: the template refuses the conversation, or fails.
+        """
         try:
             return self._template.render(**(self._variables | variables))
         except Exception as error:  # a template is a program and may fail in any way
-            raise ValueError(f"the tokenizer's chat template refuses it: {error}") from error
+            raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from error
 
 
 def without_marks(text: str) -> str:
-    """What a template has written, as other libraries have it."""
+    """Returns rendered text without the marks, as other libraries render it."""
     return re.sub(f"[{BEGIN}{END}]", "", text)
 
 
 class _Generation(ext.Extension):
-    tags = frozenset({"generation"})
+    tags: set[str] = {"generation"}  # noqa: RUF012 (Jinja declares it as a plain set)
 
     def parse(self, parser):
         line = next(parser.stream).lineno

@@ -1,14 +1,14 @@
-"""The chat template that a tokenizer brings along (tokenizer_config.json's chat_template): a conversation as pieces.
+"""Converts a conversation to pieces with the tokenizer's own chat template (chat_template in tokenizer_config.json).
 
-Characters of Unicode's private use mark, while a template is rendered, where answers end and where what users say
-begins and ends.
+During rendering, characters of Unicode's private use area mark the ends of answers, and both ends of users' texts.
 
-Of the special tokens in the text that a template writes, those that it writes itself are tokens, and those that someone
-wrote in a message are text. A mark inside a name (_APART) keeps the latter apart. But a template may have rules for
-a name in an answer: Qwen3's takes <think> ... </think> out of it and writes a thought of its own in its place. Such a
-name is left to the template. It is found by experiment: with the mark in it, the template writes something else.
+A special token's name in the rendered text is a token if the template wrote it, and text if it comes from a message. To
+tell them apart, names in messages get a mark inside (_APART) before rendering. But a template may have its own rules
+for a name in an answer: Qwen3's template removes <think> ... </think> and writes its own thought instead. Such a name
+stays unmarked, so the template can handle it. It is found by experiment: if it is marked, the template renders
+something else.
 
-Where a template has no {% generation %} blocks, an answer is what follows the prompt that asks for it, up to the token
+If a template has no {% generation %} blocks, an answer is the text after the prompt that asks for it, up to the token
 that ends the turn.
 """
 
@@ -27,43 +27,52 @@ from data.tokens.templates import Message, Piece
 _EDGE, _APART, _STOP = "\ue0f2", "\ue0f3", "\ue0f4"
 _KEPT = re.compile(f"[{BEGIN}-{_STOP}]")
 _BLOCK = re.compile(f"[{BEGIN}{END}]")
-_FEW = 16  # names that are tried one by one: of a thought none is copied, so halves would be tried for nothing
-_OWN = ("input", "train")  # fields of messages that no template is given
+_FEW = 16  # up to this many names are tested one by one; a thought has few, and bisecting would only cost extra renders
+_OWN = ("input", "train")  # fields of messages that templates don't see
 _UNCLEAR = (
-    "the tokenizer's chat template writes an answer otherwise than its prompt and the rest of the conversation lead to "
-    "expect, so what is to be trained on can't be told; put the answers of the template into {% generation %} blocks, "
-    "or set config.data.chat.template to a template by name"
+    "the tokenizer's chat template renders an answer differently from what its prompt and the rest of the conversation "
+    "show, so it is unclear which text to train on; put the template's answers into {% generation %} blocks, or set "
+    "config.data.chat.template to a template by name"
 )
 _UNASKED = (
-    "the tokenizer's chat template asks for answer {} of the conversation (add_generation_prompt) in another way than "
-    "it writes what stands before that answer, so what a model is to be trained on for it can't be told; leave the "
-    'answer out of the training ("train": false in its message), or set config.data.chat.template to a template by name'
+    "the tokenizer's chat template renders the prompt for answer {} of the conversation (add_generation_prompt) "
+    "differently from the text before that answer, so it is unclear which text to train on; exclude the answer from "
+    'training ("train": false in its message), or set config.data.chat.template to a template by name'
 )
 
-Show = Callable[[Sequence[Message], bool], str]  # (messages, whether the next answer is to follow) -> text
+Show = Callable[[Sequence[Message], bool], str]  # (messages, whether to prompt for the next answer) -> text
 
 
 class JinjaTemplate:
-    """Conversations as pieces, by the text of a template.
+    """Renders conversations as pieces with a Jinja template.
 
     Args:
-      specials: names of the tokenizer's special tokens, which are tokens where the template writes them.
-      variables: further names that the template may use (bos_token, eos_token, ...).
+      text: the template.
+      specials: names of the tokenizer's special tokens; a name that the template itself writes becomes that token.
+      variables: names that the template may use (bos_token, eos_token, ...).
 
     Attributes:
-      names: what the template looks at by name.
+      names: as in `Program`.
+
+    Raises:
+      DataError: the template has a syntax error.
     """
 
     def __init__(self, text: str, specials: Sequence[str], variables: Mapping[str, str]):
         self._program = Program(text, variables)
         self.names = self._program.names
         self._marks_answers = re.search(r"\{%[-+]?\s*generation\b", text) is not None
-        # A name of one character could not be kept apart from text.
+        # A mark needs room inside a name, so names of one character are never tokens.
         names = sorted((name for name in specials if len(name) > 1), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Mapping] | None = None) -> list[Piece]:
-        """The pieces of a conversation; with `prompt` the next answer is to follow.
+        """Returns the pieces of a conversation.
+
+        Args:
+          messages: the conversation.
+          prompt: end with the prompt for the next answer.
+          tools: JSON schemas of tools that answers may call.
 
         Raises:
           ValueError: the template refuses the conversation, or doesn't show where its answers are.
@@ -106,9 +115,9 @@ class JinjaTemplate:
         ]
 
     def _content(self, text: str, messages: Sequence[Message], prompt: bool, show: Show) -> list[bool]:
-        """Which characters users said; none where a template makes something else of a message with marks in it."""
+        """Returns which characters are users' text; none are if marks in a message change the rendered text."""
         edged = lambda text: re.sub(r"\S(.*\S)?", lambda found: f"{_EDGE}{found[0]}{_EDGE}", text, flags=re.DOTALL)
-        asked = [m | {"content": edged(m["content"])} if m["role"] == "user" else m for m in messages]
+        asked = [{**m, "content": edged(m["content"])} if m["role"] == "user" else m for m in messages]
         try:
             parts = _BLOCK.sub("", show(asked, prompt)).split(_EDGE)  # text, question, text, ..., question, text
         except ValueError:
@@ -120,10 +129,10 @@ class JinjaTemplate:
     def _spans(
         self, text: str, ended: Sequence[Message], begins: Sequence[int | None], stops: Sequence[int], show: Show
     ):
-        """Where the answers that are trained on begin and end, of a template that doesn't say so.
+        """Returns where the trained answers begin and end, for a template without {% generation %} blocks.
 
-        What stands in an answer may be written otherwise than when it was the last one (Qwen3 then drops the thought),
-        but not what follows it: as the last one it shows how its turn ends.
+        A template may render the text of an earlier answer differently from that of the last one (Qwen3 drops its
+        thought), but not the text after it. So rendering it as the last answer shows how its turn ends.
         """
         places = [i for i, message in enumerate(ended) if message["role"] == "assistant"]
         if len(stops) != len(places):
@@ -134,20 +143,24 @@ class JinjaTemplate:
                 continue
             tail = _BLOCK.sub("", show(ended[: i + 1], False)).rpartition(_STOP)[2]
             names = list(self._names.finditer(tail))
-            if names:  # behind calls of tools, whose own tokens come before it, the last one ends the turn
+            if names:  # the first one ends the turn; after tool calls, which write tokens of their own, the last one
                 tail = tail[: names[-1 if ended[i].get("tool_calls") else 0].end()]
-            if begin > stop or not text.startswith(tail, stop):
+            if begin is None or begin > stop or not text.startswith(tail, stop):
                 raise ValueError(_UNCLEAR)
             spans.append((begin, stop + len(tail)))
         return spans
 
     def _written(self, messages: Sequence[Message], show: Callable[[Sequence[Message]], str]) -> list[Message]:
-        """The messages with all names of special tokens kept apart, but for those in answers for which the template
-        has a rule."""
+        """Returns the messages with marks in all names of special tokens, except those the template has rules for."""
         answer = lambda message: message["role"] == "assistant"
         texts: list[str] = []
+
+        def collected(text: str) -> str:
+            texts.append(text)
+            return text
+
         for message in filter(answer, messages):
-            _changed(message, lambda text: texts.append(text) or text)
+            _changed(message, collected)
         all_of_them = frozenset(range(sum(len(self._names.findall(text)) for text in texts)))
 
         def written(left: frozenset[int]) -> list[Message]:
@@ -161,11 +174,11 @@ class JinjaTemplate:
         whole = shown(all_of_them)
 
         def copied(group: frozenset[int]) -> frozenset[int]:
-            """Those that the template only copies."""
+            """Returns the names of the group that the template only copies."""
             try:
                 if shown(all_of_them - group) == whole:
                     return group
-            except ValueError:  # it refuses what it would not write otherwise
+            except ValueError:  # the template refuses the marked name, so it has a rule for it
                 pass
             if len(group) == 1:
                 return frozenset()
@@ -177,20 +190,21 @@ class JinjaTemplate:
         if shown(left) != whole:
             raise ValueError(
                 "the tokenizer's chat template has rules for special tokens in an answer that depend on each other, so "
-                "which of them it writes can't be told; take those that are meant as text out"
+                "it is unclear which of them are text; remove those that are meant as text"
             )
         return written(left)
 
     def _apart(self, text: str) -> str:
         if _KEPT.search(text):
-            raise ValueError(f"a message has a character from {BEGIN!r} to {_STOP!r}, which are kept for marks here")
-        while self._names.search(text):  # again, where one name begins inside another
+            raise ValueError(f"a message has a character from {BEGIN!r} to {_STOP!r}, which are reserved for marks")
+        while self._names.search(text):  # repeated, because a name may begin inside another one
             text = self._names.sub(lambda found: found[0][0] + _APART + found[0][1:], text)
         return text
 
     def _apart_but(self, text: str, left: frozenset[int], numbers: Iterator[int]) -> str:
-        """Kept apart are all names but those of these numbers."""
-        parts, place = [], 0
+        """Returns the text with marks in all names except those whose numbers are in `left`."""
+        parts: list[str] = []
+        place = 0
         for found in self._names.finditer(text):
             if next(numbers) in left:
                 parts += [self._apart(text[place : found.start()]), found[0]]
@@ -199,10 +213,12 @@ class JinjaTemplate:
 
 
 def _stops(text: str, messages: Sequence[Message], prompt: bool, show: Show) -> tuple[list[Message], list[int]]:
-    """(the messages with marks at the ends of answers, where these ends are in a text); the latter empty where the
-    template makes something else of such messages."""
+    """Returns the messages with marks at the ends of answers, and the places of these ends in the rendered text.
+
+    There are no places if the marks change the rendered text.
+    """
     answer = lambda message: message["role"] == "assistant"
-    for core in (str.rstrip, str):  # some templates strip answers, and some strip what stands behind a thought
+    for core in (str.rstrip, str):  # some templates strip answers, and some strip the text after a thought
         ended = [_ended(m, core) if answer(m) else m for m in messages]
         try:
             *parts, rest = _BLOCK.sub("", show(ended, prompt)).split(_STOP)
@@ -214,12 +230,11 @@ def _stops(text: str, messages: Sequence[Message], prompt: bool, show: Show) -> 
 
 
 def _begins(text: str, messages: Sequence[Message], stops: Sequence[int], prompt: bool, show: Show):
-    """Where a model that is asked for them begins each of the answers in a text. None: it is never asked so, for one
-    that is not trained on.
+    """Yields where generation of each answer would begin in the rendered text.
 
-    That is where the prompt ends that asks for the answer. What stands before the answer may be written otherwise once
-    others follow it (Qwen3 then drops thoughts): there the prompt's own last words are looked for, behind the answer
-    before.
+    That is where the prompt for the answer ends. If the template renders the text before it differently once other
+    messages follow (Qwen3 drops thoughts), the end of the prompt is searched after the previous answer. None: no prompt
+    matches, and the answer is not trained on.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     begin = 0
@@ -241,7 +256,7 @@ def _begins(text: str, messages: Sequence[Message], stops: Sequence[int], prompt
 
 
 def _blocks(marked: str, answers: Sequence[Message]) -> list[tuple[int, int]]:
-    """Where {% generation %} blocks begin and end, those of answers that are trained on."""
+    """Returns where the {% generation %} blocks of trained answers begin and end."""
     edges = [0, *itertools.accumulate(map(len, _BLOCK.split(marked)))]  # of text, block, text, ..., block, text
     spans = list(zip(edges[1::2], edges[2::2], strict=False))
     wanted = [answer.get("train", True) for answer in answers]
@@ -250,25 +265,25 @@ def _blocks(marked: str, answers: Sequence[Message]) -> list[tuple[int, int]]:
     if len(spans) != len(answers):
         raise ValueError(
             f"the tokenizer's chat template writes {len(spans)} {{% generation %}} blocks for {len(answers)} answers, "
-            "so those that are not to be trained on can't be told from the others"
+            "so it is unclear which of them not to train on"
         )
     return [span for span, own in zip(spans, wanted, strict=True) if own]
 
 
 def _ended(message: Message, core: Callable[[str], str]) -> Message:
-    """An answer with a mark at its end: of the `core` of what it says, or of its last call's name."""
+    """Returns an answer with a mark at the end of its text's `core`, or of the name in its last tool call."""
     if not message.get("tool_calls"):
         content = message["content"]
         end = len(core(content))
-        return message | {"content": content[:end] + _STOP + content[end:]}
+        return {**message, "content": content[:end] + _STOP + content[end:]}
     *others, last = message["tool_calls"]
     function = last.get("function", last)
     function = function | {"name": function["name"] + _STOP}
-    return message | {"tool_calls": [*others, last | {"function": function} if "function" in last else function]}
+    return {**message, "tool_calls": [*others, last | {"function": function} if "function" in last else function]}
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with all texts in it changed."""
+    """Returns the value with all strings in it changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

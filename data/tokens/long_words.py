@@ -1,8 +1,8 @@
-"""Words without an end: genomes, base64, a table's rules. A BPE is trained on pieces of them.
+"""Cuts very long words (genomes, base64, rules of tables) into pieces for BPE training.
 
-Training takes time that grows with the square of a word's length: 3 MB of ACGT as one word would take hours. In pieces
-of LONGEST characters they take seconds, the merges are those of shorter words, and only a token that is longer than a
-piece can't be learnt. Encoding does not cut words, and need not: it takes time that grows with the length alone.
+Training time grows with the square of a word's length: 3 MB of ACGT as one word would take hours. In pieces of LONGEST
+characters it takes seconds, the merges are the same as for shorter words, and only tokens longer than a piece can't be
+learned. Encoding does not need this, because its time grows linearly with the length.
 """
 
 import re
@@ -16,19 +16,25 @@ _SPACES = re.compile(rf"\s{{{LONGEST + 1}}}")
 
 
 def cut() -> pre_tokenizers.PreTokenizer:
-    """Cuts what is longer than LONGEST characters; all else stays as it is."""
+    """Returns a pre-tokenizer that cuts words longer than LONGEST characters and leaves other words unchanged."""
     return pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST}}}"), "isolated")
 
 
 class LongWords:
-    """How many such words there were in texts that were read through it, and how long the longest was."""
+    """Counts words longer than LONGEST characters in the texts that pass through it.
+
+    Attributes:
+      count: how many there were.
+      longest: length of the longest one, in characters.
+    """
 
     def __init__(self):
         self.count = self.longest = 0
 
     def watched(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yields the texts unchanged, and counts their long words."""
         for text in texts:
-            # Ten times as fast as looking for runs, and most texts have none.
+            # This test is ten times as fast as the search for runs, and most texts have none.
             if any(len(word) > LONGEST for word in text.split()) or _SPACES.search(text):
                 for run in _RUNS.finditer(text):
                     self.count, self.longest = self.count + 1, max(self.longest, len(run[0]))

@@ -1,5 +1,7 @@
-"""What a text begins with and ends at: special_tokens.json, which stands beside the tokenizer of a published model. And
-which token stands for what is unknown."""
+"""Special tokens: which tokens begin and end a text, and which one replaces unknown text.
+
+A published model's special tokens are stored in special_tokens.json, beside its tokenizer.json.
+"""
 
 import dataclasses
 import json
@@ -14,24 +16,30 @@ from data.batch import DataError
 FILE = "special_tokens.json"
 EOT = "<|endoftext|>"
 
-# What other people's tokenizers call the token that ends a document, most specific first.
+# Usual names of the token that ends a document, most specific first.
 _EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """What a text begins with and ends at: the content of special_tokens.json."""
+    """The content of special_tokens.json."""
 
-    begin: int | None  # stands before a prompt and a document; None: nothing does
-    end: tuple[int, ...]  # each of them ends a text; the first is written after a document
-    start: int | None = None  # what a decoder beside an encoder begins with; None: as its documents end
-    # For an export: fields of config.json (bos_token_id, ...) and of tokenizer_config.json (bos_token, ...).
+    begin: int | None  # comes before a prompt and a document; None: no token does
+    end: tuple[int, ...]  # each of them ends a text; the first one is written after a document
+    start: int | None = None  # first input of an encoder-decoder's decoder; None: the end token
+    # For export: fields of config.json (bos_token_id, ...) and of tokenizer_config.json (bos_token, ...).
     config: dict[str, int | list[int] | None] = dataclasses.field(default_factory=dict)
     tokenizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
-    """Those of a tokenizer about which nothing else is known: the first token of _EOT_NAMES parts documents."""
+    """Returns the special tokens of a tokenizer without further information.
+
+    The first token of _EOT_NAMES that the vocabulary has both begins and ends documents.
+
+    Raises:
+      DataError: the vocabulary has none of them.
+    """
     eot = next((name for name in _EOT_NAMES if name in vocab), None)
     if eot is None:
         raise DataError(f"The tokenizer has no token that ends a document: none of {', '.join(_EOT_NAMES)}.")
@@ -40,7 +48,7 @@ def usual_special_tokens(vocab: dict[str, int]) -> SpecialTokens:
 
 
 def unknown_token(backend: Backend) -> int | None:
-    """The token that stands for what the vocabulary has no token for; None where the model has no such token."""
+    """Returns the id of the unknown token, which replaces text outside the vocabulary; None: there is none."""
     if isinstance(backend.model, models.Unigram):
         return json.loads(backend.to_str())["model"]["unk_id"]
     name = backend.model.unk_token
@@ -48,7 +56,11 @@ def unknown_token(backend: Backend) -> int | None:
 
 
 def load_special(path: Path) -> SpecialTokens | None:
-    """The content of a special_tokens.json; None where there is no such file."""
+    """Returns the content of a special_tokens.json, or None if there is no such file.
+
+    Raises:
+      DataError: the file is damaged.
+    """
     try:
         given = SpecialTokens(**json.loads(path.read_text(encoding="utf-8")))
         if not given.end or not all(isinstance(i, int) for i in [*given.end, given.begin or 0]):

@@ -1,9 +1,9 @@
-"""The templates of data/tokens/templates.py as Jinja text, for libraries that read a chat template out of a tokenizer.
+"""The templates of data/tokens/templates.py as Jinja text, for libraries that read the chat template of a tokenizer.
 
-Each text renders a conversation with `add_generation_prompt` as its function in data/tokens/templates.py builds it,
-token for token; data/examples/chat_export.py checks that. Names of tokens stand in the text itself and not as
-`bos_token` or `eos_token`, so that a tokenizer may call any of its tokens so. `begin`, `end` and the like are set
-before the text.
+With `add_generation_prompt`, each text renders a conversation token for token as its function in
+data/tokens/templates.py builds it; data/examples/chat_export.py checks that. The texts contain the names of tokens
+instead of `bos_token` or `eos_token`, so that a tokenizer may give these roles to any of its tokens. `text` sets
+`begin`, `end` and similar variables before the text.
 """
 
 import json
@@ -58,7 +58,7 @@ _GEMMA = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 
-# A message may have `input`, the end of its content that is no instruction, as records of Alpaca have.
+# A message may have `input`, the end of its content that is not the instruction, as in records of Alpaca.
 _ALPACA = """\
 {%- set asked = messages | selectattr('role', 'equalto', 'user') | first -%}
 {%- set default_system = with_input if asked['input'] else without_input -%}
@@ -91,7 +91,7 @@ _TEXTS = {
 
 
 def text(name: str, ends: Ends) -> str:
-    """The template `name` of data/tokens/templates.py as Jinja."""
+    """Returns the template `name` of data/tokens/templates.py as Jinja text; `ends` begin and end an alpaca text."""
     values = {
         "qwen": {"default_system": QWEN_SYSTEM},
         "llama2": {"default_system": ""},
@@ -103,5 +103,5 @@ def text(name: str, ends: Ends) -> str:
 
 
 def literal(value: str) -> str:
-    """A string as Jinja writes it."""
+    """Returns a string as a Jinja literal."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,18 +1,18 @@
-"""Chat templates: a conversation as text and special tokens, and which of it are the answers.
+"""Named chat templates: convert a conversation to text and special tokens, and mark its answers.
 
     chatml   <|im_start|>user\\n ... <|im_end|>\\n (OpenAI; many open models)
-    qwen     the same, with the system text of Qwen2.5 where a conversation has none
+    qwen     the same, with Qwen2.5's system text for conversations without one
     llama2   <s>[INST] <<SYS>> ... [/INST] ... </s> (arXiv:2307.09288, and the repository of the model)
     llama3   <|start_header_id|>user<|end_header_id|> ... <|eot_id|>
-    gemma    <start_of_turn>user\\n ... <end_of_turn>\\n; a system text stands before the first question, as in Gemma 3
+    gemma    <start_of_turn>user\\n ... <end_of_turn>\\n; a system text goes before the first question, as in Gemma 3
     alpaca   ### Instruction: ... ### Input: ... ### Response: (the two prompts of Stanford Alpaca's train.py, with and
-             without an input; their first sentences are the system text of a conversation that has none, and the first
-             question decides between them); needs no special tokens
+             without an input; a conversation without a system text gets the first sentences of one of them, and its
+             first question decides which); needs no special tokens
 
-What stands in a message is text, never a special token, nor an added token that is written <...> or [...]: not all
-markers of published tokenizers are called special (<think>, <tool_call>). Every answer is trained on with the token
-that ends it; nothing else is. A tokenizer's own template is in data/tokens/jinja_template.py, and may write tools and
-reasoning, which none of these does. Left out: images.
+The content of a message is always text, never a special token, nor an added token of the form <...> or [...], because
+some markers of published tokenizers are not flagged as special (<think>, <tool_call>). Every answer is trained on
+together with the token that ends it, and nothing else is. data/tokens/jinja_template.py runs a tokenizer's own
+template, which may write tools and reasoning; the templates here can't. Left out: images.
 """
 
 import json
@@ -38,15 +38,17 @@ ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class Piece(NamedTuple):
+    """A part of a rendered conversation."""
+
     text: str
-    special: bool = False  # the name of one token
+    special: bool = False  # the text is the name of one token
     answer: bool = False  # trained on
-    content: bool = False  # what a user says
-    begins: bool = False  # a model that is asked for an answer generates from here on
+    content: bool = False  # a user's text
+    begins: bool = False  # generation of an answer begins here
 
 
 class Ends(NamedTuple):
-    """Names of the tokens that a text begins with (None: with nothing) and ends at."""
+    """Names of the tokens that begin a text (None: there is none) and end it."""
 
     begin: str | None
     end: str
@@ -56,7 +58,9 @@ Render = Callable[[Sequence[Message], bool, Ends], list[Piece]]
 
 
 class Template(NamedTuple):
-    render: Render  # (messages, whether the next answer is to follow, ends) -> pieces
+    """A named chat template."""
+
+    render: Render  # (messages, whether to prompt for the next answer, ends) -> pieces
     markers: tuple[str, ...] = ()  # special tokens that the vocabulary must have
 
 
@@ -157,25 +161,31 @@ TEMPLATES = {
 
 
 class NamedTemplate:
-    """One of TEMPLATES with a tokenizer's ends, to use as a JinjaTemplate. It looks at nothing by name, and so none of
-    them is ever given tools."""
+    """One of TEMPLATES with the interface of a JinjaTemplate.
+
+    `names` is empty, because these templates read no tools and no further fields.
+
+    Args:
+      template: one of TEMPLATES.
+      ends: the tokenizer's begin and end tokens.
+    """
 
     names: frozenset[str] = frozenset()
 
     def __init__(self, template: Template, ends: Ends):
         self._template, self._ends = template, ends
 
-    def render(self, messages: Sequence[Message], prompt: bool, tools: None = None) -> list[Piece]:
+    def render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Mapping] | None = None) -> list[Piece]:
+        """Returns the pieces of a conversation, as `JinjaTemplate.render`; callers never pass tools."""
         return self._template.render(messages, prompt, self._ends)
 
 
 class PieceEncoder:
-    """Pieces to token ids, which of them are trained on, and which are content.
+    """Converts pieces to token ids, and finds which of them are trained on and which are content.
 
-    Neighbouring texts are encoded as one, as if the conversation had been written out and then cut at its special
-    tokens. But where an answer begins, a text ends: there a model is asked to go on, after tokens that can't know what
-    follows, so no token reaches over that place, in training either. A token that reaches over an answer's end belongs
-    to the answer.
+    Neighbouring texts are encoded as one, as if the whole conversation were written out and then split at its special
+    tokens. The exception is the start of an answer: in generation the tokens before it can't depend on the answer, so
+    no token crosses that place in training either. A token that crosses the end of an answer belongs to the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -184,28 +194,36 @@ class PieceEncoder:
             token["special"] |= _MARKER.fullmatch(token["content"]) is not None
         text = json.dumps(content)
         self._first = self._behind = _backend(text)
-        # Of sentencepiece: a space stands before the text that begins the conversation, and before no other.
+        # Sentencepiece puts a space only before the text that begins the conversation.
         behind = text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
         if behind != text:
             self._behind = _backend(behind)
-        # Nothing is put before a text that goes on with the one before it.
+        # A text that continues the one before it gets no prefix.
         further = json.dumps(
             content | {part: _without_prefix(content[part]) for part in ("normalizer", "pre_tokenizer")}
         )
         self._further = self._behind if further == behind else _backend(further)
 
     def has(self, marker: str) -> bool:
+        """Returns whether the vocabulary has a token of this name."""
         return self._first.token_to_id(marker) is not None
 
     def name(self, i: int) -> str:
-        return self._first.id_to_token(i)
+        """Returns the name of a token in the vocabulary."""
+        name = self._first.id_to_token(i)
+        assert name is not None
+        return name
 
     def specials(self) -> list[str]:
-        """Names of all special tokens and markers."""
+        """Returns the names of all special tokens and markers."""
         return [token.content for token in self._first.get_added_tokens_decoder().values() if token.special]
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """int32 [n], bool [n], bool [n]; ValueError where a text has no UTF-8 form."""
+        """Returns ids int32 [n], which of them are trained on bool [n], and which are content bool [n].
+
+        Raises:
+          ValueError: a text has no UTF-8 form.
+        """
         ids, trained, content = [], [], []
         backend = self._first
         for group in _groups(pieces):
@@ -229,7 +247,7 @@ class PieceEncoder:
 
 
 def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Neighbours of one kind, special or text, up to where an answer begins."""
+    """Yields groups of neighbouring pieces, all special or all text; a new group begins at each answer."""
     group: list[Piece] = []
     for piece in pieces:
         if group and (piece.begins or piece.special != group[-1].special):
@@ -242,12 +260,12 @@ def _groups(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def _without_prefix(part: dict | None) -> dict | None:
-    """A normalizer or pre-tokenizer of a tokenizer.json, so that it puts no space before a text as a whole."""
+    """Returns a normalizer or pre-tokenizer of a tokenizer.json that puts no space before a text as a whole."""
     if part is None or part["type"] == "Prepend":
         return None
     if part["type"] == "Sequence" and "normalizers" in part:
         return part | {"normalizers": [own for own in map(_without_prefix, part["normalizers"]) if own is not None]}
-    if part["type"] == "Sequence":  # what stands behind the first one sees words, and may put a space before each
+    if part["type"] == "Sequence":  # those after the first one see words, and may put a space before each
         own = part["pretokenizers"]
         return part | {"pretokenizers": [*map(_without_prefix, own[:1]), *own[1:]]}
     never = {"prepend_scheme": "never", "add_prefix_space": False}
@@ -255,10 +273,10 @@ def _without_prefix(part: dict | None) -> dict | None:
 
 
 def _backend(content: str) -> Backend:
-    """Of a tokenizer.json; to it, all text is text."""
+    """Returns the tokenizer of a tokenizer.json's text, without its rules for special tokens in text."""
     backend = Backend.from_str(content)
     backend.encode_special_tokens = True
-    backend.post_processor = None  # some move offsets off the spaces
+    backend.post_processor = None  # some trim spaces from the offsets
     backend.no_padding()
     backend.no_truncation()
     return backend

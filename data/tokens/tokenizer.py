@@ -1,15 +1,15 @@
-"""Tokenizers: train one, load one, and a thin wrapper around both.
+"""Trains and loads tokenizers, and wraps them for the rest of the package.
 
-`tokenizer.json` (the format of the `tokenizers` library and of Hugging Face) is the only truth: whatever it says is
-what training, evaluation and serving use. Beside the one of a published model (data/tokens/hub.py) stands
-`special_tokens.json`: what a text begins with and ends at, which tokenizer.json has no place for. What can be
-trained is in data/tokens/backends.py.
+`tokenizer.json` (the format of the `tokenizers` library and of Hugging Face) is the single source of truth for
+training, evaluation and serving. A published model (data/tokens/hub.py) also has a `special_tokens.json`, which says
+which tokens begin and end a text, because tokenizer.json has no field for that. data/tokens/backends.py has the kinds
+that can be trained.
 
-For masked language modelling and span corruption (data/rows/corrupt.py) they can be trained with a mask token and
-sentinels; in a tokenizer.json of other people these are found by their usual names.
+For masked language modelling and span corruption (data/rows/corrupt.py), tokenizers can be trained with a mask token
+and sentinels. In other tokenizers these are found by their usual names.
 
-Left out: chat templates (data/examples/chat.py); Unigram and WordPiece training (a tokenizer.json of either can be
-loaded).
+Left out: chat templates (data/examples/chat.py), and training of Unigram and WordPiece (a tokenizer.json of either can
+be loaded).
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, count, takewhile
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
@@ -34,21 +35,32 @@ MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"
 _SENTINELS = re.compile(r"<extra_id_(\d+)>")
 
-# What other people's tokenizers call it.
+# Usual names of the mask token.
 _MASK_NAMES = ("[MASK]", "<mask>", MASK)
 
 
+class Inputs(TypedDict):
+    """What a model continues (`prompts`) and what its encoder reads (`sources`; None: it has no encoder), as ids."""
+
+    prompts: list[list[int]]
+    sources: list[list[int]] | None
+
+
 class Tokenizer:
-    """Text to ids and back. Nothing is added to what is encoded, and a text can't smuggle a special token in.
+    """Converts text to ids and back; it adds no tokens, and a text can't contain a special token.
 
     Args:
-      special: of a published model. None: a document begins after the token that ends the one before, which is found
-        by its usual names.
+      backend: the tokenizer of the `tokenizers` library.
+      special: the special tokens of a published model. None: the end token is found by its usual names, and a document
+        begins with the end token of the one before.
+
+    Raises:
+      DataError: a special token lies outside the vocabulary.
     """
 
     def __init__(self, backend: Backend, special: SpecialTokens | None = None):
-        # The text "<|endoftext|>" inside a document is text; only the packer writes the token. This property and the
-        # two below aren't (or shouldn't be) part of the file, so they are set each time.
+        # "<|endoftext|>" inside a document is text; only the packer writes the token. This property and the two below
+        # aren't (or shouldn't be) part of the file, so they are set each time.
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
@@ -57,48 +69,55 @@ class Tokenizer:
         self.vocab_size: int = max(vocab.values()) + 1  # published vocabularies may have holes
         self.special = special or usual_special_tokens(vocab)
         self.published = special is not None
-        if not all(
-            0 <= i < self.vocab_size for i in {self.special.begin, self.special.start, *self.special.end} - {None}
-        ):
+        named = (self.special.begin, self.special.start, *self.special.end)
+        if not all(0 <= i < self.vocab_size for i in named if i is not None):
             raise DataError(
-                f"A special token lies outside of the vocabulary of {self.vocab_size} tokens: begin "
+                f"A special token lies outside the vocabulary of {self.vocab_size} tokens: begin "
                 f"{self.special.begin}, end {', '.join(map(str, self.special.end))}, start {self.special.start}."
             )
         self.eot_id: int = self.special.end[0]
         self.start_id: int = self.eot_id if self.special.start is None else self.special.start
         self.unknown_id: int | None = unknown_token(backend)
         self.mask_id: int | None = next((vocab[name] for name in _MASK_NAMES if name in vocab), None)
-        # In the order of their names, whatever their ids: T5's run downwards.
+        # In the order of their names, because T5's ids run downwards.
         names = takewhile(vocab.__contains__, map(SENTINEL.format, count()))
         self.sentinel_ids: tuple[int, ...] = tuple(vocab[name] for name in names)
-        special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-        special |= {*self.special.end, *self.sentinel_ids} | ({self.special.begin, self.mask_id} - {None})
-        self.special_ids: tuple[int, ...] = tuple(sorted(special))
+        ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        ids |= {*self.special.end, *self.sentinel_ids}
+        ids |= {i for i in (self.special.begin, self.mask_id) if i is not None}
+        self.special_ids: tuple[int, ...] = tuple(sorted(ids))
 
     def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text.
+
+        Raises:
+          DataError: a text has lone surrogates.
+        """
         return [encoding.ids for encoding in _encodings(self._backend.encode_batch_fast, texts)]
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
-        """The ids of joined texts, and which of them stand for texts that are said to be content."""
+        """Returns the ids of concatenated (text, is content) parts, and which ids are content."""
         text = "".join(part for part, _ in parts)
         (encoding,) = _encodings(self._backend.encode_batch, [text])
         content = np.repeat([is_content for _, is_content in parts], [len(part) for part, _ in parts])
         return encoding.ids, stands_for(text, encoding.offsets, content)
 
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
-        """The ids of words with spaces between them, and where each word's first token stands among these (None: the
-        word has none, like one that is empty, or that a normalizer leaves nothing of)."""
+        """Returns the ids of words joined by spaces, and the index of each word's first token.
+
+        The index is None if a word has no token, because it is empty or a normalizer removes all of it.
+        """
         encoding = self._backend.encode(" ".join(words), add_special_tokens=False)
         begins = accumulate((len(word) + 1 for word in words[:-1]), initial=0)
         tokens = (map(encoding.char_to_token, range(i, i + len(word))) for i, word in zip(begins, words, strict=True))
         return encoding.ids, [next((token for token in of_word if token is not None), None) for of_word in tokens]
 
     def between(self) -> list[int]:
-        """What stands between two texts: what the tokenizer itself puts there (RoBERTa's: its end twice), or else the
-        end."""
+        """Returns the separator of two texts: the tokenizer's own (RoBERTa: its end token twice), or the end token."""
         encoding = self._backend.encode("a", "b")
         of_first, of_second = (
             [i for i, text in enumerate(encoding.sequence_ids) if text == number] for number in (0, 1)
@@ -107,13 +126,16 @@ class Tokenizer:
         return own or [self.eot_id]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes texts for a model to go on with: each begins as the documents did that it was trained on."""
+        """Returns the ids of texts for a model to continue, each after the token that begins documents in training."""
         begin = [] if self.special.begin is None else [self.special.begin]
         return [begin + ids for ids in self.encode_batch(texts)]
 
-    def inputs(self, texts: Sequence[str], encoder: bool) -> dict[str, list[list[int]] | None]:
-        """`prompts` and `sources` of model.decode.generate: an encoder, where there is one, reads the texts, which it
-        saw in training with their end, and with sentinels: "<extra_id_0>" stands for what is to be filled in."""
+    def inputs(self, texts: Sequence[str], encoder: bool) -> Inputs:
+        """Returns `prompts` and `sources` of model.decode.generate for plain texts.
+
+        An encoder reads the texts with the end token, as in training. "<extra_id_0>" in a text becomes a sentinel, a
+        gap for the decoder to fill in.
+        """
         if not encoder:
             return {"prompts": self.prompts(texts), "sources": None}
         return {"prompts": [[self.start_id]] * len(texts), "sources": [self._source(text) for text in texts]}
@@ -130,11 +152,14 @@ class Tokenizer:
         return [*ids, self.eot_id]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of some ids, without special tokens."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def altered(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> int:
-        """How many texts are not what their `ids` decode to, so that the ids say less than the text: of an unknown
-        character, or after a normalizer. A space before a text does not count: some tokenizers put one there."""
+        """Returns how many texts differ from what their `ids` decode to, because of unknown tokens or a normalizer.
+
+        A space before a text is ignored, because some tokenizers add one.
+        """
         decoded = self._backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
         return sum(
             (self.unknown_id is not None and self.unknown_id in row)
@@ -143,18 +168,19 @@ class Tokenizer:
         )
 
     def decode_spans(self, ids: Iterable[int]) -> str:
-        """As `decode`, with the sentinels shown: what an encoder-decoder fills in, gap by gap."""
-        pieces = [[]]
+        """Returns the text of some ids with the names of sentinels, each before the text that fills its gap."""
+        pieces: list[str] = []
+        span: list[int] = []
         for i in map(int, ids):
             if i in self.sentinel_ids:
-                pieces += [SENTINEL.format(self.sentinel_ids.index(i)), []]
+                pieces += [self.decode(span), SENTINEL.format(self.sentinel_ids.index(i))]
+                span = []
             else:
-                pieces[-1].append(i)
-        return "".join(piece if isinstance(piece, str) else self.decode(piece) for piece in pieces)
+                span.append(i)
+        return "".join([*pieces, self.decode(span)])
 
     def continuations(self) -> np.ndarray:
-        """Which tokens go on with a word that began before them (data/tokens/words.py), bool [vocab_size]; all others
-        begin one."""
+        """Returns which tokens continue a word (data/tokens/words.py), bool [vocab_size]; all others begin one."""
         result, is_later = np.zeros(self.vocab_size, bool), goes_on(self._backend)
         for token, i in self._backend.get_vocab(with_added_tokens=True).items():
             result[i] = is_later(token)
@@ -162,7 +188,7 @@ class Tokenizer:
         return result
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes `path`, and special_tokens.json beside it where there are some of a published model."""
+        """Writes tokenizer.json to `path`, and for a published model special_tokens.json beside it."""
         files.replace(Path(path), self.to_json())
         beside = Path(path).with_name(FILE)
         if self.published:
@@ -171,12 +197,12 @@ class Tokenizer:
             beside.unlink(missing_ok=True)
 
     def to_json(self) -> str:
-        """The content of tokenizer.json."""
+        """Returns the content of tokenizer.json."""
         return self._backend.to_str()
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that `save` writes: what ids depend on, and what is handed on with a model."""
+        """A hash of everything that `save` writes."""
         text = self.to_json()
         if self.published:
             text += json.dumps(dataclasses.asdict(self.special), sort_keys=True)
@@ -186,25 +212,25 @@ class Tokenizer:
 def _encodings(encode: Callable[..., list], texts: Sequence[str]) -> list:
     try:
         return encode(list(texts), add_special_tokens=False)
-    except TypeError as error:  # what the backend raises for a str that has no UTF-8 form
+    except TypeError as error:  # the backend raises it for a str that has no UTF-8 form
         raise DataError("Text to encode must be a str of valid Unicode, without lone surrogates.") from error
 
 
 def specials(mask: bool, sentinels: int) -> list[str]:
-    """Names of the special tokens that corrupted text needs: a mask token, and this many sentinels."""
+    """Returns the names of the special tokens for corruption: a mask token if `mask`, and this many sentinels."""
     return [MASK] * mask + [SENTINEL.format(i) for i in range(sentinels)]
 
 
 def train(texts: Iterable[str], kind: str, vocab_size: int = 0, specials: Sequence[str] = ()) -> Tokenizer:
-    """As `backends.trained`."""
+    """Trains a tokenizer, with the arguments and errors of `backends.trained`."""
     return Tokenizer(backends.trained(texts, kind, vocab_size, specials))
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer.json `path`, with the special_tokens.json beside it where there is one.
+    """Returns the tokenizer of the tokenizer.json `path`, with the special_tokens.json beside it if there is one.
 
     Raises:
-      DataError: no file, or a damaged one.
+      DataError: the file is missing or damaged.
     """
     path = Path(path)
     return Tokenizer(backends.load(path), load_special(path.with_name(FILE)))

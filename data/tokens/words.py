@@ -1,7 +1,8 @@
-"""Words among tokens: which tokens go on with one, and which tokens stand for a part of a text.
+"""Finds which tokens continue a word, and which tokens represent a part of a text.
 
-A word is what a space, a mark or a digit begins, and the letters after it. Chinese and Japanese have no spaces: there
-each token begins one. Left out: where their words of several tokens end, which takes a dictionary.
+A word begins with a space, a punctuation mark, a digit or a letter, and includes the letters after it. Chinese and
+Japanese have no spaces, so there each token begins a word. Left out: their words of several tokens, which would need a
+dictionary.
 """
 
 import json
@@ -12,16 +13,16 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-# How SentencePiece writes bytes; but for those that are ASCII, and 0xe3 to 0xe9, with which U+3000 to U+9FFF begin.
+# SentencePiece's byte tokens that continue a word: not ASCII, and not 0xe3 to 0xe9, which begin U+3000 to U+9FFF.
 _LATER_BYTE = re.compile("<0x([89A-DF][0-9A-F]|E[0-2A-F])>")
 
 
 def goes_on(backend: Backend) -> Callable[[str], bool]:
-    """Tells of the name of a token whether it goes on with a word that began before it.
+    """Returns a function that says by a token's name whether it continues a word that began before it.
 
-    WordPiece says so itself, with a prefix ('##'). Elsewhere a token goes on where its text begins with a letter, thus
-    not with a space (also written 'Ġ' or '▁'), a line break, a digit or a punctuation mark. Bytes that are no whole
-    character go on, but for the first one of a Chinese or Japanese character.
+    WordPiece marks such tokens with a prefix ('##'). In other models a token continues a word if its text begins with a
+    letter, and not with a space (also written 'Ġ' or '▁'), a line break, a digit or a punctuation mark. Bytes that are
+    not a whole character continue a word, except for the first byte of a Chinese or Japanese character.
     """
     if isinstance(backend.model, models.WordPiece):
         prefix = backend.model.continuing_subword_prefix
@@ -32,7 +33,7 @@ def goes_on(backend: Backend) -> Callable[[str], bool]:
 
     def of_bytes(token: str) -> bool:
         start = text.decode([token])[:1]
-        if start == "\ufffd":  # no whole character; the bytes 0xe3 to 0xe9 are written like these
+        if start == "\ufffd":  # not a whole character; byte-level BPE writes the bytes 0xe3 to 0xe9 as "ã" to "é"
             return not "\xe3" <= token[0] <= "\xe9"
         return _is_letter(start)
 
@@ -40,16 +41,17 @@ def goes_on(backend: Backend) -> Callable[[str], bool]:
 
 
 def _is_letter(char: str) -> bool:
-    """A letter of a script with spaces."""
+    """Returns whether a character is a letter of a script that has spaces."""
     return char.isalpha() and not "\u3000" <= char <= "\u9fff"
 
 
 def stands_for(text: str, offsets: Sequence[tuple[int, int]], content: np.ndarray) -> list[bool]:
-    """Which tokens of a text stand for content alone: all their characters do but for spaces before them.
+    """Returns which tokens of a text are content: all of their characters are, except for leading spaces.
 
     Args:
+      text: the text.
       offsets: where in the text each token begins and ends.
-      content: of each character whether it is content, bool.
+      content: which characters are content, bool [characters].
     """
     found = []
     for start, end in offsets:

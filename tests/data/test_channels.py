@@ -261,7 +261,7 @@ def test_a_mixture_of_kinds_that_do_not_agree_is_refused_before_the_work(tmp_pat
 
 @pytest.mark.parametrize("name", ["weights", "positions", "marks"])
 def test_what_follows_from_other_channels_can_not_be_declared(name):
-    with pytest.raises(ValueError, match=f"{name} follow from other channels"):
+    with pytest.raises(ValueError, match=f"{name} are derived from other channels"):
         example_channels([Channel(name, "float32")], encoder=False)
 
 

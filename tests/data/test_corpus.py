@@ -29,7 +29,7 @@ def test_what_a_step_drops_is_said_and_kept_with_the_corpus(corpus, settings, tm
     monkeypatch.setattr("data.corpus.clean", functools.partial(cleaned.clean, steps=(few, *steps.STEPS)))
     said = []
     prepared = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path, said.append)
-    assert f"{corpus[0]}: 11 of 40 documents are left out: a file of its own." in said
+    assert f"{corpus[0]}: 11 of 40 documents were dropped: a file of its own." in said
     account = stage.manifest(prepared.sources[0].corpus.parents[2])["account"]
     assert account == {"read": 40, "kept": 29, "dropped": {"a file of its own": 11}}
     assert prepared.sources[0].train_documents + prepared.sources[0].validation_documents == 29

@@ -248,7 +248,7 @@ def test_a_position_belongs_to_its_corruption(corruptible):
         streams.add(pipeline.position()["stream"])
         pipeline.close()
     assert len(streams) == 4
-    with pytest.raises(DataError, match="its augmentation and seed 0 make stream"):
+    with pytest.raises(DataError, match="augmentation and seed 0 is stream"):
         train_pipeline(
             corruptible, 4, 0, position={"next_row": 0, "stream": min(streams)}, corruption=make(kind="spans", rate=0.3)
         )
@@ -259,7 +259,7 @@ def test_errors(prepared, two, corpus, settings, tmp_path):
         train_pipeline(prepared, 0, seed=0)
     position = train_pipeline(prepared, 4, seed=0).position()
     for data, seed in ((prepared, 1), (two, 0)):
-        with pytest.raises(DataError, match=r"saved data position is of stream .* seed"):
+        with pytest.raises(DataError, match=r"saved data position belongs to stream .* seed"):
             train_pipeline(data, 4, seed=seed, position=position)
     nothing_held_out = prepare(settings(corpus[0], validation=0), tmp_path, log=lambda line: None)
     with pytest.raises(DataError, match="No text is held out"):

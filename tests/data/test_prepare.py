@@ -288,5 +288,5 @@ def test_what_is_not_read_is_said_each_time(settings, tmp_path):
     for lines in (first, second):
         prepare(config, tmp_path / "out", lines.append)
         assert f"{tmp_path}/in: not read: files of other kinds (.pdf 1) (1): {tmp_path}/in/b.pdf" in lines
-    assert f"{tmp_path}/in: 1 files or documents are empty and are left out." in first
+    assert f"{tmp_path}/in: 1 files or documents are empty and were skipped." in first
     assert len(second) == 1

@@ -119,6 +119,6 @@ def test_what_can_not_be_handed_on_is_refused_before_anything_is_written(tmp_pat
     for token in content["added_tokens"]:
         token["lstrip"] |= token["content"] == "<|im_end|>"
     (workdir / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="can't be handed on with this tokenizer"):
+    with pytest.raises(DataError, match="can't be exported with this tokenizer"):
         convert.export(workdir, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"a"}

@@ -95,7 +95,7 @@ def test_labels_are_not_answered_in_words():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "encoder", "message"), [(False, True, "and the model is an"), (True, False, "none")]
+    ("wanted", "encoder", "message"), [(False, True, "but the model is an"), (True, False, "is not one")]
 )
 def test_a_kind_may_need_an_encoder_or_none(tmp_path, settings, monkeypatch, wanted, encoder, message):
     monkeypatch.setitem(kinds.KINDS, "pairs", kinds.KINDS["pairs"]._replace(encoder=wanted))
@@ -112,7 +112,7 @@ def test_what_has_no_word_without_a_target_is_not_augmented(tmp_path, settings, 
     monkeypatch.setitem(kinds.KINDS, "pairs", kind)
     (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n' * 20)
     changes = {"tokenizer": {"kind": "byte"}, "augment": {"swap": 0.1}}
-    with pytest.raises(DataError, match="every word has one"):
+    with pytest.raises(DataError, match="every word is a target"):
         prepare(settings(f"pairs:{tmp_path}/a.jsonl", **changes), tmp_path / "out", lambda line: None)
     config = settings(f"pairs:{tmp_path}/a.jsonl", **changes, pairs={"prefix": "Q: "})
     prepare(config, tmp_path / "out", lambda line: None)

@@ -182,7 +182,7 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
     bare = tokenizers.train(texts, "bpe", 300, ["<s>", "</s>"])
     with pytest.raises(DataError, match=r"no token '<\|im_start\|>'; these templates would work: llama2, alpaca"):
         Chat(bare, {"template": "chatml", "system": ""})
-    with pytest.raises(DataError, match=r"brings no chat template along.*llama2, alpaca"):
+    with pytest.raises(DataError, match=r"has no chat template; .*llama2, alpaca"):
         Chat(bare, {"template": "tokenizer", "system": ""})
 
 
@@ -190,11 +190,11 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
     ("template", "message"),
     [
         ("{% for %}", "chat template is broken: line 1"),
-        ("{{ raise_exception('not today') }}", "refuses it: not today"),
+        ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
         ("{% generation %}{% endgeneration %}", "writes no answer"),
-        ("{{ messages.__class__.__mro__ }}", "refuses it: .*unsafe"),
+        ("{{ messages.__class__.__mro__ }}", "refuses the conversation: .*unsafe"),
         # A turn that is written otherwise when others follow: what is trained on would be a guess.
-        ("{% for m in messages %}{{ loop.length ~ m.content }}{% endfor %}", "can't be told"),
+        ("{% for m in messages %}{{ loop.length ~ m.content }}{% endfor %}", "unclear which text to train on"),
     ],
 )
 def test_templates_that_fail_say_why(words, template, message):

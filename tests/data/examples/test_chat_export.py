@@ -103,7 +103,7 @@ def test_the_date_is_that_of_training(words, tmp_path):
     theirs = assert_same(own, NOTHING, tmp_path / "out")
     assert "26 Jul 20242024<|im_start|>" in theirs.apply_chat_template(CONVERSATIONS[0], tokenize=False)
     own = bringing(words, "{%- set form = '%Y' %}{{ strftime_now(form) }}" + without_marks(template), "", "<|im_end|>")
-    with pytest.raises(DataError, match="makes a date with strftime_now in a way that can't be written"):
+    with pytest.raises(DataError, match="calls strftime_now in a way that can't be replaced"):
         chat_export.hand_on(own, NOTHING, encoder=False)
 
 
@@ -157,7 +157,9 @@ def test_what_other_libraries_would_encode_otherwise_is_refused(words):
     content = Tokenizer.from_str(words.to_json())
     content.add_special_tokens([AddedToken("<|im_end|>", lstrip=True)])
     stripping = tokenizers.Tokenizer(content)
-    with pytest.raises(DataError, match=r"'chatml' can't be handed on with this tokenizer: .*other tokens from token"):
+    with pytest.raises(
+        DataError, match=r"'chatml' can't be exported with this tokenizer: .*different tokens from token"
+    ):
         chat_export.hand_on(stripping, {"template": "chatml", "system": ""}, encoder=False)
 
 

@@ -52,24 +52,24 @@ def test_records_of_every_form_become_messages(record, expected):
         ({"messages": [USER, {"role": "observation", "content": "x"}]}, "message 2 has the unknown role 'observation'"),
         ({"messages": [USER | {"role": ["user"]}, SAID]}, r"message 1 has the unknown role \['user'\]"),
         ({"messages": [SAID, USER, SAID]}, "the first message is an answer"),
-        ({"messages": [USER, USER, SAID]}, "don't take turns"),
+        ({"messages": [USER, USER, SAID]}, "don't alternate"),
         ({"messages": [USER, {"role": "system", "content": "s"}, SAID]}, "it must be the first"),
         ({"messages": [USER, {"role": "assistant"}]}, 'message 2: it has neither "content" nor "tool_calls"'),
-        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "parts that are no text"),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "parts that are not text"),
         ({"conversations": ["q"]}, "message 1 is not an object but str"),
         ({"messages": [{"role": "tool", "content": "x"}, SAID]}, "the first message is the result of a tool"),
-        ({"messages": [USER, {"role": "tool", "content": "x"}, SAID]}, "follows no answer with"),
-        ({"messages": [USER, SAID, {"role": "tool", "content": "x"}, SAID]}, "follows no answer with"),
+        ({"messages": [USER, {"role": "tool", "content": "x"}, SAID]}, "does not follow an answer with"),
+        ({"messages": [USER, SAID, {"role": "tool", "content": "x"}, SAID]}, "does not follow an answer with"),
         ({"messages": [USER | {"tool_calls": [CALL]}, SAID]}, 'message 1: only an answer can have "tool_calls"'),
         ({"messages": [USER, SAID | {"tool_calls": "f()"}]}, 'message 2: "tool_calls" is not a list of'),
         ({"messages": [USER, SAID | {"tool_calls": [{"function": "f"}]}]}, 'message 2: "tool_calls" is not a list of'),
         ({"messages": [USER, SAID | {"reasoning_content": 1}]}, '"reasoning_content" is not a string but int'),
-        ({"messages": [USER, SAID], "conversations": [USER, SAID]}, 'both "messages" and "conversations" are there'),
+        ({"messages": [USER, SAID], "conversations": [USER, SAID]}, 'has both "messages" and "conversations"'),
         ({"messages": [USER, SAID], "tools": "[]"}, '"tools" is not a list of objects but str'),
         ({"messages": [USER, SAID], "tools": ["f"]}, '"tools" is not a list of objects'),
         ({"messages": [USER, SAID], "functions": [CALL]}, '"functions" is not read'),
-        ({"messages": [USER, SAID], "reasoning_content": "hm"}, '"reasoning_content" stands beside the messages'),
-        ({"instruction": "q", "output": "a", "reasoning_content": "hm"}, '"reasoning_content" stands beside'),
+        ({"messages": [USER, SAID], "reasoning_content": "hm"}, '"reasoning_content" is outside the messages'),
+        ({"instruction": "q", "output": "a", "reasoning_content": "hm"}, '"reasoning_content" is outside'),
         ({"messages": [{"role": "system", "content": "s"}, USER, SAID], "system": "t"}, "two different system texts"),
     ],
 )
@@ -128,7 +128,7 @@ def test_an_answer_may_be_left_out_of_the_training(field):
     (name, _), *_ = field.items()
     turns = [USER | {name: 0}, SAID | field, USER, SAID | {name: 1}]
     assert [m.get("train", True) for m in messages_of({"messages": turns})] == [True, False, True, True]
-    with pytest.raises(ValueError, match=f'message 1: "{name}" says that it is to be trained on, but only answers'):
+    with pytest.raises(ValueError, match=f'message 1: "{name}" asks to train on it, but only answers'):
         messages_of({"messages": [USER | {name: True}, *turns[1:]]})
     assert [m.get("train", True) for m in messages_of({"messages": [USER, SAID]} | field)] == [True, False]
     assert conversation_of({"messages": [USER, SAID], name: 1}) == conversation_of({"messages": [USER, SAID]})
@@ -141,7 +141,7 @@ def test_conversations_of_which_no_answer_is_trained_on_are_left_out_and_counted
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
     said = []
     prepare(settings(f"chat:{tmp_path / 'a.jsonl'}", max_bad_lines=0, seq_len=256), tmp_path / "out", said.append)
-    note = r": (\d+) conversations say that none of their answers is to be trained on, and are left out\.$"
+    note = r": (\d+) conversations have no answer that is to be trained on, and are skipped\.$"
     assert sum(int(count) for line in said for count in re.findall(note, line)) == 21
 
 
@@ -154,12 +154,12 @@ def test_so_it_may_by_fields_of_the_opposite_sense(name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight": 0.5}, 'message 2: "weight" is 0.5; only 0, 1, true and false can be obeyed'),
-        ({"train": "false"}, "\"train\" is 'false'; only"),
-        ({"loss_mask": [0, 1]}, r'"loss_mask" is \[0, 1\]; only'),
-        ({"weight": float("nan")}, '"weight" is nan; only'),
+        ({"weight": 0.5}, 'message 2: "weight" is 0.5; it must be 0, 1, true or false'),
+        ({"train": "false"}, "\"train\" is 'false'; it must be"),
+        ({"loss_mask": [0, 1]}, r'"loss_mask" is \[0, 1\]; it must be'),
+        ({"weight": float("nan")}, '"weight" is nan; it must be'),
         ({"weight": 0, "train": True}, "weight and train contradict each other"),
-        ({"train_detail": [{"begin_offset": 0}]}, '"train_detail" is not read; .*write "train": false'),
+        ({"train_detail": [{"begin_offset": 0}]}, '"train_detail" is not read; .*use "train": false'),
         ({"mask": True}, '"mask" is not read'),
         ({"no_loss": 1}, '"no_loss" is not read'),
     ],
@@ -172,9 +172,9 @@ def test_a_weight_that_can_not_be_obeyed_is_refused_by_name(fields, message):
 @pytest.mark.parametrize(
     ("count", "validation", "message"),
     [
-        (1, 0.5, r"too few records: none falls into .*, of 1 in all\. Add records, or set it to 0"),
-        (4, 1e-9, r"none falls into validation with .*, of 4 in all\. Raise that fraction, or add records\.$"),
-        (4, 1 - 1e-9, r"none falls into train with .*, of 4 in all\. Lower that fraction, or add records\.$"),
+        (1, 0.5, r"too few records: .*none of 1 falls into \w+\. Add records, or set it to 0"),
+        (4, 1e-9, r"none of 4 falls into validation\. Raise that fraction, or add records\.$"),
+        (4, 1 - 1e-9, r"none of 4 falls into train\. Lower that fraction, or add records\.$"),
     ],
 )
 def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, validation, message):
@@ -187,7 +187,7 @@ def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, v
 
 
 def test_a_mask_beside_the_messages_is_refused_by_name():
-    with pytest.raises(ValueError, match='"completion_mask" is not read; to leave an answer out'):
+    with pytest.raises(ValueError, match='"completion_mask" is not read; to exclude an answer'):
         messages_of({"messages": [USER, SAID], "completion_mask": [0, 1]})
 
 
@@ -219,9 +219,9 @@ def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):
     ("record", "words"),
     [
         ({"messages": [USER, SAID], "images": ["a.png"]}, '"images" is not read: only text'),
-        ({"messages": [USER, SAID], "output": "b"}, 'both "messages" and "output" are there'),
+        ({"messages": [USER, SAID], "output": "b"}, 'has both "messages" and "output"'),
         ({"messages": "[]"}, '"messages" is not a list of messages but str'),
-        ({"messages": [USER | {"input": "z"}, SAID]}, 'message 1: "input" is read beside "instruction"'),
+        ({"messages": [USER | {"input": "z"}, SAID]}, 'message 1: "input" is read only beside "instruction"'),
     ],
 )
 def test_what_would_be_lost_is_refused(record, words):

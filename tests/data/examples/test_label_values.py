@@ -38,7 +38,7 @@ def test_what_says_that_there_is_no_label_is_no_class(nothing):
     found = parse({"tokens": ["a", "b", "c"], "labels": ["x", nothing, 0]}, "token")
     assert found["labels"] == ["x", None, "0"]
     with pytest.raises(
-        ValueError, match=r"field 'label' is (null|.*, which is no label); fill it in or take the record"
+        ValueError, match=r"field 'label' is (null|.*, which means no label); fill it in or remove the record"
     ):
         parse({"text": "a", "label": nothing}, "class")
 
@@ -48,7 +48,7 @@ def test_a_field_that_is_null_is_named_and_the_config_is_not_blamed(name):
     record = {"text": "a", "label": "x", "pair": "b", "part": "train"}
     settings = labels.FIELDS | {"pair": "pair", "split": "part"}
     assert kinds.KINDS["labels"].parse(record, settings)
-    with pytest.raises(ValueError, match=f"field '{name}' is null; fill it in or take the record out"):
+    with pytest.raises(ValueError, match=f"field '{name}' is null; fill it in or remove the record"):
         kinds.KINDS["labels"].parse(record | {name: None}, settings)
 
 

@@ -158,8 +158,8 @@ def test_odd_words_and_records_are_counted_and_no_error(bert, config, tmp_path):
     assert found == [{1: 1, 2: 1, 4: 1}] * 40
 
     counted = lambda note: sum(int(count) for line in said for count in re.findall(rf": (\d+) {note}\.$", line))
-    assert counted("words have no token of their own, so no label is learnt of them") == 4 * 40
-    left_out = "examples have no labelled word with a token of its own in their first 8 tokens, and are left out"
+    assert counted("words have no token of their own and get no label") == 4 * 40
+    left_out = "examples have no labelled word with a token of its own in their first 8 tokens, and are skipped"
     assert counted(left_out) == 80
     write(tmp_path, "t.jsonl", "\n".join(lines[40:]))
     with pytest.raises(DataError, match=r"t\.jsonl: no example is left: \d+ examples have no labelled word"):
@@ -203,7 +203,7 @@ def test_a_field_may_say_the_split_and_the_test_is_in_neither(config, tmp_path, 
     numbers = lambda split: sorted(int(tokenizer.decode(ids).split()[0]) for ids, _ in examples(prepared, split))
     assert numbers("train") == [i for i in range(60) if i % 4 in (0, 3)]
     assert numbers("validation") == list(range(2, 60, 4)) and prepared.sources[0].validation_documents == 15
-    assert [line for line in said if line.endswith("s.tsv: 15 records of the split test are left out.")]
+    assert [line for line in said if line.endswith("s.tsv: 15 records of the test split were skipped.")]
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_a_field_may_say_the_split_and_the_test_is_in_neither(config, tmp_path, 
     [
         (
             ("train", "test"),
-            "of none it says validation: there are 10 train, 10 test. Name some of them validation, or",
+            "but validation has none: there are 10 train, 10 test. Name some of them validation, or",
         ),
-        (("test", "valid"), "of none it says train: there are 10 test, 10 validation. Name some of them train, or"),
+        (("test", "valid"), "but train has none: there are 10 test, 10 validation. Name some of them train, or"),
     ],
 )
 @pytest.mark.parametrize("validation", [0, 0.2])
@@ -250,7 +250,7 @@ def test_classes_are_those_of_all_sources_that_are_trained(config, tmp_path):
         ({"kind": "number"}, "text,label\na,2.5x\n", r"a\.csv, line 2: .*'2\.5x'; data\.labels\.kind 'number' needs"),
         ({"kind": "number"}, "text,label\na,1e39\n", r"a\.csv, line 2: .*finite number"),
         ({"kind": "token"}, "tokens,labels\na,b\n", r"a\.csv, line 2: field 'tokens' is not an array but str"),
-        ({"split": "part"}, "text,label,part\na,b,held\n", r"a\.csv, line 2: field 'part' is 'held', and must be one"),
+        ({"split": "part"}, "text,label,part\na,b,held\n", r"a\.csv, line 2: field 'part' is 'held', but must be one"),
     ],
 )
 def test_a_broken_record_is_named_by_file_and_line(tmp_path, block, content, message):

@@ -57,7 +57,7 @@ def test_damaged_files_are_errors_that_name_them(tmp_path, suffix, damage):
         "one byte more": whole + b"\x1f",
         "flipped": whole[:-4] + bytes([whole[-4] ^ 1]) + whole[-3:],
     }[damage]
-    with pytest.raises(DataError, match=rf"damaged{suffix} can't be read: .*Mend it"):
+    with pytest.raises(DataError, match=rf"damaged{suffix} can't be read: .*Repair it"):
         read(tmp_path, f"damaged{suffix}", content)
 
 

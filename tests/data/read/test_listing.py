@@ -41,7 +41,9 @@ def test_a_folder_that_links_lead_to_is_read_once(tmp_path, everything):
     (data / "a").symlink_to(data / "b")
     (data / "z").symlink_to("b")
     assert found(everything(data)) == ["b/x.txt", "b/y.txt", "c.txt"]  # by the path without links, whatever comes first
-    assert f"not read: paths to what another path has led to (2): {data}/a, {data}/z" in notes(everything(data))
+    assert f"not read: further paths to files or folders that are read (2): {data}/a, {data}/z" in notes(
+        everything(data)
+    )
 
 
 def test_folders_and_files_elsewhere_are_read_through_links(tmp_path, everything):
@@ -89,12 +91,12 @@ def test_what_is_not_read_is_said(tmp_path, monkeypatch):
         server.bind("s.txt")
         said = notes(data)
     assert found(data) == ["x.txt"]
-    assert f"links that lead nowhere (1): {data}/gone.txt" in said
-    assert f"what another path has led to (1): {data}/y.txt" in said
+    assert f"broken links (1): {data}/gone.txt" in said
+    assert f"further paths to files or folders that are read (1): {data}/y.txt" in said
     assert f"neither files nor folders (1): {data}/s.txt" in said
     assert "files of other kinds (.pdf 2, without a suffix 1) (3)" in said
     make(tmp_path / "other", "x.txt", "sub/y.txt")
-    assert f"folders, as the pattern has no ** (1): {tmp_path}/other/sub" in notes(tmp_path / "other" / "*")
+    assert f"folders, because the pattern has no ** (1): {tmp_path}/other/sub" in notes(tmp_path / "other" / "*")
     assert notes(tmp_path / "other") == notes(tmp_path / "other" / "**") == ""
 
 
@@ -130,7 +132,7 @@ def test_errors(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"No file matches .*can be read: \.txt.* Elsewhere.*other kinds \(\.csv 1\)"):
         find_files(str(data), SUFFIXES, "Elsewhere.")
     (data / "link.txt").symlink_to("gone.txt")
-    with pytest.raises(DataError, match=r"link.txt is a link to gone.txt, where there is nothing"):
+    with pytest.raises(DataError, match=r"link.txt is a link to gone.txt, which does not exist"):
         found(data / "link.txt")
     with pytest.raises(DataError, match="No file matches"):
         found(tmp_path / "nowhere" / "*.txt")

@@ -25,7 +25,7 @@ def write(tmp_path, name: str, content: str):
         ),
         ("a.tsv", 'x\ty\n1\t"a\n2\tb"\n1\t2\t3\n', [("line 2", "1", '"a'), ("line 3", "2", 'b"')], "line 4: 3 fields"),
         ("a.jsonl", '\ufeff{"x": 1, "y": 2}\n\n{"x": 1,}\n[]\n', [("line 1", 1, 2)], "line 3: not JSON"),
-        ("a.json", '[{"x": 1, "y": 2}, 3]', [("item 1", 1, 2)], "item 2: a JSON object is expected, not int"),
+        ("a.json", '[{"x": 1, "y": 2}, 3]', [("item 1", 1, 2)], "item 2: it must be a JSON object, not int"),
     ],
 )
 def test_records_are_named_by_line_or_item(tmp_path, name, content, found, skipped):
@@ -43,9 +43,9 @@ def test_records_are_named_by_line_or_item(tmp_path, name, content, found, skipp
             "in,answer\na,b\n",
             r"a\.csv, line 1: no field 'out', only in, answer; set config\.data\.pairs\.target",
         ),
-        ("a.csv", 'in,out\na,"b" c\n', r"a\.csv, line 2: .*Mend the quotes"),
-        ("a.csv", "in,in\na,b\n", "two columns have one name"),
-        ("a.json", '{"in": "a"}', "a JSON array of objects is expected, not dict"),
+        ("a.csv", 'in,out\na,"b" c\n', r"a\.csv, line 2: .*Fix the quotes"),
+        ("a.csv", "in,in\na,b\n", "two columns have the same name"),
+        ("a.json", '{"in": "a"}', "must be a JSON array of objects, not dict"),
         ("a.json", '{"in": "a"}\n{"in": "b"}', r"line 2: not JSON .*name it \.jsonl"),
         ("a.jsonl", '{"in": "a", "out": " "}\n', r"a\.jsonl, line 1: field 'out' is empty"),
         ("a.jsonl", '{"in": "a", "out": 3}\n', r"line 1: field 'out' is not a string but int"),

@@ -107,14 +107,20 @@ def test_records_are_named_by_their_first_line(tmp_path):
 
 def test_a_file_that_is_written_in_two_ways_is_refused(tmp_path):
     path = write(tmp_path, 'n\ttext\n1\t"a ""b"" c"\n2\td\n3\t"e" f\n')
-    with pytest.raises(DataError, match=r"x\.tsv: in line 2 quotes enclose .* in line 4 a quote is a character"):
+    with pytest.raises(
+        DataError, match=r"x\.tsv: in line 2 quotes enclose .* in line 4 a quote is an ordinary character"
+    ):
         read(path)
 
 
 def test_errors(tmp_path):
-    with pytest.raises(DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 3 a quote is a character"):
+    with pytest.raises(
+        DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 3 a quote is an ordinary character"
+    ):
         read(write(tmp_path, '"n"\t"text"\n"1"\t"a"\n"2"\t"b" c\n'))
-    with pytest.raises(DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 2 a quote is a character"):
+    with pytest.raises(
+        DataError, match=r"x\.tsv: in line 1 quotes enclose .* in line 2 a quote is an ordinary character"
+    ):
         read(write(tmp_path, '"n"\t"text"\n1\t"a\n2\tb\n'))
     path = tmp_path / "y.tsv"
     path.write_bytes(b"n\ttext\n1\t\xff\n")

@@ -101,5 +101,5 @@ def test_errors(weight):
 
 
 def test_a_weight_that_could_give_no_row_is_refused():
-    with pytest.raises(DataError, match=r"The weight 1e-13 .* less than one part in 2\*\*40 .* or 0"):
+    with pytest.raises(DataError, match=r"The weight 1e-13 .* less than one part in 2\*\*40 .* to 0"):
         Mixture([1, 1e-13])

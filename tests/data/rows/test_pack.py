@@ -128,7 +128,7 @@ def test_check_names_what_is_wrong():
         check(both | {"encoder_tokens": np.full_like(both["encoder_tokens"], 1000)}, 1000)
     with pytest.raises(DataError, match=r"encoder_positions is .*8.* encoder_tokens is .*9"):
         check(both | {"encoder_positions": both["encoder_positions"][:, :8]}, 1000)
-    with pytest.raises(DataError, match=r"Both sides have the same rows"):
+    with pytest.raises(DataError, match=r"must have the same rows, but encoder_tokens has"):
         check(both | {key: both[key][1:] for key in both if key.startswith("encoder_")}, 1000)
     with pytest.raises(DataError, match="keys"):
         check({key: both[key] for key in both if key != "encoder_positions"}, 1000)

@@ -253,12 +253,12 @@ def test_mistakes(tmp_path):
         with pytest.raises(DataError, match=words):
             read(write(tmp_path, **({"config__json": {"model_type": "gpt2"}} | files)))
 
-    refused(r"has no tokenizer \(none of the files of one\): make a tokenizer.json with transformers")
-    refused(r"only tokenizer.model, which can't be read alone\): make", tokenizer__model="\x0a")
+    refused(r"has no tokenizer \(none of the usual files\): make a tokenizer.json with transformers")
+    refused(r"only tokenizer.model, which is not enough\): make", tokenizer__model="\x0a")
     refused(r"vocab.json and merges.txt can't be read", vocab__json="{", merges__txt="#version: 0.2\n")
     refused(r"vocab.json and merges.txt can't be read", vocab__json={"a": 0}, merges__txt="a b\n")
     qwen = dict(config__json={"model_type": "qwen2"}, vocab__json={"a": 0}, merges__txt="")
-    refused(r"not all of a tokenizer of qwen2: make a tokenizer.json", **qwen)
+    refused(r"not a whole tokenizer of qwen2: make a tokenizer.json", **qwen)
     bert = dict(config__json={"model_type": "bert"}, vocab__txt="[UNK]\n[SEP]\na\n")
     refused(r"no token '\[CLS\]', which is the cls_token of bert", **bert)
     refused(r"tokenizer_config.json can't be read", tokenizer__json="{}", tokenizer_config__json="{")
@@ -273,7 +273,7 @@ def test_a_damaged_record_of_special_tokens(tmp_path):
         with pytest.raises(DataError, match=r"special_tokens.json is damaged .*begin must be an id"):
             load(tmp_path / "tokenizer.json")
     (tmp_path / special.FILE).write_text('{"begin": 1, "end": [77]}')
-    with pytest.raises(DataError, match="outside of the vocabulary of 5 tokens: begin 1, end 77"):
+    with pytest.raises(DataError, match="outside the vocabulary of 5 tokens: begin 1, end 77"):
         load(tmp_path / "tokenizer.json")
 
 
@@ -306,7 +306,7 @@ def test_ids_that_are_none_are_refused_by_name(given, tmp_path):
 
 def test_an_end_that_is_no_token_is_refused_where_nothing_else_says_it(tmp_path):
     folder = tokenizer_json(tmp_path, LLAMA, lead="<s>", generation_config__json={"eos_token_id": 99999})
-    with pytest.raises(DataError, match="eos_token_id is 99999, which is no token of the tokenizer"):
+    with pytest.raises(DataError, match="eos_token_id is 99999, which the tokenizer lacks"):
         read(folder)
 
 

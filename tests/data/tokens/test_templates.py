@@ -139,9 +139,9 @@ def test_a_tokenizer_that_is_trained_here_gets_the_markers_of_a_template(kind, s
     [
         ({}, "chatml", r"has no token '<\|im_start\|>'; set data.tokenizer.chat to 'chatml'"),
         ({"chat": "llama2"}, "gemma", r"has no token '<bos>'; set data.tokenizer.chat to 'gemma'"),
-        ({}, "tokenizer", "a tokenizer that is trained here brings none along"),
+        ({}, "tokenizer", "a tokenizer that is trained here has no chat template"),
         ({"chat": "chatlm"}, "alpaca", "data.tokenizer.chat must be '' or one of chatml, .*not 'chatlm'"),
-        ({"kind": "file", "path": "a.json", "chat": "chatml"}, "auto", "a file is taken as it is"),
+        ({"kind": "file", "path": "a.json", "chat": "chatml"}, "auto", "a file is used unchanged"),
     ],
 )
 def test_a_template_that_can_not_be_written_is_refused_before_the_corpus_is_read(

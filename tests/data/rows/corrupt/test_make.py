@@ -40,7 +40,7 @@ def test_a_row_depends_on_its_place_and_the_seed_alone(tokenizer, packed, kind):
         ({"kind": "masked", "rate": 1.5}, "rate must be a fraction from 0 to 1, not 1.5"),
         ({"kind": "spans", "rate": 0}, "rate is 0: set data.corruption.kind to 'none'"),
         ({"kind": "masked", "random": "a"}, "random must be a fraction"),
-        ({"kind": "masked", "mask": 0.8, "random": 0.3}, "at most 1 together"),
+        ({"kind": "masked", "mask": 0.8, "random": 0.3}, "random are shares .* at most 1"),
         ({"kind": "masked", "whole_words": 2}, "whole_words must be True or False, not 2"),
         ({"kind": "spans", "mean_length": 0.5}, "mean_length must be a number of at least 1, not 0.5"),
         ({"kind": "spans", "start_id": -1}, "start_id must be a token id"),
