@@ -1,15 +1,22 @@
-"""LLaMA 1 to 3.2, and those built like it: Mistral, Qwen2, Qwen3."""
+"""LLaMA 1 to 3.2, and models with the same architecture: Mistral, Qwen2, Qwen3."""
+
+from typing import Any
 
 
 def rope(theta: float, scaling: str = "none", factor: float = 1.0, original_length: int = 0) -> dict:
-    """Fields of model.parts.Rope; llama3's other two have the released values as defaults."""
+    """Returns the fields of model.parts.Rope. The other two fields of llama3 scaling default to the released values."""
     return dict(theta=theta, scaling=scaling, factor=factor, original_length=original_length)
 
 
 def llama(
     num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, *, num_kv_heads: int = 0, head_dim: int = 0, **fields
 ) -> dict:
-    """What all of them share; num_kv_heads 0: as many as heads; head_dim 0: embed_dim / num_heads."""
+    """Returns the fields of a LLaMA-like decoder, overridden by `fields`.
+
+    Args:
+      num_kv_heads: 0 means num_heads.
+      head_dim: 0 means embed_dim / num_heads.
+    """
     return dict(
         architecture="decoder",
         num_layers=num_layers,
@@ -34,22 +41,23 @@ def llama(
 
 def _llama1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, norm_epsilon: float = 1e-6) -> dict:
     """LLaMA (arXiv:2302.13971, table 2, and the released params.json)."""
-    fields = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
+    fields: dict[str, Any] = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int = 0) -> dict:
     """Llama 2 (arXiv:2307.09288, table 1)."""
-    fields = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
+    fields: dict[str, Any] = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor: float = 0.0, **fields) -> dict:
-    """Llama 3 (arXiv:2407.21783, table 3); with a factor 3.1 and 3.2, whose rotary angles are rescaled to 128K."""
-    fields = dict(num_kv_heads=8, vocab_size=128_256, max_length=8192, norm_epsilon=1e-5, rope=rope(500_000.0)) | fields
+    """Llama 3 (arXiv:2407.21783, table 3). With a `factor` Llama 3.1 and 3.2, which rescale rotary angles for 128K."""
+    shared: dict[str, Any] = dict(num_kv_heads=8, vocab_size=128_256, norm_epsilon=1e-5)
+    shared |= dict(max_length=8192, rope=rope(500_000.0)) | fields
     if factor:
-        fields |= dict(max_length=131_072, rope=rope(500_000.0, "llama3", factor, 8192))
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
+        shared |= dict(max_length=131_072, rope=rope(500_000.0, "llama3", factor, 8192))
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared)
 
 
 def _mistral(**fields) -> dict:
@@ -60,14 +68,14 @@ def _mistral(**fields) -> dict:
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
     """Qwen2 (arXiv:2407.10671, table 1)."""
-    fields = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True) | fields
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=num_kv_heads, **fields)
+    shared: dict[str, Any] = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True)
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=num_kv_heads, **shared | fields)
 
 
 def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """Qwen3 (arXiv:2505.09388, table 1)."""
-    fields = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True) | fields
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=8, head_dim=128, **fields)
+    shared: dict[str, Any] = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True)
+    return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=8, head_dim=128, **shared | fields)
 
 
 SIZES = {

@@ -1,11 +1,13 @@
-"""Models for two CPU cores, one of each kind; not published. A vocabulary of 0 is the tokenizer's."""
+"""Models for two CPU cores, one of each kind; these are not published. vocab_size 0 means the tokenizer's."""
+
+from typing import Any
 
 from configs.sizes.encoder_decoders import t5_v1_1
 from configs.sizes.encoders import bert
 from configs.sizes.llama import llama
 from configs.sizes.mixtures import experts
 
-_LLAMA = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
+_LLAMA: dict[str, Any] = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
 _MIXTURE = _LLAMA | dict(mlp_pattern=("sparse",), experts=experts(8, 2, 352, normalize=True))
 
 DECODERS = {"tiny": llama(4, 256, 4, 704, **_LLAMA), "tiny_moe": llama(4, 256, 4, 352, **_MIXTURE)}
