@@ -9,9 +9,7 @@ Patterns are regular expressions over parameters' names (model/patterns.py). In 
 first pattern that is found in a name decides.
 """
 
-from typing import Any
-
-DEFAULTS: dict[str, Any] = dict(
+DEFAULTS: dict = dict(
     seed=0,  # of initialization, dropout and the order of the data
     # Start from the parameters, architecture and tokenizer of this workdir, which may be trained or imported.
     init_from="",

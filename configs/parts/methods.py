@@ -6,11 +6,9 @@ adapter   bottleneck adapters in each block of a frozen model (arXiv:1902.00751,
 prompt    trained vectors before the text, nothing inside the model (prompt tuning, arXiv:2104.08691)
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-LORA: dict[str, Any] = dict(
+LORA: dict = dict(
     method="lora",
     rank=8,  # inner dimension of each adapter
     alpha=16.0,  # the adapter's output is multiplied by alpha / rank

@@ -1,7 +1,5 @@
 """Encoder-decoders: T5, T5 1.1, Switch Transformers."""
 
-from typing import Any
-
 from configs.sizes.mixtures import experts
 
 
@@ -40,7 +38,7 @@ def _t5(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, head_dim:
 
 def t5_v1_1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """T5 1.1: T5 with the gated feed-forward of arXiv:2002.05202, and an untied output layer."""
-    shared: dict[str, Any] = dict(activation="gelu_tanh", gated=True, tied=False, logit_scale=1.0)
+    shared: dict = dict(activation="gelu_tanh", gated=True, tied=False, logit_scale=1.0)
     return _t5(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 

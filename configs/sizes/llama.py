@@ -1,7 +1,5 @@
 """LLaMA 1 to 3.2, and models with the same architecture: Mistral, Qwen2, Qwen3."""
 
-from typing import Any
-
 
 def rope(theta: float, scaling: str = "none", factor: float = 1.0, original_length: int = 0) -> dict:
     """Returns the fields of model.parts.Rope. The other two fields of llama3 scaling default to the released values."""
@@ -41,19 +39,19 @@ def llama(
 
 def _llama1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, norm_epsilon: float = 1e-6) -> dict:
     """LLaMA (arXiv:2302.13971, table 2, and the released params.json)."""
-    fields: dict[str, Any] = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
+    fields: dict = dict(vocab_size=32_000, max_length=2048, norm_epsilon=norm_epsilon)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int = 0) -> dict:
     """Llama 2 (arXiv:2307.09288, table 1)."""
-    fields: dict[str, Any] = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
+    fields: dict = dict(num_kv_heads=num_kv_heads, vocab_size=32_000, max_length=4096, norm_epsilon=1e-5)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **fields)
 
 
 def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor: float = 0.0, **fields) -> dict:
     """Llama 3 (arXiv:2407.21783, table 3). With a `factor` Llama 3.1 and 3.2, which rescale rotary angles for 128K."""
-    shared: dict[str, Any] = dict(num_kv_heads=8, vocab_size=128_256, norm_epsilon=1e-5)
+    shared: dict = dict(num_kv_heads=8, vocab_size=128_256, norm_epsilon=1e-5)
     shared |= dict(max_length=8192, rope=rope(500_000.0)) | fields
     if factor:
         shared |= dict(max_length=131_072, rope=rope(500_000.0, "llama3", factor, 8192))
@@ -68,13 +66,13 @@ def _mistral(**fields) -> dict:
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
     """Qwen2 (arXiv:2407.10671, table 1)."""
-    shared: dict[str, Any] = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True)
+    shared: dict = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=num_kv_heads, **shared | fields)
 
 
 def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """Qwen3 (arXiv:2505.09388, table 1)."""
-    shared: dict[str, Any] = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True)
+    shared: dict = dict(vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0), qk_norm=True)
     return llama(num_layers, embed_dim, num_heads, mlp_dim, num_kv_heads=8, head_dim=128, **shared | fields)
 
 

@@ -1,7 +1,5 @@
 """Decoders with mixture-of-experts layers: Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3."""
 
-from typing import Any
-
 from configs.sizes.llama import llama, rope
 
 _LOG_40 = 3.6888794541139363  # natural logarithm of YaRN's factor 40
@@ -29,20 +27,20 @@ def experts(count: int, per_token: int, mlp_dim: int, **fields) -> dict:
 
 def _mixtral(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """Mixtral (arXiv:2401.04088, table 1)."""
-    shared: dict[str, Any] = dict(num_kv_heads=8, vocab_size=32_000, norm_epsilon=1e-5, rope=rope(1_000_000.0))
+    shared: dict = dict(num_kv_heads=8, vocab_size=32_000, norm_epsilon=1e-5, rope=rope(1_000_000.0))
     shared |= dict(mlp_pattern=("sparse",), experts=experts(8, 2, mlp_dim, normalize=True))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
     """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1). No layer is dense, so mlp_dim is not used."""
-    shared: dict[str, Any] = dict(vocab_size=151_936, rope=rope(1_000_000.0), qkv_bias=True, mlp_pattern=("sparse",))
+    shared: dict = dict(vocab_size=151_936, rope=rope(1_000_000.0), qkv_bias=True, mlp_pattern=("sparse",))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 
 def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, expert_dim: int) -> dict:
     """Qwen3-MoE (arXiv:2505.09388, table 2)."""
-    shared: dict[str, Any] = dict(num_kv_heads=4, head_dim=128, vocab_size=151_936)
+    shared: dict = dict(num_kv_heads=4, head_dim=128, vocab_size=151_936)
     shared |= dict(max_length=40_960, rope=rope(1_000_000.0))
     shared |= dict(qk_norm=True, mlp_pattern=("sparse",), experts=experts(128, 8, expert_dim, normalize=True))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared)
@@ -67,7 +65,7 @@ def _deepseek(
       mscale: YaRN's mscale; attention scores are multiplied by (0.1 mscale ln 40 + 1)^2.
     """
     content, turned = 128, 64  # features of a head without and with rotary position embedding
-    shared: dict[str, Any] = dict(
+    shared: dict = dict(
         max_length=163_840,
         latent=dict(kv_rank=512, content_dim=content, rope_dim=turned, value_dim=128, query_rank=query_rank),
         head_dim=content + turned,

@@ -1,13 +1,11 @@
 """Models for two CPU cores, one of each kind; these are not published. vocab_size 0 means the tokenizer's."""
 
-from typing import Any
-
 from configs.sizes.encoder_decoders import t5_v1_1
 from configs.sizes.encoders import bert
 from configs.sizes.llama import llama
 from configs.sizes.mixtures import experts
 
-_LLAMA: dict[str, Any] = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
+_LLAMA: dict = dict(num_kv_heads=2, vocab_size=0, max_length=512, norm_epsilon=1e-5, tied=True)
 _MIXTURE = _LLAMA | dict(mlp_pattern=("sparse",), experts=experts(8, 2, 352, normalize=True))
 
 DECODERS = {"tiny": llama(4, 256, 4, 704, **_LLAMA), "tiny_moe": llama(4, 256, 4, 352, **_MIXTURE)}
