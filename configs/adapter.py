@@ -1,4 +1,4 @@
-"""Bottleneck adapters in each block of a frozen model (arXiv:1902.00751, arXiv:2005.00247).
+"""Fine-tunes bottleneck adapters in each block of a frozen model (arXiv:1902.00751, arXiv:2005.00247).
 
 python -m launch.train --config=configs/adapter.py --config.init_from=DIR --config.data.path=instructions.json ...
 """

@@ -1,12 +1,14 @@
-"""Sizes to measure: python -m launch.benchmark --config=configs/benchmark.py:SIZE. Batches are random, nothing is read.
+"""Sizes for measuring speed: python -m launch.benchmark --config=configs/benchmark.py:SIZE
 
-small     6 layers x 384, vocabulary 8192, sequence 256, batch 16
-llama     the same of LLaMA's parts
-gpt2      GPT-2 124M, sequence 256, batch 4
-one_b     a 1B-class decoder, sequence 2048, for one accelerator
+Batches are random, and no data are read.
 
-SIZE-lora and SIZE-qlora train low-rank adapters (rank 8, of all linear layers of the stack) over a frozen model, in
-4 bits.
+small     6 layers of width 384 like GPT-2, vocabulary 8192, sequence length 256, batch 16
+llama     the same with the parts of LLaMA
+gpt2      GPT-2 124M, sequence length 256, batch 4
+one_b     a decoder of about 1B parameters, sequence length 2048, batch 8, for one accelerator
+
+SIZE-lora trains low-rank adapters (rank 8, on all linear layers of the stack) over a frozen model; SIZE-qlora does the
+same over a model in 4 bits.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""Learn to label texts (a class or a number), or words.
+"""Learns to classify texts, to predict a number for a text, or to tag words.
 
     python -m launch.train --config=configs/classify.py --config.data.path=news.csv --workdir=runs/news
 
-The argument is a size of configs/sizes/, of a decoder or an encoder; with --config.init_from=DIR architecture and
-parameters are those of that workdir. Over such a model it may also be a method of configs/parts/methods.py, such as
-lora, which then trains beside the head alone.
+The argument is a size of configs/sizes/, of a decoder or an encoder. With --config.init_from=DIR the architecture and
+the parameters come from that workdir. Then the argument may also be a method of configs/parts/methods.py, such as lora;
+only the method's parameters and the head train.
 
-Numbers are learnt with --config.data.labels.kind=number, words with =token; the fields of other data, their split and a
-second text are named by the others of config.data.labels (data/examples/labels.py).
+--config.data.labels.kind=number predicts numbers, and =token tags words. The other fields of config.data.labels name
+the columns of the data: text, second text, label and split (data/examples/labels.py).
 """
 
 from ml_collections import ConfigDict
@@ -20,13 +20,14 @@ from configs.sizes import DECODERS, ENCODERS
 def get_config(argument: str = "tiny_encoder") -> ConfigDict:
     size = "tiny_encoder" if argument in METHODS else argument
     config = base(size, DECODERS | ENCODERS, tuple(METHODS))
-    config.model.head = ""  # by config.data.labels.kind
-    config.model.num_labels = 0  # as many as the data have
+    config.model.head = ""  # chosen by config.data.labels.kind
+    config.model.num_labels = 0  # 0: the number of classes in the data
     config.model.dropout = 0.1
     config.objective = ConfigDict(dict(name="labels", label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0))
     config.optimizer.learning_rate = 1e-4
     config.data.sources = ()
-    config.data.path = ""  # .csv, .tsv, .jsonl or .json with the fields text and label; for words tokens and labels
+    # .csv, .tsv, .jsonl or .json with the fields text and label; for tagged words with the fields tokens and labels.
+    config.data.path = ""
     config.data.format = "labels"
     config.data.validation = 0.1
     config.eval_rows = 0  # all

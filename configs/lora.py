@@ -1,4 +1,4 @@
-"""Low-rank adapters over a frozen model (arXiv:2106.09685).
+"""LoRA: fine-tunes low-rank adapters over a frozen model (arXiv:2106.09685).
 
 python -m launch.train --config=configs/lora.py --config.init_from=DIR --config.data.path=instructions.json ...
 """

@@ -1,4 +1,4 @@
-"""Pre-train a decoder. The argument is a size of configs/sizes/: --config=configs/pretrain_decoder.py:llama3_8b"""
+"""Pre-trains a decoder. The argument is a size of configs/sizes/: --config=configs/pretrain_decoder.py:llama3_8b"""
 
 from ml_collections import ConfigDict
 

@@ -1,7 +1,8 @@
-"""Pre-train a decoder with sparse experts. The argument is a size of configs/sizes/, such as mixtral_8x7b.
+"""Pre-trains a decoder with sparse experts. The argument is a size of configs/sizes/, such as mixtral_8x7b.
 
-The load of the experts is kept even by a loss (Switch Transformer, arXiv:2101.03961), or by a bias that only chooses
-(DeepSeek-V3, arXiv:2412.19437), beside a smaller loss, where the size has one: see config.optimizer.correction_rate.
+A load-balancing loss keeps the load of the experts even (Switch Transformer, arXiv:2101.03961). Sizes with a correction
+bias use that instead, with a smaller loss: the bias changes which experts are chosen, but not their weights
+(DeepSeek-V3, arXiv:2412.19437; config.optimizer.correction_rate).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,6 @@
-"""Low-rank adapters over a model in 4 bits: NF4 with double quantization, bfloat16 computation (arXiv:2305.14314).
+"""QLoRA: fine-tunes low-rank adapters over a frozen model in 4 bits (arXiv:2305.14314).
+
+The base is stored as NF4 with double quantization, and computes in bfloat16.
 
 python -m launch.train --config=configs/qlora.py --config.init_from=DIR --config.data.path=instructions.json ...
 """

@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/sft.py --config.init_from=DIR --config.data.path=instructions.json ...
 
-The model is that of config.init_from. configs/lora.py, adapter.py, prompt.py and qlora.py train less of it.
+The model comes from config.init_from. configs/lora.py, qlora.py, adapter.py and prompt.py train fewer parameters.
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ from configs.sizes import SIZES
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    """`size`, of configs/sizes/, counts where there is no config.init_from."""
+    """Returns the config. `size`, of configs/sizes/, is used only if config.init_from is empty."""
     config = base(size, SIZES)
-    config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only watched
+    config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only evaluated
     config.data.format = "chat"
     config.batch_size = 8
     config.steps = 500

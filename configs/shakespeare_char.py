@@ -1,8 +1,9 @@
-"""nanoGPT's small CPU setting at character level, on the text file after the colon; the learning rate is ours.
+"""nanoGPT's small CPU setting at character level, with another learning rate. The argument is a text file.
 
     python -m launch.train --config=configs/shakespeare_char.py:input.txt --workdir=runs/shakespeare
 
-4 layers, 4 heads, 128 wide, context 64, batch 12, 2000 steps, no dropout; the last tenth of the text is held out.
+The model has 4 layers, 4 heads, width 128 and no dropout. It trains for 2000 steps with sequence length 64 and batch
+12. The last tenth of the text is held out.
 """
 
 from ml_collections import ConfigDict

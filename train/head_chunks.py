@@ -1,8 +1,8 @@
-"""The output layer chunk by chunk along the length: what every loss over a vocabulary is made of.
+"""The output layer applied in chunks along the length. Every loss over a vocabulary is built from it.
 
-Logits are made, used and dropped, so that [batch, length, vocabulary] never exists. Tokens stay where they are on the
-mesh (shard_map over the axes of rows and their length), each device sums its own gradient of the output table, and one
-reduction at the end adds them. The vocabulary may be split over `tensor`.
+The logits of a chunk are computed, used and dropped, so all logits [batch, length, vocabulary] never exist at once.
+Tokens stay on their devices (shard_map over the mesh axes of rows and length). Each device sums its own gradient of the
+output table, and one reduction at the end adds these. The vocabulary may be split over `tensor`.
 
 Dims: B rows, T length, C chunk of the length, D features, V vocabulary, n chunks.
 """
@@ -17,51 +17,57 @@ from model import axes
 from model.output import Output
 from model.platforms import table
 
-# Logits in flight on one device: tokens (rows x chunk) times the vocabulary.
+# Tokens (rows x chunk) per chunk on one device. The memory for logits is this number times the vocabulary, in float32.
 CHUNK_TOKENS = 1024
 
 
 class Head(NamedTuple):
-    """An output layer's arrays as products read them; its softcap is no array and goes beside them."""
+    """The arrays of an output layer, ready for matmuls. The softcap is not an array, so it is passed separately."""
 
     x_BTD: jax.Array  # in the compute dtype
-    w_VD: jax.Array  # in the same, whole along fsdp
+    w_VD: jax.Array  # in the compute dtype, gathered over fsdp
     b_V: jax.Array | None  # float32
 
 
 def head(output: Output) -> Head:
+    """Returns the arrays of an output layer, with the table cast to the compute dtype and gathered over fsdp."""
     bias = None if output.bias is None else output.bias[...].astype(jnp.float32)
     return Head(output.x_BTE, axes.gather(output.table[...].astype(output.x_BTE.dtype)), bias)
 
 
 def on_rows(run, heads: tuple[Head, ...], arrays_BT: tuple[jax.Array, ...], *, add: bool):
-    """`run(names, heads, arrays)` where the rows are: on each device with those that it has.
+    """Returns `run(names, heads, arrays)`, computed on each device for its own tokens.
 
     Args:
-      run: `names` are the mesh axes whose devices have rows of their own.
-      add: the results are sums over tokens, to be added over devices; otherwise they are [B, T, ...].
+      run: a function of local arrays; `names` are the mesh axes over which the tokens are split.
+      heads: the output layers.
+      arrays_BT: further arrays [B, T, ...], split like the tokens.
+      add: True if the results are sums over tokens, which are then added over devices. False if they are [B, T, ...].
     """
     shape = arrays_BT[0].shape if arrays_BT else heads[0].x_BTD.shape[:2]
-    # Rows on one device each need no map; XLA's partitioner fails where a map's devices are all one.
+    # Without a split there is no shard_map: XLA's partitioner fails if the axes of a shard_map all have size 1.
     names = axes.splitting("batch", "length", shape=shape)
     if not names:
         return run(names, heads, arrays_BT)
 
     def local(heads, arrays_BT):
-        # The transpose of this cast is the one sum of the table's gradient over devices.
+        # The transpose of this cast is the psum that adds the table's gradient over devices, once.
         cast = lambda head: head._replace(**jax.lax.pcast({"w_VD": head.w_VD, "b_V": head.b_V}, names, to="varying"))
         found = run(names, tuple(map(cast, heads)), arrays_BT)
         return jax.lax.psum(found, names) if add else found
 
     rows, whole = axes.spec("batch", "length", shape=shape), PartitionSpec()
-    specs = (tuple(Head(rows, whole, whole) for _ in heads), tuple(rows for _ in arrays_BT))
+    specs = (
+        tuple(jax.tree.map(lambda _: whole, head)._replace(x_BTD=rows) for head in heads),
+        tuple(rows for _ in arrays_BT),
+    )
     return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole if add else rows)(
         heads, arrays_BT
     )
 
 
 def logits(head: Head, softcap: float, x_BCD: jax.Array) -> jax.Array:
-    """float32 [B, C, V], of one chunk of the head's features."""
+    """Returns the logits of one chunk, float32 [B, C, V], after the softcap (0: none)."""
     logits_BCV = jnp.einsum(
         "BCD,VD->BCV",
         x_BCD,
@@ -75,18 +81,21 @@ def logits(head: Head, softcap: float, x_BCD: jax.Array) -> jax.Array:
 
 
 def through_softcap(dlogits_BCV, logits_BCV, softcap: float):
-    """The gradient by logits that were not yet capped."""
+    """Returns the gradient with respect to the logits before the softcap, from that after it."""
     return dlogits_BCV * (1 - jnp.square(logits_BCV / softcap)) if softcap else dlogits_BCV
 
 
 def is_target(targets_BC, vocab: int) -> jax.Array:
-    """bool [B, C, V]. A comparison and not a look-up: the vocabulary may be split over devices, and it fuses with the
-    rest."""
+    """Returns a one-hot mask of the targets, bool [B, C, V].
+
+    It is a comparison and not a gather, because the vocabulary may be split over devices, and because a comparison
+    fuses with the operations that use it.
+    """
     return jax.lax.broadcasted_iota(jnp.int32, (1, 1, vocab), 2) == targets_BC[..., None]
 
 
 class TableGradient(NamedTuple):
-    """What a scan over chunks sums, in float32 whatever the dtype of the table is."""
+    """The gradient of the output table and bias, summed over chunks in float32 whatever the dtype of the table."""
 
     dw_DV: jax.Array
     db_V: jax.Array | None
@@ -99,16 +108,16 @@ class TableGradient(NamedTuple):
 
 
 def back(head: Head, x_BCD, dlogits_BCV, sums: TableGradient) -> tuple[jax.Array, TableGradient]:
-    """The gradient by a chunk's features, and `sums` with what the chunk adds to them.
+    """Returns the gradient of a chunk's features, and `sums` plus the chunk's gradient of the table.
 
     Args:
-      dlogits_BCV: float32, by logits before the softcap.
+      dlogits_BCV: float32, the gradient with respect to the logits before the softcap.
     """
     dw_DV, db_V = sums
     db_V = None if db_V is None else db_V + dlogits_BCV.sum((0, 1))
     dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
     dx_BCD = jnp.einsum("BCV,VD->BCD", dlogits_BCV, head.w_VD, out_sharding=axes.out("batch", "length", "features"))
-    # In this order because a CPU copies the first operand transposed: the smaller one.
+    # x comes first because a CPU makes a transposed copy of the first operand, and x is the smaller one.
     dw_DV += jax.lax.dot_general(
         x_BCD,
         dlogits_BCV,
@@ -120,14 +129,14 @@ def back(head: Head, x_BCD, dlogits_BCV, sums: TableGradient) -> tuple[jax.Array
 
 
 def whole_gradient(head: Head, dx_nBCD, sums: TableGradient) -> Head:
-    """The head's gradient, from those of all chunks' features and the table's."""
+    """Returns the gradient of the head, from the features' gradient of all chunks and the table's summed gradient."""
     return Head(joined(dx_nBCD, head.x_BTD.shape[1]), sums.dw_DV.T.astype(head.w_VD.dtype), sums.db_V)
 
 
 def chunks(tree_BT):
-    """Each [B, T, ...] as chunks [n, B, C, ...] for a scan; padded at the end with zeros."""
+    """Splits each [B, T, ...] into chunks [n, B, C, ...] for a scan. The last chunk is padded with zeros."""
     b, t = jax.tree.leaves(tree_BT)[0].shape[:2]
-    # At least two, so that the whole batch's logits never exist at once.
+    # At least two chunks, so that the logits of the whole batch never exist at once.
     n = min(t, max(2, -(-b * t // CHUNK_TOKENS)))
     size = -(-t // n)
 
@@ -140,7 +149,7 @@ def chunks(tree_BT):
 
 
 def joined(a_nBC, length: int) -> jax.Array:
-    """The way back of `chunks`: [n, B, C, ...] -> [B, T, ...]."""
+    """Inverts `chunks`: [n, B, C, ...] -> [B, T, ...]."""
     a_BTs = jnp.swapaxes(a_nBC, 0, 1)
     return a_BTs.reshape(a_BTs.shape[0], -1, *a_BTs.shape[3:])[:, :length]
 

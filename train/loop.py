@@ -1,8 +1,9 @@
-"""The only loop: next batch, step, log, evaluate, save; ends at the last step, on a signal, when evaluations get no
-better, or when numbers stay bad.
+"""The only training loop: next batch, step, log, evaluate, save.
 
-Results are read one step late, so that the device always has its next step waiting. Everything it continues from
-after a stop is saved together: state, data position, running sums, waiting for a better evaluation.
+It ends at the last step, on a signal, when evaluations no longer improve, or when too many updates in a row are
+skipped. It reads the result of a step one step late, so that the device always has its next step queued. Everything it
+needs to continue after a stop is saved together: the state, the data position, the running sums of the metrics, and
+the counters of early stopping.
 """
 
 from typing import Any, NamedTuple, NoReturn
@@ -25,11 +26,11 @@ ON_BAD_STEPS = ("stop", "roll_back")
 
 
 class TrainingStopped(Exception):
-    """The run cannot go on; the message says why and what to do."""
+    """The run cannot continue. The message says why and what to do."""
 
 
 class RollBack(Exception):
-    """The run is to go on from its last checkpoint, but with the data from `position` on; the message says why."""
+    """Asks the caller to continue from the last checkpoint, with the data from `position` on. The message says why."""
 
     def __init__(self, why: str, step: int, position: Any, wall: dict[str, float]):
         self.step, self.position, self.wall = step, position, wall
@@ -37,41 +38,44 @@ class RollBack(Exception):
 
 
 def train(state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts) -> tuple[TrainState, int]:
-    """Train from `step` (batches already consumed) to `schedule.steps`; returns earlier after SIGTERM or SIGINT (of
-    several processes, to any of them), and when `parts.stopping` has ended. Either is saved; with early stopping, so is
-    each evaluation that is the best yet. An evaluation that fails ends the run with its error, once the step is saved.
+    """Trains from `step` to `schedule.steps`, and returns the state and the number of steps done.
+
+    It returns earlier if any process receives SIGTERM or SIGINT, or if `parts.stopping` has ended; the state is saved
+    in both cases. With early stopping, each evaluation that is the best so far is saved too. If an evaluation fails,
+    the step is saved and then the run ends with the error of the evaluation.
 
     Args:
-      loop: what `Checkpoints.restore` returned beside the state ({} at the start).
+      step: batches already consumed.
+      loop: the second value of `Checkpoints.restore`, {} at the start.
 
     Raises:
-      TrainingStopped: `max_bad_steps` updates in a row were left out, or nothing in a batch counts.
-      RollBack: the former, where `on_bad_steps` says so.
-      SilentCorruption: a device's numbers can't be trusted.
-      UnknownMetric: evaluations lack the metric of `parts.stopping`.
+      TrainingStopped: `max_bad_steps` updates in a row were skipped, or all weights of a batch are 0.
+      RollBack: `max_bad_steps` updates in a row were skipped, and `on_bad_steps` is 'roll_back'.
+      SilentCorruption: a device computed or stored wrong numbers.
+      UnknownMetric: the evaluations lack the metric of `parts.stopping`.
       CheckpointError: the last save failed.
     """
     return _Loop(state, step, loop, schedule, parts).run()
 
 
 class _Pending(NamedTuple):
-    """A step that the device may still be at work on."""
+    """A step that was sent to the device, and whose result was not read yet."""
 
     step: int
     result: dict[str, jax.Array]
     place: Any  # position of the data before its batch
-    behind: Any  # and behind it
+    behind: Any  # position of the data after its batch
 
 
 class _Loop:
-    """Where a run is, and what it does there. `run` is the order of things, the other methods are what happens.
+    """The state of a training run. `run` gives the order of the actions, and the other methods are the actions.
 
-    The host is a step ahead of the results that it reads:
+    The host is one step ahead of the results that it reads:
 
         host      batch 8 | send step 8 | read, log 7 | batch 9 | send step 9 | read, log 8 | ...
         device    ... step 7 ...        | step 8 ...            ...           | step 9 ...
 
-    An evaluation, a save or a check of devices needs the step that was just sent: `_catch_up` waits for its result.
+    An evaluation, a save or a check of the devices needs the step that was just sent, so `_catch_up` waits for it.
     """
 
     def __init__(self, state: TrainState, step: int, loop: dict, schedule: Schedule, parts: Parts):
@@ -79,13 +83,13 @@ class _Loop:
         self.first = step
         self.window, self.clock = Window(loop.get("window")), Clock(step)
         self.pending: _Pending | None = None
-        self.evaluation: dict[str, float] | None = None  # of this step
-        self.counters: dict = {}  # what the last save kept beside the state
+        self.evaluation: dict[str, float] | None = None  # figures of this step, if it was evaluated
+        self.counters: dict = {}  # JSON that the last save stored beside the state
 
     def run(self) -> tuple[TrainState, int]:
         schedule, parts = self.schedule, self.parts
-        # No attribute: it holds methods of this object, and in such a circle the state would outlive a roll-back,
-        # which restores another beside it.
+        # A local variable, because it holds bound methods of this object. As an attribute it would form a reference
+        # cycle, and the old state would stay in memory while a roll-back restores another one.
         saves = Saves(self._save, self._read_back, parts.checkpoints, parts.writer, parts.progress)
         profiler = Profiler(schedule.profile_start, schedule.profile_steps, parts.workdir, parts.progress)
         with StopRequests() as stop, profiler, parts.progress:
@@ -116,7 +120,7 @@ class _Loop:
         return every > 0 and (at % every == 0 or at == self.schedule.steps)
 
     def _next_batch(self):
-        """The host's part of the next step. Where the device is still at work, that costs no time."""
+        """Returns the next batch, on the host. While the device still computes the last step, this costs no time."""
         working = lambda: self.pending is not None and not self.pending.result["weight"].is_ready()
         with self.parts.phases("data", behind=working):
             batch = self.parts.source.next()
@@ -125,7 +129,8 @@ class _Loop:
         return batch
 
     def _send(self, batch) -> dict[str, jax.Array]:
-        """Make the step, without waiting for its result; one that checks the devices is waited for, twice."""
+        """Sends the step to the device and does not wait for its result. A step that checks devices runs twice, and is
+        waited for."""
         parts = self.parts
         if self._due(self.schedule.check_every, self.step + 1):
             self._catch_up()
@@ -139,13 +144,13 @@ class _Loop:
         return result
 
     def _catch_up(self) -> None:
-        """Wait for the step that was sent last, and take in its result."""
+        """Waits for the step that was sent last, and processes its result."""
         if self.pending:
             self._read()
             self.clock.lap(self.step)
 
     def _read(self) -> None:
-        """Take in the result of the step that is pending; log it where due."""
+        """Processes the result of the pending step: checks it, adds it to the window, and logs when due."""
         if self.pending is None:
             return
         (at, result, place, behind), self.pending = self.pending, None
@@ -153,32 +158,34 @@ class _Loop:
             figures = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
         self.window.add(figures)
         if not figures["weight"]:
-            raise TrainingStopped(f"all weights of the batch of step {at} are 0: nothing can be learnt from it")
+            raise TrainingStopped(
+                f"all weights of the batch of step {at} are 0, so it has no loss; look at the data and their masks"
+            )
         if figures["left_out"]:
             lines.left_out(at, figures, place, self.parts)
         if figures["streak"] >= self.schedule.max_bad_steps:
             self._give_up(at, figures, behind)
         if at == self.first + 1:
-            self.clock.skip(at)  # it was compiling
+            self.clock.skip(at)  # the first step includes compilation
         if self._due(self.schedule.log_every, at):
             with self.parts.phases("log"):
                 lines.log(at, self.window.flush(), self.clock.lap(at), self.parts)
 
     def _give_up(self, at: int, figures: dict[str, np.ndarray], behind: Any) -> NoReturn:
-        """Too many updates in a row were left out, the last at step `at`."""
-        why = f"the updates of steps {at - self.schedule.max_bad_steps + 1} to {at} were all left out (the last: "
+        """Stops the run or rolls it back, because the last `max_bad_steps` updates up to step `at` were all skipped."""
+        why = f"the updates of steps {at - self.schedule.max_bad_steps + 1} to {at} were all skipped (the last: "
         why += f"{guard.REASONS[int(figures['left_out'])]})"
         if self.schedule.on_bad_steps == "roll_back":
             raise RollBack(why, at, behind, self.parts.goodput.wall())
         raise TrainingStopped(
-            f"{why}; none of them changed the model. Look at the data (metrics.jsonl says which rows), raise "
+            f"{why}; none of them changed the model. Look at the data (metrics.jsonl names the rows), raise "
             "config.spike, or set config.on_bad_steps=roll_back: the same command then continues from the last "
-            "checkpoint, where there is one. With another config.optimizer.learning_rate or "
-            "config.optimizer.warmup_steps it is another run: use a new --workdir"
+            "checkpoint, if there is one. To change config.optimizer.learning_rate or "
+            "config.optimizer.warmup_steps, start a new run with a new --workdir"
         )
 
     def _evaluate(self, saves: Saves) -> bool:
-        """Evaluate this step; whether it is the best yet. Where that fails, the step is saved before the run ends."""
+        """Evaluates this step and returns whether it is the best so far. If that fails, the step is saved first."""
         parts = self.parts
         try:
             with parts.phases("evaluate"):
@@ -187,7 +194,7 @@ class _Loop:
                 parts.writer.write(self.step, found | self.window.flush_arrays())
             parts.progress.message(lines.evaluation(self.step, found))
             best = parts.stopping.update(self.step, found)
-        except Exception as error:  # whatever it is, the steps before it are not lost with it
+        except Exception as error:  # of any kind: the steps done since the last checkpoint must not be lost
             _save_despite(error, self.step, saves, parts)
             raise
         self.evaluation = found
@@ -195,14 +202,14 @@ class _Loop:
         return best
 
     def _save(self, step: int) -> None:
-        """Begin to save this step; what there is to write is written while training goes on."""
+        """Starts to save this step. The files are written in the background while training continues."""
         parts = self.parts
         if self.schedule.check_every:
             with parts.phases("check"):
                 parts.checker.replicas(self.state, step)
         with parts.phases("barrier"):
             parts.meet(f"the save of step {step}")
-        if self.counters.get("step") != step:  # else a save of this step is tried again
+        if self.counters.get("step") != step:  # if equal, a failed save of this step is tried again, unchanged
             self.counters.update(step=step, window=self.window.to_json(), early_stopping=parts.stopping.to_json())
             self.counters["wall"] = parts.goodput.wall()
             self.counters["position"] = parts.source.position()
@@ -212,12 +219,12 @@ class _Loop:
         compare(self.parts.checkpoints, step, self.state)
 
     def _end(self, stop: StopRequests, saves: Saves) -> None:
-        """What a run owes when it ends without an error; the last save is complete afterwards."""
+        """Writes what is left when a run ends without an error. The last save is complete when this returns."""
         step, parts, ended = self.step, self.parts, self.parts.stopping.ended
-        if not stop and (arrays := self.window.flush_arrays()):  # no evaluation has written them
+        if not stop and (arrays := self.window.flush_arrays()):  # an evaluation would have written them
             parts.writer.write(step, arrays)
         if ended and self.schedule.log_every and not self._due(self.schedule.log_every, step):
-            # The part of a window that there is; a run that goes on keeps it for its next line.
+            # The run is over, so the incomplete window is logged. A run that will continue keeps it for its next line.
             lines.log(step, self.window.flush(), self.clock.lap(step), parts)
         if stop or ended or self._due(self.schedule.checkpoint_every, step):
             with parts.phases("save"):

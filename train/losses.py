@@ -1,8 +1,9 @@
-"""Loss: the one form of every objective's result. Cross-entropy that never holds [batch, length, vocabulary].
+"""Loss, the result of every objective, and a cross-entropy that never holds all logits [batch, length, vocabulary].
 
-The gradient by the logits is computed in the pass that makes them, so nothing is kept or made twice: the backward pass
-only scales what the forward pass found. That takes weights that are known before; losses that find them in what the
-model says of tokens (preferences, policies, distillation) are made of token_logprobs.py.
+The gradient with respect to the logits is computed in the forward pass, as soon as a chunk of logits exists. So no
+logits are stored or recomputed, and the backward pass only scales the gradients. This requires that the token weights
+are known in advance. Losses whose weights depend on the model's log-probabilities (preferences, policies, distillation)
+use token_logprobs.py instead.
 
 Dims: B rows, T length, C chunk of the length, V vocabulary.
 """
@@ -19,29 +20,30 @@ from train.head_chunks import Head, TableGradient
 
 
 class Loss(NamedTuple):
-    """Sums over a batch, so that they add up over micro-batches and devices; the step divides once, by `weight`."""
+    """Sums over a batch. They add up over micro-batches and devices, and the step divides once, by `weight`."""
 
-    total: jax.Array  # float32 scalar: what is differentiated
-    weight: jax.Array  # float32 scalar: what it is divided by, e.g. the number of tokens
-    metrics: dict[str, jax.Array]  # further float32 sums (or arrays of them), divided by `weight` as well
+    total: jax.Array  # float32 scalar: the sum that is differentiated
+    weight: jax.Array  # float32 scalar: the sum of the weights, such as the number of target tokens
+    metrics: dict[str, jax.Array]  # further float32 sums (scalars or arrays), which are divided by `weight` too
 
 
 class TokenLoss(NamedTuple):
     """Weighted sums over tokens, float32 scalars."""
 
-    total: jax.Array  # smoothed cross-entropy + z-loss; has a gradient
-    cross_entropy: jax.Array  # nats, unsmoothed; no gradient
-    z_loss: jax.Array  # no gradient
+    total: jax.Array  # smoothed cross-entropy + z-loss; only this one has a gradient
+    cross_entropy: jax.Array  # nats, unsmoothed
+    z_loss: jax.Array
 
 
 def cross_entropy(output: Output, targets_BT, weights_BT, *, z_loss=0.0, label_smoothing=0.0) -> TokenLoss:
-    """Cross-entropy of the softmax of an output layer's scores against integer targets.
+    """Returns the cross-entropy of an output layer's logits against integer targets, summed over tokens.
 
     Args:
-      output: of the model, for these tokens.
-      targets_BT: int32.  weights_BT: float32 weight of each token.
-      z_loss: adds z_loss * logsumexp^2 a token, which keeps logits from drifting (PaLM, arXiv:2204.02311).
-      label_smoothing: mass taken from the target and spread over the vocabulary (arXiv:1512.00567).
+      output: the model's hidden states and output layer for these tokens.
+      targets_BT: int32.
+      weights_BT: float32 weight of each token; 0 masks a token.
+      z_loss: adds z_loss * logsumexp^2 per token, which keeps logits from drifting (PaLM, arXiv:2204.02311).
+      label_smoothing: probability mass moved from the target to the whole vocabulary (arXiv:1512.00567).
     """
 
     def run(names, heads, arrays_BT):
@@ -54,10 +56,10 @@ class _Settings(NamedTuple):
     z_loss: float
     smoothing: float
     softcap: float
-    varying: tuple[str, ...]  # mesh axes whose devices each have rows of their own
+    varying: tuple[str, ...]  # mesh axes over which the tokens are split
 
     def constant(self, value: jax.Array) -> jax.Array:
-        """Marks a constant as different on each device, as what will be added to it is."""
+        """Marks a constant as device-varying, because device-varying sums will be added to it in a scan."""
         return jax.lax.pcast(value, self.varying, to="varying") if self.varying else value
 
 
@@ -90,7 +92,7 @@ _token_loss.defvjp(_forward, _backward)
 
 
 def _chunk(settings, head: Head, x_BCD, targets_BC, weights_BC):
-    """The sums of one chunk, and the gradient of its total by logits before the softcap, float32 [B, C, V]."""
+    """Returns the sums of one chunk, and the gradient of its total by logits before the softcap, float32 [B, C, V]."""
     z_loss, smoothing, softcap, _ = settings
     vocab = head.w_VD.shape[0]
     logits = head_chunks.logits(head, softcap, x_BCD)

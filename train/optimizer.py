@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optax chains by name."""
+"""Learning-rate schedules and optimizers by name, built from optax."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,25 @@ from model.roles import Role, role_of
 
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
-    """Learning rate by step: linear warm-up from 0, then `name`.
+    """Returns a function step -> learning rate: a linear warm-up from 0 to `peak`, then the named schedule.
 
     Args:
-      name: 'cosine': falls to final * peak at `steps` along half a cosine (arXiv:1608.03983). 'constant'. 'wsd'
-        (warm-up, stable, decay; arXiv:2405.18392): constant, then linear to final * peak over the last `decay` share.
-      steps: of the whole run, the warm-up included.
+      name: 'cosine' falls to final * peak at `steps` along half a cosine (arXiv:1608.03983).
+        'constant' stays at `peak`.
+        'wsd' (warm-up, stable, decay; arXiv:2405.18392) stays at `peak`, then falls linearly to final * peak.
+      peak: learning rate after the warm-up.
+      steps: steps of the whole run, including the warm-up.
+      warmup: steps of the warm-up.
+      final: learning rate at the end, as a fraction of `peak`.
+      decay: fraction of `steps` in which 'wsd' falls.
 
     Raises:
-      ValueError: an unknown name, or a warm-up that is not shorter than the run.
+      ValueError: the name is unknown, or the warm-up is not shorter than the run.
     """
     if not 0 <= warmup < steps:
-        raise ValueError(f"optimizer.warmup_steps is {warmup}, but the run has {steps} steps: make it less")
+        raise ValueError(
+            f"optimizer.warmup_steps is {warmup}, but the run has {steps} steps; make it smaller than that"
+        )
     if name == "cosine":
         after = optax.cosine_decay_schedule(peak, steps - warmup, alpha=final)
     elif name == "constant":
@@ -32,18 +39,18 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1
         after = optax.join_schedules([optax.constant_schedule(peak), fall], [steps - warmup - falling])
     else:
         raise ValueError(f"optimizer.schedule is {name!r}; choose from cosine, constant, wsd")
-    # Step 0 already learns: a first update of size 0 would be a wasted batch.
+    # The rate of step 0 is above 0, because a first update of size 0 would waste a batch.
     rise = lambda step: peak * (step + 1) / (warmup + 1)
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
 def gradient_norm(grads) -> jax.Array:
-    """Global norm of the gradients, float32: in bfloat16 a sum of squares has three digits."""
+    """Returns the global norm of the gradients, in float32: a bfloat16 sum of squares would have three digits."""
     return optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), _without_corrections(grads)))
 
 
 def _without_corrections(grads):
-    """Zeros for what the correction biases of routers have in place of a gradient: counts of tokens (router.py)."""
+    """Sets the leaves of the routers' correction biases to 0. They hold token counts, not gradients (router.py)."""
     zeros = lambda g: jax.tree.map(jnp.zeros_like, g) if _is_correction(g) else g
     return jax.tree.map(zeros, grads, is_leaf=weights.is_variable)
 
@@ -53,7 +60,7 @@ def _is_correction(leaf) -> bool:
 
 
 def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
-    """`chain` for all parameters but the correction biases of routers, which move by `rate` against an uneven load."""
+    """Wraps `chain` so that the routers' correction biases move by +-`rate` towards an even load instead."""
 
     def update(grads, state, params):
         updates, state = chain.update(_without_corrections(grads), state, params)
@@ -64,7 +71,7 @@ def _corrected(chain: optax.GradientTransformation, rate: float) -> optax.Gradie
 
 
 def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformation:
-    """Updates times the factor of their parameter, or of each layer's in an array of several."""
+    """Multiplies each update by the factor of its parameter. A stacked array has one factor per layer."""
 
     def scale(path, u):
         (factors,) = patterns.by_layer(model, [weights.name(path)], rates, "optimizer.rates").values()
@@ -75,8 +82,10 @@ def _scaled_by_pattern(model: ModelConfig, rates) -> optax.GradientTransformatio
 
 
 def _decayed(chain: optax.GradientTransformation, rate, o, mask) -> optax.GradientTransformation:
-    """`chain`, which has no weight decay of its own, with one that is multiplied by the learning rate as in AdamW. The
-    count of updates is that of `chain`, so that the state stays as it is without decay."""
+    """Adds decoupled weight decay to `chain`, multiplied by the learning rate as in AdamW.
+
+    It reads the step count from the state of `chain`, so the optimizer state has the same form with and without decay.
+    """
 
     def update(grads, state, params):
         count = optax.tree.get_all_with_path(state, "count")[0][1]
@@ -97,17 +106,20 @@ def _muon(rate, o, mask):
         beta=o.beta1,
         adam_b1=o.beta1,
         adam_b2=o.beta2,
-        # One learning rate fits both: updates have Adam's root mean square (arXiv:2502.16982).
+        # Scales Muon's updates to the RMS of Adam's, so that one learning rate fits both (arXiv:2502.16982).
         consistent_rms=0.2,
         muon_weight_dimension_numbers=muon_dims,
     )
-    # optax applies the mask to the matrices alone, so the parameters that Adam updates would decay without it.
+    # optax's muon would apply the mask to the matrices only, and decay all parameters that Adam updates.
     return _decayed(optax.GradientTransformation(muon.init, _compiler_sharded(muon.update)), rate, o, mask)
 
 
 def muon_dims(params):
-    """Of each array its input and output dims, if it is a matrix of a block or a stack of them; None: Adam updates it
-    (tables, norms, biases, routers, heads, factors of low rank)."""
+    """Returns the input and output dims of each array that Muon updates, and None for those that Adam updates.
+
+    Muon updates the matrices of blocks, also stacked over layers or experts. Adam updates embedding tables, norms,
+    biases, routers, heads and low-rank factors.
+    """
 
     def dims(w):
         if not weights.is_variable(w) or role_of(w) not in (Role.MATRIX, Role.EXPERT, Role.ADAPTER):
@@ -122,7 +134,7 @@ def muon_dims(params):
 
 
 def _compiler_sharded(update):
-    """Let XLA choose shardings inside `update`, which multiplies and reshapes without naming any."""
+    """Lets XLA choose the shardings inside `update`, because optax's matmuls and reshapes do not name any."""
 
     def wrapped(grads, state, params):
         if not axes.has_mesh():
@@ -133,8 +145,9 @@ def _compiler_sharded(update):
     return wrapped
 
 
-# All decay alike: a step takes learning rate x weight decay x parameter away from what the mask selects. So adam and
-# adamw are the same; optax's own decay in Adafactor, which is not multiplied by the learning rate, is not used.
+# Weight decay is the same for all: each step subtracts learning rate x weight decay x parameter from the parameters
+# that the mask selects. So adam and adamw are the same. optax's own decay in Adafactor is not multiplied by the
+# learning rate, so it is not used.
 OPTIMIZERS = {
     "adamw": _adamw,
     "adam": lambda rate, o, mask: _decayed(optax.adam(rate, o.beta1, o.beta2, o.epsilon), rate, o, mask),
@@ -145,7 +158,7 @@ OPTIMIZERS = {
 }
 
 
-# Fields of the block `optimizer` that have no meaning for an optimizer.
+# Fields of config.optimizer that an optimizer does not use.
 UNREAD = {
     "sgd": ("beta2", "epsilon"),
     "adafactor": ("beta1", "beta2", "epsilon"),
@@ -154,23 +167,27 @@ UNREAD = {
 }
 
 
-# Roles without weight decay where no patterns say it: these are no matrices, whose size decay limits.
+# Roles without weight decay if config.optimizer.decay is empty: decay is meant to limit the size of matrices.
 UNDECAYED = (Role.NORM, Role.BIAS, Role.DISTANCE, Role.CORRECTION)
 
 
 def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
-    """The chain that a config's `optimizer` block describes: clip by global norm, then the named optimizer.
+    """Returns the optimizer that config.optimizer describes: clip by global norm, then the named optimizer.
 
     Args:
-      o: name, beta1, beta2, epsilon, weight_decay, decay (patterns -> whether it decays; an empty list: all but
-        UNDECAYED), rates (patterns -> factor of the learning rate, which layers of one array may have different ones
-        of), clip_norm (0: no clipping), correction_rate (of the biases that balance experts, a step; arXiv:2412.19437,
-        section 2.1.2; they never decay), offload (its state lies in the hosts' memory between steps).
-      rate: learning rate by step.
-      model: what the patterns are for (model/patterns.py).
+      o: config.optimizer, with the fields
+        name, beta1, beta2, epsilon, weight_decay;
+        decay: (pattern, whether it decays) pairs; if empty, all roles but UNDECAYED decay;
+        rates: (pattern, factor of the learning rate) pairs; layers in one stacked array may have different factors;
+        clip_norm: 0 turns clipping off;
+        correction_rate: how far the biases that balance experts move per step (arXiv:2412.19437, section 2.1.2). They
+        never decay;
+        offload: whether the optimizer's state lies in the hosts' memory between steps.
+      rate: step -> learning rate.
+      model: the architecture that the patterns refer to (model/patterns.py).
 
     Raises:
-      ValueError: an unknown name, or patterns that do not fit the model.
+      ValueError: the name is unknown, or the patterns do not fit the model.
     """
     if o.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name is {o.name!r}; choose from {', '.join(OPTIMIZERS)}")
@@ -194,11 +211,11 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
 
 
 def _offloaded(chain: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`chain` with a state that lies in the hosts' memory between steps: train/step.py fetches it and puts it back."""
+    """Keeps the state of `chain` in the hosts' memory between steps. train/step.py fetches it and puts it back."""
     put = lambda a: jax.device_put(a, jax.memory.Space.Host) if a.ndim else a
     return optax.GradientTransformation(lambda params: jax.tree.map(put, chain.init(params)), chain.update)
 
 
 def fetched(state):
-    """In the devices' memory."""
+    """Moves an offloaded optimizer state to the devices' memory."""
     return jax.tree.map(lambda a: jax.device_put(a, jax.memory.Space.Device), state)

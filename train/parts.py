@@ -1,4 +1,4 @@
-"""What the loop is given: when things happen, and what it drives."""
+"""The loop's arguments: a schedule in steps, and the objects that the loop calls."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from train.watch.silent_corruption import Checker
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """When things happen, in steps; 0: never."""
+    """When the loop logs, evaluates, saves and checks, in steps. 0 means never."""
 
     steps: int
     log_every: int
     eval_every: int
     checkpoint_every: int
-    max_bad_steps: int  # updates left out in a row, after which the run stops, or rolls back
-    on_bad_steps: str = "stop"  # of loop.ON_BAD_STEPS
+    max_bad_steps: int  # after so many skipped updates in a row the run stops or rolls back
+    on_bad_steps: str = "stop"  # one of loop.ON_BAD_STEPS
     check_every: int = 0
     profile_start: int = 0  # first step of the profiler's window
     profile_steps: int = 0
@@ -31,20 +31,24 @@ class Schedule:
 
 @dataclasses.dataclass
 class Parts:
-    """What the loop drives."""
+    """The objects and functions that the loop calls."""
 
     train_step: Callable  # (state, batch) -> (state, metrics)
-    source: Any  # .next() -> host batch; .position() -> JSON; .damaged() -> lines, what was left out since
+    source: (
+        Any  # .next() -> host batch; .position() -> JSON; .damaged() -> messages about rows skipped since the last call
+    )
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # state -> {name: value}
-    observe: Callable  # (step, {name: value}) of each evaluation; what it raises ends the run without a save
+    observe: (
+        Callable  # called with (step, {name: value}) after each evaluation; if it raises, the run ends without a save
+    )
     stopping: EarlyStopping
-    learning_rates: np.ndarray  # of each step
+    learning_rates: np.ndarray  # [steps], one per step
     checkpoints: Checkpoints
     phases: Phases
     goodput: Goodput
-    meet: Callable  # what for -> None, when all processes have come to it
+    meet: Callable  # (name of the barrier) -> None; returns when all processes have reached it
     writer: Writer
     progress: Progress
     workdir: Any

@@ -1,61 +1,75 @@
-"""TrainState: everything that the next step depends on beside the data, created already sharded."""
+"""TrainState: everything besides the data that the next step depends on. It is created already sharded."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.weights import Weight, replaced, trained, variables
+from model.weights import replaced, trained, variables
 from train import guard
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Random keys are not in it: each step derives its own from the seed and `step`, so none can be lost."""
+    """The state of training.
+
+    It holds no random keys: each step derives its own key from the seed and `step`, so no key can be lost or reused.
+    """
 
     step: jax.Array  # int32: batches consumed
     model: nnx.Module
-    opt_state: object  # of what trains of the model (weights.trained), by name
-    skipped: jax.Array  # int32: updates left out (guard.py)
-    streak: jax.Array  # int32: of these, the last ones in a row
-    recent: jax.Array  # float32: what updates are judged by (guard.py)
-    # Frozen models beside the one that trains, by name, for the objective (train/objectives/objective.py). They are
-    # sharded like any model; they are not differentiated, not updated and not saved.
+    opt_state: object  # the optimizer's state of the trained parameters (weights.trained), by name
+    skipped: jax.Array  # int32: updates skipped so far (guard.py)
+    streak: jax.Array  # int32: updates skipped in a row, up to the last step
+    recent: jax.Array  # float32 [2, WINDOW]: the losses and norms that updates are judged by (guard.py)
+    # Frozen models that the objective uses, by name (train/objectives/objective.py). They are sharded like any model;
+    # they are not differentiated, not updated and not saved.
     companions: dict[str, nnx.Module] = dataclasses.field(default_factory=dict)
 
 
 def create(make_model, tx, seed: int) -> TrainState:
-    """A new state on the mesh that is set: every array is born on the devices that keep it, none is whole on a host.
+    """Returns a new state on the current mesh.
+
+    Every array is created directly on the devices that keep it, as shards, and never lies whole on a host. So a model
+    may be larger than the memory of a host or of one device.
 
     Args:
       make_model: nnx.Rngs -> model.
       tx: optax transformation.
+      seed: of the random initial parameters.
     """
     return jax.jit(lambda key: _new(make_model, tx, key))(jax.random.key(seed))
 
 
 def around(model: nnx.Module, tx) -> TrainState:
-    """A new state whose parameters are those of `model`, which is given away."""
+    """Returns a new state with the parameters of `model`, whose arrays are donated."""
     return jax.jit(lambda model: _around(model, tx), donate_argnums=0)(model)
 
 
 def beside(state: TrainState, companions: Mapping[str, nnx.Module]) -> TrainState:
-    """The state with these frozen models beside the one that trains.
+    """Returns the state with these frozen models as its companions.
 
     Raises:
-      ValueError: a parameter of one of them would train.
+      ValueError: a companion has a parameter that would train.
     """
     for name, model in companions.items():
         if found := list(trained(model)):
-            raise ValueError(f"the companion {name!r} is not frozen: {found[0]} would train")
+            raise ValueError(f"the companion {name!r} is not frozen: its parameter {found[0]} would train")
     return dataclasses.replace(state, companions=dict(companions))
 
 
-def completed(make_model, seed: int, found: dict[str, nnx.Variable | Weight]) -> tuple[nnx.Module, list[str]]:
-    """(a model with the parameters `found` by name, the others newly drawn; names of these)."""
+def completed(make_model, seed: int, found: dict[str, Any]) -> tuple[nnx.Module, list[str]]:
+    """Returns a model with the parameters `found`, the others newly initialized, and the names of the new ones.
+
+    Args:
+      make_model: nnx.Rngs -> model.
+      seed: of the new parameters.
+      found: nnx.Variable or model.weights.Weight by name.
+    """
     target = abstract_model(make_model)
     new = [name for name in variables(target) if name not in found]
     draw = lambda key: {name: leaf for name, leaf in variables(make_model(nnx.Rngs(key))).items() if name in new}
@@ -63,12 +77,15 @@ def completed(make_model, seed: int, found: dict[str, nnx.Variable | Weight]) ->
 
 
 def abstract(make_model, tx) -> TrainState:
-    """Shapes, dtypes and shardings of what `create` would make, without making it: where a checkpoint is read into."""
+    """Returns the shapes, dtypes and shardings of what `create` would return, without allocating it.
+
+    A checkpoint is restored into this.
+    """
     return _placed(lambda key: _new(make_model, tx, key))
 
 
 def abstract_model(make_model) -> nnx.Module:
-    """`abstract` of the model alone."""
+    """Like `abstract`, but of the model alone."""
     return _placed(lambda key: make_model(nnx.Rngs(key)))
 
 
@@ -82,15 +99,15 @@ def _around(model: nnx.Module, tx) -> TrainState:
 
 
 def _placed(make):
-    """What `make`, of a key, would make, and where."""
-    key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may be of devices that are not here, or not even known
+    """Returns the shapes, dtypes and shardings of `make(key)`."""
+    key = jax.eval_shape(lambda: jax.random.key(0))  # abstract: the mesh may be of devices that are absent or abstract
     mesh = jax.sharding.get_mesh()
     mesh = jax.sharding.get_abstract_mesh() if mesh.empty else mesh
     shapes = jax.eval_shape(make, key)
-    made = jax.jit(make).trace(key).jaxpr.out_avals  # these know the memory too
+    made = jax.jit(make).trace(key).jaxpr.out_avals  # eval_shape's results lack the memory space
 
     def place(s, aval):
-        spec = jax.sharding.PartitionSpec() if s.sharding is None else s.sharding.spec  # None: a constant
+        spec = jax.sharding.PartitionSpec() if s.sharding is None else s.sharding.spec  # a constant has no sharding
         where = jax.NamedSharding(mesh, spec)
         if aval.memory_space == jax.memory.Space.Host:
             where = where.with_memory_kind("pinned_host")

@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate, differentiate, clip, update; leave out what is not finite or a spike."""
+"""One optimizer step: accumulate, differentiate, clip, update; skip updates that are not finite or are spikes."""
 
 import functools
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ from train.state import TrainState
 
 
 def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
-    """(state, batch) -> (gradients by name, Loss) of a step; gradients are of the mean loss.
+    """Returns a function (state, batch) -> (gradients by name, Loss). The gradients are those of the mean loss.
 
     Args:
       objective: (model, batch, key, **companions) -> Loss, see train/objectives/objective.py.
-      accumulate: micro-batches a step. Totals and weights are summed over them and divided once, so the result is
-        that of one large batch whatever weight each micro-batch has. Gradients are summed in float32, whatever the
-        dtype of the parameters: bfloat16 would lose most of the later ones.
+      accumulate: micro-batches per step. Totals and weights are summed over them and divided once, so the result equals
+        that of one large batch, whatever weight each micro-batch has. Gradients are summed in float32 even if the
+        parameters are bfloat16, because a bfloat16 sum would lose most of the later micro-batches.
+      seed: the random key of a step is derived from the seed and the step number.
     """
 
     def total(params, state, batch, key):
@@ -33,7 +34,7 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
         return loss.total, loss
 
     def mean(params, state, batch, key):
-        """Divides before it differentiates, which saves a pass over all gradients."""
+        """Divides by the weight before differentiating, which saves a pass over all gradients."""
         sums, loss = total(params, state, batch, key)
         return sums / _at_least(jax.lax.stop_gradient(loss.weight)), loss
 
@@ -52,14 +53,17 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
 def make_train_step(
     objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0, spike: float = 0.0
 ):
-    """The compiled step (state, batch) -> (state, metrics); it donates the state.
+    """Returns the compiled step (state, batch) -> (state, metrics). It donates the state.
 
-    Metrics are float32: the objective's sums over its weight, `grad_norm` (before clipping), `weight`,
-    `skipped` and `streak` (see TrainState), and `left_out`, the place in guard.REASONS of why this update was.
+    The metrics are the objective's sums divided by its weight, `grad_norm` (before clipping), `weight`, `skipped` and
+    `streak` (see TrainState), and `left_out`: the index in guard.REASONS of the reason why this update was skipped, 0
+    if it was made.
 
     Args:
-      objective, accumulate: as in `make_gradients`.
-      spike: deviations from which on an update is left out, 0: none is (guard.judge).
+      objective, accumulate, seed: as in `make_gradients`.
+      tx: the optimizer.
+      spike: an update is skipped if it is more than so many deviations above the recent ones (guard.judge); 0 skips
+        only updates that are not finite.
     """
     gradients = make_gradients(objective, accumulate=accumulate, seed=seed)
 
@@ -81,7 +85,7 @@ def make_train_step(
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
             recent=recent,
-            companions=state.companions,  # the same arrays: the state is donated, so nothing is copied
+            companions=state.companions,  # the state is donated, so passing these through copies nothing
         )
         metrics = {name: value / _at_least(loss.weight) for name, value in loss.metrics.items()}
         metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
@@ -92,9 +96,10 @@ def make_train_step(
 
 
 def make_eval_step(objective):
-    """The compiled (model, batch, companions) -> Loss without dropout; sums, to be added up over batches.
+    """Returns the compiled evaluation (model, batch, companions) -> Loss. Dropout is off.
 
-    `model` and `companions` are those of a TrainState; an objective without companions needs none.
+    The Loss holds sums, which the caller adds up over batches. `model` and `companions` come from a TrainState; an
+    objective that uses no companions can be called without them.
     """
 
     def eval_step(model, batch, beside=None):
@@ -104,28 +109,29 @@ def make_eval_step(objective):
 
 
 def companions(objective, model, given: Mapping) -> dict:
-    """The companions that an objective asks for.
+    """Returns the companions that an objective asks for, by name.
 
-    One that is not `given` is the model itself with its adapter off: the same frozen arrays, so it takes no memory.
+    A companion that is not `given` is the model itself with its adapter turned off. It shares the frozen arrays, so it
+    takes no memory.
 
     Raises:
-      ValueError: one is not given, and the model is no frozen base with an adapter.
+      ValueError: a companion is not given, and the model is not a frozen base with an adapter.
     """
     names = [companion.name for companion in getattr(objective, "companions", ())]
     return {name: given[name] if name in given else without_adapters(model) for name in names}
 
 
 def _home(new, old):
-    """In the memory, the host's maybe, in which it was before."""
+    """Moves `new` to the memory that `old` is in: the host's if the optimizer state is offloaded, else the device's."""
     return jax.device_put(new, jax.typeof(old).memory_space)
 
 
 def _at_least(weight):
-    return jnp.maximum(weight, 1e-9)  # a batch may weigh nothing
+    return jnp.maximum(weight, 1e-9)  # the weights of a batch may sum to 0
 
 
 def _split(batch, n):
-    """[B, ...] -> [n, B / n, ...]. Strided, so that every device cuts its own rows and none travel."""
+    """[B, ...] -> [n, B / n, ...]. Takes every n-th row, so each device splits its own rows and no row moves."""
     sharding = lambda a: axes.out("batch", *(None,) * a.ndim)
     cut = lambda a: jnp.reshape(a, (a.shape[0] // n, n, *a.shape[1:]), out_sharding=sharding(a))
     return jax.tree.map(lambda a: jnp.swapaxes(cut(a), 0, 1), batch)

@@ -1,10 +1,10 @@
-"""What a model says of each token, differentiable and without [batch, length, vocabulary].
+"""Log-probabilities, entropies and divergences of each token, without holding all logits [batch, length, vocabulary].
 
-Log-probabilities, entropies and divergences: what preference, policy and distillation losses are made of.
+They are differentiable. Preference, policy and distillation losses are built from them.
 
-All are a `measure` of logits under one primitive, `by_token`. Any [B, T] may come back as a gradient, and is known only
-after the forward pass: so the backward pass makes the logits of each chunk again, a fourth product beside the three of
-losses.cross_entropy. A loss whose weights are known before takes that one.
+Each is a `measure` of the logits, passed to one primitive, `by_token`. The gradient that arrives for each token is
+known only after the forward pass, so the backward pass recomputes the logits of each chunk. This is a fourth matmul
+beside the three of losses.cross_entropy. If the token weights are known in advance, use losses.cross_entropy.
 
 Dims: B rows, T length, C chunk of the length, V vocabulary, n chunks.
 """
@@ -21,8 +21,10 @@ from train.head_chunks import Head, TableGradient
 
 
 def token_logprobs(output: Output, targets_BT) -> jax.Array:
-    """float32 [B, T]: log p(target) in nats. Its sum over an answer is the log-probability of the answer (DPO,
-    arXiv:2305.18290, equation 7)."""
+    """Returns log p(target) of each token, float32 [B, T], in nats.
+
+    Its sum over an answer is the log-probability of the answer (DPO, arXiv:2305.18290, equation 7).
+    """
     return by_token(_logprob, (output,), targets_BT)
 
 
@@ -34,42 +36,42 @@ class Scores(NamedTuple):
 
 
 def token_scores(output: Output, targets_BT) -> Scores:
-    """The target's log-probability, and the entropy of the distribution that it is of, in one pass (a policy and its
-    bonus for exploration, PPO, arXiv:1707.06347, equation 9)."""
+    """Returns each target's log-probability and the entropy of its distribution, in one pass.
+
+    A policy loss with an entropy bonus needs both (PPO, arXiv:1707.06347, equation 9).
+    """
     return by_token(_scores, (output,), targets_BT)
 
 
 class Divergences(NamedTuple):
-    """float32 [B, T], in nats, of distributions p and q."""
+    """The two KL divergences between distributions p and q, float32 [B, T], in nats."""
 
     p_to_q_BT: jax.Array  # KL(p || q) = sum of p log(p / q)
     q_to_p_BT: jax.Array  # KL(q || p)
 
 
 def token_divergences(p: Output, q: Output) -> Divergences:
-    """How far two models' distributions of each token are from each other. Gradients go to both; what comes from a
-    teacher or a reference that is frozen costs no products in the backward pass.
+    """Returns the KL divergences between two models' distributions of each token, in both directions.
+
+    Both models get gradients. A frozen teacher or reference costs no matmuls in the backward pass.
 
     Raises:
-      ValueError: the vocabularies differ.
+      ValueError: the outputs differ in rows, length or vocabulary.
     """
     return by_token(_divergences, (p, q))
 
 
 def by_token(measure, outputs: tuple[Output, ...], *arrays_BT):
-    """Figures of each token.
+    """Returns `measure` of each token's logits, computed chunk by chunk: a tree of float32 [B, T].
 
     Args:
-      measure: (logits float32 [B, C, V] of each output, *arrays [B, C, ...]) -> a tree of [B, C] in float32, for some
-        of the tokens. It takes no array from outside, which would have no gradient.
-      outputs: of models with the same tokens in the same places.
-      arrays_BT: what else is known of each token, [B, T, ...]; they have no gradient.
-
-    Returns:
-      The tree of [B, T].
+      measure: (logits float32 [B, C, V] of each output, *arrays [B, C, ...]) -> a tree of float32 [B, C], for one chunk
+        of the tokens. It must not close over arrays, because these would get no gradient.
+      outputs: outputs of models that saw the same tokens at the same places.
+      arrays_BT: further arrays [B, T, ...] that `measure` needs, such as targets. They get no gradient.
 
     Raises:
-      ValueError: outputs that are not of the same tokens and vocabulary.
+      ValueError: the outputs differ in rows, length or vocabulary.
     """
     shapes = [(*output.x_BTE.shape[:2], output.table.shape[0]) for output in outputs]
     if len(set(shapes)) > 1:

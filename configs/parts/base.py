@@ -1,4 +1,4 @@
-"""A config to begin with: every field with its default, and a model of a size. The experiments change them.
+"""The base of every experiment's config: all fields with their defaults (defaults.py), and a model of a named size.
 
 Every field can be set on the command line: --config.optimizer.learning_rate=3e-4
 """
@@ -11,10 +11,15 @@ from configs.sizes import sized
 
 
 def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> ConfigDict:
-    """A run of the model that `argument` names: one of `sizes`, and after an @, if there is one, one of MESHES.
+    """Returns a config with all default fields and the model that `argument` names.
 
     Args:
-      methods: what the argument could have been besides.
+      argument: SIZE or SIZE@MESH, with a name in `sizes` and a name in MESHES.
+      sizes: architecture fields by name.
+      methods: further arguments that the calling config accepts; the error for an unknown size lists them.
+
+    Raises:
+      ValueError: the size or the mesh is unknown.
     """
     size, *mesh = argument.split("@", 1)
     config = ConfigDict(DEFAULTS | {"model": sized(size, sizes, methods) | DEFAULTS["model"]})

@@ -1,96 +1,143 @@
-"""What every training run has: the fields of a config, with defaults. base.py makes configs of them.
+"""The fields that every training run has, with their defaults. base.py builds configs from them.
 
-A recorded run that is older than a field has the field's default here (launch/run/defaults.py), so a new field gets the
-value that says what runs did before it; a config that wants another one says so itself. The blocks `objective`, `adapt`
-and `data.corruption` have other fields too, by the name in them; those have their defaults where they are read, and so
-have the fields of `model` that describe its architecture.
+A run that was recorded before a field existed gets the default from here when it continues (launch/run/defaults.py).
+So the default of a new field must be the value that matches what runs did before; a config that wants another value
+sets it. config.objective, config.adapt and config.data.corruption have further fields that depend on their name, method
+or kind; their defaults stand where they are read. The same holds for the architecture fields of config.model.
+
+Patterns are regular expressions over parameters' names (model/patterns.py). In a list of (pattern, value) pairs the
+first pattern that is found in a name decides.
 """
 
 DEFAULTS: dict = dict(
-    seed=0,
-    # A workdir, trained or imported, whose parameters, architecture and tokenizer to begin with; and which of its
-    # checkpoints: a number, latest, best; empty: best if it ended early, else latest.
+    seed=0,  # of initialization, dropout and the order of the data
+    # Start from the parameters, architecture and tokenizer of this workdir, which may be trained or imported.
     init_from="",
+    # Which checkpoint of init_from: a step number, latest or best. Empty: best if that run stopped early, else latest.
     init_step="",
-    steps=1000,
-    batch_size=16,  # rows of the global batch
-    accumulate=1,  # micro-batches a step
-    mesh=dict(data=-1, stage=1, fsdp=1, expert=1, context=1, tensor=1),  # devices; -1: the rest
+    steps=1000,  # optimizer steps of the whole run
+    batch_size=16,  # sequences per step, over all devices and micro-batches
+    # Micro-batches per step. Their gradients are summed, so memory falls and the result stays that of the whole batch.
+    accumulate=1,
+    # Devices along each axis of the mesh; -1 takes the remaining devices. The axes are explained in model/axes.py.
+    mesh=dict(data=-1, stage=1, fsdp=1, expert=1, context=1, tensor=1),
     model=dict(
-        remat="none",  # none, dots, full: keep less of a layer, compute it again
-        scan_unroll=0,  # layers an iteration of the scan over them; 0: by platform
-        dtype="bfloat16",
-        param_dtype="float32",
-        dropout=0.0,
-        embedding_noise=0.0,  # NEFTune's alpha, for fine-tuning: 5 to 15
-        attention="auto",  # by platform, or splash, cudnn, xla, blocked: model/attention/attend.py
-        context="gather",  # over mesh.context: gather all keys and values, or pass them round in a ring
-        pipeline_slots=0,  # over mesh.stage: micro-batches that begin at each stage; 0: up to 4
-        pipeline_groups=1,  # groups of layers of a stage; from 2 on of the circular schedule
+        # Activation checkpointing. none: keep all activations. dots: keep only the products with weights. full: keep
+        # only the input of each layer. The backward pass recomputes the rest, which costs time and saves memory.
+        remat="none",
+        scan_unroll=0,  # layers per iteration of the scan over layers; 0: a default for the platform
+        dtype="bfloat16",  # of activations and matmuls
+        param_dtype="float32",  # of parameters, and so of the optimizer state
+        dropout=0.0,  # in training only
+        embedding_noise=0.0,  # alpha of NEFTune (arXiv:2310.05914), for fine-tuning: 5 to 15; 0: no noise
+        # Attention implementation: auto (best for the platform), splash, cudnn, xla or blocked
+        # (model/attention/attend.py).
+        attention="auto",
+        # How a sequence that is split over mesh.context attends. gather: all-gather the keys and values. ring: pass
+        # them around in a ring, which needs less memory.
+        context="gather",
+        # Pipeline parallelism over mesh.stage: micro-batches that start at each stage (0: up to 4), and groups of
+        # layers per stage (2 or more use the circular schedule).
+        pipeline_slots=0,
+        pipeline_groups=1,
     ),
-    # What trains. Patterns are regular expressions over parameters' names, see model/patterns.py.
-    train_only=(),  # ((pattern, bool), ...): the first one found decides; empty: everything
-    adapt=dict(method="none"),  # none, lora, adapter, prompt: see configs/lora.py and the others
+    # Which parameters train: ((pattern, bool), ...). Empty: all.
+    train_only=(),
+    # Parameter-efficient fine-tuning: none, lora, adapter or prompt. configs/parts/methods.py has the other fields.
+    adapt=dict(method="none"),
     optimizer=dict(
         name="adamw",  # adamw, adam, sgd, adafactor, lion, muon
-        learning_rate=3e-4,
-        schedule="cosine",  # cosine, constant, wsd
-        warmup_steps=100,
-        final=0.1,  # of the peak, at the end
-        beta1=0.9,
-        beta2=0.95,
-        epsilon=1e-8,
-        weight_decay=0.1,  # times the learning rate, whatever the optimizer
-        decay=(("norm|bias", False), (".*", True)),  # first pattern found in a parameter's name decides
-        rates=((".*", 1.0),),  # factors of the learning rate, by patterns as well
-        clip_norm=1.0,
-        offload=False,  # its state lies in the hosts' memory between steps
-        correction_rate=1e-3,  # of the biases that balance experts (model.experts.correction)
+        learning_rate=3e-4,  # peak, reached after the warm-up
+        schedule="cosine",  # cosine, constant, wsd (warm-up, stable, decay); see train/optimizer.py
+        warmup_steps=100,  # linear warm-up; must be less than steps
+        final=0.1,  # learning rate at the end, as a fraction of the peak
+        beta1=0.9,  # decay of the first moment, or of the momentum (sgd, muon); adafactor does not use it
+        beta2=0.95,  # decay of the second moment; sgd and adafactor do not use it
+        epsilon=1e-8,  # only adam and adamw use it
+        weight_decay=0.1,  # decoupled: each step subtracts learning rate x weight_decay x parameter, for all optimizers
+        # (pattern, whether it decays) pairs. Empty: all decay but norms, biases and the like (train/optimizer.py).
+        decay=(("norm|bias", False), (".*", True)),
+        rates=((".*", 1.0),),  # (pattern, factor of the learning rate) pairs
+        clip_norm=1.0,  # limit of the global gradient norm; 0: no clipping
+        # True keeps the optimizer state in host memory between steps. It saves device memory and costs two transfers of
+        # the state per step.
+        offload=False,
+        # How far the biases that balance experts move per step (arXiv:2412.19437); read if model.experts.correction.
+        correction_rate=1e-3,
     ),
-    # The last two are of experts, see train/objectives/language.py.
+    # What is minimized: language or labels. z_loss and label_smoothing: train/losses.py. The last two are coefficients
+    # of the losses of expert routers: train/objectives/routing.py.
     objective=dict(name="language", z_loss=0.0, label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0),
     data=dict(
-        dir="runs/data",  # prepared once, shared by all runs
-        # (source, weight; 0: only evaluated): stdlib, files:GLOB, tfds:NAME; examples: chat:GLOB, pairs:GLOB
+        # Prepared data are stored here: tokenized once, then shared by all runs with the same settings.
+        dir="runs/data",
+        # (source, weight) pairs: stdlib (Python's standard library), files:GLOB, tfds:NAME; examples: chat:GLOB,
+        # pairs:GLOB. Rows are mixed in proportion to the weights; a source with weight 0 is only evaluated.
         sources=(("stdlib", 1.0),),
-        path="",  # one more source, of examples, weight 1
-        format="chat",  # what data.path holds: chat, pairs
-        validation=0.05,
+        path="",  # one more source, with weight 1: a file or a glob of examples
+        format="chat",  # what data.path holds: chat, pairs or labels
+        validation=0.05,  # fraction held out for evaluation
+        # What is held out. document: whole documents, chosen by a hash of their names, so that the choice is the same
+        # on every machine and new documents do not change it. tail: the end of each document, for one long text.
         split="document",
-        copies="keep",  # training documents that are copies of held-out ones: keep (they are counted), drop
-        seq_len=256,
-        # `chat`: a template by name, whose markers it gets
-        tokenizer=dict(kind="bpe", vocab_size=8192, path="", mask=False, sentinels=0, chat=""),
-        max_bad_lines=100,  # lines or files while preparing, rows while training, that can't be read
-        chat=dict(template="auto", system=""),  # templates by name: data/tokens/templates.py
-        pairs=dict(source="source", target="target", prefix=""),  # columns
-        labels=dict(kind="class", text="", label="", pair="", split="", read=""),  # data/examples/labels.py
-        augment=dict(delete=0.0, swap=0.0, mask=0.0),  # shares of the words of examples
-        corruption=dict(kind="none"),  # none, masked, spans: their fields are in data/rows/corrupt.py
+        # Training documents that are copies of held-out ones. keep: only count them. drop: remove them.
+        copies="keep",
+        seq_len=256,  # tokens per sequence
+        tokenizer=dict(
+            kind="bpe",  # bpe, byte, char: built from the training data (data/tokens/backends.py); file: load `path`
+            vocab_size=8192,  # for bpe the number of tokens; for byte and char an upper limit, 0: none
+            path="",  # a tokenizer.json, for kind file
+            mask=False,  # True adds a mask token, for encoders
+            sentinels=0,  # number of sentinel tokens to add, for span corruption
+            chat="",  # a chat template of data/tokens/templates.py whose special tokens are added
+        ),
+        # Unreadable input that is tolerated: lines or files in preparation, rows in training. More of it is an error.
+        max_bad_lines=100,
+        # template: a name of data/tokens/templates.py, or auto: the tokenizer's own if it has one, else alpaca. system:
+        # the system message of conversations that have none.
+        chat=dict(template="auto", system=""),
+        # Column names of sources of pairs, and a text that is put before each source text.
+        pairs=dict(source="source", target="target", prefix=""),
+        # Fields of labelled data. kind: class, number or token. All are explained in data/examples/labels.py.
+        labels=dict(kind="class", text="", label="", pair="", split="", read=""),
+        # Augmentation: fractions of the words of examples that are deleted, swapped or masked, anew in each epoch.
+        augment=dict(delete=0.0, swap=0.0, mask=0.0),
+        # none (next-token prediction), masked (for encoders), spans (for encoder-decoders); data/rows/corrupt.py has
+        # the fields of each kind.
+        corruption=dict(kind="none"),
     ),
+    # Intervals in steps; 0: never.
     log_every=10,
     eval_every=200,
-    eval_rows=512,  # held-out rows of each source that an evaluation takes; 0: all
-    checkpoint_every=200,  # 0: nothing is saved, not even at the end
-    keep_last=2,
-    keep_best=1,  # by config.early_stopping.metric
-    verify_checkpoints="full",  # before one is continued: every byte; sampled: some bytes; off
-    # Ends a run after so many evaluations in a row (0: never) that were not better by more than min_delta.
+    eval_rows=512,  # held-out sequences of each source per evaluation; 0: all
+    checkpoint_every=200,  # with 0 nothing is saved, not even at the end
+    keep_last=2,  # newest checkpoints that are kept
+    keep_best=1,  # best checkpoints by early_stopping.metric that are kept besides
+    # How checkpoints are compared with their hashes before they are read. full: every byte. sampled: names, sizes and
+    # some of the bytes. off: not at all.
+    verify_checkpoints="full",
+    # The run stops after `patience` evaluations in a row without an improvement of more than min_delta; 0: never. The
+    # metric also ranks checkpoints and the trials of a sweep.
     early_stopping=dict(metric="validation/loss", patience=0, min_delta=0.0),
-    # Answers to held-out examples (chat, pairs), graded at each evaluation: bleu,chrf,rouge,exact_match,f1. Rows of 0
-    # are all; the tokenizer is of BLEU, for Chinese zh.
+    # In each evaluation, generate answers to held-out examples (of chat or pairs) and score them. metrics is a
+    # comma-separated list of bleu, chrf, rouge, exact_match and f1; empty: off. rows: number of examples; 0: all.
+    # tokenizer: BLEU's; use zh for Chinese.
     grade=dict(metrics="", rows=64, max_new_tokens=64, tokenizer="13a"),
-    # Updates that are not finite, or whose loss or gradient norm is a spike (so many robust deviations above the median
-    # of the last 64; 0: never), are left out. So many in a row end the run, or roll it back: it goes on from its last
-    # checkpoint with the data behind them.
+    # An update is skipped if it is not finite, or if its loss or gradient norm is a spike: more than so many robust
+    # deviations above the median of the last 64 updates (train/guard.py). 0: spikes are not skipped.
     spike=10.0,
-    max_bad_steps=10,
-    on_bad_steps="stop",  # stop, roll_back
-    # A phase (data, step, evaluate, save, restore) that takes longer than this and than 20 times its longest so far is
-    # named, and what all threads do; the process ends `end_after` seconds later. 0: never. First times compile.
-    # Of several processes, one that does not come to a save or to restoring within `barrier` seconds is named.
+    max_bad_steps=10,  # skipped updates in a row that trigger on_bad_steps
+    # stop: end the run. roll_back: go back to the last checkpoint and continue with the data after the bad batches.
+    on_bad_steps="stop",
+    # Ends a run that hangs, so that a cluster can restart it. A phase (data, step, evaluate, save, restore, barrier)
+    # may take `seconds`, or 20 times its longest duration so far if that is more, and its first runs `first_seconds`,
+    # because they compile. Then the stack traces of all threads are printed, and the process ends after `end_after`
+    # more seconds. If several processes meet (before a save or a restore), one that does not arrive within `barrier`
+    # seconds is reported. seconds=0 turns the watchdog off.
     watchdog=dict(seconds=600.0, first_seconds=3600.0, end_after=300.0, barrier=600.0),
-    check_every=0,  # steps; each such step is computed twice, and replicas are compared, bit for bit; 0: none
-    profile_start=10,
-    profile_steps=0,
+    # Every so many steps, look for devices that compute wrong numbers: compute the step twice and compare all replicas
+    # bit for bit. 0: never. It needs memory for a second state.
+    check_every=0,
+    profile_start=10,  # first step that the profiler traces
+    profile_steps=0,  # number of steps that the profiler traces, into WORKDIR/profile; 0: none
 )

@@ -1,7 +1,8 @@
-"""Meshes by name, for after a size: --config=configs/pretrain_decoder.py:llama3_8b@v5p_64
+"""Meshes by name. The name goes behind the size: --config=configs/pretrain_decoder.py:llama3_8b@v5p_64
 
-A line is a product of the axes of model/axes.py over as many chips as its name says (2x16: two slices); a mesh of your
-own is one line more. Behind each: what it was planned for (launch.plan). Without a name: --config.mesh.AXIS=SIZE
+A mesh gives the sizes of the axes of model/axes.py. Their product is the number of chips in the name (2x16: two slices
+of 16). The comment behind each line names the model that it was planned for with launch.plan. To add a mesh, add a
+line; to set one without a name, use --config.mesh.AXIS=SIZE.
 """
 
 MESHES = {
@@ -20,7 +21,11 @@ MESHES = {
 
 
 def meshed(name: str) -> dict[str, int]:
-    """Sizes of all axes but those of 1, `data` too."""
+    """Returns the sizes of the axes that a named mesh sets, and of `data`: 1 unless the mesh sets it.
+
+    Raises:
+      ValueError: the mesh is unknown.
+    """
     if name not in MESHES:
         raise ValueError(f"unknown mesh {name!r}; configs/parts/meshes.py has {', '.join(MESHES)}")
     return {"data": 1} | MESHES[name]

@@ -1,18 +1,18 @@
-"""What the numbers of a config may be: a line for each field of defaults.py, and of the blocks that other configs add.
+"""The allowed range of every numeric field of a config, including fields that single experiments add.
 
-    'int [1, inf)'        a whole number from 1 on
-    'float [0, 1)'        a number from 0 to below 1; nan and inf are never allowed
-    'int -1 or [1, inf)'  or this one value
-    a name with []        the number of each pair of a list, ((pattern, number), ...)
+    'int [1, inf)'        an integer of at least 1
+    'float [0, 1)'        a number of at least 0 and less than 1; nan and inf are never allowed
+    'int -1 or [1, inf)'  an integer of at least 1, or -1
+    a name ending in []   applies to the number in each pair of a list ((pattern, number), ...)
 
-A run with a field outside of its range is refused before it begins (launch/run/ranges.py). Ranges of the other fields
-of `model` stand beside their defaults in model/config.py and model/parts.py. A test fails where a numeric field has
-none.
+A run with a field outside its range is refused before it starts (launch/run/ranges.py). Ranges of the other fields of
+config.model stand beside their defaults in model/config.py and model/parts.py. A test fails if a numeric field has no
+range.
 """
 
 RANGES = {
-    "seed": "int [0, 4294967295]",  # jax drops what is beyond 32 bits, and two seeds would be one
-    "steps": "int [1, 2147483647]",  # counted in 32 bits
+    "seed": "int [0, 4294967295]",  # jax drops higher bits, so larger seeds would repeat smaller ones
+    "steps": "int [1, 2147483647]",  # the step counter is an int32
     "batch_size": "int [1, inf)",
     "accumulate": "int [1, inf)",
     "mesh.data": "int -1 or [1, inf)",
@@ -23,7 +23,7 @@ RANGES = {
     "mesh.tensor": "int -1 or [1, inf)",
     "model.vocab_size": "int [0, inf)",
     "model.num_labels": "int [0, inf)",
-    # methods.py
+    # Fields of config.adapt, see methods.py.
     "adapt.rank": "int [1, inf)",
     "adapt.alpha": "float (0, inf)",
     "adapt.dropout": "float [0, 1)",
@@ -77,8 +77,9 @@ RANGES = {
     "profile_start": "int [0, inf)",
     "profile_steps": "int [0, inf)",
 }
-# The other fields of a run: names, truths, patterns and paths. A field in neither table is read by nobody, and refused;
-# those of the blocks model, objective and adapt are checked by what reads them.
+# The other fields of a run: names, booleans, patterns and paths. A field in neither table is refused, because no code
+# reads it. Fields of config.model, config.objective and config.adapt are not listed here: the code that reads them
+# checks them.
 OTHERS = (
     "data.sources",
     "data.path",

@@ -1,7 +1,7 @@
-"""Published sizes: SIZES[name] are the architecture fields of ModelConfig, with the values of the released config.json.
+"""Published sizes: SIZES[name] has the architecture fields of ModelConfig, with the values of the released config.json.
 
-Every field that the family sets is there, so that a flag can override it. Context (`max_length`) is what the release
-says. How a size is trained (dropout, precision, remat) is not here: that is each config's own.
+A size sets every field that its family defines, so that flags can override it. `max_length` is the context length of
+the release. Fields that concern training (dropout, precision, remat) are left out, because each config sets its own.
 """
 
 from configs.sizes import tiny
@@ -19,8 +19,12 @@ SIZES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
 
 def sized(name: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> dict:
-    """The fields of one of `sizes`, for a config whose argument is `name`; it could also be one of `methods`."""
+    """Returns the fields of the size `name`. `methods` are further arguments that the config accepts, for the error.
+
+    Raises:
+      ValueError: the size is unknown.
+    """
     if name not in sizes:
-        more = f"; over config.init_from also: {', '.join(methods)}" if methods else ""
+        more = f"; with config.init_from also: {', '.join(methods)}" if methods else ""
         raise ValueError(f"unknown size {name!r}; configs/sizes/ has {', '.join(sizes)}{more}")
     return sizes[name]

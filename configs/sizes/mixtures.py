@@ -1,12 +1,12 @@
-"""Decoders whose feed-forwards are mixtures of experts: Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3."""
+"""Decoders with mixture-of-experts layers: Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3."""
 
 from configs.sizes.llama import llama, rope
 
-_LOG_40 = 3.6888794541139363  # natural logarithm of YaRN's factor, for mscale
+_LOG_40 = 3.6888794541139363  # natural logarithm of YaRN's factor 40
 
 
 def experts(count: int, per_token: int, mlp_dim: int, **fields) -> dict:
-    """Fields of model.parts.Experts."""
+    """Returns the fields of model.parts.Experts, with defaults for those that a family does not set."""
     return dict(
         count=count,
         per_token=per_token,
@@ -33,14 +33,15 @@ def _mixtral(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fi
 
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
-    """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1); no layer is dense, so mlp_dim is of none."""
+    """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1). No layer is dense, so mlp_dim is not used."""
     shared: dict = dict(vocab_size=151_936, rope=rope(1_000_000.0), qkv_bias=True, mlp_pattern=("sparse",))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 
 def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, expert_dim: int) -> dict:
     """Qwen3-MoE (arXiv:2505.09388, table 2)."""
-    shared: dict = dict(num_kv_heads=4, head_dim=128, vocab_size=151_936, max_length=40_960, rope=rope(1_000_000.0))
+    shared: dict = dict(num_kv_heads=4, head_dim=128, vocab_size=151_936)
+    shared |= dict(max_length=40_960, rope=rope(1_000_000.0))
     shared |= dict(qk_norm=True, mlp_pattern=("sparse",), experts=experts(128, 8, expert_dim, normalize=True))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared)
 
@@ -59,10 +60,11 @@ def _deepseek(
     """DeepSeek-V2 (arXiv:2405.04434, section 3.1.2 and appendix B) and V3 (arXiv:2412.19437, section 4.2).
 
     Args:
-      dense: layers before the first with experts.
-      mscale: of YaRN: scores are multiplied by (0.1 mscale ln 40 + 1)^2.
+      dense: number of dense layers before the first layer with experts.
+      query_rank: rank of the queries' low-rank projection; 0: queries have a full projection.
+      mscale: YaRN's mscale; attention scores are multiplied by (0.1 mscale ln 40 + 1)^2.
     """
-    content, turned = 128, 64
+    content, turned = 128, 64  # features of a head without and with rotary position embedding
     shared: dict = dict(
         max_length=163_840,
         latent=dict(kv_rank=512, content_dim=content, rope_dim=turned, value_dim=128, query_rank=query_rank),

@@ -1,4 +1,4 @@
-"""Models for two CPU cores, one of each kind; not published. A vocabulary of 0 is the tokenizer's."""
+"""Models for two CPU cores, one of each kind; these are not published. vocab_size 0 means the tokenizer's."""
 
 from configs.sizes.encoder_decoders import t5_v1_1
 from configs.sizes.encoders import bert

@@ -121,7 +121,7 @@ def test_the_commands(trained, tmp_path):
         assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and "config." not in done.stderr
     shown = run("evaluate").stdout
-    assert "accuracy of always saying the most frequent class" in shown and "Matthews correlation" in shown
+    assert "accuracy of always predicting the most frequent class" in shown and "Matthews correlation" in shown
 
 
 def test_numbers(news, data_dir, tmp_path):
@@ -222,7 +222,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
         (
             {"data.sources": (("stdlib", 1.0),)},
             ConfigError,
-            "'labels' learns from labels alone, and config.data has text",
+            "'labels' can learn only from labels, but config.data also has text",
         ),
         ({"data.augment.mask": 0.1}, DataError, "data.augment.mask hides words, but the tokenizer has no mask token"),
     ],

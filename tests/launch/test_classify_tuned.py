@@ -95,10 +95,10 @@ def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir,
 
 def test_mistakes_between_kinds_of_runs(news, tiny, language_model, tmp_path):
     tiny.data.update(path=str(news), format="labels")
-    with pytest.raises(ConfigError, match=r"'language' can't learn; use --config=configs/classify\.py"):
+    with pytest.raises(ConfigError, match=r"'language' cannot learn; use --config=configs/classify\.py"):
         train(tiny, tmp_path / "run")
     tiny.objective.name = "labels"
-    with pytest.raises(ConfigError, match=r"z_loss is no field of objective 'labels', which has label_smoothing, "):
+    with pytest.raises(ConfigError, match=r"z_loss is not a field of objective 'labels', which has label_smoothing, "):
         models.objective(tiny)
     with pytest.raises(ConfigError, match=r"gives no labels; train with --config=configs/classify\.py"):
         Classifier(Workdir(language_model))

@@ -49,7 +49,7 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
         ({"data.corruption.kind": "masked"}, ("corruption.kind is 'masked'", "decoder", "'none'")),
         (
             {"model.architecture": "encoder", "model.head": "token", "data.corruption.kind": "masked"},
-            ("model.head is 'token'", "no scores of tokens"),
+            ("model.head is 'token'", "no token logits"),
         ),
         ({"mesh.fsdp": 3}, ("config.mesh", "1 devices")),
         ({"data.seq_len": 128}, ("seq_len 128", "max_length 64")),

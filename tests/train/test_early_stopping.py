@@ -63,5 +63,5 @@ def test_unknown_metrics_are_named_with_what_there_is():
     with pytest.raises(UnknownMetric, match=r"'validation/unigram'.*higher: accuracy, f1"):
         EarlyStopping("validation/unigram")
     stopping = EarlyStopping("validation/accuracy", patience=1)
-    with pytest.raises(UnknownMetric, match=r"is 'validation/accuracy'; .* give validation/loss, validation/f1$"):
+    with pytest.raises(UnknownMetric, match=r"is 'validation/accuracy'; .*: validation/loss, validation/f1$"):
         stopping.update(1, {"validation/loss": 1.0, "validation/f1": 0.5, "validation/confusion": [[1, 2], [3, 4]]})

@@ -1,4 +1,4 @@
-"""Answers of a model to many prompts, in batches of few shapes."""
+"""Generates a model's answers to many prompts, in batches of few different shapes."""
 
 from collections.abc import Sequence
 
@@ -19,26 +19,29 @@ def answers(
     ends: Sequence[int],
     vocab_size: int,
 ) -> list[np.ndarray]:
-    """The likeliest token after the other: new ids for each prompt, up to the one that ends it.
+    """Returns the new token ids for each prompt by greedy decoding, up to the token that ends the answer.
 
-    Prompts of like lengths come into one batch, and every batch is full, so that a program is compiled for each bucket
-    of lengths that occurs (model/decode/generate.py) and no more. Runs on the mesh that is set.
+    Prompts of similar lengths share a batch, and every batch is full, so one program is compiled for each bucket of
+    lengths that occurs (model/decode/generate.py). It runs on the current mesh.
 
     Args:
-      prompts, sources: token ids, as `generate` takes them.
-      batch_size: rows a batch.
-      ends: tokens that end an answer.  vocab_size: tokens from this id on are never said.
+      model: a decoder or an encoder-decoder.
+      prompts, sources: token ids, as for `generate`.
+      batch_size: rows per batch.
+      max_new_tokens: limit per answer.
+      ends: ids of tokens that end an answer.
+      vocab_size: ids from this one on are never generated; they pad the embedding table.
     """
     lengths = [(len(ids), len(sources[i]) if sources is not None else 0) for i, ids in enumerate(prompts)]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
     found = [np.zeros(0, np.int32)] * len(prompts)
     for first in range(0, len(order), batch_size):
         numbers = order[first : first + batch_size]
-        rows = numbers + numbers[:1] * (batch_size - len(numbers))  # the shortest again; nobody reads what it says
+        rows = numbers + numbers[:1] * (batch_size - len(numbers))  # filled up with the shortest; its copies are unused
         out = generate(
             model,
             [prompts[i] for i in rows],
-            jax.random.key(0),  # nothing is drawn
+            jax.random.key(0),  # unused by greedy decoding
             max_new_tokens=max_new_tokens,
             settings=Settings(),
             eos_id=tuple(ends),

@@ -1,7 +1,7 @@
-"""Entities in tags of words, counted whole: a kind, and the words from its first to its last.
+"""Counts whole entities in word tags (IOB). An entity is right if its kind, its first and its last word are right.
 
-B-X begins an entity of kind X and I-X goes on with it; O is of none. An I-X that no entity of its kind stands before
-begins one too, as in the CoNLL-2000 script (conlleval) and seqeval's default mode.
+B-X begins an entity of kind X, I-X continues it, and O is outside of any entity. An I-X without an entity of kind X
+directly before it begins an entity too, as in the CoNLL-2000 script (conlleval) and in seqeval's default mode.
 
 Dims: B rows, T length, C classes.
 """
@@ -14,8 +14,10 @@ import numpy as np
 
 
 def codes(names: Sequence[str]) -> np.ndarray | None:
-    """int32 [C]: of each class 2 times the number of its kind (O: 0), and 1 more where it is a B. None where the names
-    are no such tags."""
+    """Returns the code of each class, int32 [C]: 2 x the number of its kind, plus 1 for a B tag; 0 for O.
+
+    Returns None if the names are not IOB tags.
+    """
     tags = [name for name in names if name != "O"]
     if not tags or not all(tag.startswith(("B-", "I-")) for tag in tags):
         return None
@@ -24,12 +26,13 @@ def codes(names: Sequence[str]) -> np.ndarray | None:
 
 
 def counts(codes_C: np.ndarray, true_BTC, said_BTC, asked_BT, positions_BT) -> jax.Array:
-    """[right, said, true] float32: how many entities were said rightly, were said, and are true.
+    """Returns the number of right, predicted and true entities, float32 [3].
 
     Args:
-      true_BTC, said_BTC: 1 at the class of each token, else 0.
-      asked_BT: bool: the token has a tag; others are passed over.
-      positions_BT: int32 offset of each token in its segment, which no entity leaves.
+      codes_C: of `codes`.
+      true_BTC, said_BTC: one-hot true and predicted classes of each token.
+      asked_BT: bool, whether the token has a tag. Other tokens are ignored.
+      positions_BT: int32 offset of each token in its segment. No entity crosses a segment's border.
     """
     kinds: list[jax.Array] = []
     starts: list[jax.Array] = []
@@ -45,10 +48,11 @@ def counts(codes_C: np.ndarray, true_BTC, said_BTC, asked_BT, positions_BT) -> j
 
 
 def _spans(code_BT, count: int, asked_BT, positions_BT):
-    """(whether an entity starts at a token; the next asked token behind it that goes on with none), [B, T] each."""
+    """Returns [B, T] each: whether an entity starts at a token, and the next tagged token that does not continue it."""
     length = code_BT.shape[1]
     place_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), code_BT.shape)
-    # The code of the asked token before, found with its place as one number; of another segment it is no entity's.
+    # The code of the previous tagged token: cummax finds place and code as one number. A previous token of another
+    # segment counts as O.
     latest_BT = jax.lax.cummax(jnp.where(asked_BT, place_BT * count + code_BT, -1), axis=1)
     before_BT = jnp.pad(latest_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     before_BT = jnp.where(before_BT >= (place_BT - positions_BT) * count, before_BT % count, 0)

@@ -1,7 +1,8 @@
-"""Figures of labels, from sums over an evaluation: accuracy, F1, Matthews correlation, of tags of words also those of
-whole entities; of numbers errors and Pearson's.
+"""Metrics of predicted labels, computed from sums over an evaluation.
 
-Each beside what a predictor reaches that looks at nothing: the most frequent class, or the mean, of training.
+Classes get accuracy, F1 and Matthews correlation; word tags get those of whole entities too. Numbers get errors and
+Pearson's correlation. Each comes with a baseline that ignores the input: the most frequent class, or the mean, of the
+training labels.
 """
 
 import math
@@ -14,10 +15,11 @@ from train.losses import Loss
 
 
 def figures(loss: Loss, facts: Mapping[str, Any]) -> dict[str, float]:
-    """`loss` (nats a label, or the mean squared error) and the figures below.
+    """Returns `loss` (nats per label, or the mean squared error) and the metrics of `of_classes` or `of_numbers`.
 
     Args:
-      loss: sums over an evaluation of the objective of labels.  facts: of the labels trained on (PreparedSource.facts).
+      loss: sums over an evaluation, of train/objectives/classification.py.
+      facts: describes the training labels (PreparedSource.facts).
     """
     mean = {"loss": float(loss.metrics["loss"] / max(float(loss.weight), 1e-9))}
     if "confusion" in loss.metrics:
@@ -28,16 +30,17 @@ def figures(loss: Loss, facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_classes(confusion: np.ndarray, train_counts: Sequence[int]) -> dict[str, float]:
-    """Figures of a confusion matrix [C, C], a row for each true class and a column for each that was said.
+    """Returns the metrics of a confusion matrix [C, C] with a row per true class and a column per predicted class.
 
-    accuracy           the share that was said right
-    macro_f1           mean over the classes that occur (as true ones, or said) of 2 right / (true + said)
-    f1                 of two classes: that of the second one, the positive
-    matthews           Matthews correlation; of more classes Gorodkin's R_K (doi:10.1016/j.compbiolchem.2004.09.006);
-                       0 where all are of one class, or all that was said is
-    majority_accuracy  that of always saying the most frequent class of training
+    accuracy           share of right predictions
+    macro_f1           F1 = 2 right / (true + predicted), averaged over the classes that occur as true or predicted
+    f1                 with two classes only: F1 of the second one, which counts as the positive class
+    matthews           Matthews correlation; for more than two classes Gorodkin's R_K
+                       (doi:10.1016/j.compbiolchem.2004.09.006); 0 if all true or all predicted classes are the same
+    majority_accuracy  accuracy of always predicting the most frequent class of training
 
     Args:
+      confusion: weighted counts.
       train_counts: how often each class occurs in training.
     """
     confusion = np.asarray(confusion, np.float64)
@@ -55,20 +58,25 @@ def of_classes(confusion: np.ndarray, train_counts: Sequence[int]) -> dict[str, 
 
 
 def of_entities(right: float, said: float, true: float) -> dict[str, float]:
-    """entity_precision, entity_recall and entity_f1 over all kinds, each 0 where there is nothing to count (CoNLL-2000,
-    doi:10.3115/1117601.1117631; train/evals/entities.py says what is an entity)."""
+    """Returns entity_precision, entity_recall and entity_f1 over all kinds (CoNLL-2000, doi:10.3115/1117601.1117631).
+
+    Each is 0 if there is nothing to count. train/evals/entities.py defines an entity.
+    """
     share = lambda part, whole: float(part / whole) if whole else 0.0
     figures = {"precision": share(right, said), "recall": share(right, true), "f1": share(2 * right, said + true)}
     return {f"entity_{name}": value for name, value in figures.items()}
 
 
 def of_numbers(sums: Mapping[str, np.ndarray], weight: float, train_mean: float) -> dict[str, float]:
-    """mse, mae, pearson (0 where one side is constant), and mean_mse: that of always saying the mean of training.
+    """Returns mse, mae, pearson (0 if one side is constant), and mean_mse: the mse of always predicting the mean.
 
-    Sums of squares are float32 on the device: where numbers are far from 0 beside their spread, Pearson's loses digits.
+    The sums of squares are float32 on the device. If the numbers are far from 0 compared with their spread, Pearson's
+    correlation loses digits.
 
     Args:
-      sums: `loss`, `absolute_error` and `moments` of train/objectives/classification.py.  weight: how many labels.
+      sums: `loss`, `absolute_error` and `moments` of train/objectives/classification.py.
+      weight: number of labels.
+      train_mean: mean of the training labels.
     """
     weight = max(weight, 1e-9)
     x, y, xx, xy, yy = np.asarray(sums["moments"], np.float64) / weight

@@ -1,16 +1,16 @@
-"""Texts beside references: BLEU, chrF, ROUGE, exact match and F1, all from 0 to 100.
+"""Metrics that compare generated texts with references: BLEU, chrF, ROUGE, exact match and F1, all from 0 to 100.
 
-    bleu         of the corpus, sacrebleu's (arXiv:1804.08771); how it splits words is an option
-    chrf         of the corpus, sacrebleu's chrF2 (doi:10.18653/v1/W15-3049)
-    rouge        rouge1, rouge2 and rougeL, rouge-score's: F measure without stemming, mean over the texts
-    exact_match  share of the texts that equal their reference once both are normalized
-    f1           of the words that a text and its reference share, mean over the texts
+    bleu         corpus BLEU of sacrebleu (arXiv:1804.08771); its tokenizer is an option
+    chrf         corpus chrF2 of sacrebleu (doi:10.18653/v1/W15-3049)
+    rouge        rouge1, rouge2 and rougeL of rouge-score: F measure without stemming, averaged over the texts
+    exact_match  share of the texts that equal their reference after normalization
+    f1           F1 of the words that a text and its reference share, averaged over the texts
 
-Normalized is as in SQuAD's script (arXiv:1606.05250): lower case, no punctuation, no English articles, single spaces.
-Punctuation of all languages goes, and each Chinese character is a word, as in MLQA's script (arXiv:1910.07475) for
-SQuAD's F1; CMRC's own F1 (arXiv:1810.07366) counts the longest common stretch instead, and is another figure. For ROUGE
-a Chinese character is a word too. Otherwise it knows nothing but a to z and digits, as Google's script: words of other
-alphabets don't count.
+Normalization follows the SQuAD script (arXiv:1606.05250): lower case, no punctuation, no English articles, single
+spaces. As in the MLQA script (arXiv:1910.07475), punctuation of all languages is removed and each Chinese character is
+a word. CMRC defines its own F1 by the longest common substring (arXiv:1810.07366); that metric is not here. For ROUGE
+each Chinese character is a word too. Otherwise rouge-score keeps only a to z and digits, as Google's script does, so
+words in other alphabets do not count.
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 
-TOKENIZERS = ("13a", "zh", "intl", "char", "none")  # of sacrebleu, those that need no other package and no download
+TOKENIZERS = ("13a", "zh", "intl", "char", "none")  # those of sacrebleu that need no other package and no download
 
 _CHINESE = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -31,13 +31,16 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def grade(
     predictions: Sequence[str], references: Sequence[str], metrics: Sequence[str], tokenizer: str = "13a"
 ) -> dict[str, float]:
-    """The figures of `metrics`, names of METRICS, over texts with one reference each.
+    """Returns the values of `metrics` over texts with one reference each, by name.
 
     Args:
-      tokenizer: how BLEU splits words, one of TOKENIZERS: 13a for languages with spaces, zh for Chinese.
+      predictions: generated texts.
+      references: one per prediction.
+      metrics: names in METRICS; 'rouge' gives three values.
+      tokenizer: BLEU's tokenizer, one of TOKENIZERS: 13a for languages that put spaces between words, zh for Chinese.
 
     Raises:
-      ValueError: an unknown metric or tokenizer, no texts, or not as many references.
+      ValueError: a metric or the tokenizer is unknown, there are no texts, or there is not one reference per text.
     """
     check(metrics, tokenizer)
     if not predictions or len(predictions) != len(references):
@@ -49,27 +52,27 @@ def grade(
 
 
 def check(metrics: Sequence[str], tokenizer: str = "13a") -> None:
-    """ValueError where `grade` does not know these."""
+    """Raises a ValueError if `grade` does not know a metric or the tokenizer."""
     for metric in metrics:
         if metric not in METRICS:
             raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(METRICS)}")
     if tokenizer not in TOKENIZERS:
-        raise ValueError(f"unknown tokenizer {tokenizer!r} of BLEU; choose from {', '.join(TOKENIZERS)}")
+        raise ValueError(f"unknown BLEU tokenizer {tokenizer!r}; choose from {', '.join(TOKENIZERS)}")
 
 
 def signatures(metrics: Sequence[str], tokenizer: str = "13a") -> dict[str, str]:
-    """What to write beside published figures, by metric: settings and versions."""
+    """Returns the settings and version behind each metric, to publish beside its values."""
     version = f"rouge-score {importlib.metadata.version('rouge-score')}, F measure, no stemming"
     known = {"bleu": _signature(_bleu(tokenizer)), "chrf": _signature(CHRF()), "rouge": version}
     return {metric: known[metric] for metric in metrics if metric in known}
 
 
 def _bleu(tokenizer: str) -> BLEU:
-    return BLEU(tokenize=tokenizer, force=True)  # force: no word on texts that seem to be split already
+    return BLEU(tokenize=tokenizer, force=True)  # force: no warning about texts that look tokenized
 
 
 def _signature(metric: BLEU | CHRF) -> str:
-    metric.corpus_score(["a"], [["a"]])  # it says how many references there were
+    metric.corpus_score(["a"], [["a"]])  # the signature needs the number of references, known only after a score
     return metric.get_signature().format()
 
 
@@ -82,7 +85,7 @@ def _of_chrf(predictions, references, tokenizer) -> dict[str, float]:
 
 
 def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
-    from rouge_score import rouge_scorer, tokenizers  # these bring scipy: a third of the start of every program
+    from rouge_score import rouge_scorer, tokenizers  # imported here: they import scipy, a third of the start-up time
 
     class Words(tokenizers.Tokenizer):
         plain = tokenizers.DefaultTokenizer(use_stemmer=False)
@@ -101,7 +104,7 @@ def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, normalized."""
+    """Returns the words of a text after normalization."""
     kept = (char for char in text.lower() if char not in string.punctuation and unicodedata.category(char)[0] != "P")
     return _CHINESE.sub(r" \1 ", _ARTICLES.sub(" ", "".join(kept))).split()
 
@@ -111,7 +114,7 @@ def _exact(text: list[str], reference: list[str]) -> float:
 
 
 def _f1(text: list[str], reference: list[str]) -> float:
-    """Where one side has no words: whether neither has, as SQuAD 2.0's script."""
+    """Returns the F1 of the shared words. If one side has no words: 1 if neither has, as in the SQuAD 2.0 script."""
     if not text or not reference:
         return _exact(text, reference)
     shared = (Counter(text) & Counter(reference)).total()

@@ -1,8 +1,8 @@
-"""Labelling: a class, or a number, at the tokens where the data say that one is read.
+"""Classification and regression: predict a class or a number for a text or for each word.
 
-Which tokens those are, and what their targets are, the data say (data/examples/labels.py): of a text its last token or
-its first one, or the first token of each word. Scores are few a token, so they are computed for all of them, and
-weighted.
+The data define the tokens at which a label is predicted, and their targets (data/examples/labels.py): the last or the
+first token of a text, or the first token of each word. A token has few scores, so they are computed for all tokens, and
+weights select the labelled ones.
 
 Dims: B rows, T length, C classes.
 """
@@ -22,29 +22,29 @@ from train.losses import Loss
 from train.objectives.objective import HeldOut, Objective
 from train.objectives.routing import with_routers
 
-# What the figures of an evaluation mean, for a person.
+# Explanations that are printed beside the metrics of an evaluation.
 _MEANINGS = {
     "macro_f1": "mean F1 of the classes",
     "matthews": "Matthews correlation",
-    "loss": "nats a label",
-    "majority_accuracy": "accuracy of always saying the most frequent class of training",
-    "mean_mse": "mean squared error of always saying the mean of training",
+    "loss": "nats per label",
+    "majority_accuracy": "accuracy of always predicting the most frequent class of training",
+    "mean_mse": "mean squared error of always predicting the mean of training",
     "pearson": "correlation",
-    "entity_f1": "F1 of whole entities, as CoNLL's script and seqeval count",
+    "entity_f1": "F1 of whole entities, counted like CoNLL's script and seqeval",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective):
-    """Cross-entropy of integer targets, which are classes, or the squared error of float targets, which are numbers.
+    """Cross-entropy for integer targets, which are classes; squared error for float targets, which are numbers.
 
-    `loss` is nats a label, unsmoothed, or the squared error. The sums that only an evaluation reads
-    (train/evals/label_metrics.py) are there where there is no key.
+    The metric `loss` is nats per label, without label smoothing, or the squared error. Sums that only an evaluation
+    needs (train/evals/label_metrics.py) are computed only when `key` is None.
 
     Args:
-      label_smoothing: mass taken from the target and spread over the classes (arXiv:1512.00567).
+      label_smoothing: probability mass moved from the target to all classes (arXiv:1512.00567).
       balance_loss, router_z_loss: see routing.with_routers.
-      names: of the classes, in a run from the data; where they are tags of words, entities are counted too.
+      names: names of the classes, which come from the data. If they are IOB tags, whole entities are counted too.
     """
 
     label_smoothing: float = 0.0
@@ -59,17 +59,21 @@ class Classification(Objective):
         others = sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(data)} - {"labels"})
         if others:
             raise ValueError(
-                f"config.objective.name 'labels' learns from labels alone, and config.data has {', '.join(others)} "
-                "too; take these out, or set config.data.format to 'labels' if that is what config.data.path holds"
+                f"config.objective.name 'labels' can learn only from labels, but config.data also has "
+                f"{', '.join(others)}; remove these, or set config.data.format to 'labels' if config.data.path is of "
+                "labels"
             )
         kind, fitting = data["labels"]["kind"], self.head(data)
         if model.head != fitting:
             raise ValueError(
-                f"config.model.head is {model.head!r}, but labels of config.data.labels.kind {kind!r} need "
-                f"{fitting!r}; '' chooses it"
+                f"config.model.head is {model.head!r}, but config.data.labels.kind {kind!r} needs {fitting!r}; "
+                "set it to that, or to '' to choose it automatically"
             )
         if kind == "number" and model.num_labels != 1:
-            raise ValueError(f"config.model.num_labels is {model.num_labels}; a number is one score: set it to 0 or 1")
+            raise ValueError(
+                f"config.model.num_labels is {model.num_labels}, but config.data.labels.kind 'number' has one score; "
+                "set it to 0 or 1"
+            )
 
     def head(self, data: Mapping[str, Any]) -> str:
         return "token" if data["labels"]["kind"] == "token" else "sequence"
@@ -90,14 +94,20 @@ class Classification(Objective):
         return with_routers(loss, hidden.router, self.balance_loss, self.router_z_loss)
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
-        return label_metrics.figures(loss, held_out.labels)
+        return label_metrics.figures(loss, _labels(held_out))
 
     def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
-        names = held_out.labels.get("names")
+        names = _labels(held_out).get("names")
         own = {"f1": f"F1 of {names[1]!r}"} if names else {"loss": "the mean squared error"}
-        yield "labels that were held out, never trained on:"
+        yield "held-out labels, not used in training:"
         for name, value in figures.items():
             yield f"  {name:18} {value:.4f}  {(_MEANINGS | own).get(name, '')}".rstrip()
+
+
+def _labels(held_out: HeldOut) -> Mapping[str, Any]:
+    if held_out.labels is None:
+        raise ValueError("the held-out data have no facts about labels")
+    return held_out.labels
 
 
 def _classes(scores_BTC, batch, smoothing, evaluating, tags):
@@ -108,7 +118,7 @@ def _classes(scores_BTC, batch, smoothing, evaluating, tags):
     total = (weights_BT * ((1 - smoothing) * nll_BT - smoothing * logs_BTC.mean(-1))).sum()
     said_BTC = hot(scores_BTC.argmax(-1)) * weights_BT[..., None]
     metrics = {"loss": (weights_BT * nll_BT).sum(), "accuracy": (true_BTC * said_BTC).sum()}
-    if evaluating:  # a row for each true class, a column for each that the model said
+    if evaluating:  # a row for each true class, a column for each predicted class
         metrics["confusion"] = jnp.einsum("BTC,BTK->CK", true_BTC, said_BTC, out_sharding=axes.out(None, None))
     if evaluating and tags is not None:
         metrics["entities"] = entities.counts(tags, true_BTC, said_BTC, weights_BT > 0, batch["positions"])
@@ -121,7 +131,7 @@ def _numbers(scores_BTC, targets_BT, weights_BT, evaluating):
     said_BT = scores_BTC[..., 0]
     total = (weights_BT * jnp.square(said_BT - targets_BT)).sum()
     metrics = {"loss": total, "absolute_error": (weights_BT * jnp.abs(said_BT - targets_BT)).sum()}
-    if evaluating:  # sums of x, y, xx, xy, yy: x is what was said, y what is true
+    if evaluating:  # sums of x, y, xx, xy, yy: x is the prediction, y the target
         moments = jnp.stack([said_BT, targets_BT, said_BT**2, said_BT * targets_BT, targets_BT**2], -1)
         metrics["moments"] = (weights_BT[..., None] * moments).sum((0, 1))
     return total, metrics

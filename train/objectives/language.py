@@ -1,7 +1,7 @@
-"""Language modelling: predict each target token from what the model is shown.
+"""Language modelling: predict each target token from the tokens that the model sees.
 
-The data decide what the targets are (data/rows/corrupt.py): the next tokens of a text for a decoder, masked tokens for
-an encoder, spans that were taken out for an encoder-decoder.
+The data define the targets (data/rows/corrupt.py): the next tokens of a text for a decoder, masked tokens for an
+encoder, and the removed spans for an encoder-decoder (span corruption).
 """
 
 import dataclasses
@@ -16,12 +16,13 @@ from train.losses import Loss, cross_entropy
 from train.objectives.objective import HeldOut, Objective
 from train.objectives.routing import with_routers
 
-CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}  # what each architecture learns from
+# The config.data.corruption.kind that each architecture learns from.
+CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Language(Objective):
-    """Cross-entropy of the target tokens; `loss` is nats a token, unsmoothed.
+    """Cross-entropy of the target tokens. The metric `loss` is nats per token, without label smoothing.
 
     Args:
       z_loss, label_smoothing: see losses.cross_entropy.
@@ -39,19 +40,19 @@ class Language(Objective):
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         if model.head not in self.heads:
             raise ValueError(
-                f"config.model.head is {model.head!r}, which gives no scores of tokens; config.objective.name "
-                "'language' needs them"
+                f"config.model.head is {model.head!r}, which gives no token logits, but config.objective.name "
+                f"'language' needs them; set it to one of {', '.join(self.heads)}"
             )
         found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
         if "labels" in found:
             raise ValueError(
-                "config.data has labels, which config.objective.name 'language' can't learn; use "
+                "config.data has labels, which config.objective.name 'language' cannot learn; use "
                 "--config=configs/classify.py"
             )
         if (examples := sorted(found - {kinds.TEXT})) and model.architecture == "encoder":
             raise ValueError(
-                f"config.data.sources of kind {' and '.join(examples)} need a decoder, which says the answers, but "
-                "config.model.architecture is encoder"
+                f"config.data.sources of kind {' and '.join(examples)} need a model that generates answers, but "
+                "config.model.architecture is encoder; use a decoder or an encoder-decoder"
             )
         kind, fitting = data["corruption"]["kind"], CORRUPTION[model.architecture]
         if kind != fitting and kinds.TEXT in found:
@@ -79,12 +80,12 @@ class Language(Objective):
 
     def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
         if "bits_per_byte" in figures:
-            yield f"held-out text: {held_out.bytes:,} bytes, never trained on"
+            yield f"held-out text: {held_out.bytes:,} bytes, not used in training"
             for name, value in {"this model": figures["bits_per_byte"], **held_out.compressors}.items():
                 yield f"  {name:12} {value:6.3f} bits per byte"
         else:
-            yield "what was held out, never trained on:"
-            yield f"  no bits per byte, as {held_out.no_bits_per_byte}"
-        yield f"  loss {figures['loss']:.4f} nats a token, perplexity {figures['perplexity']:.2f}"
-        yield f"  token frequencies alone: {figures['unigram']:.4f} nats a token"
+            yield "held-out data, not used in training:"
+            yield f"  no bits per byte, because {held_out.no_bits_per_byte}"
+        yield f"  loss {figures['loss']:.4f} nats per token, perplexity {figures['perplexity']:.2f}"
+        yield f"  token frequencies alone: {figures['unigram']:.4f} nats per token"
         yield from (f"  {name} {value:.4f}" for name, value in figures.items() if "/" in name)

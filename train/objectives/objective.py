@@ -1,11 +1,11 @@
-"""What an objective is: a loss, and everything that belongs to it.
+"""The interface of an objective: a loss, and everything that belongs to it.
 
-An objective is a frozen dataclass whose fields are its settings (config.objective), and whose call is the loss:
+An objective is a frozen dataclass. Its fields are its settings (config.objective), and calling it computes the loss:
 
     objective(model, batch, key, **companions) -> Loss
 
-Whoever builds, checks, evaluates or reports a run asks the objective; nobody compares its name with a string. To add
-one, write a class in this folder and a line in table.py.
+Code that builds, checks, evaluates or reports a run calls methods of the objective, and never compares its name with a
+string. To add an objective, write a class in this folder and add a line to table.py.
 """
 
 import dataclasses
@@ -17,64 +17,69 @@ from train.losses import Loss
 
 
 class Companion(NamedTuple):
-    """A frozen model beside the one that trains: a reference, a teacher, a reward model, a value model."""
+    """A frozen model that an objective uses: a reference, a teacher, a reward model or a value model."""
 
-    name: str  # how the objective's call names it
-    field: str  # of the config: the workdir that holds it, such as 'init_from' or 'teacher'
+    name: str  # name of the argument in the objective's call
+    field: str  # field of the config that holds its workdir, such as 'init_from' or 'teacher'
 
 
 class HeldOut(NamedTuple):
-    """What the figures of held-out data need to know about the data."""
+    """Facts about the held-out data that the metrics of an evaluation need."""
 
-    labels: Mapping[str, Any] | None = None  # of the labels trained on (PreparedSource.facts); None: there are none
-    bytes_per_token: float | None = None  # UTF-8 bytes per predicted token; None: the tokens do not spell a whole text
-    no_bits_per_byte: str = ""  # why not
-    bytes: int = 0  # of the whole text
-    compressors: Mapping[str, float] = {}  # bits per byte that compressors reach on it, by name
+    labels: Mapping[str, Any] | None = None  # facts about the training labels (PreparedSource.facts), if there are any
+    bytes_per_token: float | None = None  # UTF-8 bytes per predicted token; None if the tokens are not the whole text
+    no_bits_per_byte: str = ""  # the reason, if bytes_per_token is None
+    bytes: int = 0  # UTF-8 bytes of the whole held-out text
+    compressors: Mapping[str, float] = {}  # bits per byte of compressors on this text, by name
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The base of all objectives."""
 
-    heads: ClassVar[tuple[str, ...]]  # the heads of a model (model/config.py) that it can train
+    heads: ClassVar[tuple[str, ...]]  # the model heads (model/config.py) that it can train
     companions: ClassVar[tuple[Companion, ...]] = ()
-    predicts_tokens: ClassVar[bool]  # `loss` is nats a token: then there are a perplexity and a unigram baseline
-    # Its own figures of an evaluation -> whether lower is better. Others follow from their names (early_stopping.py).
+    # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
+    predicts_tokens: ClassVar[bool]
+    # {metric of its evaluations: whether lower is better}, for metrics whose names do not show it (early_stopping.py).
     lower_is_better: ClassVar[Mapping[str, bool]] = {}
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
-        """Refuses models and data that it cannot learn from, before data are prepared.
+        """Raises an error if this objective does not fit the model or the data. It runs before data are prepared.
 
         Args:
-          data: the block `data` of a config.
+          model: the architecture.
+          data: config.data.
 
         Raises:
-          ValueError: names the field as a config does.
+          ValueError: the message names the field, such as config.model.head.
         """
         raise NotImplementedError
 
     def head(self, data: Mapping[str, Any]) -> str | None:
-        """The head that the data need, where a run gets a new one for them; None: the model's own head is trained."""
+        """Returns the new head that the model needs for these data, or None if the model's own head is trained."""
         return None
 
     def about(self, labels: Mapping[str, Any] | None) -> "Objective":
-        """The same objective, with what is known only once data are prepared: the labels that are learnt."""
+        """Returns the objective completed with facts about the training labels, known once data are prepared."""
         return self
 
-    def __call__(self, model, batch: Mapping, key, **companions) -> Loss:
-        """Sums over a batch (data/batch.py).
+    # *_ and **companions are Any, so that a type checker lets an objective name its companions as arguments.
+    def __call__(self, model: Any, batch: Mapping[str, Any], key: Any, *_: Any, **companions: Any) -> Loss:
+        """Returns the sums of the loss and its metrics over a batch (data/batch.py).
 
         Args:
-          key: random, for dropout; None in an evaluation.
-          companions: a frozen model for each of `companions`.
+          model: the model that trains.
+          batch: arrays by name.
+          key: random key for dropout; None in an evaluation.
+          companions: the frozen models that the class attribute `companions` names.
         """
         raise NotImplementedError
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
-        """What is reported of held-out data: `loss` and others, from the sums over an evaluation."""
+        """Returns the metrics of an evaluation by name, `loss` first, from the sums over the held-out data."""
         raise NotImplementedError
 
     def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
-        """The figures as lines that a person reads."""
+        """Yields the metrics of an evaluation as lines of text."""
         yield from (f"  {name:18} {value:.4f}" for name, value in figures.items())

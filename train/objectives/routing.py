@@ -1,4 +1,4 @@
-"""What routers of experts add to any objective's loss, and what they report."""
+"""Losses and metrics of the expert routers. They are added to the loss of any objective."""
 
 import jax
 
@@ -7,16 +7,18 @@ from train.losses import Loss
 
 
 def with_routers(loss: Loss, router: RouterStats | None, balance_loss: float, router_z_loss: float) -> Loss:
-    """The loss of a model with those of its routers; as it is where there are none.
+    """Returns `loss` plus the losses of the routers, and their metrics as experts/NAME. Without routers: `loss`.
 
     Args:
-      balance_loss: weight of the loss that keeps the load of experts even, summed over layers (arXiv:2101.03961).
-      router_z_loss: weight of the routers' mean squared logsumexp, summed over layers (arXiv:2202.08906).
+      loss: the loss of the objective.
+      router: statistics of all layers, or None for a dense model.
+      balance_loss: coefficient of the load-balancing loss, summed over layers (arXiv:2101.03961).
+      router_z_loss: coefficient of the routers' mean squared logsumexp, summed over layers (arXiv:2202.08906).
     """
     if router is None:
         return loss
     balance, z = router.balance_loss().sum(), router.mean_z_loss().sum()
-    # They are means over tokens already: times the weight, by which the step divides.
+    # These are means over tokens already, so they are multiplied by the weight that the step divides by.
     total = loss.total + (balance_loss * balance + router_z_loss * z) * loss.weight
     figures = {"balance_loss": balance, "z_loss": z} | _loads(router)
     metrics = {f"experts/{name}": jax.lax.stop_gradient(value) * loss.weight for name, value in figures.items()}
@@ -24,9 +26,9 @@ def with_routers(loss: Loss, router: RouterStats | None, balance_loss: float, ro
 
 
 def _loads(router: RouterStats) -> dict[str, jax.Array]:
-    """How the choices of tokens fell on the experts [L, E] of each layer, as multiples of an even share, the largest
-    of these, and the part of all choices that was dropped."""
-    choices_L1 = router.load_E.sum(-1, keepdims=True) + 1e-9  # a batch may be all padding
+    """Returns the load of each expert [L, E] as a multiple of an even share, the largest load, and the share of token
+    choices that were dropped."""
+    choices_L1 = router.load_E.sum(-1, keepdims=True) + 1e-9  # a batch may be padding only
     load_LE = router.load_E * router.load_E.shape[-1] / choices_L1
     return {
         "load": load_LE,

@@ -1,4 +1,4 @@
-"""The objectives by name: config.objective.name."""
+"""The table of objectives by their name in config.objective.name."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ OBJECTIVES: dict[str, type[Objective]] = {"language": Language, "labels": Classi
 
 
 def fields(name: str) -> dict[str, Any]:
-    """The fields of an objective in a config, with their defaults; none for a name that no objective has."""
+    """Returns the fields that config.objective may have under this name, with their defaults; {} for unknown names."""
     own = dataclasses.fields(OBJECTIVES[name]) if name in OBJECTIVES else ()
     return {field.name: field.default for field in own if not field.metadata.get("from_data")}
 
 
 def make(settings: Mapping[str, Any]) -> Objective:
-    """The objective of the block `objective` of a config: its name, and the fields of its class.
+    """Returns the objective that config.objective describes: a name, and fields of the class with that name.
 
     Raises:
-      ValueError: an unknown name or field; lists what there is.
+      ValueError: the name or a field is unknown; the message lists the known ones.
     """
     given = dict(settings)
     name = given.pop("name", None)
@@ -30,7 +30,7 @@ def make(settings: Mapping[str, Any]) -> Objective:
     known = fields(name)
     if unknown := [field for field in given if field not in known]:
         raise ValueError(
-            f"{unknown[0]} is no field of objective {name!r}, which has {', '.join(known)}; begin with a config of it "
-            "(for labels configs/classify.py, or over a frozen model configs/classify.py:lora)"
+            f"{unknown[0]} is not a field of objective {name!r}, which has {', '.join(known)}; start from a config "
+            "with this objective (for labels configs/classify.py, or configs/classify.py:lora for a frozen model)"
         )
     return OBJECTIVES[name](**given)

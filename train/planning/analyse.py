@@ -1,6 +1,7 @@
 """A step on a target as figures: plain numbers and words, which can leave the process that compiled it."""
 
 import collections
+import dataclasses
 from typing import Any
 
 import jax
@@ -57,5 +58,5 @@ def analyse(step: jax.stages.Wrapped, state: Any, batch: Any, mesh: Any, target:
         hidden = sum(talk.seconds for talk in talks if talk.hidden)
         waited = sum(talk.seconds for talk in talks if not talk.hidden)
         found["times"] = estimate.Times(compute, moved / chip.memory_bandwidth, hidden, waited).found()
-        found["talks"] = [talk._asdict() for talk in talks]
+        found["talks"] = [dataclasses.asdict(talk) for talk in talks]
     return found

@@ -10,6 +10,7 @@ Nothing is fitted: kernels that do not reach these rates, gaps between kernels, 
 step is slower. README compares it with published ones.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,15 +27,16 @@ class Place(NamedTuple):
     point: tuple[int, ...]
 
 
-class Talk(NamedTuple):
-    """All collectives of one kind over the same axes."""
+@dataclasses.dataclass(frozen=True)
+class Talk:
+    """All collectives of one kind over the same axes that are hidden behind compute, or all that are not."""
 
     kind: str
     axes: tuple[str, ...]
-    count: int  # instructions run in a step
-    nbytes: float  # that a chip sends in a step
-    seconds: float
-    hidden: bool  # runs while the chip computes
+    count: int  # how many run in a step
+    nbytes: float  # bytes that one chip sends in a step
+    seconds: float  # per step
+    hidden: bool  # whether they run while the chip computes
 
 
 class Times(NamedTuple):

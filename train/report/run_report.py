@@ -139,7 +139,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
     note = f"{better} is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
     if what == "nats a token" and summary.get("no_bits_per_byte"):
-        note += f" No bits per byte, as {escape(summary['no_bits_per_byte'])}."
+        note += f" No bits per byte, because {escape(summary['no_bits_per_byte'])}."
     chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
     return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'

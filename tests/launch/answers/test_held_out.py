@@ -61,7 +61,7 @@ def test_a_tokenizer_of_few_characters(config, tmp_path, capsys):
     assert re.search(r"warning: .*: 3 of \d+ validation tokens are unknown to the tokenizer \(0\.\d+ %\)", said)
     assert "not what their tokens decode to, so no bits per byte" in said
     plain = {name.removeprefix("validation/"): value for name, value in figures.items()}
-    assert f"no bits per byte, as {about.no_bits_per_byte}" in "\n".join(Language().lines(plain, about))
+    assert f"no bits per byte, because {about.no_bits_per_byte}" in "\n".join(Language().lines(plain, about))
     # As it was prepared before this was counted.
     old = [dataclasses.replace(source, validation_altered=None) for source in prepared.sources]
     old = dataclasses.replace(prepared, sources=tuple(old))

@@ -53,7 +53,7 @@ def test_each_update_that_is_left_out_is_kept_with_its_rows(tiny, poisoned, tmp_
     assert [(event["step"], event["left_out"]) for event in events] == [(3, "not finite"), (6, "not finite")]
     assert [event["position"]["next_row"] for event in events] == [2 * tiny.batch_size, 5 * tiny.batch_size]
     assert [row["skipped"] for row in rows if "loss" in row] == [0, 0, *[1] * 3, *[2] * 11]
-    assert "step 3: update left out, not finite" in capsys.readouterr().out
+    assert "step 3: update skipped, not finite" in capsys.readouterr().out
 
 
 def test_a_run_rolls_back_past_the_data_that_did_it(tiny, poisoned, tmp_path, capsys):
@@ -64,11 +64,11 @@ def test_a_run_rolls_back_past_the_data_that_did_it(tiny, poisoned, tmp_path, ca
     events, rows = rows_of(tmp_path / "run")
     assert [event["step"] for event in events if "left_out" in event] == [10, 11]
     (event,) = [event for event in events if "rolled_back" in event]
-    assert (event["step"], event["from_step"]) == (8, 11) and "steps 10 to 11 were all left out" in event["rolled_back"]
+    assert (event["step"], event["from_step"]) == (8, 11) and "steps 10 to 11 were all skipped" in event["rolled_back"]
     assert event["position"]["next_row"] == 11 * tiny.batch_size
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 17))
     assert all(row["loss"] is not None and row["skipped"] == 0 for row in rows if "loss" in row)
-    assert "rolled back to step 8: the updates of steps 10 to 11 were all left out" in capsys.readouterr().out
+    assert "rolled back to step 8: the updates of steps 10 to 11 were all skipped" in capsys.readouterr().out
 
 
 def test_a_run_that_rolls_back_again_and_again_stops(tiny, poisoned, tmp_path):

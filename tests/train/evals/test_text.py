@@ -83,7 +83,7 @@ def test_exact_match_and_f1_by_squads_rules():
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"unknown metric 'meteor'; choose from bleu, chrf, rouge"):
         check(["bleu", "meteor"])
-    with pytest.raises(ValueError, match="unknown tokenizer 'ja-mecab' of BLEU; choose from 13a, zh"):
+    with pytest.raises(ValueError, match="unknown BLEU tokenizer 'ja-mecab'; choose from 13a, zh"):
         check(["bleu"], "ja-mecab")
     with pytest.raises(ValueError, match="2 texts and 1 references"):
         grade(["a", "b"], ["a"], ["f1"])
