@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a config, counted on the modules themselves (shapes only: nothing is allocated)."""
+"""Parameters and FLOPs of a config, counted on the modules' shapes without allocating anything."""
 
 import functools
 import math
@@ -15,38 +15,39 @@ from model.weights import variables
 
 
 def num_params(config: ModelConfig, *, embedding: bool = True) -> int:
-    """Parameters, each counted once (a tied table too); `embedding=False` leaves out tables and output layer."""
+    """Returns the number of parameters, a tied table once; `embedding=False` excludes tables and the output layer."""
     shapes = _shapes(config)
     return sum(leaf.size for leaf in shapes.values() if embedding or role_of(leaf) not in LOOKED_UP)
 
 
 def names(config: ModelConfig) -> list[str]:
-    """Of all parameters."""
+    """Returns the names of all parameters."""
     return list(_shapes(config))
 
 
 def flops_per_token(
     config: ModelConfig, length: int, *, target_length: int = 0, training: bool = True, trains: Mapping | None = None
 ) -> float:
-    """Model FLOPs for one token of a sequence of `length` tokens.
+    """Returns the model FLOPs for one token of a sequence of `length` tokens.
 
-    2 a weight forward and 4 backward, plus the two products of attention, with the keys that a token sees on average:
-    of the causal ones half (length / 2), of a window at most its width. Of experts, those that a token goes to.
-    Recomputation (remat) is not counted, so that a slower policy does not look better. PaLM's appendix B
-    (arXiv:2204.02311) with the mask taken into account.
+    Each weight costs 2 FLOPs forward and 4 backward. The two matmuls of attention count the keys that a token sees on
+    average: half of them if causal (length / 2), at most the window's width with a window. Only a token's own experts
+    count. This is PaLM's appendix B (arXiv:2204.02311), except that it respects the mask. Recomputation (remat) is not
+    counted, so that a slower policy does not look better.
 
-    Backward are 2 for the gradient of a weight, where it trains, and 2 for that of its input, from the first layer on
-    in which anything trains, or below which.
+    The backward pass costs 2 for the gradient of a weight that trains, and 2 for the gradient of its input if anything
+    that trains is in the same or an earlier layer.
 
     Args:
-      target_length: of an encoder-decoder, for which `length` is that of the source: the result is all FLOPs for a
-        source and its target, over the tokens of the source.
-      trains: what trains, by name (weights.trained). None: every parameter.
+      length: sequence length; for an encoder-decoder, the source's.
+      target_length: encoder-decoders only: the target's length. The result is then the FLOPs of a source and its target
+        divided by the source's tokens.
+      trains: the trainable parameters by name (weights.trained); None: all.
     """
     both = config.architecture == "encoder_decoder"
     own, shapes = target_length if both else length, _shapes(config)
     flow = _Flow(config, shapes if trains is None else trains, training)
-    products = 0
+    products: float = 0
     if config.head in ("language_model", "masked"):
         table = "unembedding/table" if "unembedding/table" in shapes else "inputs/tokens/table"
         products += own * config.vocab_size * config.table_dim * flow.passes(table)
@@ -54,22 +55,22 @@ def flops_per_token(
     for path, leaf in (shapes | added).items():
         if role_of(leaf) not in LOOKED_UP + ELEMENTWISE:
             runs = config.num_layers // config.share_groups if _shared(config, path) else 1
-            of_experts = "experts" in leaf.get_metadata("out_sharding")  # a low-rank adapter's may be, too
-            used = config.experts.per_token / config.experts.count if of_experts else 1
+            experts = config.experts if "experts" in leaf.get_metadata("out_sharding") else None  # also in LoRA weights
+            used = experts.per_token / experts.count if experts else 1
             reads_source = path.startswith("encoder/") or "cross/key" in path or "cross/value" in path
             products += leaf.size * runs * used * (length if reads_source else own) * flow.passes(path)
     if both:
         layers = config.encoder_layers or config.num_layers
         products += _attention(config, layers, length, lambda n: flow.of_layer("encoder", n), causal=False)
-        of_the_source = config.num_heads * 2 * config.head_dim * own * length
-        products += sum(of_the_source * flow.of_layer("stack", layer) for layer in range(config.num_layers))
+        cross_products = config.num_heads * 2 * config.head_dim * own * length
+        products += sum(cross_products * flow.of_layer("stack", layer) for layer in range(config.num_layers))
     causal = config.architecture != "encoder"
     products += _attention(config, config.num_layers, own, lambda n: flow.of_layer("stack", n), causal=causal)
     return 2 * products / length
 
 
 class _Flow:
-    """Through what of a model gradients pass."""
+    """Tracks which parts of a model gradients flow through."""
 
     def __init__(self, config: ModelConfig, trains: Iterable[str], training: bool):
         self.config, self.trains, self.training = config, set(trains), training
@@ -80,19 +81,20 @@ class _Flow:
             stack = name.split("/")[0]
             if stack in self.first:
                 where = patterns.layers(config, name)
-                # What is of a stack and of no layer, a bias by distance, goes into its first one.
+                # A parameter of the stack but of no layer, a bias by distance, feeds the first layer.
                 self.first[stack] = min(self.first[stack], where[1][0] if where else 0)
 
     def of_layer(self, stack: str, number: int) -> int:
-        """Passes of a product of two activations: one forward, and two if gradients reach its layer."""
+        """Returns the passes of a matmul of two activations: 1 forward, and 2 backward if gradients reach its layer."""
         return 3 if self.training and number >= self.first[stack] else 1
 
     def passes(self, name: str) -> float:
-        """Of a weight: forward, gradient of its input, gradient of its own; the mean of the layers in its array."""
+        """Returns a weight's passes: forward, input gradient, weight gradient; averaged over the array's layers."""
         if not self.training:
             return 1
         where = patterns.layers(self.config, name)
-        if name == "inputs/tokens/table":  # counted where it is the output layer too: above all that trains
+        reached: float
+        if name == "inputs/tokens/table":  # counted as the output layer, so everything that trains is below it
             reached = bool(self.trains)
         elif where is None:
             below = {other for other in self.trains if other.startswith("inputs/") or not name.startswith("inputs/")}
@@ -106,14 +108,17 @@ class _Flow:
 
 
 def _attention(config: ModelConfig, layers: int, length: int, passes: Callable[[int], int], *, causal: bool) -> float:
-    """Multiply-adds of the two products of attention in a stack, of `length` tokens to themselves, each layer's as
-    often as `passes` says."""
+    """Returns the multiply-adds of self-attention's two matmuls in a stack, for a sequence of `length` tokens.
+
+    Args:
+      passes: layer -> how many times its matmuls run.
+    """
     widths = config.head_dim + (config.latent.value_dim if config.latent else config.head_dim)
     kinds = [kind for segment in config.segments(layers) for kind in segment.kinds * segment.repeats]
-    total = 0
+    total: float = 0
     for layer, kind in enumerate(kinds):
-        seen = config.window if kind.attention == "local" and config.window < length else length
-        seen -= seen**2 / (2 * length)  # on one side: the first tokens have fewer before them
+        seen: float = config.window if kind.attention == "local" and config.window < length else length
+        seen -= seen**2 / (2 * length)  # average keys on one side: early tokens have fewer before them
         total += config.num_heads * widths * length * seen * (1 if causal else 2) * passes(layer)
     return total
 
@@ -123,5 +128,5 @@ def _shared(config: ModelConfig, path: str) -> bool:
 
 
 @functools.lru_cache
-def _shapes(config: ModelConfig) -> dict[str, nnx.Param]:
+def _shapes(config: ModelConfig) -> dict[str, nnx.Variable]:
     return variables(jax.eval_shape(lambda key: make(config, nnx.Rngs(key)), jax.random.key(0)))

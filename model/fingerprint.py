@@ -1,7 +1,7 @@
-"""A content hash of a model: the same for the same values, on whatever mesh they lie.
+"""A content hash of a model: equal values give equal hashes, on any mesh.
 
-Each element's bits are mixed with its place (the finalizer of MurmurHash3, public domain) and added up, modulo 2^32, so
-devices hash what they have and one sum joins them. It finds changes; it is no protection against one who forges.
+Each element's bits are mixed with its index (the finalizer of MurmurHash3, public domain) and summed modulo 2^32. Each
+device hashes its own shard, and one sum joins them. The hash detects changes; it does not protect against forgery.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ from model import axes
 
 _SEEDS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 _PRIME = 0x01000193
-_AT_ONCE = 2**18  # elements: compilers may keep each one's mixed bits, 16 bytes
+_AT_ONCE = 2**18  # elements hashed at a time: compilers may keep each one's mixed bits, 16 bytes
 
 
 def fingerprint(sums: Mapping[str, str]) -> str:
-    """Of a model, from `array_sum` of each of its arrays by name."""
+    """Returns the hash of a model, from `array_sum` of each of its arrays by name."""
     return hashlib.sha256("\n".join(f"{name} {sums[name]}" for name in sorted(sums)).encode()).hexdigest()[:32]
 
 
 def array_sum(array: jax.Array) -> str:
-    """Of one array: its shape, dtype and values."""
+    """Returns the hash of one array's shape, dtype and values."""
     return f"{array.dtype} {array.shape} " + " ".join(f"{int(word):08x}" for word in jax.device_get(_sums(array)))
 
 
 @jax.jit
 def _sums(array):
-    """uint32 [4]. Part by part: what this takes beside the array does not grow with it."""
+    """Returns uint32 [4]. Works in parts, so that its memory does not grow with the array."""
     strides = _strides(array)
-    if array.dtype.itemsize == 2:  # the loops below would have XLA's CPU compiler copy all of a bfloat16 one in float32
+    if array.dtype.itemsize == 2:  # in the loops below, XLA's CPU compiler would copy a whole bfloat16 array to float32
         array = jax.lax.bitcast_convert_type(array, jnp.uint16)
     spec = jax.typeof(array).sharding.spec
     if not any(spec):
@@ -46,8 +46,13 @@ def _sums(array):
 
 
 def device_sums(arrays) -> jax.Array:
-    """uint32 [arrays, devices, 4], whole on every device: of what each device of the mesh holds of each array. Under
-    jax.jit. Of the same part of an array they are the same."""
+    """Returns, for each array, hashes of what each device of the mesh holds; call it under jax.jit.
+
+    Replicas of the same shard have equal hashes.
+
+    Returns:
+      uint32 [arrays, devices, 4], replicated on every device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
 
     def local(*parts):
@@ -65,7 +70,7 @@ def _strides(array) -> list[int]:
 
 
 def _part(array, start, strides):
-    """Of elements whose places are `start` and what each dim adds by its stride."""
+    """Hashes elements whose indices are `start` plus, for each dim, a multiple of its stride."""
     if array.size <= _AT_ONCE:
         return _whole(array, start, strides)
     count, rest = array.shape[0], array.size // array.shape[0]

@@ -1,4 +1,4 @@
-"""From token ids to the residual stream: what stands before the stack.
+"""From token ids to the residual stream: everything before the stack.
 
 Dims: B batch, T length, D embed.
 """
@@ -14,7 +14,7 @@ from model.roles import Role
 
 
 class Inputs(nnx.Module):
-    """Token ids -> the residual stream: the table, positions and token types, norm, projection, dropout."""
+    """Token ids [B, T] -> residual stream [B, T, D]: embedding, positions, token types, norm, projection, dropout."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         e = config.table_dim
@@ -22,7 +22,7 @@ class Inputs(nnx.Module):
         self.noise = config.embedding_noise
         self.tokens = Embedding(config, rngs, config.vocab_size, dim=e)
         rows = config.max_length + config.position_offset
-        # Where the table is narrow, ALBERT's positions are as narrow as it and OPT's are added behind the projection.
+        # With a narrow table, ALBERT adds narrow positions before the projection, and OPT adds wide ones after it.
         self.positions_first = config.embedding_norm
         width = e if self.positions_first else config.embed_dim
         self.positions = Embedding(config, rngs, rows, Role.POSITION, width) if config.position == "learned" else None

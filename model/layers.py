@@ -4,6 +4,7 @@ Dims: B batch, T length, D embed (features of the residual stream), F hidden (ml
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,31 @@ from model.roles import Role
 from model.weights import einsum, param
 
 RESIDUAL = ("batch", "stream", "features")
-HIDDEN = ("batch", "length", "features")  # the same, where it is multiplied: whole along what `tensor` splits
+HIDDEN = ("batch", "length", "features")  # RESIDUAL where it is multiplied: gathered along what `tensor` splits
 
 
 class Norm(nnx.Module):
-    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450), computed in float32, in the dtype it was given.
+    """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450) over the last dim.
 
-    Over the last dim, of `dim` features (default: the residual stream's).
+    It computes in float32 and returns the input's dtype.
+
+    Args:
+      dim: size of the last dim; 0: the residual stream's.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int = 0):
         shape, dtype = (dim or config.embed_dim,), jnp.dtype(config.param_dtype)
-        self.epsilon, self.offset, self.center = config.norm_epsilon, config.norm_offset, config.norm == "layernorm"
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
         make = functools.partial(param, rngs, shape, ("norm",), dtype=dtype, role=Role.NORM)
         self.scale = make(nnx.initializers.constant(1 - self.offset))
-        self.bias = make(nnx.initializers.zeros) if self.center else None
+        self.bias = make(nnx.initializers.zeros) if config.norm == "layernorm" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _norm(x, self.scale[...], self.bias[...] if self.center else None, self.epsilon, self.offset)
+        bias = None if self.bias is None else self.bias[...]
+        return _norm(x, self.scale[...], bias, self.epsilon, self.offset)
 
 
-# Of norms and activations only the input is kept for the gradient: cheaper to compute again than to store.
+# The backward pass saves only the input of norms and activations: recomputing them is cheaper than storing them.
 @functools.partial(jax.checkpoint, static_argnums=(3, 4))
 def _norm(x_given, scale, bias, epsilon, offset):
     x, scale = x_given.astype(jnp.float32), scale.astype(jnp.float32)
@@ -48,7 +53,7 @@ def _norm(x_given, scale, bias, epsilon, offset):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors [rows, D]: of tokens (`role` TABLE), of positions, of token types (POSITION)."""
+    """A table of vectors [rows, D] for tokens (role TABLE), or for positions or token types (role POSITION)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, rows: int, role: Role = Role.TABLE, dim: int = 0):
         init = nnx.initializers.normal(config.init_std)
@@ -56,15 +61,15 @@ class Embedding(nnx.Module):
         shape = (rows, dim or config.embed_dim)
         names = ("vocab" if role is Role.TABLE else "positions", "embed")
         self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype), role=role)
-        self.prompt = nnx.data(None)  # further rows, of prompt tuning (adapt/prompt.py)
+        self.prompt = nnx.data(None)  # additional rows of prompt tuning (adapt/prompt.py)
 
     @property
     def rows(self) -> int:
-        """How many ids have a vector."""
+        """The number of ids that have a vector."""
         return self.table.shape[0] + (0 if self.prompt is None else self.prompt.shape[0])
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        """Look up ids: [B, T] -> [B, T, D]."""
+        """Looks up vectors: ids [B, T] -> [B, T, D]."""
         if self.prompt is None:
             return self._look_up(self.table, ids_BT)
         rows, ids_BT = self.table.shape[0], axes.place(ids_BT, *RESIDUAL[:2])
@@ -73,15 +78,15 @@ class Embedding(nnx.Module):
         return jnp.where((ids_BT >= rows)[..., None], prompt_BTD, x_BTD)
 
     def _look_up(self, table, ids_BT):
-        """Gathered over fsdp first: a look-up in a table whose vectors are split makes XLA replicate the activations
-        ("involuntary full rematerialization")."""
+        """Gathers the table over fsdp before the lookup. Otherwise XLA would replicate the activations ("involuntary
+        full rematerialization"), because the table's vectors are split."""
         table = axes.gather(table[...].astype(self.dtype))
         shape = (*ids_BT.shape, table.shape[1])
         return table.at[ids_BT].get(out_sharding=axes.out(*RESIDUAL, shape=shape), mode="promise_in_bounds")
 
 
 class FeedForward(nnx.Module):
-    """down(act(up(x))), or gated down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202)."""
+    """The feed-forward: down(act(up(x))), or gated down(act(gate(x)) * up(x)) (GLU variants, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, hidden_dim: int = 0):
         d, f, dtype = config.embed_dim, hidden_dim or config.mlp_dim, jnp.dtype(config.param_dtype)
@@ -110,7 +115,7 @@ class FeedForward(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """x weight + bias, [B, T, inputs] -> [B, T, outputs]: between widths, and in heads, so outside of the blocks."""
+    """x weight + bias, [B, T, inputs] -> [B, T, outputs], outside of the blocks: in heads and between widths."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, inputs: int, outputs: int, *, bias: bool):
         dtype = jnp.dtype(config.param_dtype)
@@ -124,17 +129,17 @@ class Linear(nnx.Module):
 
 
 def residual_init(config: ModelConfig):
-    """Smaller by sqrt(2 layers) for projections that add to the residual stream (GPT-2, section 2.3)."""
+    """Returns the initializer of projections into the residual stream: std / sqrt(2 layers) (GPT-2, section 2.3)."""
     return nnx.initializers.normal(config.init_std / (2 * config.num_layers) ** 0.5)
 
 
 def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    """Added in float32, so that its gradient, a sum over all tokens, is summed in float32."""
+    """Adds a bias in float32, so that its gradient, a sum over all tokens, accumulates in float32."""
     return x if bias is None else (x + bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero features with probability `rate` and scale the rest up; the identity without a key (evaluation)."""
+    """Zeroes features with probability `rate` and scales up the rest; without a key (evaluation) returns `x`."""
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(
@@ -144,16 +149,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def noisy(x_BTD: jax.Array, alpha: float, key: jax.Array) -> jax.Array:
-    """Embedded tokens with noise from U(-m, m), m = alpha / sqrt(T D) (NEFTune, arXiv:2310.05914)."""
+    """Adds noise from U(-m, m) to embeddings, m = alpha / sqrt(T D) (NEFTune, arXiv:2310.05914)."""
     bound = alpha / (x_BTD.shape[1] * x_BTD.shape[2]) ** 0.5
     sharding = jax.typeof(x_BTD).sharding if axes.has_mesh() else None
     noise = jax.random.uniform(key, x_BTD.shape, jnp.float32, -bound, bound, out_sharding=sharding)
     return (x_BTD + noise).astype(x_BTD.dtype)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
-    "swish": jax.nn.silu,  # its other name
+    "swish": jax.nn.silu,  # another name for silu
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # with erf, as in BERT
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # GPT-2's approximation (arXiv:1606.08415)
@@ -162,5 +167,5 @@ ACTIVATIONS = {
 
 @functools.partial(jax.checkpoint, static_argnums=(1,))
 def activate(x: jax.Array, name: str) -> jax.Array:
-    """An activation by name, computed in float32."""
+    """Applies the activation `name`, computed in float32."""
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""From hidden states to scores of every token: the output layer of a language model, causal or masked.
+"""From hidden states to logits: the output layer of a causal or masked language model.
 
 Dims: B batch, T length, D embed, E features of the table, V vocabulary.
 """
@@ -16,15 +16,15 @@ from model.weights import einsum, param
 
 
 class Output(NamedTuple):
-    """Scores before they are computed: a loss makes them chunk by chunk."""
+    """Everything logits are computed from. Losses compute them chunk by chunk, because all of them need much memory."""
 
     x_BTE: jax.Array  # features, in the compute dtype
     table: nnx.Param  # [V, E]
     bias: nnx.Param | None  # [V]
-    softcap: float  # scores become cap * tanh(score / cap); 0: no
+    softcap: float  # logits become cap * tanh(logit / cap); 0: no cap
 
     def logits(self) -> jax.Array:
-        """[B, T, V] in float32."""
+        """Returns the logits [B, T, V] in float32."""
         logits = einsum("BTE,VE->BTV", self.x_BTE, self.table, ("batch", "length", "vocab")).astype(jnp.float32)
         if self.bias is not None:
             logits = logits + self.bias[...].astype(jnp.float32)
@@ -32,11 +32,12 @@ class Output(NamedTuple):
 
 
 class Unembedding(nnx.Module):
-    """The output layer: its table (or the embedding's, if tied), bias, scale and cap; a masked language model's also
-    has a layer of its own before them (BERT, arXiv:1810.04805, its released code).
+    """The output layer: a table (the embedding's if tied), bias, scale and cap.
+
+    A masked language model has another layer before them (BERT, arXiv:1810.04805 and its released code).
 
     Args:
-      table: without one there is but the projection to the table's width, for a head of classes.
+      table: False: only the projection to the table's width, which classification heads use.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, table: bool = True):

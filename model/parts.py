@@ -1,10 +1,10 @@
-"""Blocks of ModelConfig that describe one part each: Rope, Latent, Experts. They check themselves."""
+"""Parts of ModelConfig with fields of their own: Rope, Latent, Experts. They check themselves."""
 
 import dataclasses
 
 from model import ranges
 
-# What numbers may be (ranges.py), by the block's name in ModelConfig.
+# Allowed ranges of numeric fields (syntax: ranges.py), by the part's field name in ModelConfig.
 RANGES = {
     "rope": {
         **dict.fromkeys(("theta", "factor", "low_factor", "high_factor", "beta_fast", "beta_slow"), "float (0, inf)"),
@@ -33,23 +33,25 @@ def _check(part, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions (arXiv:2104.09864), and how their angles are rescaled for longer contexts.
+    """Rotary positions (arXiv:2104.09864) and how their angles are rescaled for longer contexts.
 
     Raises:
-      ValueError: a value that is not possible; the message names the field.
+      ValueError: a field has an impossible value; the message names the field.
     """
 
     theta: float = 10_000.0
-    local_theta: float = 0.0  # of layers that see a window only, never rescaled (Gemma 3); 0: as the others
+    local_theta: float = 0.0  # for layers with a sliding window, never rescaled (Gemma 3); 0: same as theta
     scaling: str = "none"  # none, linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071)
     factor: float = 1.0
-    original_length: int = 0  # the context before rescaling; llama3 and yarn need it
-    low_factor: float = 1.0  # llama3: wavelengths above original_length / low_factor are divided by `factor`
-    high_factor: float = 4.0  # llama3: those below original_length / high_factor are left as they are
-    beta_fast: float = 32.0  # yarn: angles that turn more often over the original context are left as they are
-    beta_slow: float = 1.0  # yarn: those that turn less often are divided by `factor`
+    original_length: int = 0  # context length before rescaling; llama3 and yarn need it
+    low_factor: float = (
+        1.0  # llama3: divide frequencies with wavelengths above original_length / low_factor by `factor`
+    )
+    high_factor: float = 4.0  # llama3: keep wavelengths below original_length / high_factor
+    beta_fast: float = 32.0  # yarn: keep frequencies that rotate more often over the original context
+    beta_slow: float = 1.0  # yarn: divide frequencies that rotate less often by `factor`
     attention_factor: float = 1.0  # yarn: multiplies cosines and sines
-    interleaved: bool = False  # pairs of features are (2i, 2i + 1), and not (i, i + head_dim / 2) (DeepSeek)
+    interleaved: bool = False  # rotate feature pairs (2i, 2i + 1) (DeepSeek) instead of (i, i + head_dim / 2)
 
     def __post_init__(self):
         _check(self, "rope")
@@ -64,55 +66,55 @@ class Rope:
 class Latent:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    Each head's query and key have features that know no position, from the token's latent vector, and rotary ones; the
-    rotary key is shared by all heads.
+    Each head's query and key has content features without position, computed from the token's latent vector, and rotary
+    features. All heads share the rotary key.
 
     Raises:
-      ValueError: a value that is not possible; the message names the field.
+      ValueError: a field has an impossible value; the message names the field.
     """
 
-    kv_rank: int  # width of the latent vector from which keys and values are made, and which a cache keeps
-    content_dim: int  # features of a head's query and key without position
-    rope_dim: int  # those with
+    kv_rank: int  # width of the latent vector that keys and values come from; a cache stores this vector
+    content_dim: int  # features without position in a head's query and key
+    rope_dim: int  # rotary features in a head's query and key
     value_dim: int  # features of a head's value
-    query_rank: int = 0  # width of the latent vector of queries; 0: queries come straight from the residual stream
+    query_rank: int = 0  # width of the latent vector of queries; 0: project queries directly from the residual stream
 
     def __post_init__(self):
         _check(self, "latent")
         if self.rope_dim % 2:
-            raise ValueError(f"model.latent.rope_dim {self.rope_dim} is odd; rotary positions turn pairs of features")
+            raise ValueError(f"model.latent.rope_dim {self.rope_dim} is odd; rotary positions rotate pairs of features")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
     """A feed-forward as a mixture of experts; activation, gating and initialization are the ModelConfig's.
 
-    Every token goes to `per_token` of `count` experts, whatever their load, unless a capacity is set: then an expert
-    takes so many tokens of a row, and what comes later is dropped (Switch Transformer, arXiv:2101.03961). Padding
-    takes no place (in transformers' Switch it does).
+    Every token goes to `per_token` of `count` experts, whatever their load. If a capacity is set, an expert accepts
+    only that many tokens of a row and drops later ones (Switch Transformer, arXiv:2101.03961). Padding uses no capacity
+    (it does in transformers' Switch).
 
     Raises:
-      ValueError: a value that is not possible; the message names the field.
+      ValueError: a field has an impossible value; the message names the field.
     """
 
     count: int
     per_token: int
     mlp_dim: int  # hidden size of one expert
-    shared_dim: int = 0  # hidden size of the expert(s) that every token goes to (arXiv:2401.06066); 0: none
-    shared_gate: bool = False  # the shared expert's output is scaled by a sigmoid of the token (Qwen2-MoE)
-    score: str = "softmax"  # of the router's logits: over experts, or each by itself (DeepSeek-V3)
-    normalize: bool = True  # the weights of a token's experts are divided by their sum
-    scale: float = 1.0  # of the weights, after normalizing
-    # Only the experts of a token's best `groups_per_token` groups are eligible; a group is as good as its best expert
-    # (DeepSeek-V2, arXiv:2405.04434) or the sum of its best two (DeepSeek-V3, arXiv:2412.19437).
+    shared_dim: int = 0  # hidden size of the shared expert(s), which every token uses (arXiv:2401.06066); 0: none
+    shared_gate: bool = False  # a sigmoid gate, computed from the token, scales the shared expert's output (Qwen2-MoE)
+    score: str = "softmax"  # of the router's logits; sigmoid scores each expert independently (DeepSeek-V3)
+    normalize: bool = True  # divide the weights of a token's experts by their sum
+    scale: float = 1.0  # multiplies the weights after normalization
+    # A token may only choose experts of its best `groups_per_token` groups. A group's score is that of its best expert
+    # (max: DeepSeek-V2, arXiv:2405.04434) or the sum of its best two (top2: DeepSeek-V3, arXiv:2412.19437).
     groups: int = 1
     groups_per_token: int = 1
     group_score: str = "max"
-    correction: bool = False  # a bias that balances the load; it selects and does not weigh (arXiv:2408.15664)
-    capacity: int = 0  # tokens of a row that an expert takes; 0: by the factor
-    capacity_factor: float = 0.0  # as a multiple of the mean load; 0, without a capacity: nothing is dropped
-    # Room for tokens that come to the experts of a device of the mesh axis `expert`, as a multiple of an even share of
-    # them; what finds none is dropped. 0: for all tokens, which is a lot of memory.
+    correction: bool = False  # a load-balancing bias that affects the choice but not the weights (arXiv:2408.15664)
+    capacity: int = 0  # tokens of a row that an expert accepts; 0: use capacity_factor
+    capacity_factor: float = 0.0  # capacity as a multiple of the mean load; 0 and no capacity: drop nothing
+    # Receive buffer for tokens sent to the experts of a device on the mesh axis `expert`, as a multiple of an even
+    # share. Tokens that do not fit are dropped. 0: room for all tokens, which needs a lot of memory.
     buffer: float = 0.0
 
     def __post_init__(self):
@@ -135,8 +137,8 @@ class Experts:
             )
         if self.per_token == 1 and self.normalize:
             raise ValueError(
-                "model.experts.per_token is 1, and model.experts.normalize makes the weight of a single expert 1: its "
-                "router would never learn"
+                "model.experts.per_token is 1 and model.experts.normalize would make the weight of the only expert 1: "
+                "the router would never learn; set model.experts.normalize to False"
             )
         if self.groups > 1 and self.group_score == "top2" and size < 2:
             raise ValueError(f"model.experts.group_score top2 needs groups of two or more experts; they have {size}")

@@ -1,12 +1,12 @@
 """Ordered (pattern, value) lists over parameters: what decays, what trains, how fast, what gets an adapter.
 
-A list's first regular expression that is found in a parameter's name decides. Layers are stacked in few arrays, so a
-pattern sees a name for each layer of an array, with the layer's number from the front and from the back:
+The first regular expression of a list that is found in a parameter's name decides. One array stacks several layers, so
+a pattern is matched against one name per layer, with the layer's number from the front and from the back:
 
     stack/segments/0/0/attention/query  ->  stack/layer/0/-12/attention/query, stack/layer/1/-11/attention/query, ...
 
-'layer/.*/-[12]/' is thus the last two layers. Where a list wants other values for layers of one array, `cuts` says
-where to part them (ModelConfig.cuts), and `restacked` moves parameters from one such model to another.
+For example, 'layer/.*/-[12]/' selects the last two layers. Where a list gives layers of one array different values,
+`cuts` returns where to split the array (ModelConfig.cuts), and `restacked` converts parameters between such models.
 """
 
 import difflib
@@ -25,8 +25,7 @@ _STACKED = re.compile(r"(stack|encoder)/segments/(\d+)/(\d+)/(.*)")
 
 
 def layers(config: ModelConfig, name: str) -> tuple[str, list[int], str] | None:
-    """(stack, numbers of the layers whose parameters an array of this name holds, name inside a layer); None: it is
-    outside of the stacks."""
+    """Returns (stack, numbers of the layers in the array `name`, name inside a layer); None outside of the stacks."""
     found = _STACKED.fullmatch(name)
     if not found:
         return None
@@ -39,7 +38,7 @@ def layers(config: ModelConfig, name: str) -> tuple[str, list[int], str] | None:
 
 
 def aliases(config: ModelConfig, name: str) -> list[str]:
-    """The names that patterns are looked for in: one for each layer."""
+    """Returns the names that patterns are matched against: one for each layer of the array `name`."""
     found = layers(config, name)
     if found is None:
         return [name]
@@ -49,12 +48,18 @@ def aliases(config: ModelConfig, name: str) -> list[str]:
 
 
 def checked(given: Any, name: str, kind: type) -> Rules:
-    """`given`, which a config calls `name`, as rules whose values are of this kind: bool or float.
+    """Returns `given` as rules with values of one type.
+
+    Args:
+      given: the list from a config.
+      name: the config field, for errors.
+      kind: type of the values, bool or float.
 
     Raises:
-      ValueError: it is no such list.
+      ValueError: `given` is not a list of (pattern, value) pairs.
     """
-    kinds, words = {bool: ({bool}, "True or False"), float: ({int, float}, "a number")}[kind]
+    forms: dict[type, tuple[set[type], str]] = {bool: ({bool}, "True or False"), float: ({int, float}, "a number")}
+    kinds, words = forms[kind]
     try:
         rules = tuple((re.compile(pattern).pattern, value) for pattern, value in given)
         if wrong := [value for _, value in rules if type(value) not in kinds]:
@@ -68,13 +73,13 @@ def checked(given: Any, name: str, kind: type) -> Rules:
 
 
 def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> dict[str, list]:
-    """The values of each array's layers.
+    """Returns, for each array, the values of its layers.
 
     Args:
-      of: what a config calls the list.
+      of: the config field that holds the rules, for errors.
 
     Raises:
-      ValueError: a parameter that no pattern matches.
+      ValueError: no pattern matches a parameter.
     """
 
     def value(alias: str):
@@ -87,39 +92,40 @@ def by_layer(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -
 
 
 def check_used(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> None:
-    """Refuses a rule that no parameter's name matches: a mistyped rule would silently change nothing.
+    """Refuses a rule that matches no parameter's name: a mistyped rule would silently change nothing.
 
     Args:
-      names: of all parameters, those that do not train too.
+      names: all parameters, including frozen ones.
+      of: the config field that holds the rules, for errors.
 
     Raises:
-      ValueError: a pattern is found nowhere; lists names that there are.
+      ValueError: a pattern matches nothing; the message suggests existing names.
     """
     found = sorted({alias for name in names for alias in aliases(config, name)})
     for pattern, _ in rules:
         if not any(re.search(pattern, alias) for alias in found):
             near = difflib.get_close_matches(pattern, found, 3, cutoff=0.3) or found[:3]
             raise ValueError(
-                f"the pattern {pattern!r} of {of} is found in no parameter's name, so it would change nothing; mend it "
-                f"or take it out. Names are like {', '.join(near)}"
+                f"the pattern {pattern!r} of {of} matches no parameter's name, so it would change nothing; fix or "
+                f"remove it. Similar names: {', '.join(near)}"
             )
 
 
 def by_array(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> dict[str, Any]:
-    """The value of each array.
+    """Returns the value of each array.
 
     Raises:
-      ValueError: as `by_layer`, or layers of one array get different values.
+      ValueError: as in `by_layer`, or the layers of one array get different values.
     """
     found = by_layer(config, names, rules, of)
     for name, values in found.items():
         if any(value != values[0] for value in values):
-            raise ValueError(f"{of} gives the layers of {name} different values, {values}; it can't tell them apart")
+            raise ValueError(f"{of} gives the layers of {name} different values, {values}; one array can hold only one")
     return {name: values[0] for name, values in found.items()}
 
 
 def cuts(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> tuple[int, ...]:
-    """Layers at which the values change from the layer before: where a stack must be parted."""
+    """Returns the layers whose values differ from the layer before: where a stack must be split."""
     values: dict[tuple[str, str], dict[int, Any]] = {}
     for name, found in by_layer(config, names, rules, of).items():
         if (where := layers(config, name)) is not None:
@@ -129,19 +135,19 @@ def cuts(config: ModelConfig, names: Iterable[str], rules: Rules, of: str) -> tu
 
 
 def restacked(arrays: Mapping[str, jax.Array], source: ModelConfig, target: ModelConfig, names: Iterable[str]) -> dict:
-    """The arrays of a model of `source` as those of `target`, which differs in its `cuts` alone.
+    """Converts the arrays of a model of `source` to those of `target`, which differs only in its `cuts`.
 
     Args:
-      names: of the target's arrays; those that the source lacks are left out.
+      names: the target's arrays; names that the source lacks are skipped.
     """
     if source.cuts == target.cuts:
         return {name: arrays[name] for name in names if name in arrays}
-    place = {}
+    place: dict[tuple[str, int, str], tuple[str, int]] = {}
     for name in arrays:
         if (where := layers(source, name)) is not None:
             stack, numbers, inner = where
             place |= {(stack, number, inner): (name, index) for index, number in enumerate(numbers)}
-    found = {}
+    found: dict[str, jax.Array] = {}
     for name in names:
         where = layers(target, name)
         if where is None:

@@ -1,6 +1,6 @@
-"""The numbers that a field may hold, written as text: 'int [1, inf)', 'float (0, 1]', 'int -1 or [1, inf)'.
+"""Ranges of numeric fields, written as text: 'int [1, inf)', 'float (0, 1]', 'int -1 or [1, inf)'.
 
-A range stands in a table beside the field's default: of a model in config.py and parts.py, of a run in
+Tables list a range next to each field's default: for models in config.py and parts.py, for runs in
 configs/parts/ranges.py.
 """
 
@@ -12,15 +12,16 @@ _FORM = re.compile(r"(int|float) (?:(\S+) or )?([\[(])(\S+), (\S+)([\])])")
 
 
 def problem(value: Any, interval: str) -> str:
-    """What `value` must be instead, '' where the range has it. True and False are no numbers; an int may stand for a
-    float, but no float for an int.
+    """Returns what `value` must be instead, or '' if it is in the range.
+
+    True and False are not numbers; an int is accepted as a float, but not a float as an int.
 
     Raises:
-      ValueError: the text is no range.
+      ValueError: `interval` is not a range.
     """
     found = _FORM.fullmatch(interval)
     if not found:
-        raise ValueError(f"{interval!r} is no range like 'int [1, inf)' or 'float (0, 1]'")
+        raise ValueError(f"{interval!r} is not a range like 'int [1, inf)' or 'float (0, 1]'")
     kind, besides, left, low, high, right = found.groups()
     if besides is not None and (value is None if besides == "None" else type(value) is int and value == int(besides)):
         return ""
@@ -35,9 +36,10 @@ def problem(value: Any, interval: str) -> str:
 
 
 def check(value: Any, interval: str, name: str) -> None:
-    """
+    """Checks a field's value.
+
     Raises:
-      ValueError: the range does not have `value`, of the field `name`.
+      ValueError: the value of the field `name` is outside of the range.
     """
     if wrong := problem(value, interval):
         raise ValueError(f"{name} is {value!r}; {wrong}")

@@ -1,10 +1,10 @@
-"""Low-rank adaptation (arXiv:2106.09685): a weight that stays as it is, plus the product of two narrow ones that train.
+"""Low-rank adaptation (arXiv:2106.09685): a frozen weight plus the product of two narrow trainable ones.
 
     y = x W + scale (x A) B,    scale = alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)
 
-A is drawn from U(-1/sqrt(inputs), 1/sqrt(inputs)) and B is 0, so a new adapter changes nothing (peft's initialization;
-its rank-stabilized scale as well). A and B have the dims of W that are not theirs to contract: those of layers and
-experts. Where W's inputs are several dims (heads of attention's output), so are A's.
+A is initialized from U(-1/sqrt(inputs), 1/sqrt(inputs)) and B to 0, so a new adapter changes nothing. This is peft's
+initialization, and rsLoRA's scale is peft's as well. A and B keep W's batch dims (layers and experts). If W has several
+input dims (heads, in attention's output), so does A.
 """
 
 import dataclasses
@@ -30,13 +30,15 @@ _RANK = "r"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """
+    """Settings of low-rank adapters.
+
     Args:
-      targets: (pattern, bool) in order: which weights of linear layers get an adapter. One that trains gets none.
-      dropout: of the adapter's input, in training.
+      alpha: see the scale above.
+      dropout: rate of dropout on the adapter's input, in training.
+      targets: ordered (pattern, bool): which linear layers' weights get an adapter. Trainable weights get none.
 
     Raises:
-      ValueError: a value that is not possible.
+      ValueError: a field has an impossible value.
     """
 
     rank: int = 8
@@ -48,7 +50,7 @@ class Lora:
     def __post_init__(self):
         if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}; it must be a whole number of at least 1")
-        if not _is_number(self.alpha) or not 0 < self.alpha < math.inf:  # at 0 nothing would train, and all would run
+        if not _is_number(self.alpha) or not 0 < self.alpha < math.inf:  # with 0, nothing would learn, without an error
             raise ValueError(f"alpha is {self.alpha!r}; it must be a finite number above 0")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}; it must lie in [0, 1)")
@@ -60,10 +62,10 @@ class Lora:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def insert(self, model, key: jax.Array):
-        """The model with a new adapter at each target that does not train itself.
+        """Returns the model with a new adapter at each target that does not train itself.
 
         Raises:
-          ValueError: no weight is a target, or one cannot be.
+          ValueError: there is no target, or a target can't have an adapter.
         """
         number = itertools.count()
 
@@ -77,13 +79,13 @@ class Lora:
         targets = [path for path in matrices if wanted[path]]
         if not targets:
             raise ValueError(
-                "adapt.targets: no pattern finds a weight of a linear layer; there are: "
+                "adapt.targets: no pattern finds the weight of a linear layer; the weights are: "
                 + ", ".join(_kinds(model, matrices))
             )
         chosen = {path for path in targets if not isinstance(matrices[path], nnx.Param)}
         if not chosen:
             raise ValueError(
-                f"adapt.targets: each that a pattern finds trains as a whole, as {targets[0]} by train_only"
+                f"adapt.targets: every weight that it selects already trains by train_only, like {targets[0]}"
             )
         return jax.tree.map_with_path(adapted, model, is_leaf=_is_weight)
 
@@ -93,12 +95,15 @@ def _is_number(value) -> bool:
 
 
 class LowRank(Weight):
-    """
+    """A weight with a low-rank adapter.
+
     Args:
-      base: the weight that stays: Frozen or a Weight.
+      base: the frozen weight: Frozen or a Weight.
       a: [..., inputs, rank].  b: [..., rank, outputs].
-      inputs: places of the weight's input dims, counted without the dim of layers.
-      experts: whether the first dim is one of experts.
+      rate: dropout rate of the adapter's input.
+      inputs: indices of the weight's input dims, not counting the dim of layers.
+      experts: whether the first dim is the experts'.
+      key: random keys for dropout, one per layer; None: no dropout.
     """
 
     def __init__(
@@ -106,7 +111,7 @@ class LowRank(Weight):
     ):
         self.base, self.a, self.b = base, a, b
         self.scale, self.rate, self.inputs, self.experts = scale, rate, inputs, experts
-        self.key = nnx.data(key)  # random keys of dropout, one a layer; None: no dropout
+        self.key = nnx.data(key)
 
     def einsum(self, spec, x, out):
         y, (_, w_dims, _) = einsum(spec, x, self.base, out), spec.replace("->", ",").split(",")
@@ -120,7 +125,7 @@ class LowRank(Weight):
         return gathered(self.base, dtype) + self.delta(axes.gather(self.a[...]), axes.gather(self.b[...])).astype(dtype)
 
     def delta(self, a, b) -> jax.Array:
-        """What is added to one layer's weight, in float32."""
+        """Returns what the adapter adds to one layer's weight, in float32."""
         w_dims = "cdefgh"[: a.ndim + b.ndim - 2 - self.experts]
         a_dims, b_dims = low_rank_dims(w_dims, self.inputs, self.experts)
         sharding = None
@@ -139,7 +144,7 @@ class LowRank(Weight):
 
 
 def low_rank_dims(w_dims: str, inputs: tuple[int, ...], experts: bool) -> tuple[str, str]:
-    """Those of A and of B on a weight with these dims."""
+    """Returns the dims of A and of B, for a weight with these dims."""
     stacked, into = w_dims[:experts], "".join(w_dims[place] for place in inputs)
     outputs = "".join(dim for dim in w_dims if dim not in stacked + into)
     return stacked + into + _RANK, stacked + _RANK + outputs
@@ -148,14 +153,13 @@ def low_rank_dims(w_dims: str, inputs: tuple[int, ...], experts: bool) -> tuple[
 def low_rank(
     spec: str, x: jax.Array, a: tuple[str, jax.Array], b: tuple[str, jax.Array], out, scale: float = 1.0
 ) -> jax.Array:
-    """scale (x A) B in place of x W, by the `spec` of the latter. What is scaled is the narrow product: its gradient is
-    narrow too.
+    """Returns scale (x A) B, given the `spec` of x W. It scales the narrow product, whose gradient is narrow too.
 
     Args:
-      a, b: (dims, factor as its layer needs it).
+      a, b: (dims, factor, gathered).
     """
     x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
-    # x meets first the factor with the dims that are summed over: A, but in absorbed latent attention B.
+    # Multiply x first with the factor that has the summed dims: A, or B in absorbed latent attention.
     summed = set(x_dims) & set(w_dims) - set(y_dims)
     (first_dims, first), (second_dims, second) = (a, b) if summed <= set(a[0]) else (b, a)
     names = dict(zip(y_dims, out, strict=True))
@@ -165,12 +169,12 @@ def low_rank(
 
 
 def weights(model) -> dict[str, nnx.Variable | QuantizedWeight]:
-    """Of a model without adapters, by name: a quantized one is one weight."""
+    """Returns the weights of a model without adapters by name; a quantized weight counts as one."""
     return {whole_name(path): w for path, w in jax.tree.leaves_with_path(model, is_leaf=_is_weight)}
 
 
 def _kinds(model, names: Iterable[str]) -> list[str]:
-    """Names of weights, those of layers without the layer."""
+    """Returns the distinct names of weights, without layer numbers."""
     where = {name: layers(model.config, name) for name in names}
     return sorted({found[2] if found else name for name, found in where.items()})
 
@@ -180,7 +184,7 @@ def _is_weight(leaf) -> bool:
 
 
 def _dims(w: nnx.Variable | QuantizedWeight) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Logical names of a linear weight's dims; those that its layer sums over."""
+    """Returns (logical names of a linear weight's dims, names of those that its layer sums over)."""
     if isinstance(w, QuantizedWeight):
         return w.names, w.inputs
     return w.get_metadata("out_sharding"), w.get_metadata("inputs")
@@ -191,7 +195,10 @@ def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) 
     sizes, stacked = dict(zip(names, w.shape, strict=True)), tuple(dim for dim in names if dim in STACKED)
     outputs = tuple(dim for dim in names if dim not in stacked + inputs)
     if settings.dropout and "experts" in stacked:
-        raise ValueError(f"targets: {path} holds the weights of experts, which have no dropout; leave them or it out")
+        raise ValueError(
+            f"targets: {path} holds the weights of experts, which do not support dropout; exclude them or set "
+            "dropout to 0"
+        )
     bound = math.prod(sizes[dim] for dim in inputs) ** -0.5
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
     shape = lambda dims: tuple(sizes.get(dim, settings.rank) for dim in dims)
@@ -204,8 +211,8 @@ def _adapter(w: nnx.Variable | QuantizedWeight, settings: Lora, key, path: str) 
 
 
 def seeded(model, key: jax.Array):
-    """The model with random keys for the dropout of its adapters: for one step of training."""
-    counter, key = itertools.count(), jax.random.fold_in(key, 1)  # the model draws from the key itself
+    """Returns the model with random keys for its adapters' dropout, for one training step."""
+    counter, key = itertools.count(), jax.random.fold_in(key, 1)  # the model uses the key itself
 
     def with_key(w):
         if not (isinstance(w, LowRank) and w.rate):
@@ -218,17 +225,18 @@ def seeded(model, key: jax.Array):
 
 
 def adapters(model) -> dict[str, LowRank]:
-    """The adapted weights of a model, by name."""
+    """Returns the model's weights with low-rank adapters by name."""
     leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, LowRank))
     return {whole_name(path): w for path, w in leaves if isinstance(w, LowRank)}
 
 
 def merged(model):
-    """The model, given away, without adapters: what they add is in its weights. One after another is made in the place
-    of its base. Inside jax.jit nothing is given away.
+    """Merges adapters into their weights; returns the model without adapters and consumes the given one.
+
+    Merges one weight at a time in place of its base. Inside jax.jit nothing is consumed.
 
     Raises:
-      ValueError: a weight under one is quantized: merge into the original weights.
+      ValueError: a weight under an adapter is quantized: merge into the original weights.
     """
 
     def merge(path, w):
@@ -244,7 +252,7 @@ def merged(model):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _merged(base, factors: LowRank):
-    """Layer by layer, so that what is float32 meanwhile is of one."""
+    """Merges layer by layer, so that only one layer at a time is in float32."""
     add = lambda base, a, b: (base.astype(jnp.float32) + factors.delta(a, b)).astype(base.dtype)
     a, b = factors.a[...], factors.b[...]
     if "layers" not in factors.a.get_metadata("out_sharding"):

@@ -1,6 +1,7 @@
-"""What is faster where: the one table of choices that depend on the platform. Results are the same but for rounding.
+"""What is faster where: the one table of choices that depend on the platform. Results differ only by rounding.
 
-Left out: what a platform cannot do at all stands where it is done (attention/flash.py, experts/exchange.py).
+It leaves out what a platform cannot do at all; those checks are next to the code (attention/flash.py,
+experts/exchange.py).
 """
 
 from collections.abc import Callable
@@ -12,14 +13,16 @@ from model.platforms import cpu, products
 
 class Platform(NamedTuple):
     contraction: Callable = products.einsum  # of activations with a weight: (spec, sharding, x, w) -> y
-    attention: str = "xla"  # the implementation that 'auto' stands for (attention/attend.py)
-    # Products of bfloat16 come out in float32. A CPU's compiler would widen the operands and lose their fast product.
+    attention: str = "xla"  # the kernel that 'auto' selects (attention/attend.py)
+    # Whether bfloat16 matmuls return float32. A CPU's compiler would then convert the operands to float32 and lose its
+    # fast bfloat16 matmul.
     wide_products: bool = True
-    unrolled: bool = False  # scans over layers
-    # Rows of a small table are looked up; otherwise a product finds them, as the gradient of a look-up adds row by row.
+    unrolled: bool = False  # unroll scans over layers
+    # Whether to read a small table by lookup. Otherwise a matmul with one-hot rows reads it, because the gradient of a
+    # lookup adds row by row.
     looks_up: bool = False
-    # In decoding each layer has arrays of its own. A CPU's products copy a slice before they read it; elsewhere they
-    # don't, and memory is dearer.
+    # Whether decoding stores each layer's arrays separately. A CPU's matmuls copy a slice of a stacked array before
+    # reading it. Other platforms don't, and their memory is scarcer.
     unstacked: bool = False
 
 
@@ -31,5 +34,5 @@ PLATFORMS = {
 
 
 def here() -> Platform:
-    """Of the mesh that is set, else of the host."""
+    """Returns the choices for the current mesh's platform, or the host's without a mesh."""
     return PLATFORMS.get(axes.platform(), Platform())

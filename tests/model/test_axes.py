@@ -1,4 +1,4 @@
-"""Meshes: their errors, and what lies where."""
+"""Meshes: their errors, and shardings."""
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ STORED = ("fsdp", "expert", "context")
         ({"model": 8}, "unknown axis 'model'; the axes are data, stage, fsdp, expert, context, tensor"),
         ({"data": 3}, "multiply to 3, which does not fit the 8 devices"),
         ({"data": -1, "tensor": 3}, "multiply to 3, which does not fit the 8 devices"),
-        ({"data": -1, "fsdp": -1}, "at most one of them may be -1"),
-        ({"data": 0}, "sizes are positive"),
+        ({"data": -1, "fsdp": -1}, "at most one may be -1"),
+        ({"data": 0}, "sizes must be positive"),
         ({"data": -1, "tensor": 16}, "multiply to 16, which does not fit the 8 devices"),
     ],
 )
@@ -31,7 +31,7 @@ def test_a_mesh_that_cannot_be_made_says_why(shape, words):
 
 
 def test_parts_of_a_batch():
-    """A process holds what its devices hold: parts that need not be adjacent, and the same ones as another process."""
+    """A process holds its devices' shards, which need not be adjacent, and other processes may hold the same ones."""
     devices = jax.devices()
     mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert axes.batch_parts(mesh) == ([0, 1, 2, 3], 4)
@@ -56,7 +56,7 @@ def test_parameters_are_born_sharded():
     assert spec(model.stack.segments[0][0].feed_forward.down) == PartitionSpec(None, "tensor", STORED)
     assert spec(model.inputs.tokens.table) == PartitionSpec("tensor", STORED)
     for leaf in jax.tree.leaves(model):
-        # Norms are small and stay whole; everything else is split over fsdp and tensor.
+        # Norms are small and replicated; everything else is split over fsdp and tensor.
         expected = leaf.size if leaf.size <= 2 * 32 else leaf.size // 4
         assert {shard.data.size for shard in leaf.addressable_shards} == {expected}
 

@@ -1,4 +1,4 @@
-"""ModelConfig: its errors, and its FLOPs against those of the program."""
+"""ModelConfig: its errors, and FLOP counts against those of the program."""
 
 import dataclasses
 import math
@@ -31,14 +31,20 @@ from tests.model import tiny
         ({"head_dim": 3}, "model.head_dim 3 is odd"),
         ({"dropout": 1.0}, "model.dropout is 1.0"),
         ({"num_kv_heads": -2}, "model.num_kv_heads is -2; it must be a whole number of at least 0"),
-        ({"head": "masked"}, "model.head is 'masked'; the architecture decoder can have language_model, sequence, tok"),
-        ({"architecture": "encoder"}, "model.head is 'language_model'; the architecture encoder can have masked, seq"),
+        (
+            {"head": "masked"},
+            "model.head is 'masked'; choose for the architecture decoder from language_model, sequence, tok",
+        ),
+        (
+            {"architecture": "encoder"},
+            "model.head is 'language_model'; choose for the architecture encoder from masked, seq",
+        ),
         ({"architecture": "encoder_decoder", "position": "alibi"}, "model.position alibi"),
         ({"share_groups": 2, "attention_pattern": ("global", "local"), "window": 4}, "model.share_groups"),
         ({"share_groups": 2, "architecture": "encoder_decoder"}, "model.share_groups"),
         ({"experts": dict(count=4, per_token=2, mlp_dim=8)}, "model.experts is set, but no layer"),
         ({"mlp_pattern": ("sparse",)}, "model.mlp_pattern has sparse layers"),
-        ({"rope": dict(thetta=1.0)}, "model.rope.thetta is no field of Rope"),
+        ({"rope": dict(thetta=1.0)}, "model.rope.thetta is not a field of Rope"),
     ],
 )
 def test_an_impossible_value_names_its_field(change, words):
@@ -65,7 +71,7 @@ def test_a_mesh_that_cannot_hold_the_model_is_refused(mesh, words):
 
 
 def test_layers_of_several_kinds_that_stages_cannot_share():
-    """Every kind, or repeat of a pattern, is split for itself."""
+    """Every kind, or repeat of a pattern, is split separately."""
     gemma = dataclasses.replace(tiny.LLAMA, num_layers=26, attention_pattern=("local", "global"), window=8)
     with pytest.raises(ValueError, match=r"num_layers 26 \(13 repeats of 2 layers\) .* stage=4; .* work: 1, 13$"):
         gemma.check_mesh({"stage": 4})
@@ -81,7 +87,7 @@ def test_a_vocabulary_that_cannot_be_split_gets_a_size_that_can():
 
 
 def dot_flops(jaxpr) -> int:
-    """2 a multiply-add, of all products in a program; loops count as often as they run."""
+    """Returns 2 FLOPs per multiply-add of all matmuls in a program; loops count each iteration."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -104,7 +110,7 @@ def test_flops_are_those_of_the_program(name):
     model = jax.eval_shape(lambda key: Decoder(config, nnx.Rngs(key)), jax.random.key(0))
     forward = jax.make_jaxpr(Decoder.logits)(model, tokens)
     training = jax.make_jaxpr(jax.grad(lambda model: model.logits(tokens).sum()))(model)
-    # This attention computes what the mask hides as well, and so sees twice the keys that are counted.
+    # This attention also computes what the mask hides, and so processes twice the keys that are counted.
     for program, flag in ((forward, False), (training, True)):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
 
@@ -121,7 +127,7 @@ TUNED = {  # method, train_only; passes through the weights of each layer, throu
 
 @pytest.mark.parametrize("name", TUNED)
 def test_flops_of_what_trains(name):
-    """By hand; and those of the program, without the gradients of frozen weights, which nothing would read."""
+    """Counts by hand, and of the program without gradients of frozen weights, which nothing would read."""
     fields, train_only, passes, attention, output = TUNED[name]
     made = tuning.make(fields, train_only)
     config = dataclasses.replace(tiny.LLAMA, attention="xla")
@@ -152,13 +158,13 @@ def test_flops_of_an_encoder_decoder_are_those_of_the_program():
     source = architectures.Source(*(zeros(length),) * 3)
     program = jax.make_jaxpr(lambda model: model.logits(zeros(target), source=source))(model)
     counted = flops_per_token(config, length, target_length=target, training=False) * rows * length
-    # The decoder's attention to itself computes what the mask hides as well.
+    # The decoder's self-attention also computes what the mask hides.
     hidden = rows * 2 * 2 * config.num_layers * config.num_heads * config.head_dim * target * target / 2
     assert dot_flops(program.jaxpr) == counted + hidden
 
 
 def test_a_window_of_an_encoder_has_two_sides():
-    """The products of attention alone: twice those of a decoder with the same window."""
+    """Attention's matmuls cost twice those of a decoder with the same window; everything else is equal."""
     decoder = dataclasses.replace(tiny.LLAMA, attention_pattern=("local",), window=8)
     encoder = dataclasses.replace(decoder, architecture="encoder", head="none")
     weights = {config: flops_per_token(dataclasses.replace(config, window=1), 64) for config in (decoder, encoder)}
@@ -167,7 +173,7 @@ def test_a_window_of_an_encoder_has_two_sides():
 
 
 def test_flops_of_experts_are_those_that_a_token_goes_to():
-    """2 of 4 experts of 16 features cost what a dense layer of 32 does, and the router."""
+    """2 of 4 experts of 16 features cost as much as a dense layer of 32, plus the router."""
     config = dataclasses.replace(tiny.LLAMA, mlp_pattern=("sparse",), experts=Experts(4, 2, 16))
     dense = dataclasses.replace(tiny.LLAMA, mlp_dim=32)
     router = 6 * config.num_layers * config.embed_dim * 4

@@ -1,4 +1,4 @@
-"""The content hash of a model: of its values, names and dtypes alone, on whatever mesh they lie."""
+"""The content hash of a model: it depends on values, names and dtypes, but not on the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ def of(array, name="w"):
 
 
 def flipped(bit):
-    """VALUES with one bit of one of them changed."""
+    """Returns VALUES with one bit of one of them flipped."""
     bits = VALUES.copy().view(np.uint32)
     bits[3, 2] ^= np.uint32(1 << bit)
     return bits.view(np.float32)
 
 
 def by_numpy(array):
-    """The four words of an array, by the formula."""
+    """Computes the four words of an array by the formula."""
     array = np.atleast_1d(array)
     place = np.uint32(0)
     for dim, indices in enumerate(np.indices(array.shape, np.uint32, sparse=True)):
@@ -47,7 +47,7 @@ def test_small_and_large_arrays_by_the_formula(shape, dtype):
 
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 0.2), (jnp.bfloat16, 1.2)])
 def test_memory(dtype, limit):
-    """What a large array's hash takes beside it, over its bytes. (On a CPU, bfloat16 is copied.)"""
+    """Returns the extra memory of hashing a large array over its bytes. (On a CPU, bfloat16 is copied.)"""
     array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
     beside = _sums.lower(array).compile().memory_analysis().temp_size_in_bytes
     assert beside < limit * array.size * array.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Patterns over parameters: names layer by layer, where lists part the stacks, and what they refuse."""
+"""Patterns over parameters: names per layer, where lists split the stacks, and which lists are refused."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ def test_a_name_for_each_layer_from_both_ends():
 
 
 def test_layers_of_a_repeated_pattern_are_every_other_one():
-    """Dense and sparse layers in turn lie in one segment; the encoder counts its own layers."""
+    """Alternating dense and sparse layers are in one segment; the encoder counts its own layers."""
     config = dataclasses.replace(SWITCH, mlp_pattern=("dense", "sparse"))
     assert len(config.segments()) == 1
     numbers = lambda name: [int(alias.split("/")[2]) for alias in aliases(config, name)]
@@ -107,8 +107,8 @@ def test_refuses_what_is_no_list_of_rules(given, kind):
 def test_a_rule_that_matches_nothing_is_refused():
     names = count.names(LLAMA)
     check_used(LLAMA, names, (("norm|bias", False), ("layer/.*/-1/", True), (".*", True)), "optimizer.decay")
-    said = r"the pattern 'policy/stack/' of optimizer\.rates is found in no parameter's name"
+    said = r"the pattern 'policy/stack/' of optimizer\.rates matches no parameter's name"
     with pytest.raises(ValueError, match=said):
         check_used(LLAMA, names, (("policy/stack/", 0.5), (".*", 1.0)), "optimizer.rates")
-    with pytest.raises(ValueError, match=r"'layer/5/'.*Names are like stack/layer/"):
+    with pytest.raises(ValueError, match=r"'layer/5/'.*Similar names: stack/layer/"):
         check_used(LLAMA, names, (("layer/5/", False), (".*", True)), "train_only")

@@ -1,4 +1,4 @@
-"""Which values a range has, and what it says of others."""
+"""Which values a range contains, and the messages for others."""
 
 import math
 
@@ -42,5 +42,5 @@ def test_the_message_names_field_value_and_range(interval, words):
 
 @pytest.mark.parametrize("text", ["[0, 1]", "int [0 1]", "float 0, 1", "number (0, inf)"])
 def test_a_text_that_is_no_range(text):
-    with pytest.raises(ValueError, match="is no range like"):
+    with pytest.raises(ValueError, match="is not a range like"):
         ranges.problem(1, text)

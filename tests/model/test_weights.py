@@ -12,7 +12,7 @@ from tests.model import tiny
 
 @pytest.mark.parametrize("config", [tiny.LLAMA, tiny.LATENT])
 def test_a_variable_and_its_array_have_one_name(config):
-    """Attention's own parameter `value` among them."""
+    """Names include attention's own parameter `value`."""
     model = jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0)))
     assert variables(model).keys() == by_name(model).keys() == trained(model).keys()
     adapted = jax.eval_shape(

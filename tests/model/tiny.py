@@ -11,7 +11,7 @@ from model.parts import Experts, Latent
 from model.weights import name
 
 _SHARED = dict(vocab_size=64, num_layers=2, embed_dim=32, mlp_dim=64, max_length=64, init_std=0.2, dtype="float32")
-# Rotary positions, grouped queries, gated feed-forward, an output layer of its own.
+# Rotary positions, grouped queries, gated feed-forward, an untied output layer.
 LLAMA = ModelConfig(**_SHARED, num_heads=16, num_kv_heads=8, head_dim=4, norm_epsilon=3e-3, rope=Rope(theta=100.0))
 # Learned positions, LayerNorm, biases, a tied output layer.
 GPT = ModelConfig(
@@ -49,14 +49,14 @@ LATENT = ModelConfig(
 
 
 def drawn(config: ModelConfig, seed: int = 0):
-    """A model whose every parameter is drawn, norms and biases too: what is left at 0 or 1 hides mistakes."""
+    """Returns a model with random parameters, including norms and biases, because values of 0 or 1 hide mistakes."""
     return filled(jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))), seed)
 
 
 def filled(abstract, seed: int = 0):
-    """A module of these shapes, placed on the mesh that is set; norms are near 1, all else near 0.
+    """Returns a module of these shapes on the current mesh; norms are near 1, everything else near 0.
 
-    By numpy: a program that draws takes as long to compile as one that trains.
+    It uses numpy, because a JAX program that draws them takes as long to compile as one that trains.
     """
     rng, mesh = np.random.default_rng(seed), jax.sharding.get_mesh()
 
@@ -69,7 +69,7 @@ def filled(abstract, seed: int = 0):
 
 
 def packed_rows(rows: int, length: int, seed: int = 0):
-    """(tokens, segments, positions) of `rows` rows: three documents each, and padding at the end."""
+    """Returns (tokens, segments, positions) of `rows` rows, each with three documents and padding at the end."""
     rng = np.random.default_rng(seed)
     segments, positions = np.zeros((2, rows, length), np.int32)
     for row in range(rows):

@@ -1,4 +1,4 @@
-"""The gradient that is written for a CPU against that of a plain einsum, for every contraction that a model has."""
+"""The custom gradient for CPUs against that of a plain einsum, for every contraction of a model."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def drawn(dims, seed):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_gradients_equal_the_plain_ones(spec):
-    """By numpy in float64."""
+    """Computes the reference with numpy in float64."""
     x_dims, w_dims, y_dims = products.dims(spec)
     x, w, dy = (drawn(dims, seed) for seed, dims in enumerate((x_dims, w_dims, y_dims)))
     y, back = jax.vjp(lambda x, w: cpu.contraction(spec, None, x, w), x, w)
@@ -34,14 +34,14 @@ def test_gradients_equal_the_plain_ones(spec):
 
 
 def barriers(spec, x, w):
-    """Shapes of what the gradient by the weight keeps XLA from turning round."""
+    """Returns the shapes of the optimization barriers in the weight's gradient."""
     grad = jax.grad(lambda w, x: cpu.contraction(spec, None, x, w).sum())
     equations = jax.make_jaxpr(grad)(jnp.ones(w), jnp.ones(x)).eqns
     return [e.outvars[0].aval.shape for e in equations if e.primitive.name == "optimization_barrier"]
 
 
 def test_the_smaller_operand_comes_first():
-    """It is what the compiler copies. Absorbed latent attention, whose heads are no rows, keeps the plain product."""
+    """The compiler copies the first operand. Absorbed latent attention, whose heads are not rows, uses plain einsum."""
     assert barriers("BD,DF->BF", (64, 4), (4, 32)) == [(4, 32)]
     assert barriers("BD,DF->BF", (64, 32), (32, 4)) == [(4, 32)]
     assert barriers("BTKGH,KHR->BTGKR", (1, 2, 2, 1, 3), (2, 3, 4)) == []
