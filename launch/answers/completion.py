@@ -83,7 +83,7 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[np.nda
     requests = [completion.request for completion in batch]
     if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:
         raise ValueError(
-            "one batch is drawn in one way, up to one length, with the same stop ids, and all with adapters or all without"
+            "one batch is drawn in one way, up to one length, with the same stop ids, and all with adapters or none"
         )
     first = requests[0]
     out = generate(
