@@ -5,13 +5,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from launch.answers.prompts import Inputs
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from data.examples.chat import Chat
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
-from launch.answers.prompts import Inputs
 
 # What Qwen3's writes without tools: the answer to the last question begins with an empty thought, those before don't.
 # `«` and `»` stand around what is trained on.

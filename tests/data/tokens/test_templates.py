@@ -6,6 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from launch.answers.prompts import Inputs
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,6 @@ from data.prepare import prepare
 from data.tokens import tokenizer as tokenizers
 from data.tokens.special import EOT, SpecialTokens
 from data.tokens.templates import TEMPLATES
-from launch.answers.prompts import Inputs
 
 MARKERS = TEMPLATES["chatml"].markers
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
