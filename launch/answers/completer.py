@@ -107,8 +107,7 @@ class Completer:
                     raise ValueError(f"{given} for questions, and this is to be continued as it is; give a text alone")
                 raise ValueError(f"{given} for models that were tuned on conversations; give a text alone")
             texts.append(request.prompt)
-        written: dict[str, Any] = self.tokenizer.inputs(texts, self._encoder)
-        return Prompts(**written, ends=self.tokenizer.special.end)
+        return Prompts(**self.tokenizer.inputs(texts, self._encoder), ends=self.tokenizer.special.end)
 
     def _questions(self, config: ConfigDict, kind: str, questions: Sequence) -> Prompts:
         settings, asking = kinds.checked(config.data)[kind], _asking(kind)

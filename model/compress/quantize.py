@@ -112,8 +112,7 @@ def dequantized(model, dtype=jnp.float32):
     @jax.jit
     def written_out(weight: QuantizedWeight) -> Frozen:
         array = axes.place(weight.gathered(dtype), *weight.names)
-        metadata = dict(out_sharding=weight.names, inputs=weight.inputs, role=weight.role)
-        return Frozen(array, eager_sharding=False, **metadata)
+        return Frozen(array, eager_sharding=False, out_sharding=weight.names, inputs=weight.inputs, role=weight.role)
 
     is_quantized = lambda leaf: isinstance(leaf, QuantizedWeight)
     return jax.tree.map(lambda leaf: written_out(leaf) if is_quantized(leaf) else leaf, model, is_leaf=is_quantized)

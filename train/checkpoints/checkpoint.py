@@ -92,7 +92,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         parts = {part: ocp.args.StandardSave(arrays) for part, arrays in self.parts(state).items()}
-        own = {"base": self.base} if self.base else {}
+        own: dict = {"base": self.base} if self.base else {}
         own |= {"companions": self.companions} if self.companions else {}
         items = ocp.args.Composite(**parts, loop=ocp.args.JsonSave(loop | own))
         value = value_of(self.metric, metrics) if metrics else math.nan
@@ -151,6 +151,8 @@ class Checkpoints:
     def _verified_step(self, step: int | None) -> int:
         """The step (default: the latest), whose files are as they were written."""
         step = self.latest_step if step is None else step
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no complete checkpoint")
         if step not in self._verified:
             if found := self._guard("read", step, lambda: manifest.problems(self.directory / str(step), self.verify)):
                 more = f", and {len(found) - 3} more" if len(found) > 3 else ""
@@ -284,4 +286,6 @@ def _training(state: TrainState) -> dict:
 def _join(like: TrainState, model: dict, training: dict) -> TrainState:
     rest = (like.opt_state, like.skipped, like.streak, like.recent)
     tree = _rename({"step": like.step, "rest": rest}, training)
-    return TrainState(tree["step"], _rename(like.model, model), *tree["rest"], companions=like.companions)
+    opt_state, skipped, streak, recent = tree["rest"]
+    model = _rename(like.model, model)
+    return TrainState(tree["step"], model, opt_state, skipped, streak, recent, like.companions)

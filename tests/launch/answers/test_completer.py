@@ -177,7 +177,7 @@ def test_one_batch_is_one_call_of_generate(words):
     for change in ({"max_new_tokens": 7}, {"settings": settings(1.0)}, {"stop": (5,)}, {"adapter": 0}):
         with_adapter = completer(words, adapters=[config()])
         other = with_adapter.completions([requests[0], dataclasses.replace(requests[1], **change)])
-        with pytest.raises(ValueError, match="one batch is drawn in one way, up to one length"):
+        with pytest.raises(ValueError, match="the requests of one batch must have the same sampling settings"):
             completed(model, other, jax.random.key(3))
 
 
