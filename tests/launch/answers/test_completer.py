@@ -103,7 +103,7 @@ def test_ids_of_prompt_tuning_stand_before_and_are_not_shown(words):
         ("chat", Request([]), "there are no messages"),
         ("chat", Request(SAID), "the last message is of the role assistant; a model answers a question"),
         ("chat", Request([{"role": "judge", "content": "a"}]), "message 1 has the unknown role 'judge'; there are sys"),
-        ("chat", Request([MESSAGES[1], MESSAGES[1]]), "questions and answers don't take turns"),
+        ("chat", Request([MESSAGES[1], MESSAGES[1]]), "questions and answers don't alternate"),
         ("chat", Request(MESSAGES, tools=({"name": "f"},)), 'can.t be written as a question: "tools" is not read by'),
         ("", Request("a" * 499), "prompt 0 has 500 tokens, with 100 new ones 600, but the model's context is 512"),
         ("", Request("a", max_new_tokens=0), "max_new_tokens is 0; it must be at least 1"),
