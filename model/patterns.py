@@ -107,7 +107,7 @@ def check_used(config: ModelConfig, names: Iterable[str], rules: Rules, of: str)
             near = difflib.get_close_matches(pattern, found, 3, cutoff=0.3) or found[:3]
             raise ValueError(
                 f"the pattern {pattern!r} of {of} matches no parameter's name, so it would change nothing; fix or "
-                f"remove it. Similar names: {', '.join(near)}"
+                f"remove it; similar names: {', '.join(near)}"
             )
 
 

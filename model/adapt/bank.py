@@ -1,12 +1,12 @@
-"""Several low-rank adapters over one base, chosen for each row of a batch (as arXiv:2311.03285 serves them).
+"""Several low-rank adapters over one base model; each row of a batch chooses one (served as in arXiv:2311.03285).
 
-    y_b = x_b W + scale_n (x_b A_n) B_n,    n = rows[b];  -1: the base alone
+    y_b = x_b W + scale_n (x_b A_n) B_n,    n = rows[b];  -1: only the base
 
-Adapters of any ranks and targets, filled up with zeros to the largest of each weight. A layer reads the factors of the
-batch's rows alone, however many adapters there are: rows times the size of an adapter, which is small beside W where
-rows times rank is small beside W's width.
+Adapters may differ in ranks and targets; zeros pad each weight's factors to the largest rank. A layer reads only the
+factors of the batch's rows, however many adapters there are. That costs rows times the size of an adapter, which is
+small compared to W if rows times rank is small compared to W's width.
 
-Left out: training, and adapters of experts, whose rows are those of many texts.
+Left out: training, and adapters of experts, whose rows come from many texts.
 """
 
 import itertools
@@ -24,16 +24,17 @@ from model.weights import Frozen, Weight, einsum, gathered, is_variable, whole_n
 
 
 class Exact(nnx.Variable):
-    """Numbers that keep their dtype in decoding."""
+    """Numbers that keep their dtype in decoding, which casts other variables."""
 
 
 class Bank(Weight):
-    """
+    """A weight with several low-rank adapters.
+
     Args:
       base: the weight under all adapters.
       a: [N, inputs, rank].  b: [N, rank, outputs].  scales: float32 [N].
-      inputs: places of the weight's input dims, counted without the dim of layers.
-      rows: int32 [B], the adapter of each row; None: not yet chosen.
+      inputs: indices of the weight's input dims, not counting the dim of layers.
+      rows: int32 [B], the adapter of each row; None: not chosen yet.
     """
 
     def __init__(self, base, a: Frozen, b: Frozen, scales: Exact, inputs: tuple[int, ...], rows: Exact | None = None):
@@ -52,22 +53,22 @@ class Bank(Weight):
         return y + jnp.expand_dims(scale_B, [i for i, dim in enumerate(y_dims) if dim != row]) * delta
 
     def gathered(self, dtype):
-        raise ValueError("several adapters chosen by row are not one weight")
+        raise ValueError("adapters chosen by row can't be gathered into one weight")
 
 
 def bank(model, adapted: Sequence):
-    """The model with the adapters of others, which stand on the same weights: rows are to be chosen.
+    """Returns the model with the adapters of other models over the same weights; `chosen` then selects by row.
 
     Args:
       model: the base.
-      adapted: models with low-rank adapters, on the mesh that is set; number n of `chosen` is the n-th of them.
+      adapted: models with low-rank adapters, on the current mesh; `chosen` refers to them by index.
 
     Raises:
-      ValueError: a model without such an adapter, or with one of experts or of weights that the base does not have.
+      ValueError: a model has no low-rank adapter, or has one of experts or of weights that the base lacks.
     """
     found = [adapters(one) for one in adapted]
     if not all(found):
-        raise ValueError(f"adapter {found.index({})} is none: the model has no low-rank weights")
+        raise ValueError(f"adapter {found.index({})} does not exist: the model has no low-rank weights")
     first = {target: w for one in reversed(found) for target, w in one.items()}
     if experts := [target for target, w in first.items() if w.experts]:
         raise ValueError(f"{experts[0]} holds the weights of experts; their adapters can't be chosen by row")
@@ -85,10 +86,13 @@ def bank(model, adapted: Sequence):
 
 
 def chosen(model, rows: Sequence[int]):
-    """The model for a batch of so many rows: the number of each row's adapter, -1 for the base alone.
+    """Returns the model for a batch with these rows.
+
+    Args:
+      rows: the adapter of each row; -1: only the base.
 
     Raises:
-      ValueError: a number that no adapter has.
+      ValueError: an adapter does not exist.
     """
     rows_B = np.asarray(rows, np.int32)
 
@@ -107,17 +111,17 @@ def chosen(model, rows: Sequence[int]):
 
 @jax.jit
 def _joined(found: list[dict]) -> dict[str, tuple[Frozen, Frozen, Exact]]:
-    """(A, B, scales) of each weight, from those of each adapter that it has."""
+    """Returns (A, B, scales) of each weight, given the (A, B, scale) of each adapter's weights."""
     return {target: _one(found, target) for target in itertools.chain.from_iterable(found)}
 
 
 def _one(found: list[dict], target: str) -> tuple[Frozen, Frozen, Exact]:
-    """Of one weight; an adapter that leaves it alone has zeros there. Three adapters of ranks 2, none and 1, R = 2:
+    """Stacks the factors of one weight. An adapter without it gets zeros. Three adapters of ranks 2, none and 1, R = 2:
 
         A  [N, inputs, R]   | a a |  | 0 0 |  | a 0 |        B  [N, R, outputs]   | b b b |  | 0 0 0 |  | b b b |
                             | a a |  | 0 0 |  | a 0 |                             | b b b |  | 0 0 0 |  | 0 0 0 |
 
-    Of layers that are stacked, N stands behind their dim, so that a scan over layers finds [N, ...] in each.
+    For stacked layers, N comes after their dim, so that a scan over layers sees [N, ...].
     """
     own = [one.get(target) for one in found]
     like_a, like_b, _ = next(factors for factors in own if factors is not None)
@@ -133,7 +137,7 @@ def _one(found: list[dict], target: str) -> tuple[Frozen, Frozen, Exact]:
 
 
 def _stacked(factors: list, like: Frozen, ranks: int, rank: int, at: int) -> Frozen:
-    """Factors with the dims of `like` (None: zeros) in a new dim `at`, each filled up to `rank` at its dim `ranks`."""
+    """Stacks factors with the dims of `like` (None: zeros) along a new dim `at`, with dim `ranks` padded to `rank`."""
     shape = (*like.shape[:ranks], rank, *like.shape[ranks + 1 :])
     names = like.get_metadata("out_sharding")
 
@@ -148,7 +152,7 @@ def _stacked(factors: list, like: Frozen, ranks: int, rank: int, at: int) -> Fro
 
 
 def _of_rows(w: jax.Array, rows_B: jax.Array) -> jax.Array:
-    """w[rows], split as the rows are."""
+    """Returns w[rows], sharded like the rows."""
     sharding = None
     if axes.has_mesh():
         sharding = axes.PartitionSpec(*jax.typeof(rows_B).sharding.spec, *jax.typeof(w).sharding.spec[1:])

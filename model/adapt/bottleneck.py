@@ -1,10 +1,10 @@
-"""Bottleneck adapters: small layers of their own inside each block, near the identity at the start.
+"""Bottleneck adapters: small layers inside each block, close to the identity at initialization.
 
-    Houlsby (arXiv:1902.00751)   behind attention and behind feed-forward:  y + up(f(down(y) + b)) + b
-    Pfeiffer (arXiv:2005.00247)  behind feed-forward alone, and it reads the stream x + y (behind the norm of post-norm
-                                 blocks); what it makes is added to y
+    Houlsby (arXiv:1902.00751)   after attention and after feed-forward:  y + up(f(down(y) + b)) + b
+    Pfeiffer (arXiv:2005.00247)  after feed-forward only; it reads the stream x + y (after the norm in post-norm
+                                 blocks), and its output is added to y
 
-y is what a part of the block adds to the stream x. Placement and initialization as in AdapterHub's `adapters`.
+y is what a part of the block adds to the stream x. Placement and initialization follow AdapterHub's `adapters`.
 """
 
 import dataclasses
@@ -25,13 +25,14 @@ _INIT_STD = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-    """
+    """Settings of bottleneck adapters.
+
     Args:
       placement: 'houlsby' or 'pfeiffer'.
-      reduction: the width of the stream over that of the bottleneck.
+      reduction: the stream's width divided by the bottleneck's.
 
     Raises:
-      ValueError: a value that is not possible.
+      ValueError: a field has an impossible value.
     """
 
     placement: str = "pfeiffer"
@@ -47,7 +48,7 @@ class Bottleneck:
             raise ValueError(f"reduction is {self.reduction!r}; it must be a whole number of at least 1")
 
     def insert(self, model, key: jax.Array):
-        """The model with new adapters in each layer.
+        """Inserts new adapters into each layer; returns the model.
 
         Raises:
           ValueError: the bottleneck would have no features.
@@ -67,7 +68,7 @@ class Bottleneck:
 
 
 def without(model):
-    """The model without adapters; its other arrays are the same."""
+    """Returns the model without its bottleneck adapters; other arrays are the same."""
     model = jax.tree.map(lambda leaf: leaf, model)  # new modules, so that those of `model` keep their adapters
     for block in (leaf for leaf in jax.tree.leaves(model, is_leaf=_is_block) if _is_block(leaf)):
         block.attention_adapter = block.feed_forward_adapter = None
@@ -75,7 +76,7 @@ def without(model):
 
 
 class Adapter(nnx.Module):
-    """down, activation, up: [B, T, D] -> [B, T, D]."""
+    """Down-projection, activation, up-projection: [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, settings: Bottleneck):
         d, r = config.embed_dim, config.embed_dim // settings.reduction

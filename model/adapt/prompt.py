@@ -1,7 +1,7 @@
-"""Prompt tuning (arXiv:2104.08691): a few vectors before the embedded text are all that trains.
+"""Prompt tuning (arXiv:2104.08691): only a few vectors in front of the embedded text train.
 
-They are rows behind the embedding table, reached by the ids that follow the vocabulary's, and an example begins with
-these ids. So packed rows, positions, caches and encoders need to know nothing of them.
+They are additional rows of the embedding table, with ids after the vocabulary's, and an example starts with these ids.
+So packing, positions, caches and encoders work without changes.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from model.weights import param
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """
+    """Settings of prompt tuning.
+
     Args:
-      length: vectors.
-      init_ids: tokens whose vectors they begin as, repeated or cut to `length`. None: any tokens, drawn at random.
+      length: number of vectors.
+      init_ids: tokens whose vectors initialize the prompt, repeated or truncated to `length`; empty: random tokens.
 
     Raises:
-      ValueError: a value that is not possible.
+      ValueError: a field has an impossible value.
     """
 
     length: int = 20
@@ -34,11 +35,11 @@ class Prompt:
             raise ValueError(f"length is {self.length!r}; it must be a whole number of at least 1")
 
     def ids(self, vocab_size: int) -> tuple[int, ...]:
-        """What an example begins with, for a model of this vocabulary."""
+        """Returns the ids that an example starts with, for a model of this vocabulary size."""
         return tuple(range(vocab_size, vocab_size + self.length))
 
     def insert(self, model, key: jax.Array):
-        """The model with new vectors."""
+        """Adds the vectors to the model; returns it."""
         table, vocab_size = model.inputs.tokens.table, model.config.vocab_size
 
         def init(key, shape, dtype):

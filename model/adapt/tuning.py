@@ -1,4 +1,4 @@
-"""What of a model trains: some of its own parameters, or a few new ones over frozen ones."""
+"""What trains: some of a model's own parameters, or a few new ones over frozen ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,19 +17,25 @@ from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
 from model.weights import is_variable, marked, trained
 
-METHODS = {"none": None, "lora": Lora, "adapter": Bottleneck, "prompt": Prompt}
-BASE = {"base": "float", "double_quantization": True}  # fields of what a method stands on, with their defaults
-_HEADS = (("classifier|pooler", True), (".*", False))  # of classes: new for each task, so they train beside an adapter
+METHODS: dict[str, type[Lora] | type[Bottleneck] | type[Prompt] | None] = {
+    "none": None,
+    "lora": Lora,
+    "adapter": Bottleneck,
+    "prompt": Prompt,
+}
+BASE = {"base": "float", "double_quantization": True}  # fields of the frozen base, with their defaults
+_HEADS = (("classifier|pooler", True), (".*", False))  # new for each task, so they train along with an adapter
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """
+    """How to tune a model.
+
     Args:
       method: None: the model's own parameters train.
-      train_only: (pattern, bool) in order: which of its own parameters train, as a whole and without an adapter. Empty:
-        all; with a method, only heads of classes.
-      quantization: of the weights that stay, before `apply`.
+      train_only: ordered (pattern, bool): which of the model's own parameters train, fully and without an adapter.
+        Empty: all, or, with a method, only classification heads.
+      quantization: of the frozen weights; quantize them before `apply`.
     """
 
     method: Lora | Bottleneck | Prompt | None = None
@@ -37,8 +43,10 @@ class Tuning:
     quantization: Settings | None = None
 
     def apply(self, model, key: jax.Array):
-        """The model, given away, in which what shall train does, and nothing else. With a method that is float32,
-        whatever the rest is kept in: a small step is lost in fewer bits (as in peft's prepare_model_for_kbit_training).
+        """Returns the model with exactly the chosen parameters trainable; consumes the given one.
+
+        With a method, trainable parameters become float32, whatever dtype the rest has: small updates would be lost in
+        fewer bits (as in peft's prepare_model_for_kbit_training).
 
         Raises:
           ValueError: nothing would train, a quantized weight would, or the method does not fit the model.
@@ -48,7 +56,7 @@ class Tuning:
         own = by_array(model.config, found, rules, "train_only")
         if stuck := [name for name, w in found.items() if own[name] and isinstance(w, QuantizedWeight)]:
             raise ValueError(
-                f"train_only: {stuck[0]} is quantized and can't train; leave it out of the patterns that are True, or "
+                f"train_only: {stuck[0]} is quantized and can't train; exclude it from the patterns that are True, or "
                 "set adapt.base to float"
             )
         model = marked(model, lambda name, _: own[name])
@@ -59,29 +67,29 @@ class Tuning:
         return model
 
     def cuts(self, config: ModelConfig, names) -> tuple[int, ...]:
-        """Where the stacks must be parted, so that each array of a model as a whole trains or doesn't."""
+        """Returns where to split the stacks, so that each array either trains or is frozen as a whole."""
         lists = {"train_only": self.train_only}
         lists |= {"adapt.targets": self.method.targets} if isinstance(self.method, Lora) else {}
         return tuple(sorted({cut for of, rules in lists.items() if rules for cut in cuts(config, names, rules, of)}))
 
 
 def stands_on_frozen_base(model) -> bool:
-    """Whether `without_adapters` can give the base under what trains."""
+    """Returns whether `without_adapters` can return the base."""
     return bool(trained(model)) and not trained(_off(model))
 
 
 def without_adapters(model):
-    """The frozen base under what trains: the same arrays, without the adapters that stand on them.
+    """Returns the frozen base: the same arrays, without the adapters over them.
 
     Raises:
-      ValueError: the model has no adapter, or parameters of the base train beside it, or it is tuned by a prompt, whose
-        vectors have places of their own in the rows.
+      ValueError: there is no adapter, some of the base's parameters train, or the model is prompt-tuned (its vectors
+        take positions of the rows).
     """
     off = _off(model)
     if trained(off):
         raise ValueError(f"the base under the adapter is not frozen: {next(iter(trained(off)))} trains")
     if not trained(model):
-        raise ValueError("the model has no adapter, so its base cannot be told from it")
+        raise ValueError("the model has no adapter, so it has no separate base")
     return off
 
 
@@ -100,11 +108,15 @@ def _in_float32(v: nnx.Variable) -> nnx.Variable:
 
 
 def make(fields: Mapping, train_only: Rules = ()) -> Tuning:
-    """From the block `adapt` of a config: `method`, the fields of that method, and of what it stands on: `base`
-    ('float', 'nf4' or 'int8') and `double_quantization` (of nf4's scales).
+    """Makes a Tuning from the block `adapt` of a config.
+
+    Args:
+      fields: `method`, that method's fields, and the base's: `base` ('float', 'nf4' or 'int8') and
+        `double_quantization` (of nf4's scales).
+      train_only: see Tuning.
 
     Raises:
-      ValueError: an unknown method or field, or a value that is not possible.
+      ValueError: an unknown method or field, or an impossible value.
     """
     fields = dict(fields)
     method = fields.pop("method", "none")
@@ -112,11 +124,12 @@ def make(fields: Mapping, train_only: Rules = ()) -> Tuning:
         raise ValueError(f"method is {method!r}; choose from {', '.join(METHODS)}")
     base, double = (fields.pop(name, default) for name, default in BASE.items())
     quantization = None if base == "float" else Settings(base, double)
-    if METHODS[method] is None:
+    kind = METHODS[method]
+    if kind is None:
         if quantization:
-            raise ValueError(f"base is {base!r}, but quantized weights can't train: choose a method")
+            raise ValueError(f"base is {base!r}, but quantized weights can't train; choose a method")
         return Tuning(None, tuple(train_only))
-    known = [field.name for field in dataclasses.fields(METHODS[method])]
+    known = [field.name for field in dataclasses.fields(kind)]
     if unknown := [name for name in fields if name not in known]:
-        raise ValueError(f"{unknown[0]} is no field of method {method}; it has {', '.join(known)}")
-    return Tuning(METHODS[method](**fields), tuple(train_only), quantization)
+        raise ValueError(f"{unknown[0]} is not a field of method {method}; choose from {', '.join(known)}")
+    return Tuning(kind(**fields), tuple(train_only), quantization)

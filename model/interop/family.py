@@ -1,4 +1,4 @@
-"""What a family's table file is made of: a Family, rows of entries for its layers, and readings of config.json."""
+"""The building blocks of a family's table file: Family, rows of entries for its layers, and readers of config.json."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -10,30 +10,30 @@ from model.interop.table import Table
 
 
 class Family(NamedTuple):
-    """A kind of checkpoint: what `model_type` in config.json says."""
+    """A kind of checkpoint, identified by `model_type` in config.json."""
 
-    # transformers' classes -> our head; the first with a head is what an export of such a model names.
+    # transformers' classes -> our head; an export names the first class with the model's head.
     classes: Mapping[str, str]
     known: Known  # which fields of config.json are read, neutral or refused
-    fields: Callable[[Given], dict[str, Any]]  # config.json -> fields of ModelConfig, but for the head's
-    describe: Callable[[ModelConfig], dict[str, Any]]  # and back
+    fields: Callable[[Given], dict[str, Any]]  # config.json -> fields of ModelConfig, except the head's
+    describe: Callable[[ModelConfig], dict[str, Any]]  # the inverse
     table: Callable[[ModelConfig], Table]
-    # The table for a folder with this config.json, where its weights mean something else than those we write.
+    # The table for reading a folder with this config.json, if its weights have another meaning than those we write.
     table_to_read: Callable[[Given, Table], Table] = lambda given, table: table
-    # Whether an output layer that the file lacks is the embedding table, even where config.json says it is not.
+    # Whether a missing output layer is tied to the embedding table, even if config.json says it is not.
     ties_absent_head: bool = False
 
 
 Part = TypeVar("Part")
 
-# A row is (path inside our Block, their name inside a layer, theirs, ours[, slot]); see layout.Entry.
+# A row is (path inside our Block, their name inside a layer, their dims, our dims[, slot]); see layout.Entry.
 Row = tuple
 
 
 def layer_entries(
     config: ModelConfig, rows: Iterable[Row], prefix: str, stack: str = "stack", num_layers: int = 0
 ) -> Iterator[Entry]:
-    """An entry for each row and each stack of layers; `prefix` is their name of a layer, with {layer} in it."""
+    """Yields an entry for each row and each stack of layers; `prefix` is their name of a layer, with {layer} in it."""
     rows, start = list(rows), 0
     for number, segment in enumerate(config.segments(num_layers)):
         length = len(segment.kinds)
@@ -47,10 +47,10 @@ def layer_entries(
 
 
 def needed(part: Part | None, name: str) -> Part:
-    """A part of a config that every model of a family has.
+    """Returns a part of a config that all models of a family have.
 
     Raises:
-      ValueError: this one has none, so it is of another family.
+      ValueError: the part is None, so the model belongs to another family.
     """
     if part is None:
         raise ValueError(f"the model has no {name}")
@@ -58,11 +58,12 @@ def needed(part: Part | None, name: str) -> Part:
 
 
 def norm(path: str, name: str, dim: str = "embed") -> list[Row]:
+    """Returns rows of a norm's scale and bias."""
     return [(f"{path}/scale", f"{name}.weight", dim, dim), (f"{path}/bias", f"{name}.bias", dim, dim)]
 
 
 def attention(q: str, k: str, v: str, o: str, *, ours: str = "attention") -> list[Row]:
-    """Four torch Linear layers, whose weights are [out, in]; `ours` is where they lie in our Block."""
+    """Returns rows of attention's four torch Linear layers, weights [out, in]; `ours`: their path in our Block."""
     heads = {"query": (q, "kv group head"), "key": (k, "kv head"), "value": (v, "kv head")}
     rows = []
     for path, (name, dims) in heads.items():
@@ -73,7 +74,7 @@ def attention(q: str, k: str, v: str, o: str, *, ours: str = "attention") -> lis
 
 
 def feed_forward(up: str, down: str, gate: str = "", *, ours: str = "feed_forward") -> list[Row]:
-    """Two or three torch Linear layers; `ours` is where they lie in our Block."""
+    """Returns rows of a feed-forward's two or three torch Linear layers; `ours`: their path in our Block."""
     rows = []
     for path, name in (("gate", gate), ("up", up)):
         if name:
@@ -84,7 +85,7 @@ def feed_forward(up: str, down: str, gate: str = "", *, ours: str = "feed_forwar
 
 
 def experts(router: str, up: str, down: str, gate: str = "") -> list[Row]:
-    """A router and its experts, torch Linear layers; names of experts have {expert} in them."""
+    """Returns rows of a router and its experts, torch Linear layers whose names contain {expert}."""
     rows = [("feed_forward/router", f"{router}.weight", "expert embed", "embed expert")]
     for path, name in (("gate", gate), ("up", up)):
         rows += [(f"feed_forward/experts_{path}", f"{name}.weight", "mlp embed", "expert embed mlp")] if name else []
@@ -92,19 +93,22 @@ def experts(router: str, up: str, down: str, gate: str = "") -> list[Row]:
 
 
 def norm_entries(path: str, name: str) -> list[Entry]:
+    """Returns entries of a norm outside of the layers."""
     return [Entry(f"{path}/{ours}", f"{name}.{theirs}", "embed", "embed") for ours, theirs in _NORM]
 
 
 def tied_names(table: str) -> dict[str, tuple[str, ...]]:
-    """Table.others of a model whose output layer is the embedding table: a file may hold it under both names."""
+    """Returns Table.others of a model with tied embeddings, whose table a file may hold under both names."""
     return {table: ("lm_head.weight",)}
 
 
 def table_entry(path: str, name: str) -> Entry:
+    """Returns the entry of an embedding table."""
     return Entry(path, name, "row embed", "row embed")
 
 
 def linear_entries(path: str, name: str) -> list[Entry]:
+    """Returns entries of a torch Linear layer's weight and bias."""
     return [
         Entry(f"{path}/weight", f"{name}.weight", "out in", "in out"),
         Entry(f"{path}/bias", f"{name}.bias", "o", "o"),
@@ -112,7 +116,7 @@ def linear_entries(path: str, name: str) -> list[Entry]:
 
 
 def labels(config: ModelConfig) -> dict[str, Any]:
-    """Fields of config.json about classes, whose names it makes up where the writer is given none."""
+    """Returns config.json's fields about classes, with generic names, which a writer may replace."""
     return {
         "id2label": {str(label): f"LABEL_{label}" for label in range(config.num_labels)},
         "label2id": {f"LABEL_{label}": label for label in range(config.num_labels)},
@@ -121,7 +125,7 @@ def labels(config: ModelConfig) -> dict[str, Any]:
 
 _NORM = (("scale", "weight"), ("bias", "bias"))
 
-# transformers' names of our activations; the first is what an export says where a family has no habit of its own.
+# transformers' activation names -> ours; of several, an export writes the first unless the family prefers another.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -136,19 +140,24 @@ ACTIVATIONS = {
 
 
 def activation(c: Given, field: str) -> str:
+    """Returns our name of the activation in a field of config.json."""
     return known(field, c[field], ACTIVATIONS)
 
 
 def activation_name(config: ModelConfig, **names: str) -> str:
-    """What transformers calls the config's activation; `names`: a family's own names, by ours."""
+    """Returns transformers' name of the config's activation; `names`: the family's preferred names, by ours."""
     own = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())} | names
     return own[config.activation]
 
 
 def known(field: str, value, choices: Mapping):
-    """`choices[value]`, or a message that says what this code can't read."""
+    """Returns `choices[value]`.
+
+    Raises:
+      ValueError: `value` is not one of the choices.
+    """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{field} is {value!r}; known are {', '.join(map(str, choices))}")
+        raise ValueError(f"{field} is {value!r}; choose from {', '.join(map(str, choices))}")
     return choices[value]
 
 
@@ -156,11 +165,11 @@ _KINDS = {"full_attention": "global", "sliding_attention": "local"}
 
 
 def attention_kinds(c: Given, local: Callable[[int], bool], window: int | None) -> dict[str, Any]:
-    """Fields of the config about windows: from `layer_types`, or from which layers a family makes local.
+    """Returns the config's fields about windows, from `layer_types` or from the family's rule.
 
     Args:
-      local: whether the family gives this layer a window, where config.json has no layer_types.
-      window: positions that a token of a local layer sees; None: layers have no window.
+      local: whether the family gives a layer a window, used without layer_types.
+      window: positions that a token of a local layer sees; None: windows are disabled.
     """
     count, types = c["num_hidden_layers"], c["layer_types"]
     kinds = ["local" if local(layer) else "global" for layer in range(count)]
@@ -180,14 +189,14 @@ def attention_kinds(c: Given, local: Callable[[int], bool], window: int | None) 
 
 
 def cycle(kinds: Iterable[str]) -> tuple[str, ...]:
-    """The shortest pattern which, repeated and cut off, gives these kinds. Two models whose layers cycle alike have the
-    same ModelConfig."""
+    """Returns the shortest pattern that repeats to these kinds, so that equal models have equal ModelConfigs."""
     kinds = tuple(kinds)
     fits = (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n])
     return kinds[: next(fits, len(kinds))]
 
 
 def layer_types(config: ModelConfig) -> list[str]:
+    """Returns `layer_types` of config.json."""
     names = {"global": "full_attention", "local": "sliding_attention"}
     pattern = config.attention_pattern
     return [names[pattern[layer % len(pattern)]] for layer in range(config.num_layers)]

@@ -110,5 +110,5 @@ def test_a_rule_that_matches_nothing_is_refused():
     said = r"the pattern 'policy/stack/' of optimizer\.rates matches no parameter's name"
     with pytest.raises(ValueError, match=said):
         check_used(LLAMA, names, (("policy/stack/", 0.5), (".*", 1.0)), "optimizer.rates")
-    with pytest.raises(ValueError, match=r"'layer/5/'.*Similar names: stack/layer/"):
+    with pytest.raises(ValueError, match=r"'layer/5/'.*similar names: stack/layer/"):
         check_used(LLAMA, names, (("layer/5/", False), (".*", True)), "train_only")

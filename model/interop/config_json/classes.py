@@ -1,6 +1,7 @@
-"""Decoders that score classes: transformers' ForSequenceClassification and ForTokenClassification of any family.
+"""Decoders with classification heads: transformers' ForSequenceClassification and ForTokenClassification of any family.
 
-A linear layer on the hidden state after the last norm: of a text's last token without a bias, of tokens with one.
+The head is a linear layer on the hidden states after the final norm: without a bias on a text's last token, or with a
+bias on every token.
 """
 
 import re
@@ -13,10 +14,10 @@ from model.interop.table import Table
 
 
 def names(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes that config.json gives, in the order of their numbers; None where it gives none.
+    """Returns the class names in config.json, in the order of their numbers; None if it has none.
 
     Raises:
-      ValueError: `id2label` is not a name for each number from 0 on.
+      ValueError: `id2label` does not map each number from 0 on to a name.
     """
     given, count = config.get("id2label"), config.get("num_labels")
     if not given and isinstance(config.get("label2id"), dict):
@@ -32,21 +33,23 @@ def names(config: Mapping[str, Any]) -> list[str] | None:
     for key, name in given.items():
         if not re.fullmatch("[0-9]+", str(key)):
             raise ValueError(
-                f"id2label has the key {key!r}; keys are numbers of classes, from 0 on, and values their names"
+                f"id2label has the key {key!r}; keys must be class numbers from 0 on, and values class names"
             )
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
             raise ValueError(f"id2label calls class {key} {name!r}; a name must be a string")
         if str(name) in found.values():
-            raise ValueError(f"id2label gives two classes the name {name!r}; each needs a name of its own")
+            raise ValueError(f"id2label gives two classes the name {name!r}; names must be unique")
         found[int(key)] = str(name)
     if sorted(found) != list(range(len(given))):
         numbers = ", ".join(map(str, sorted(found)))
-        raise ValueError(f"id2label has the numbers {numbers}; those of {len(given)} classes are 0 to {len(given) - 1}")
+        raise ValueError(
+            f"id2label has the numbers {numbers}; the numbers of {len(given)} classes must be 0 to {len(given) - 1}"
+        )
     return [found[number] for number in range(len(given))]
 
 
 def count(config: Mapping[str, Any]) -> int:
-    """How many classes there are: as many as have names, else `num_labels`, else transformers' 2."""
+    """Returns the number of classes: the number of names, else `num_labels`, else transformers' default of 2."""
     number = config.get("num_labels")
     if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f"num_labels is {number!r}; it must be a whole number of at least 1")
@@ -54,18 +57,22 @@ def count(config: Mapping[str, Any]) -> int:
 
 
 def check_problem(config: Mapping[str, Any], classes: int) -> None:
-    """ValueError where the scores of a text mean something else than one class, or a number where there is one."""
+    """Refuses problem types other than one class per text, or regression if there is one label.
+
+    Raises:
+      ValueError: problem_type can't be read.
+    """
     given, usual = config.get("problem_type"), "regression" if classes == 1 else "single_label_classification"
     if given not in (None, usual):
         raise ValueError(f"problem_type is {given!r}; with {classes} labels only {usual!r} can be read")
 
 
 def with_classes(base: Family, name: str, token: str | None = "score") -> Family:
-    """The family of a causal language model that can also have heads for classes.
+    """Returns the family of a causal language model, extended by classification heads.
 
     Args:
-      name: what transformers' names of its classes begin with.
-      token: its name of the linear layer on tokens (on a text it is 'score'); None: it has no such class.
+      name: the prefix of transformers' class names.
+      token: transformers' name of the token head's linear layer (a sequence head's is 'score'); None: no token head.
     """
     layers = {"sequence": "score"} | ({"token": token} if token else {})
     suffixes = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}
@@ -74,7 +81,7 @@ def with_classes(base: Family, name: str, token: str | None = "score") -> Family
         found = base.table(config)
         if config.head not in layers:
             return found
-        # Nothing is unembedded: a file of a language model that this one was made of may still hold that layer.
+        # There is no output layer, but a file that was made from a language model may still contain one.
         ignored = (*found.ignored, r"lm_head\.weight")
         return found._replace(
             entries=(*found.entries, *linear_entries("classifier", layers[config.head])), ignored=ignored, others={}

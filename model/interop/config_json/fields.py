@@ -1,10 +1,9 @@
-"""The fields of config.json: which of them a family reads, which change no score, and which it must refuse.
+"""The fields of config.json: which ones a family reads, which do not change its scores, and which it must refuse.
 
-transformers loads a checkpoint with whatever its config says, so a field that nobody reads here would give a model that
-runs and is wrong. Each family therefore has a table with a row for every field of its transformers config class, and a
-field in no row is an error. Absent fields have transformers' defaults (5.24).
-tests/model/interop/config_json/test_fields.py holds the tables against transformers' classes, and test_field_walk.py
-sets every field to another value.
+transformers applies every field of a config, so a field that is ignored here would give a model that runs but is wrong.
+Each family therefore has a table with a row for every field of its transformers config class, and a field in no row is
+an error. Absent fields get transformers' defaults (5.24). tests/model/interop/config_json/test_fields.py compares the
+tables with transformers' classes, and test_field_walk.py sets every field to another value.
 """
 
 import math
@@ -14,38 +13,38 @@ from typing import Any, NamedTuple
 
 
 def names(text: str) -> frozenset[str]:
-    """Names of fields, parted by spaces."""
+    """Returns field names from a text that separates them with spaces."""
     return frozenset(text.split())
 
 
 class Known(NamedTuple):
-    """The rows of one family's table."""
+    """One family's table."""
 
-    read: Mapping[str, Any]  # fields that decide the scores -> transformers' default
-    only: Mapping[str, tuple] = {}  # fields of parts that our model does not have -> the values that leave them out
-    neutral: frozenset[str] = frozenset()  # fields that change no score, whatever they say
-    older: frozenset[str] = frozenset()  # read where they are given: transformers has them no more, or derives them
-    aliases: Mapping[str, str] = {}  # other names of fields -> names
+    read: Mapping[str, Any]  # fields that affect scores -> transformers' default
+    only: Mapping[str, tuple] = {}  # fields of features that our model lacks -> the values that disable them
+    neutral: frozenset[str] = frozenset()  # fields that never affect scores
+    older: frozenset[str] = frozenset()  # read if present; transformers has dropped them, or derives them
+    aliases: Mapping[str, str] = {}  # alternative field names -> names
 
 
-# What the scores of no family depend on. Class names and token ids are read elsewhere (launch/convert.py,
-# data/tokens/hub.py), and so are the dtype and quantization_config (registry.py, folder.py).
+# Fields that affect no family's scores. Class names and token ids are read elsewhere (launch/convert.py,
+# data/tokens/hub.py), and so are the dtype and quantization_config (registry.py, quantized.py).
 _NEUTRAL = names(
-    # Whose file this is, and how it was made.
+    # The file's origin.
     """_commit_hash _name_or_path architectures auto_map custom_pipelines dtype finetuning_task fp16 hub_model_id
     model_type name_or_path quantization_config task_specific_params tokenizer_class torch_dtype transformers_version
     transformers.js_config unsloth_fixed unsloth_version"""
-    # How a program runs, and what it returns beside the scores.
+    # How a program runs, and what it returns besides the scores.
     """ _attn_implementation _attn_implementation_autoset _experts_implementation attn_implementation
     cache_implementation chunk_size_feed_forward experts_implementation gradient_checkpointing output_attentions
     output_hidden_states output_past return_dict tie_last_hidden_states torchscript use_bfloat16 use_cache
     use_return_dict"""
-    # How parameters that are not in the file begin.
+    # Initialization of parameters that are not in the file.
     """ init_std initializer_factor initializer_range"""
     # Classes and special tokens.
     """ bos_token_id cls_token_id decoder_start_token_id eos_token_id id2label label2id mask_token_id num_labels
     pad_token_id prefix problem_type sep_token_id unk_token_id"""
-    # Settings of generation, which transformers takes from generation_config.json.
+    # Generation settings, which transformers reads from generation_config.json.
     """ assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty
     do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
     exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
@@ -53,7 +52,7 @@ _NEUTRAL = names(
     num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
     suppress_tokens target_lookbehind temperature top_k top_p typical_p"""
 )
-# Parts that none of our models has.
+# Features that none of our models has.
 _ONLY: dict[str, tuple] = {
     "cross_attention_hidden_size": (None,),
     "partial_rotary_factor": (None, 1),
@@ -61,14 +60,14 @@ _ONLY: dict[str, tuple] = {
     "pruned_heads": (None, {}),
     "tie_encoder_decoder": (False,),
 }
-# What decoders of all families have no part for.
+# Features that no family's decoder has.
 DECODER_ONLY = {"add_cross_attention": (False,), "is_causal": (True,), "is_encoder_decoder": (False,)}
-# Fields for which null says something, though their default is a value.
+# Fields for which null has a meaning, though their default is not null.
 _NULLABLE = names(
     "attn_logit_softcapping final_logit_softcapping first_k_dense_replace n_group norm_topk_prob num_decoder_layers "
     "num_experts_per_tok num_key_value_heads q_lora_rank rope_interleave sliding_window topk_group topk_method"
 )
-# Fields that are integers, or numbers, or truths, though their default is null.
+# Sample values that give the type of fields whose default is null.
 _SAMPLES: dict[str, float] = dict.fromkeys(
     names("head_dim n_inner num_key_value_heads word_embed_proj_dim num_decoder_layers"), 1
 )
@@ -80,7 +79,7 @@ _MAY_BE_0 = names(
     "first_k_dense_replace max_window_layers n_shared_experts num_sparse_decoder_layers num_sparse_encoder_layers "
     "pad_token_id sliding_window"
 )
-# Our names of what config.json says, for messages about a model that is not possible.
+# Our field names -> config.json's, for error messages of ModelConfig.
 _OURS = {
     "embed_dim": ("hidden_size", "n_embd", "d_model"),
     "encoder_layers": ("num_layers",),
@@ -122,20 +121,20 @@ _OURS = {
 
 
 class Given(Mapping):
-    """The fields of one config.json, with transformers' defaults for those that it lacks.
+    """The fields of one config.json, with transformers' defaults for absent ones.
 
     Args:
       values: the content of config.json.
-      known: the table of its family.
+      known: the family's table.
 
     Raises:
-      ValueError: a field in no row of the table, or with a value that its row does not allow; names the field.
+      ValueError: a field is in no row of the table, or has a value that its row does not allow; names the field.
     """
 
     def __init__(self, values: Mapping[str, Any], known: Known):
         self._known = known
         self._values = _under_one_name(values, known.aliases)
-        self.asked: set[str] = set()  # fields that have been read: a test compares them with the table
+        self.asked: set[str] = set()  # fields that have been read; a test compares them with the table
         for field, value in self._values.items():
             self._check(field, value)
 
@@ -152,7 +151,7 @@ class Given(Mapping):
         return len({**self._known.read, **self._values})
 
     def in_their_words(self, message: str) -> str:
-        """A message of ModelConfig, with config.json's names of the fields."""
+        """Returns a message of ModelConfig with config.json's field names."""
 
         def theirs(match):
             return next((name for name in _OURS.get(match[1], ()) if name in self._known.read), match[0])
@@ -169,8 +168,8 @@ class Given(Mapping):
             _check_type(field, value, self._known.read.get(field))
         elif field not in self._known.neutral and field not in _NEUTRAL and value not in (None, [], {}):
             raise ValueError(
-                f"{field} is {value!r}, a field that is not known here, so it may change the model's scores; if it "
-                "does not, delete it from config.json"
+                f"{field} is {value!r}; the field is not known here, so it may change the model's scores; if it does "
+                "not, delete it from config.json"
             )
 
 
@@ -178,7 +177,7 @@ def _under_one_name(values: Mapping, aliases: Mapping[str, str]) -> dict:
     found = {field: value for field, value in values.items() if field not in aliases}
     for alias, field in aliases.items():
         if alias in values and found.setdefault(field, values[alias]) != values[alias]:
-            raise ValueError(f"{alias} is {values[alias]!r}, but {field} is {found[field]!r}: they must be equal")
+            raise ValueError(f"{alias} is {values[alias]!r}, but {field} is {found[field]!r}; they must be equal")
     return found
 
 
@@ -195,8 +194,8 @@ def _check_type(field: str, value: Any, default: Any) -> None:
         wrong = None if right else f"an integer of at least {least}, and less than 2^31"
     elif isinstance(sample, float):
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        wrong = None if right else "a number, and not negative"
+        wrong = None if right else "a number of at least 0"
     elif isinstance(sample, str):
-        wrong = None if isinstance(value, str) else "a text"
+        wrong = None if isinstance(value, str) else "a string"
     if wrong:
         raise ValueError(f"{field} is {value!r}; it must be {wrong}")

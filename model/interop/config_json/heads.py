@@ -1,6 +1,6 @@
-"""The head of a model: what `architectures` of config.json says, or the tensors of a file that says nothing.
+"""The head of a model: from `architectures` in config.json, or from the file's tensors if that is absent.
 
-A folder of T5EncoderModel, or of a reward model, has the model_type of its family and other tensors, or the same ones
+Folders of T5EncoderModel or of a reward model have their family's model_type but other tensors, or the same tensors
 with another meaning. So the class must be one that its family lists.
 """
 
@@ -9,26 +9,26 @@ from typing import Any
 
 
 def head(model_type: str, classes: Mapping[str, str], config: Mapping[str, Any], tensors: Iterable[str]) -> str:
-    """The head (a choice of ModelConfig.head).
+    """Returns the head (a choice of ModelConfig.head).
 
     Args:
-      classes: names of transformers' classes of the family -> the heads that they have.
+      classes: the family's transformers classes -> their heads.
       config: the content of config.json.
-      tensors: names in the folder.
+      tensors: tensor names in the folder.
 
     Raises:
-      ValueError: a class that is not read, or none where one is needed.
+      ValueError: the class can't be read, or is absent where it is needed.
     """
     given = config.get("architectures")
     if not given:
         return _by_tensors(tensors, encoder="masked" in classes.values())
     if not isinstance(given, list) or len(given) > 1 or not isinstance(given[0], str):
-        raise ValueError(f"architectures is {given!r}; it must be a list of the name of one class")
-    # The case of letters does not count: the first conversions of LLaMA are LLaMAForCausalLM.
+        raise ValueError(f"architectures is {given!r}; it must be a list with the name of one class")
+    # Case-insensitive: the first conversions of LLaMA are LLaMAForCausalLM.
     found = next((head for name, head in classes.items() if name.lower() == given[0].lower()), None)
     if found is None:
         raise ValueError(
-            f"architectures is {given[0]!r}, a class that can't be read; of model_type {model_type} these can: "
+            f"architectures is {given[0]!r}, a class that can't be read; choose for model_type {model_type} from "
             + ", ".join(classes)
         )
     return found
@@ -39,7 +39,7 @@ def _by_tensors(tensors: Iterable[str], *, encoder: bool) -> str:
     if not encoder:
         if parts & {"score", "classifier"}:
             raise ValueError(
-                "architectures is absent, so what this classifier scores cannot be told; add the name of its class to "
+                "architectures is absent, so it is unknown what this classifier scores; add the name of its class to "
                 "config.json"
             )
         return "language_model"
@@ -47,5 +47,5 @@ def _by_tensors(tensors: Iterable[str], *, encoder: bool) -> str:
         return "masked"
     if "classifier" not in parts:
         return "none"
-    # RoBERTa's classifier has a layer of its own; the others' reads the pooler.
+    # RoBERTa's sequence head has its own dense layer; the others' reads the pooler.
     return "sequence" if parts & {"pooler", "dense"} else "token"

@@ -1,4 +1,4 @@
-"""Rotary positions in config.json. transformers 5 writes `rope_parameters`, 4 wrote `rope_theta` and `rope_scaling`."""
+"""Rotary positions in config.json: transformers 5's `rope_parameters`, 4's `rope_theta` and `rope_scaling`."""
 
 import math
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ _KNOWN = names(
     "rope_type type rope_theta factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast "
     "beta_slow mscale mscale_all_dim attention_factor truncate partial_rotary_factor finetuned"
 )
-# What a family with rotary positions reads beside its own fields: transformers 4 wrote these.
+# Fields that a family with rotary positions reads in addition to its own, because transformers 4 wrote them.
 OLDER = names("rope_theta rope_scaling original_max_position_embeddings")
 
 
 def read(c: Given, theta: float = 10_000.0) -> dict[str, Any]:
-    """Fields of model.parts.Rope. As in transformers, `rope_scaling` replaces `rope_parameters` where both are there.
+    """Returns the fields of model.parts.Rope. As in transformers, `rope_scaling` overrides `rope_parameters`.
 
     Args:
-      theta: transformers' default of the family.
+      theta: the family's default in transformers.
     """
     field = "rope_scaling" if c["rope_scaling"] else "rope_parameters"
     return read_object(c, c[field] or {}, field, theta if c["rope_theta"] is None else c["rope_theta"])
 
 
 def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) -> dict[str, Any]:
-    """As `read`, for one object `given`, which config.json calls `where`; `theta` is the default of its rope_theta."""
+    """Returns the same for one object `given`, config.json's field `where`; `theta` is its default rope_theta."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; it must be an object")
     if unknown := sorted(set(given) - _KNOWN):
-        raise ValueError(f"{where}.{unknown[0]} is {given[unknown[0]]!r}, a field that is not known here")
+        raise ValueError(f"{where}.{unknown[0]} is {given[unknown[0]]!r}; the field is not known here")
     for field, value in dict(partial_rotary_factor=1, truncate=True).items():
         if given.get(field, value) != value:
             raise ValueError(f"{where}.{field} is {given[field]!r}; only {value!r} can be read")
@@ -63,7 +63,7 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
         if fields["low_factor"] >= fields["high_factor"]:
             raise ValueError(f"{where}.low_freq_factor must be less than high_freq_factor")
     if scaling == "yarn":
-        # transformers takes 0 for an absent value.
+        # transformers treats 0 as absent.
         fields |= {name: number(name, value) or value for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))}
         default = yarn_factor(fields["factor"])
         weights = [number(name, 0.0) for name in ("mscale", "mscale_all_dim")]
@@ -74,7 +74,7 @@ def read_object(c: Given, given: Mapping[str, Any], where: str, theta: float) ->
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 has them."""
+    """Returns `rope_parameters` in transformers 5's form."""
     r = config.rope
     found = {"rope_type": "default" if r.scaling == "none" else r.scaling, "rope_theta": r.theta}
     if r.scaling != "none":
@@ -89,7 +89,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def of_transformers_4(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What transformers 4 reads in place of `rope_parameters`."""
+    """Returns the fields that transformers 4 reads instead of `rope_parameters`."""
     whole, local = parameters.get("full_attention", parameters), parameters.get("sliding_attention")
     scaling = {key: value for key, value in whole.items() if key != "rope_theta"}
     found = {"rope_theta": whole["rope_theta"]}

@@ -1,11 +1,11 @@
-"""Reads a checkpoint folder as Hugging Face keeps it: `config.json`, and tensors by name in safetensors files.
+"""Reads a checkpoint folder in Hugging Face's layout: `config.json`, and tensors by name in safetensors files.
 
-    config.json                       the architecture, in their words
+    config.json                       the architecture, in their terms
     model.safetensors                 all tensors, or
-    model-00001-of-00003.safetensors  a part of them, and
-    model.safetensors.index.json      which tensor is in which part
+    model-00001-of-00003.safetensors  a shard of them, and
+    model.safetensors.index.json      the shard of each tensor
 
-Pickle files (`pytorch_model.bin`) are refused: unpickling runs code. Nothing here imports JAX.
+Pickle files (`pytorch_model.bin`) are refused, because unpickling runs code. Nothing here imports JAX.
 """
 
 import json
@@ -20,13 +20,14 @@ from model.interop.files.tensorfile import CheckpointFolderError, Tensor
 
 
 class Folder:
-    """A checkpoint folder to read from; `tensors` lists what is in it.
+    """A checkpoint folder to read from; `tensors` lists its content.
 
     Args:
-      prefix: what the names of the files with tensors begin with ('adapter_': of an adapter).
+      prefix: the prefix of the files with tensors ('adapter_' for an adapter).
 
     Raises:
-      CheckpointFolderError: no folder, no checkpoint, only pickle files, a missing, truncated or damaged file.
+      CheckpointFolderError: there is no folder or no checkpoint in it, it has only pickle files, or a file is missing,
+        truncated or damaged.
     """
 
     def __init__(self, path: str | os.PathLike, prefix: str = ""):
@@ -43,25 +44,25 @@ class Folder:
                 raise CheckpointFolderError(f"{self.path / self._index} says that {part} holds {name}, but it does not")
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A tensor of `tensors`, or the part `index` of it (a slice with start and stop for each dim).
+        """Returns a tensor, or the part `index` of it (a slice with start and stop for each dim).
 
-        Takes memory for the result, and some 16 MiB (or one row) more.
+        Memory: the result, and about 16 MiB (or one row) more.
 
         Raises:
-          CheckpointFolderError: the file can't be read, or a number in the part is NaN or infinite: no trained weight
-            is, and a model computes nothing but NaN from it.
+          CheckpointFolderError: the file can't be read, or a value in the part is NaN or infinite. No trained weight
+            is, and a model with one computes only NaN.
         """
         tensor = self.tensors[name]
         array = tensorfile.read(tensor, index)
         if bad := tensorfile.count_not_finite(array):
             raise CheckpointFolderError(
                 f"{tensor.path}: tensor {name} has {bad} values of {array.size} that are NaN or infinite; download the "
-                "file again, or if it was published so, use another checkpoint of the model"
+                "file again, or use another checkpoint of the model if it was published like this"
             )
         return array
 
     def config(self, name: str = "config.json") -> dict:
-        """The content of config.json, or of another JSON file beside it."""
+        """Returns the content of config.json, or of another JSON file in the folder."""
         return _json(self.path / name, f"there is no {name} in {self.path}")
 
     def _files(self) -> list[Path]:
@@ -82,7 +83,7 @@ class Folder:
         raise CheckpointFolderError(recognize.folder(self.path, self._prefix))
 
     def _weight_map(self) -> dict[str, str]:
-        """Tensor -> file, from the index; empty where one file holds everything (it comes first if both are there)."""
+        """Returns tensor -> file from the index; {} if one file holds everything (which wins if both exist)."""
         path = self.path / self._index
         if (self.path / self._single).is_file() or not path.is_file():
             return {}
@@ -103,5 +104,5 @@ def _json(path: Path, absent: str) -> dict:
         what = recognize.file(path) or f"can't be read: {error}"
         raise CheckpointFolderError(f"{path} {what}") from error
     if not isinstance(value, dict):
-        raise CheckpointFolderError(f"{path} is damaged: it is no JSON object")
+        raise CheckpointFolderError(f"{path} is damaged: it is not a JSON object")
     return value

@@ -1,7 +1,7 @@
-"""Refuses quantized weights, by what config.json says or by the tensors themselves.
+"""Refuses quantized weights, as declared by config.json or seen in the tensors.
 
-Weights of 8 or fewer bits mean nothing without their scales, and every method has its own layout of both. So there is
-one check that names the method and the way out, in place of a list of tensors that are missing.
+Weights of 8 or fewer bits mean nothing without their scales, and every method has its own layout of both. This one
+check names the method and a remedy, instead of listing missing tensors.
 """
 
 import json
@@ -17,13 +17,13 @@ from model.interop.files.tensorfile import CheckpointFolderError
 
 _FLOATS = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
 
-# Fields of config.json: transformers', that of old compressed-tensors, and MLX's.
+# Fields of config.json: transformers', old compressed-tensors', and MLX's.
 _FIELDS = ("quantization_config", "compression_config", "quantization")
-# Files in which older tools kept it: AutoGPTQ, AutoAWQ, NVIDIA's ModelOpt.
+# Files of older tools: AutoGPTQ, AutoAWQ, NVIDIA's ModelOpt.
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-# What of such a field is shown.
+# Entries of such a field that messages show.
 _SHOWN = ("quant_method", "quant_algo", "format", "fmt", "bits", "w_bit", "load_in_4bit", "load_in_8bit")
-# Tensors that stand beside quantized weights, and which method has them; the first that fits counts.
+# Tensors that accompany quantized weights -> the method that writes them; the first match counts.
 _BESIDE = (
     (r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)", "bitsandbytes"),
     (r".*\.(SCB|weight_format)", "bitsandbytes"),
@@ -37,14 +37,18 @@ _LOADED = "transformers' from_pretrained(FOLDER{}), then save_pretrained(NEW)"
 _WAYS = {
     "bitsandbytes": "transformers' from_pretrained(FOLDER).dequantize(), then save_pretrained(NEW)",
     "fp8": _LOADED.format(", quantization_config=FineGrainedFP8Config(dequantize=True)")
-    + "; of DeepSeek its inference/fp8_cast_bf16.py",
+    + "; for DeepSeek use its inference/fp8_cast_bf16.py",
     "mxfp4": _LOADED.format(", quantization_config=Mxfp4Config(dequantize=True)"),
     "compressed-tensors": _LOADED.format(", quantization_config=CompressedTensorsConfig(dequantize=True)"),
 }
 
 
 def refuse_config(folder: Folder, config: dict) -> None:
-    """CheckpointFolderError where config.json says that the weights are quantized."""
+    """Refuses weights that config.json declares quantized.
+
+    Raises:
+      CheckpointFolderError: it does; names the method and how to dequantize.
+    """
     field = next((field for field in _FIELDS if config.get(field)), None)
     if field is None:
         return
@@ -53,18 +57,21 @@ def refuse_config(folder: Folder, config: dict) -> None:
     said = f"{folder.path} holds quantized weights: {field} of config.json says {details}"
     if not odd:
         raise CheckpointFolderError(
-            f"{said}, though all tensors are floating-point numbers; if they were dequantized, take {field} out of "
-            "config.json, else take the folder of the model from before it was quantized"
+            f"{said}, though all tensors are floating-point numbers; if they were dequantized, delete {field} from "
+            "config.json, else use the folder of the model from before it was quantized"
         )
     raise CheckpointFolderError(f"{said} ({_examples(folder, odd)}); {_way(method)}")
 
 
 def refuse_tensors(folder: Folder, weights: Iterable[str], others: Iterable[str]) -> None:
-    """CheckpointFolderError where tensors are quantized though config.json does not say so.
+    """Refuses quantized tensors that config.json does not declare.
 
     Args:
-      weights: names in the folder of what a model is made of, which must be floating-point numbers.
-      others: names of tensors that no part of the model is made of.
+      weights: names in the folder of the model's own tensors, which must be floating-point numbers.
+      others: names of tensors that no part of the model uses.
+
+    Raises:
+      CheckpointFolderError: some are quantized; names them, the method, and how to dequantize.
     """
     narrow = [name for name in weights if folder.tensors[name].dtype not in _FLOATS]
     beside = {name: method for name in others for pattern, method in _BESIDE if re.fullmatch(pattern, name)}
@@ -80,7 +87,7 @@ def refuse_tensors(folder: Folder, weights: Iterable[str], others: Iterable[str]
 
 
 def _described(value) -> tuple[str, str]:
-    """(method, words) of a field that describes a quantization."""
+    """Returns (method, description) of a field about quantization."""
     if not isinstance(value, dict):
         return "", repr(value)
     value = value | (value["quantization"] if isinstance(value.get("quantization"), dict) else {})
@@ -92,7 +99,7 @@ def _described(value) -> tuple[str, str]:
 
 
 def _file(path: Path) -> str:
-    """What one of _FILES says; '' where it is not there or can't be read: the tensors have shown enough."""
+    """Describes one of _FILES; '' if it is absent or can't be read, because the tensors are evidence enough."""
     try:
         return f"{path.name} says {_described(json.loads(path.read_text(encoding='utf-8')))[1]}"
     except (OSError, ValueError):
@@ -114,5 +121,5 @@ def _examples(folder: Folder, names: Sequence[str]) -> str:
 def _way(method: str) -> str:
     found = next((way for name, way in _WAYS.items() if name in method.lower()), None)
     if found is None:
-        return "take the folder of the model from before it was quantized, or dequantize them to bfloat16 first"
-    return f"dequantize them to bfloat16 first ({found}), or take the folder from before they were quantized"
+        return "use the folder of the model from before it was quantized, or dequantize them to bfloat16 first"
+    return f"dequantize them to bfloat16 first ({found}), or use the folder from before they were quantized"

@@ -1,12 +1,12 @@
 """safetensors files: 8 bytes (the header's length, little-endian), a JSON header, and the tensors, row-major.
 
-The header is {name: {"dtype", "shape", "data_offsets": [start, stop]}}, offsets counting from its end.
+The header is {name: {"dtype", "shape", "data_offsets": [start, stop]}}, with offsets counted from its end.
 
-Read and written here and not by the `safetensors` library, because a model may be as large as the memory that holds it.
-Measured with safetensors 0.8 on 32 bfloat16 tensors of 32 MiB, read one after the other: the library's memory map
-leaves every page it touched resident (1.1 GiB at the end); its `pread` backend, new in 0.8, holds each tensor twice,
-reads all of it for a slice, and took 2.5x as long as this reader, which holds the tensor once. To write a file, the
-library needs all of its tensors at once. The tests hold both directions against it.
+This code replaces the `safetensors` library, because a model may be as large as the memory that holds it. Measured with
+safetensors 0.8 on 32 bfloat16 tensors of 32 MiB, read one after another: the library's memory map leaves every page it
+touched resident (1.1 GiB at the end). Its `pread` backend, new in 0.8, holds each tensor twice, reads all of it for a
+slice, and took 2.5x as long as this reader, which holds the tensor once. For writing, the library needs all tensors of
+a file at once. The tests compare both directions with the library.
 """
 
 import contextlib
@@ -41,16 +41,16 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _DTYPES = {name: np.dtype(dtype) for name, dtype in _DTYPES.items()}
-_BLOCK = 16 * 2**20  # bytes read at a time where only a part of each row is wanted
-_LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+_BLOCK = 16 * 2**20  # bytes to read at a time if only a part of each row is needed
+_LONGEST_HEADER = 100_000_000  # bytes; the library's limit too
 
 
 class CheckpointFolderError(Exception):
-    """A checkpoint folder that can't be read or written; the message, one line, says which file and what to do."""
+    """A checkpoint folder can't be read or written; the message, one line, says which file and what to do."""
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: known without reading it."""
+    """The location of a tensor, known without reading its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -60,7 +60,7 @@ class Tensor(NamedTuple):
 
 @contextlib.contextmanager
 def translated(what: str):
-    """Turns an OSError of the block into CheckpointFolderError."""
+    """Converts an OSError in the block to CheckpointFolderError."""
     try:
         yield
     except OSError as error:
@@ -68,12 +68,16 @@ def translated(what: str):
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Where every tensor of a file lies. CheckpointFolderError: the file is truncated or damaged."""
+    """Returns the location of every tensor of a file.
+
+    Raises:
+      CheckpointFolderError: the file is truncated or damaged.
+    """
     with translated(f"can't read {path}"), path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            what = recognize.file(path) or f"is truncated or no safetensors file ({size} bytes); fetch it again"
+            what = recognize.file(path) or f"is truncated or no safetensors file ({size} bytes); download it again"
             raise CheckpointFolderError(f"{path} {what}")
         text = stream.read(length)
     start, tensors, end = 8 + length, {}, 0
@@ -90,18 +94,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
             tensors[name] = Tensor(shape, dtype, path, start + begin)
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointFolderError(f"{path} is damaged, its header is wrong ({error}); fetch it again") from error
+        raise CheckpointFolderError(f"{path} is damaged, its header is wrong ({error}); download it again") from error
     if start + end != size:
         raise CheckpointFolderError(
-            f"{path} is truncated or damaged: it has {size} bytes, its header promises {start + end}; fetch it again"
+            f"{path} is truncated or damaged: it has {size} bytes, but its header promises {start + end}; download it "
+            "again"
         )
     return tensors
 
 
 def read(tensor: Tensor, index: tuple[slice, ...] | None = None) -> np.ndarray:
-    """A tensor, or the part `index` of it (a slice with start and stop for each dim).
+    """Returns a tensor, or the part `index` of it (a slice with start and stop for each dim).
 
-    Takes memory for the result, and 16 MiB (or one row) more where the part is not a run of whole rows.
+    Memory: the result, and 16 MiB (or one row) more if the part does not consist of whole rows.
     """
     if not tensor.shape:
         return _rows(tensor, 0, 1).reshape(())
@@ -118,20 +123,20 @@ def read(tensor: Tensor, index: tuple[slice, ...] | None = None) -> np.ndarray:
 
 
 def _rows(tensor: Tensor, start: int, stop: int) -> np.ndarray:
-    """Rows start to stop of a tensor (of a scalar: its one value, as a row)."""
+    """Returns rows start to stop of a tensor (for a scalar, its value as one row)."""
     row = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
     with translated(f"can't read {tensor.path}"):
         data = np.fromfile(tensor.path, np.uint8, (stop - start) * row, offset=tensor.offset + start * row)
     if data.size != (stop - start) * row:
-        raise CheckpointFolderError(f"{tensor.path} was cut off while it was read; fetch it again")
+        raise CheckpointFolderError(f"{tensor.path} was truncated while it was read; download it again")
     return data.view(tensor.dtype).reshape(stop - start, *tensor.shape[1:])
 
 
 def count_not_finite(array: np.ndarray) -> int:
-    """How many numbers are NaN or infinite; 0 for integers."""
+    """Returns how many values are NaN or infinite; 0 for integers."""
     if array.dtype.kind in "iub" or array.dtype.name.startswith("float8"):
         return 0
-    # By their bits, for numpy has no fast isfinite for bfloat16: without the sign, these have the largest ones.
+    # Compares bits, because numpy has no fast isfinite for bfloat16: without the sign bit, these have the largest ones.
     unsigned = np.dtype(f"uint{8 * array.itemsize}")
     infinity = np.array(np.inf, array.dtype).view(unsigned)
     sign = unsigned.type(1 << (8 * array.itemsize - 1))
@@ -144,11 +149,11 @@ def count_not_finite(array: np.ndarray) -> int:
 
 
 def start_file(path: Path, tensors: Mapping) -> dict[str, Tensor]:
-    """A file with a header and room for its tensors. Returns where each goes."""
+    """Creates a file with a header and room for its tensors, given (shape, dtype) by name; returns their locations."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     offsets, end = {}, 0
-    # Wide dtypes first, so that every tensor is aligned to its dtype, as PyTorch needs it.
+    # Wide dtypes first, so that every tensor is aligned to its dtype, which PyTorch needs.
     for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: -item[1][1].itemsize):
         offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offsets[name], end]}

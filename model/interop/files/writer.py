@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder in the layout that folder.py reads, tensor by tensor."""
+"""Writes a checkpoint folder, in the layout that folder.py reads, tensor by tensor."""
 
 import json
 import math
@@ -15,29 +15,33 @@ from model.interop.files.tensorfile import CheckpointFolderError, Tensor
 
 
 def check_new(path: str | os.PathLike) -> None:
-    """CheckpointFolderError where something is that Writer would not write over."""
+    """Refuses a path that Writer would have to overwrite.
+
+    Raises:
+      CheckpointFolderError: something exists there.
+    """
     path = Path(path).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointFolderError(f"{path} exists and is not empty; choose another folder or remove it")
 
 
 class Writer:
-    """Writes a checkpoint folder tensor by tensor, in any order, and gives it its name when it is whole.
+    """Writes a checkpoint folder tensor by tensor, in any order, and renames it to its final name when it is complete.
 
-    Until then it is called NAME.partial, so a killed export leaves nothing that looks complete. Holds no tensor.
+    Until then its name is NAME.partial, so a killed export leaves nothing that looks complete. It holds no tensors.
 
         with Writer(path, {"lm_head.weight": ((32, 8), np.dtype("float32"))}, {"config.json": "{}"}) as writer:
             writer.write("lm_head.weight", array)
 
     Args:
-      path: a folder that does not exist, or is empty.
-      tensors: (shape, dtype) of every tensor that will be written; put into files in this order.
-      files: texts of further files, by name.
-      max_shard_bytes: of the tensors in one file; a larger tensor gets a file of its own.
-      prefix: what the names of the files with tensors begin with.
+      path: a folder that does not exist or is empty.
+      tensors: (shape, dtype) of every tensor that will be written; files contain them in this order.
+      files: contents of additional text files, by name.
+      max_shard_bytes: maximum bytes of tensors per file; a larger tensor gets a separate file.
+      prefix: the prefix of the files with tensors.
 
     Raises:
-      CheckpointFolderError: the folder holds something, or can't be written.
+      CheckpointFolderError: the folder is not empty, or can't be written.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         check_new(self.path)
         with self._writing():
-            if self._partial.exists():  # what a killed export left
+            if self._partial.exists():  # left by a killed export
                 shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True)
             count = len(self._shards)
@@ -76,7 +80,7 @@ class Writer:
         return self
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """One of the tensors announced; `array` has the announced shape and dtype."""
+        """Writes one of the announced tensors; `array` has the announced shape and dtype."""
         place = self._places[name]
         if (array.shape, array.dtype) != (place.shape, place.dtype):
             raise ValueError(f"{name} is {array.dtype}{array.shape}, announced as {place.dtype}{place.shape}")
@@ -90,7 +94,7 @@ class Writer:
             shutil.rmtree(self._partial, ignore_errors=True)
             return
         if self._waiting:
-            raise ValueError(f"{len(self._waiting)} tensors were announced and not written, e.g. {min(self._waiting)}")
+            raise ValueError(f"{len(self._waiting)} tensors were announced but not written, e.g. {min(self._waiting)}")
         with self._writing():
             for file in [*self._partial.iterdir(), self._partial]:
                 descriptor = os.open(file, os.O_RDONLY)
@@ -103,12 +107,12 @@ class Writer:
 
 
 def json_text(value) -> str:
-    """As Hugging Face writes config.json and the index."""
+    """Returns JSON text in the format of Hugging Face's config.json and index."""
     return json.dumps(value, indent=2) + "\n"
 
 
 def _shards(tensors: Mapping, max_bytes: float) -> list[dict]:
-    """Tensors cut into files in their order, each as full as it gets."""
+    """Splits tensors, in their order, into files that are as full as possible."""
     shards: list[dict] = [{}]
     size = 0
     for name, (shape, dtype) in tensors.items():

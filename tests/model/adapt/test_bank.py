@@ -1,4 +1,4 @@
-"""Several adapters in one batch: each row is as with its adapter alone, and as merged."""
+"""Several adapters in one batch: each row gets the result of its adapter alone, and of the merged model."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from model.decode.generate import generate
 from model.weights import frozen, is_variable, replaced, trained, variables
 from tests.model import tiny
 
-# Other ranks, scales and targets.
+# Different ranks, scales and targets.
 ADAPTERS = (
     Lora(rank=3, alpha=9.0, targets=(("attention|cross", True), (".*", False))),
     Lora(
@@ -46,7 +46,7 @@ def drawn(name):
 
 
 def models(name):
-    """(the base, the models with each adapter), on the mesh that is set."""
+    """Returns (the base, the models with one adapter each), on the current mesh."""
     place = lambda v, value: v.replace(axes.place(jnp.asarray(value, jnp.float32), *v.get_metadata("out_sharding")))
     base = jax.tree.map(lambda v: place(v, v[...]), drawn(name), is_leaf=is_variable)
     old, rng = variables(base), np.random.default_rng(1)
@@ -73,7 +73,7 @@ def logits(model):
 
 @functools.cache
 def expected(name):
-    """Logits of all rows with the base, and with each adapter merged into it."""
+    """Returns the logits of all rows with the base, and with each adapter merged into it."""
     base, adapted = models(name)
     found = np.stack([logits(model) for model in (base, *(jax.jit(merged)(one) for one in adapted))])
     assert np.abs(found[1:] - found[0]).max((1, 2, 3)).min() > 0.03
@@ -105,7 +105,7 @@ def test_each_row_is_as_with_its_adapter_merged(name, shape):
     [("llama", None), ("latent", None), ("encoder-decoder", None), ("latent", {"data": 2, "fsdp": 2, "tensor": 2})],
 )
 def test_decoding(name, shape):
-    """Rows that a mesh adds have no adapter; latent attention is absorbed at a token's step."""
+    """Rows that pad the batch for the mesh have no adapter; latent attention is absorbed in decoding steps."""
     config = CONFIGS[name]
     prompts, sources = [[3, 5, 8], [7], [3, 5, 8]], [[5, 6], [9, 4, 2], [5, 6]]
     others = {"sources": sources} if config.architecture == "encoder_decoder" else {}
@@ -121,7 +121,7 @@ def test_decoding(name, shape):
 
 def test_what_is_refused():
     base, adapted = models("llama")
-    with pytest.raises(ValueError, match="adapter 1 is none"):
+    with pytest.raises(ValueError, match="adapter 1 does not exist"):
         bank(base, [adapted[0], base])
     many = bank(base, adapted)
     with pytest.raises(ValueError, match="choose one for each row"):

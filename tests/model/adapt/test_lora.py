@@ -1,4 +1,4 @@
-"""Low-rank adapters: nothing at the start, the paper's formula after it, merged without a difference."""
+"""Low-rank adapters: no change at initialization, the paper's formula after training, merging without a difference."""
 
 import math
 
@@ -17,13 +17,13 @@ KINDS = {"llama": tiny.LLAMA, "latent": tiny.LATENT, "switch": tiny.SWITCH}
 
 
 def inserted(name, **fields):
-    """(model, the same with a new adapter)"""
+    """Returns (model, the same model with a new adapter)."""
     model = tiny.drawn(KINDS[name])
     return model, jax.jit(Lora(rank=3, alpha=6.0, **fields).insert)(frozen(model), jax.random.key(1))
 
 
 def shaken(model, seed=0):
-    """Every parameter that trains is drawn: B too."""
+    """Draws every trainable parameter, including B."""
     rng = np.random.default_rng(seed)
     return replaced(
         model, {name: p.replace(p[...] + 0.1 * rng.standard_normal(p.shape)) for name, p in trained(model).items()}
@@ -48,7 +48,7 @@ def test_new_adapters_change_nothing_and_merged_ones_say_the_same(name):
 
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1 / 4), (jnp.bfloat16, 1 + 1 / 4)])
 def test_merging_takes_the_place_of_the_base(dtype, limit):
-    """What it needs beside that, of 12 matrices, is of one in float32. (On a CPU, bfloat16 is copied.)"""
+    """Merging 12 matrices needs extra memory for only one of them in float32. (On a CPU, bfloat16 is copied.)"""
     base = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
     factor = lambda shape, *names: nnx.Param(
         jax.ShapeDtypeStruct(shape, jnp.float32), out_sharding=names, eager_sharding=False
@@ -123,7 +123,7 @@ def test_refuses():
     ):
         with pytest.raises(ValueError, match=words):
             Lora(**fields)
-    with pytest.raises(ValueError, match="no pattern finds a weight"):
+    with pytest.raises(ValueError, match="no pattern finds the weight of a linear layer"):
         inserted("llama", targets=(("norm", True), (".*", False)))
-    with pytest.raises(ValueError, match="experts, which have no dropout"):
+    with pytest.raises(ValueError, match="experts, which do not support dropout"):
         inserted("switch", dropout=0.1)

@@ -1,4 +1,4 @@
-"""What trains and what doesn't: methods, patterns, parted stacks; bottleneck adapters and prompts by their formulas."""
+"""What trains and what doesn't: methods, patterns, split stacks; formulas of bottleneck adapters and prompts."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ METHODS = {
 
 
 def tuned(name, config=tiny.LLAMA):
-    """The model as it trains."""
+    """Returns the model prepared for training."""
     fields, train_only = METHODS[name]
     made = tuning.make(fields, train_only)
     config = dataclasses.replace(config, cuts=made.cuts(config, variables(tiny.drawn(config))))
@@ -49,7 +49,7 @@ def tuned(name, config=tiny.LLAMA):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_steps_move_what_trains_and_nothing_else(name):
-    """Frozen arrays, codes of quantized ones too, are bit-identical afterwards, and have no optimizer state."""
+    """Frozen arrays, including codes of quantized ones, are bit-identical afterwards and have no optimizer state."""
     model = tuned(name)
     before, after_names = jax.device_get(by_name(model)), set(by_name(trained(model)))
     assert after_names and after_names != set(before)
@@ -72,7 +72,7 @@ def test_two_steps_move_what_trains_and_nothing_else(name):
 
 
 def test_what_trains_beside_an_adapter_is_float32():
-    """Over a base of fewer bits a norm's scale of 1 moves down by a rate that bfloat16 would round away."""
+    """Over a base in fewer bits, a norm's scale of 1 moves down by an update that bfloat16 would round away."""
     made = tuning.make(dict(method="lora", rank=2, base="nf4"), (("norm", True), (".*", False)))
     config = dataclasses.replace(tiny.LLAMA, param_dtype="bfloat16")
     make = lambda key: made.apply(quantize(architectures.make(config, nnx.Rngs(key)), made.quantization), key)
@@ -101,7 +101,7 @@ def test_a_parted_stack_is_the_same_model():
 
 @pytest.mark.parametrize("activation", ["relu", "swish"])
 def test_an_adapter_by_pytorch(activation):
-    """down, ReLU (or as named there), up: what AdapterHub's layer adds. N(0, 0.02) and zero biases at the start."""
+    """down, ReLU (or the named activation), up, as in AdapterHub's layer; initially N(0, 0.02) and zero biases."""
     made = tuning.make(METHODS["pfeiffer"][0] | {"activation": activation})
     model = jax.jit(made.apply)(tiny.drawn(tiny.LLAMA), jax.random.key(3))
     adapter = model.stack.segments[0][0].feed_forward_adapter
@@ -120,7 +120,7 @@ def test_an_adapter_by_pytorch(activation):
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
 def test_a_block_with_adapters_by_pytorch(placement, norm_position):
-    """What each adapter reads and where its output goes, as in AdapterHub's double_seq_bn and seq_bn."""
+    """Where each adapter's input comes from and its output goes, as in AdapterHub's double_seq_bn and seq_bn."""
     config = dataclasses.replace(tiny.GPT, num_layers=1, norm_position=norm_position, final_norm=False)
     model = shaken(jax.jit(tuning.make(METHODS[placement][0]).apply)(tiny.drawn(config), jax.random.key(0)))
     before, after = jax.jit(lambda model: model.tapped(*ROWS, hidden=(0, 1))[1].hidden)(model)
@@ -161,7 +161,7 @@ def test_a_block_with_adapters_by_pytorch(placement, norm_position):
 
 
 def test_prompts_are_rows_behind_the_table():
-    """Ids after the vocabulary's reach the prompt; at the start it is rows of the table, drawn or those of a text."""
+    """Ids after the vocabulary's select the prompt; initially it is rows of the table, random or a given text's."""
     made = tuning.make(dict(method="prompt", length=3, init_ids=(5, 9)))
     base = tiny.drawn(tiny.GPT)
     model = jax.jit(made.apply)(base, jax.random.key(0))
@@ -189,7 +189,7 @@ def test_what_trains_as_a_whole_gets_no_adapter():
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_quantized_weights_can_not_train(kind):
-    """Said by name, also where a pattern ends with the name of the weight."""
+    """The message names the weight, also if a pattern ends with the weight's name."""
     for pattern in (".*", "layer/.*/query$"):
         made = tuning.make(dict(method="lora", rank=2, base=kind), ((pattern, True), (".*", False)))
         make = lambda key, made=made: made.apply(
@@ -203,7 +203,7 @@ def test_refuses():
     model = tiny.drawn(tiny.LLAMA)
     for fields, words in (
         (dict(method="loar"), "method is 'loar'; choose from"),
-        (dict(method="lora", ranks=3), "ranks is no field of method lora; it has rank"),
+        (dict(method="lora", ranks=3), "ranks is not a field of method lora; choose from rank"),
         (dict(method="adapter", placement="both"), "choose from houlsby, pfeiffer"),
         (dict(method="adapter", reduction=True), "reduction is True"),
         (dict(method="adapter", reduction=2.5), "reduction is 2.5"),
@@ -216,7 +216,7 @@ def test_refuses():
             tuning.make(fields)
     with pytest.raises(ValueError, match="no parameter would train"):
         tuning.make({}, ((".*", False),)).apply(model, jax.random.key(0))
-    with pytest.raises(ValueError, match="trains as a whole"):
+    with pytest.raises(ValueError, match="every weight that it selects already trains by train_only"):
         tuning.make(dict(method="lora"), ((".*", True),)).apply(model, jax.random.key(0))
     with pytest.raises(ValueError, match="leaves none"):
         tuning.make(dict(method="adapter", reduction=64)).apply(model, jax.random.key(0))

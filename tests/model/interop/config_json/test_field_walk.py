@@ -1,8 +1,8 @@
-"""Every field of every family's config class, one at a time, with another legal value: the logits are those of
-transformers, or the field is refused by its name.
+"""Sets every field of every family's config class, one at a time, to another legal value.
 
-The ordinary tests walk one family of a kind; `pytest tests/model/interop/config_json/test_field_walk.py --all-families`
-all of them. transformers writes the checkpoint itself, so a field that changes shapes changes them in the file too.
+The logits must then equal transformers', or the error must name the field. The ordinary tests walk one family of a
+kind; `pytest tests/model/interop/config_json/test_field_walk.py --all-families` walks all of them. transformers writes
+the checkpoint itself, so a field that changes shapes changes them in the file too.
 """
 
 import copy
@@ -35,7 +35,7 @@ def _with(checkpoint: tuple, **values) -> tuple:
     return checkpoint[0], checkpoint[1] | values
 
 
-# The smallest config of each family, in which as many fields as possible make a difference.
+# The smallest config of each family in which as many fields as possible make a difference.
 WALKED = {
     "gpt2": hub.CHECKPOINTS["gpt2"],
     "llama": hub.CHECKPOINTS["llama"],
@@ -61,7 +61,7 @@ WALKED = {
 ORDINARY = ("gpt2", "llama", "qwen2_moe", "gemma3_text", "deepseek_v3", "bert", "t5")
 
 _YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=16)
-# Other values of fields for which none can be made up from their default.
+# Alternative values of fields for which none can be derived from the default.
 VALUES = {
     "activation_function": ["relu", "gelu", "gelu_fast", "quick_gelu"],
     "hidden_act": ["relu", "gelu", "gelu_pytorch_tanh", "tanh"],
@@ -96,7 +96,7 @@ VALUES = {
     "classifier_dropout": [0.3],
     "position_embedding_type": ["relative_key"],
 }
-# What no class declares, but its code or that of all classes reads.
+# Fields that no class declares, but that its code or common code reads.
 UNDECLARED = {
     "is_causal": [False],
     "partial_rotary_factor": [0.5],
@@ -104,7 +104,7 @@ UNDECLARED = {
     "rope_scaling": [dict(rope_type="linear", factor=2.0)],
     "per_layer_config": [{"1": {"intermediate_size": 16}}],
     "attention_chunk_size": [4],
-    # Attention sharpened by it in DeepSeek with every kind of scaling.
+    # In DeepSeek, it sharpens attention with every kind of scaling.
     "rope_parameters": [dict(rope_type="linear", rope_theta=50.0, factor=4.0, mscale_all_dim=1.0)],
     "scale_decoder_outputs": [False],
     "is_gated_act": [True],
@@ -113,7 +113,7 @@ UNDECLARED = {
 
 
 def others(field: str, value) -> list:
-    """Other legal values of a field."""
+    """Returns other legal values of a field."""
     if field in VALUES:
         return [other for other in VALUES[field] if other != value]
     if isinstance(value, bool):
@@ -141,8 +141,10 @@ def _turned(kind) -> bool:
 
 
 def made(name: str, change: dict):
-    """(transformers' model, its folder); parameters of the same name and shape have the same random values. None: it
-    makes no such model."""
+    """Returns (transformers' model, its folder), or None if it can't make the model.
+
+    Parameters of the same name and shape have the same random values.
+    """
     kind, values = WALKED[name]
     own = copy.deepcopy(values | change)  # transformers writes into what it is given
     auto = transformers.AutoModelForCausalLM
@@ -177,7 +179,7 @@ def theirs(name: str, model) -> np.ndarray | None:
 
 def ours(name: str, folder) -> np.ndarray:
     family, config = registry.read_config(Folder(folder))
-    # Without what changes no program: so most fields need no compilation of their own.
+    # Leave out fields that change no program, so that most fields need no compilation.
     config = dataclasses.replace(config, dtype="float32", param_dtype="float32", init_std=0.02, num_labels=2)
     model = registry.read(Folder(folder), family, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
     tokens = TOKENS.astype(np.int32)

@@ -1,4 +1,4 @@
-"""The tables of config.json's fields against transformers' config classes; what no table has is refused."""
+"""The tables of config.json's fields against transformers' config classes; fields outside of the tables are refused."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ FAMILIES = list(registry.FAMILIES)
 
 
 def of_class(name: str) -> dict:
-    """The fields that transformers' config class of a family declares, with their defaults."""
+    """Returns the fields that a family's transformers config class declares, with their defaults."""
     found = {field.name: field for field in dataclasses.fields(CONFIG_MAPPING[name]) if field.init}
     return {
         name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -54,7 +54,7 @@ def test_aliases_are_those_of_transformers(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_table_calls_read_is_read(name):
-    """In one of these configs: some fields are read only where another one asks for it."""
+    """Each field is read in one of these configs: some are read only if another one asks for it."""
     family, asked = registry.FAMILIES[name], set()
     turned = {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10.0}}
     for values in ({}, turned, {"use_sliding_window": True}):
@@ -80,7 +80,7 @@ def read(tmp_path, values):
 
 @pytest.mark.parametrize("size", ["gpt2", "llama_7b", "bert_base_cased", "t5_small", "deepseek_v3"])
 def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
-    with pytest.raises(CheckpointFolderError, match=r"config\.json: attention_sinks is 4, a field that is not known"):
+    with pytest.raises(CheckpointFolderError, match=r"config\.json: attention_sinks is 4; the field is not known"):
         read(tmp_path, CONFIGS[size] | {"attention_sinks": 4})
     assert read(tmp_path, CONFIGS[size] | {"attention_sinks": None, "use_cache": False, "transformers_version": "4"})
 
@@ -128,9 +128,9 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         (
             "bert_base_cased",
             dict(architectures=["BertForQuestionAnswering"]),
-            "of model_type bert these can: BertForMaskedLM",
+            "choose for model_type bert from BertForMaskedLM",
         ),
-        ("llama_7b", dict(architectures=["A", "B"]), "it must be a list of the name of one class"),
+        ("llama_7b", dict(architectures=["A", "B"]), "it must be a list with the name of one class"),
         (
             "bert_base_cased",
             dict(architectures=["BertForSequenceClassification"], id2label="a"),
@@ -154,7 +154,7 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ("qwen3_30b_a3b", dict(mlp_only_layers="0"), "mlp_only_layers is '0'"),
         ("qwen3_30b_a3b", dict(layer_types=5), "layer_types is 5"),
         ("qwen3_30b_a3b", dict(layer_types=[["a"]]), "layer_types is"),
-        ("llama_7b", dict(note="path/model.bin"), "note is 'path/model.bin', a field that is not known"),
+        ("llama_7b", dict(note="path/model.bin"), "note is 'path/model.bin'; the field is not known"),
         ("llama_7b", dict(rope_scaling=dict(rope_type=["yarn"], factor=2.0)), "rope_scaling.rope_type is .'yarn'."),
         (
             "llama_7b",
@@ -190,7 +190,11 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
         ("gemma3_1b", dict(rope_parameters=dict(full_attention=3)), "full_attention is 3; it must be an object"),
         ("deepseek_v3", dict(rope_scaling=dict(type="yarn", factor=2.0, mscale_all_dim="x")), "mscale_all_dim is 'x'"),
         ("deepseek_v3", dict(n_group=7), "n_routed_experts 256 is not a multiple of n_group 7"),
-        ("switch_base_8", dict(num_sparse_encoder_layers=99), "num_sparse_encoder_layers .* is more than the layers"),
+        (
+            "switch_base_8",
+            dict(num_sparse_encoder_layers=99),
+            "num_sparse_encoder_layers .* is larger than the number of layers",
+        ),
     ],
 )
 def test_values_that_can_not_be_read_are_refused_by_name(size, change, words, tmp_path):
@@ -200,7 +204,7 @@ def test_values_that_can_not_be_read_are_refused_by_name(size, change, words, tm
 
 
 def test_an_absent_field_is_transformers_default(tmp_path):
-    """An empty config.json of every family gives the model of transformers' empty config class."""
+    """For every family, an empty config.json gives the model of transformers' empty config class."""
     for name in FAMILIES:
         lacking = {"num_experts_per_tok": 2} if name == "deepseek_v2" else {}  # None there: not a model
         given = CONFIG_MAPPING[name](**lacking).to_dict()

@@ -1,4 +1,4 @@
-"""Classes of transformers whose model_type is known and which are built otherwise."""
+"""transformers' classes with a known model_type but another structure."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.model.interop import hub
 
 
 def described(source, path, name):
-    """config.json of a folder with another class, as registry.read_config reads it."""
+    """Reads the config.json of a folder with another class, as registry.read_config does."""
     shutil.copytree(source, path)
     given = json.loads((path / "config.json").read_text()) | {"architectures": name if name is None else [name]}
     (path / "config.json").write_text(json.dumps(given))
@@ -34,7 +34,7 @@ def described(source, path, name):
 )
 def test_a_class_that_is_not_read_is_named(name, known, tmp_path):
     with pytest.raises(
-        CheckpointFolderError, match=rf"architectures is '{name}', a class .*of model_type llama .*{known}"
+        CheckpointFolderError, match=rf"architectures is '{name}', a class .*for model_type llama .*{known}"
     ) as e:
         described(hub.reference("llama")[1], tmp_path / "model", name)
     assert str(e.value).startswith(f"{tmp_path / 'model'}: config.json") and "\n" not in str(e.value)
@@ -48,12 +48,12 @@ def test_the_encoder_of_a_t5_alone(tmp_path):
 
 
 def test_a_head_that_a_family_has_not(tmp_path):
-    with pytest.raises(CheckpointFolderError, match=r"can: OPTForCausalLM, OPTModel, OPTForSequenceClassification$"):
+    with pytest.raises(CheckpointFolderError, match=r"from OPTForCausalLM, OPTModel, OPTForSequenceClassification$"):
         described(hub.reference("opt")[1], tmp_path / "model", "OPTForTokenClassification")
 
 
 def test_what_is_no_name_of_a_class(tmp_path):
-    with pytest.raises(CheckpointFolderError, match=r"architectures is \[3\]; it must be a list of the name"):
+    with pytest.raises(CheckpointFolderError, match=r"architectures is \[3\]; it must be a list with the name"):
         described(hub.reference("llama")[1], tmp_path / "model", 3)
 
 

@@ -1,4 +1,4 @@
-"""Folders and files, read and written, against the safetensors library; every way in which they can be broken."""
+"""Folders and files, read and written, against the safetensors library; all the ways in which they can be broken."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def assert_same(found, tensors):
 
 
 def library(path):
-    """What it finds in a folder; through PyTorch, as it has no 8-bit floats in numpy."""
+    """Returns what the library finds in a folder; through PyTorch, because it has no 8-bit floats for numpy."""
     found = {}
     for file in sorted(path.glob("*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as stream:
@@ -109,7 +109,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "out", {"a": ((3,), np.dtype("float32"))}, {}):
         raise KeyboardInterrupt
     writer = Writer(tmp_path / "out", {"a": ((3,), np.dtype("float32"))}, {})
-    with pytest.raises(ValueError, match=r"1 tensors were announced and not written, e\.g\. a"), writer:
+    with pytest.raises(ValueError, match=r"1 tensors were announced but not written, e\.g\. a"), writer:
         pass
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +203,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     save_file(TENSORS, tmp_path / SINGLE)
     folder = Folder(tmp_path)
     os.truncate(tmp_path / SINGLE, 800)
-    with pytest.raises(CheckpointFolderError, match="was cut off while it was read"):
+    with pytest.raises(CheckpointFolderError, match="was truncated while it was read"):
         [folder.read(name) for name in folder.tensors]
     (tmp_path / SINGLE).unlink()
     with pytest.raises(CheckpointFolderError, match=f"can't read .*{SINGLE}: No such file"):

@@ -1,4 +1,4 @@
-"""The tensors of a folder decide the precision of its model; what config.json says of it does not."""
+"""The tensors of a folder decide the precision of its model; config.json does not."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
 
 
 def converted(path, dtype, said, **others):
-    """The folder of a tiny LLaMA in `dtype`, some tensors in others; config.json says `said`."""
+    """Makes the folder of a tiny LLaMA in `dtype`, with some tensors in others; config.json claims `said`."""
     shutil.copytree(hub.reference("llama")[1], path)
     given = json.loads((path / "config.json").read_text()) | {"torch_dtype": said, "dtype": said}
     (path / "config.json").write_text(json.dumps(given))
@@ -33,7 +33,7 @@ def converted(path, dtype, said, **others):
 
 
 def read(folder):
-    """(words about precision, config, model)."""
+    """Returns (description of the precision, config, model)."""
     name, config = registry.read_config(folder)
     model = registry.read(folder, name, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
     return registry.described_precision(folder, name, config), config, model
@@ -71,7 +71,7 @@ def test_a_buffer_that_is_not_read_does_not_count(tmp_path):
 
 
 def test_a_correction_of_experts_is_float32_in_any_model(tmp_path):
-    """DeepSeek-V3's files have it so among weights in bfloat16, and so does our model."""
+    """DeepSeek-V3's files store it in float32 among bfloat16 weights, and so does our model."""
     path = tmp_path / "model"
     shutil.copytree(hub.reference("deepseek3")[1], path)
     tensors = {

@@ -1,4 +1,4 @@
-"""Quantized folders are refused by the name of their method, whether config.json or the tensors show it."""
+"""Quantized folders are refused with the name of their method, found in config.json or in the tensors."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ WEIGHT = f"{UP}.weight"
 INT8, INT32, BYTES = np.ones((48, 32), np.int8), np.ones((4, 48), np.int32), np.ones((768, 1), np.uint8)
 FP8, SCALE = np.ones((48, 32), ml_dtypes.float8_e4m3fn), np.ones(48, np.float32)
 
-# What each method writes in place of a layer's weight, and what it says in config.json.
+# What each method writes in place of a layer's weight, and its field in config.json.
 GPTQ = {f"{UP}.{name}": INT32 for name in ("qweight", "qzeros", "g_idx")} | {f"{UP}.scales": SCALE}
 NF4 = {WEIGHT: BYTES, f"{WEIGHT}.absmax": SCALE, f"{WEIGHT}.quant_state.bitsandbytes__nf4": np.ones(8, np.uint8)}
 INT8_BNB = {WEIGHT: INT8, f"{UP}.SCB": SCALE, f"{UP}.weight_format": np.array(0, np.uint8)}
@@ -54,7 +54,7 @@ METHODS = {
     "MLX": ({WEIGHT: INT32, f"{UP}.scales": SCALE, f"{UP}.biases": SCALE}, {"group_size": 64, "bits": 4}, "bits 4"),
     "a method of tomorrow": ({WEIGHT: INT8}, {"quant_method": "qx9"}, "quant_method 'qx9'.*before it was quantized"),
 }
-# The same where config.json is silent.
+# The same tensors without a field in config.json.
 SILENT = {
     "gptq": "GPTQ or AWQ",
     "bitsandbytes in 4 bits": r"bitsandbytes, integers of 8 bits",
@@ -69,7 +69,7 @@ SILENT = {
 
 
 def changed(path, tensors, config=(), **files):
-    """The folder of a tiny LLaMA with the weight of one layer in another form."""
+    """Makes the folder of a tiny LLaMA with the weight of one layer in another form."""
     shutil.copytree(hub.reference("llama")[1], path)
     kept = load_file(path / "model.safetensors")
     if tensors:
@@ -114,7 +114,7 @@ def test_older_tools_keep_the_method_in_a_file_of_its_own(tmp_path):
 
 def test_a_config_that_says_so_of_plain_weights_is_refused_with_the_way_out(tmp_path):
     folder = changed(tmp_path / "model", {}, {"quantization_config": {"quant_method": "fp8"}})
-    refused(folder, "though all tensors are floating-point.*take quantization_config out of config.json")
+    refused(folder, "though all tensors are floating-point.*delete quantization_config from config.json")
 
 
 @pytest.mark.parametrize("value", [None, {}])

@@ -1,4 +1,4 @@
-"""Folders that hold no weights that can be read: each is called what it is, with what to do, in one line."""
+"""Folders without readable weights: one line explains what each is and what to do."""
 
 import json
 
@@ -41,7 +41,7 @@ FOLDERS = {
     ),
     "Mistral's format": (
         {"consolidated.safetensors": b"x", "params.json": "{}"},
-        r"Mistral's own format \(consolidated.safetensors\).*use the files of the same model for transformers",
+        r"Mistral's own format \(consolidated.safetensors\).*use the same model's files for transformers",
     ),
     "Meta's format": ({"consolidated.00.pth": b"x", "params.json": "{}"}, r"Meta's own format \(consolidated.00.pth\)"),
     "a pickle": (
@@ -100,16 +100,16 @@ def test_a_model_or_a_file_where_something_else_is_wanted(tmp_path):
     save_file({"a": np.ones(3)}, path / SINGLE)
     with pytest.raises(CheckpointFolderError, match=r"holds a whole model and no adapter .*--from_hf"):
         Folder(path, "adapter_")
-    with pytest.raises(CheckpointFolderError, match=r"model.safetensors is a file; what is read here is a folder"):
+    with pytest.raises(CheckpointFolderError, match=r"model.safetensors is a file; give a folder"):
         Folder(path / SINGLE)
-    with pytest.raises(CheckpointFolderError, match=r"llama.gguf is a GGUF file.*what is read here is a folder"):
+    with pytest.raises(CheckpointFolderError, match=r"llama.gguf is a GGUF file.*give a folder"):
         Folder(path / "llama.gguf")
-    with pytest.raises(CheckpointFolderError, match=r"there is no folder org/name .*has to be downloaded first"):
+    with pytest.raises(CheckpointFolderError, match=r"there is no folder org/name .*must be downloaded first"):
         Folder("org/name")
 
 
 def test_weights_beside_other_forms_of_them_are_read(tmp_path):
-    """Repositories hold the same model in several forms."""
+    """Repositories contain the same model in several formats."""
     others = ("pytorch_model.bin", "tf_model.h5", "consolidated.safetensors", "llama.gguf")
     path = folder(tmp_path / "given", dict.fromkeys(others, b"x"))
     save_file({"a": np.ones(3)}, path / SINGLE)
