@@ -16,7 +16,7 @@ from data.tokens import tokenizer
 from data.tokens.special import EOT
 from launch import convert
 from launch.program.checking import ConfigError
-from launch.run import build, restore
+from launch.run import build, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
@@ -99,7 +99,7 @@ def test_from_a_run(tiny, tmp_path):
     mesh, model, _ = restore.for_inference(Workdir(tmp_path / "first"))
     batch = pipeline.train_pipeline(Workdir(tmp_path / "second").prepared, tuned.batch_size, tuned.seed).next()
     with axes.use_mesh(mesh):
-        evaluated = build.steps(tuned, None)[1](model, build.put(mesh)(batch))
+        evaluated = build.steps(tuned, None, models.objective(tuned))[1](model, build.put(mesh)(batch))
     np.testing.assert_allclose(losses(tmp_path / "second")[1], evaluated.total / evaluated.weight, rtol=1e-5)
     assert Workdir(tmp_path / "second").config.model.num_layers == 2
 
