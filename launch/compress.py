@@ -26,7 +26,7 @@ from model.config import CHOICES
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
 _OUT = flags.DEFINE_string("out", None, "New workdir. Required.", required=True)
 _METHOD = flags.DEFINE_enum("method", None, list(FORMS), "Form of the weights of linear layers. Required.")
-_DOUBLE = flags.DEFINE_bool("double_quantization", None, "nf4: quantize the scales of blocks too (by default).")
+_DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too; by default they are.")
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype",
