@@ -1,12 +1,13 @@
-"""Sizes to measure: python -m launch.benchmark --config=configs/benchmark.py:SIZE. Batches are random, nothing is read.
+"""Sizes to benchmark: python -m launch.benchmark --config=configs/benchmark.py:SIZE. Batches are random; no data is
+read.
 
 small     6 layers x 384, vocabulary 8192, sequence 256, batch 16
-llama     the same of LLaMA's parts
+llama     the same with LLaMA's parts
 gpt2      GPT-2 124M, sequence 256, batch 4
 one_b     a 1B-class decoder, sequence 2048, for one accelerator
 
-SIZE-lora and SIZE-qlora train low-rank adapters (rank 8, of all linear layers of the stack) over a frozen model, in
-4 bits.
+SIZE-lora trains low-rank adapters (rank 8, on all linear layers of the stack) over a frozen model; SIZE-qlora does the
+same over a model in 4 bits.
 """
 
 from ml_collections import ConfigDict

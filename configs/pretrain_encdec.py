@@ -1,4 +1,4 @@
-"""Pre-train an encoder-decoder to put back stretches that were taken out of a text (T5, arXiv:1910.10683).
+"""Pre-train an encoder-decoder with span corruption (T5, arXiv:1910.10683).
 
     python -m launch.train --config=configs/pretrain_encdec.py:t5_v1_1_base --workdir=runs/encdec
 
@@ -15,5 +15,5 @@ def get_config(size: str = "tiny_encdec") -> ConfigDict:
     config = base(size, ENCODER_DECODERS)
     config.data.tokenizer.sentinels = 100
     config.data.corruption = ConfigDict(dict(kind="spans", rate=0.15, mean_length=3.0))
-    config.data.corruption.start_id = config_dict.placeholder(int)  # the decoder's first token; unset: the tokenizer's
+    config.data.corruption.start_id = config_dict.placeholder(int)  # the decoder's first input; unset: the tokenizer's
     return config

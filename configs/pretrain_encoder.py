@@ -1,8 +1,8 @@
-"""Pre-train an encoder to predict hidden tokens (BERT, arXiv:1810.04805, with RoBERTa's new masks each epoch).
+"""Pre-train an encoder with masked language modelling (BERT, arXiv:1810.04805, with RoBERTa's dynamic masks).
 
     python -m launch.train --config=configs/pretrain_encoder.py:bert_base_uncased --workdir=runs/encoder
 
-The argument is a size of configs/sizes/. Whole words are hidden with --config.data.corruption.whole_words=True
+The argument is a size of configs/sizes/. --config.data.corruption.whole_words=True masks whole words.
 """
 
 from ml_collections import ConfigDict

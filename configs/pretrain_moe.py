@@ -1,7 +1,8 @@
 """Pre-train a decoder with sparse experts. The argument is a size of configs/sizes/, such as mixtral_8x7b.
 
-The load of the experts is kept even by a loss (Switch Transformer, arXiv:2101.03961), or by a bias that only chooses
-(DeepSeek-V3, arXiv:2412.19437), beside a smaller loss, where the size has one: see config.optimizer.correction_rate.
+A load-balancing loss (Switch Transformer, arXiv:2101.03961) keeps the load of the experts even. If the size has a
+correction bias, which only affects the choice of experts (DeepSeek-V3, arXiv:2412.19437), it does most of the
+balancing, and the loss is smaller; see config.optimizer.correction_rate.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A few vectors before the text train, and nothing of the model (arXiv:2104.08691).
+"""Prompt tuning: trains a few vectors before the text over a frozen model (arXiv:2104.08691).
 
 python -m launch.train --config=configs/prompt.py --config.init_from=DIR --config.data.path=instructions.json ...
 """

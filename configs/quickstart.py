@@ -1,4 +1,4 @@
-"""The main job at a size for two CPU cores: a LLaMA-style decoder on Python's standard library, in a few minutes."""
+"""Pre-training at a size for two CPU cores: a LLaMA-style decoder on Python's standard library, in a few minutes."""
 
 from ml_collections import ConfigDict
 

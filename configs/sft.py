@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/sft.py --config.init_from=DIR --config.data.path=instructions.json ...
 
-The model is that of config.init_from. configs/lora.py, adapter.py, prompt.py and qlora.py train less of it.
+The model comes from config.init_from. configs/lora.py, adapter.py, prompt.py and qlora.py train fewer parameters over
+it.
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +13,9 @@ from configs.sizes import SIZES
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    """`size`, of configs/sizes/, counts where there is no config.init_from."""
+    """Returns the config; `size`, of configs/sizes/, only matters without config.init_from."""
     config = base(size, SIZES)
-    config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only watched
+    config.data.sources = ()  # text to mix in, such as (("stdlib", 0.2),); with weight 0 it is only evaluated
     config.data.format = "chat"
     config.batch_size = 8
     config.steps = 500

@@ -1,4 +1,4 @@
-"""nanoGPT's small CPU setting at character level, on the text file after the colon; the learning rate is ours.
+"""nanoGPT's small character-level setting for CPUs, on the text file after the colon, with our own learning rate.
 
     python -m launch.train --config=configs/shakespeare_char.py:input.txt --workdir=runs/shakespeare
 

@@ -1,10 +1,10 @@
-"""One text for another: translation, summaries, answers to questions.
+"""Train from an input text to an output text: translation, summaries, answers to questions.
 
     python -m launch.train --config=configs/text2text.py --config.data.path=pairs.jsonl --workdir=runs/text2text
 
-The argument is a size of configs/sizes/, of an encoder-decoder or a decoder; with --config.init_from=DIR architecture
-and parameters are those of that workdir, such as an imported T5. Over such a model it may also be a method of
-configs/parts/methods.py, such as lora, which then trains alone.
+The argument is an encoder-decoder's or a decoder's size from configs/sizes/. With --config.init_from=DIR, architecture
+and parameters come from that workdir, such as an imported T5; then the argument may also be a method of
+configs/parts/methods.py, such as lora, which trains only its own parameters.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A config to begin with: every field with its default, and a model of a size. The experiments change them.
+"""Builds a base config, every field with its default and a model of some size, for experiments to change.
 
 Every field can be set on the command line: --config.optimizer.learning_rate=3e-4
 """
@@ -11,10 +11,15 @@ from configs.sizes import sized
 
 
 def base(argument: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> ConfigDict:
-    """A run of the model that `argument` names: one of `sizes`, and after an @, if there is one, one of MESHES.
+    """Returns the config of a run.
 
     Args:
-      methods: what the argument could have been besides.
+      argument: one of `sizes`, optionally followed by an @ and one of MESHES.
+      sizes: the model fields of each size.
+      methods: names that the experiment also accepts as an argument, for the error message.
+
+    Raises:
+      ValueError: there is no such size or mesh.
     """
     size, *mesh = argument.split("@", 1)
     config = ConfigDict(DEFAULTS | {"model": sized(size, sizes, methods) | DEFAULTS["model"]})

@@ -1,7 +1,8 @@
 """Meshes by name, for after a size: --config=configs/pretrain_decoder.py:llama3_8b@v5p_64
 
-A line is a product of the axes of model/axes.py over as many chips as its name says (2x16: two slices); a mesh of your
-own is one line more. Behind each: what it was planned for (launch.plan). Without a name: --config.mesh.AXIS=SIZE
+Each line gives sizes of the axes in model/axes.py, whose product is the number of chips in the name (2x16: two slices).
+The comment says which model it was planned for (launch.plan). Add a line for your own mesh, or set sizes without a
+name: --config.mesh.AXIS=SIZE
 """
 
 MESHES = {
@@ -20,7 +21,11 @@ MESHES = {
 
 
 def meshed(name: str) -> dict[str, int]:
-    """Sizes of all axes but those of 1, `data` too."""
+    """Returns the axis sizes of a mesh, without axes of size 1 other than `data`.
+
+    Raises:
+      ValueError: there is no mesh of that name.
+    """
     if name not in MESHES:
         raise ValueError(f"unknown mesh {name!r}; configs/parts/meshes.py has {', '.join(MESHES)}")
     return {"data": 1} | MESHES[name]

@@ -1,17 +1,17 @@
-"""What the numbers of a config may be: a line for each field of base.py, and of the blocks that other configs add.
+"""The ranges of a config's numbers: a line for each numeric field of defaults.py, and of blocks that other configs add.
 
-    'int [1, inf)'        a whole number from 1 on
-    'float [0, 1)'        a number from 0 to below 1; nan and inf are never allowed
-    'int -1 or [1, inf)'  or this one value
-    a name with []        the number of each pair of a list, ((pattern, number), ...)
+    'int [1, inf)'        an integer of at least 1
+    'float [0, 1)'        a number of at least 0 and below 1; nan and inf are never allowed
+    'int -1 or [1, inf)'  -1 is allowed too
+    a name with []        the number in each pair of a list, ((pattern, number), ...)
 
-A run with a field outside of its range is refused before it begins (launch/run/ranges.py). Ranges of the other fields
-of `model` stand beside their defaults in model/config.py and model/parts.py. A test fails where a numeric field has
-none.
+A run with a field outside its range is refused before it starts (launch/run/ranges.py). The ranges of the other fields
+of `model` are beside their defaults in model/config.py and model/parts.py. A test fails if a numeric field has no
+range.
 """
 
 RANGES = {
-    "seed": "int [0, 4294967295]",  # jax drops what is beyond 32 bits, and two seeds would be one
+    "seed": "int [0, 4294967295]",  # jax drops bits beyond 32, so two larger seeds could be the same
     "steps": "int [1, 2147483647]",  # counted in 32 bits
     "batch_size": "int [1, inf)",
     "accumulate": "int [1, inf)",
@@ -77,8 +77,8 @@ RANGES = {
     "profile_start": "int [0, inf)",
     "profile_steps": "int [0, inf)",
 }
-# The other fields of a run: names, truths, patterns and paths. A field in neither table is read by nobody, and refused;
-# those of the blocks model, objective and adapt are checked by what reads them.
+# The other fields of a run: names, booleans, patterns and paths. A field in neither table is not read by anything, and
+# is refused. Fields of the blocks model, objective and adapt are checked by the code that reads them.
 OTHERS = (
     "data.sources",
     "data.path",

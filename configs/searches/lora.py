@@ -1,9 +1,9 @@
-"""What a sweep over configs/lora.py varies.
+"""The search space of a sweep over configs/lora.py.
 
     python -m launch.sweep --config=configs/lora.py --search=configs/searches/lora.py --trials=20 --workdir=DIR \\
         --config.init_from=DIR --config.data.path=instructions.json
 
-The kinds of ranges stand in launch/sweeps/search.py; a field that the config lacks is an error.
+launch/sweeps/search.py describes the kinds of ranges; a field that the config lacks is an error.
 """
 
 

@@ -1,7 +1,8 @@
-"""Published sizes: SIZES[name] are the architecture fields of ModelConfig, with the values of the released config.json.
+"""Published sizes: SIZES[name] holds the architecture fields of ModelConfig, with the values of the released
+config.json.
 
-Every field that the family sets is there, so that a flag can override it. Context (`max_length`) is what the release
-says. How a size is trained (dropout, precision, remat) is not here: that is each config's own.
+Every field that the family sets is present, so that a flag can override it. The context length (`max_length`) is that
+of the release. Left out: how a size is trained (dropout, precision, remat), which each config decides.
 """
 
 from configs.sizes import tiny
@@ -19,7 +20,11 @@ SIZES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
 
 def sized(name: str, sizes: dict[str, dict], methods: tuple[str, ...] = ()) -> dict:
-    """The fields of one of `sizes`, for a config whose argument is `name`; it could also be one of `methods`."""
+    """Returns the fields of one of `sizes`; `methods` are other valid arguments, for the error message.
+
+    Raises:
+      ValueError: there is no such size.
+    """
     if name not in sizes:
         more = f"; over config.init_from also: {', '.join(methods)}" if methods else ""
         raise ValueError(f"unknown size {name!r}; configs/sizes/ has {', '.join(sizes)}{more}")

@@ -1,4 +1,4 @@
-"""Decoders with LayerNorm, biases and a plain feed-forward four times as wide: GPT-2, GPT-3, OPT, BLOOM."""
+"""Decoders with LayerNorm, biases and ungated feed-forward layers of four times the width: GPT-2, GPT-3, OPT, BLOOM."""
 
 
 def _decoder(num_layers: int, embed_dim: int, num_heads: int, **fields) -> dict:
@@ -25,8 +25,8 @@ def _decoder(num_layers: int, embed_dim: int, num_heads: int, **fields) -> dict:
 def _gpt(num_layers: int, embed_dim: int, num_heads: int, max_length: int = 1024) -> dict:
     """GPT-2 (Radford et al. 2019, table 2; the four released checkpoints) and GPT-3 (arXiv:2005.14165, table 2.1).
 
-    GPT-3 made every other layer's attention sparse, which changes neither its parameters nor the products with them;
-    it is dense here.
+    In GPT-3 every other layer has sparse attention, which changes neither the parameters nor the products with them;
+    here all attention is dense.
     """
     fields = dict(vocab_size=50257, max_length=max_length, position="learned")
     return _decoder(num_layers, embed_dim, num_heads, **fields)
@@ -60,7 +60,7 @@ SIZES = {
     "gpt2_xl": _gpt(48, 1600, 25),
     "gpt3_175b": _gpt(96, 12288, 96, max_length=2048),
     "opt_125m": _opt(12, 768, 12),
-    # The only one with norms after each sum, and with a table narrower than the layers.
+    # The only one with post-norm layers, and with an embedding table narrower than the layers.
     "opt_350m": _opt(24, 1024, 16, table_dim=512, norm_position="post", final_norm=False),
     "opt_1.3b": _opt(24, 2048, 32),
     "opt_2.7b": _opt(32, 2560, 32),

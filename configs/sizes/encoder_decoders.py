@@ -4,12 +4,12 @@ from configs.sizes.mixtures import experts
 
 
 def _t5(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, head_dim: int = 64, **fields) -> dict:
-    """T5 (arXiv:1910.10683, section 3.7); relative positions, so `max_length` is only what it was trained at."""
+    """T5 (arXiv:1910.10683, section 3.7); positions are relative, so `max_length` is only its training length."""
     return dict(
         architecture="encoder_decoder",
         vocab_size=32_128,
         num_layers=num_layers,
-        encoder_layers=0,  # as many
+        encoder_layers=0,  # as many as num_layers
         embed_dim=embed_dim,
         num_heads=num_heads,
         num_kv_heads=num_heads,
@@ -34,13 +34,13 @@ def _t5(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, head_dim:
 
 
 def t5_v1_1(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
-    """T5 1.1: the gated feed-forward of arXiv:2002.05202, and an output layer of its own."""
+    """T5 1.1: the gated feed-forward layer of arXiv:2002.05202, and an untied output layer."""
     shared: dict = dict(activation="gelu_tanh", gated=True, tied=False, logit_scale=1.0)
     return _t5(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
 
 def _switch(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, count: int) -> dict:
-    """Switch Transformers (arXiv:2101.03961, table 9): every other layer has experts, of which a token goes to one."""
+    """Switch Transformers (arXiv:2101.03961, table 9): every other layer has experts, and each token goes to one."""
     switch = experts(count, 1, mlp_dim, capacity=64)
     return _t5(num_layers, embed_dim, num_heads, mlp_dim, mlp_pattern=("dense", "sparse"), experts=switch)
 

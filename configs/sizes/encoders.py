@@ -34,13 +34,13 @@ def bert(num_layers: int, embed_dim: int, num_heads: int, vocab_size: int = 30_5
 
 
 def _roberta(num_layers: int, embed_dim: int, num_heads: int) -> dict:
-    """RoBERTa (arXiv:1907.11692): BERT with another vocabulary; padding takes the first two rows of positions."""
+    """RoBERTa (arXiv:1907.11692): BERT with another vocabulary; positions start at 2, after two rows for padding."""
     fields = dict(norm_epsilon=1e-5, position_offset=2, token_types=1)
     return bert(num_layers, embed_dim, num_heads, vocab_size=50_265, **fields)
 
 
 def _albert(num_layers: int, embed_dim: int, num_heads: int) -> dict:
-    """ALBERT (arXiv:1909.11942, table 1): one layer for all, and a table of 128 features."""
+    """ALBERT (arXiv:1909.11942, table 1): all layers share their parameters; the embedding table has 128 features."""
     fields = dict(table_dim=128, share_groups=1, share_inner=1, activation="gelu_tanh")
     return bert(num_layers, embed_dim, num_heads, vocab_size=30_000, **fields)
 

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text). Their norms scale by 1 + weight, and the embedding is scaled by the root of its width."""
+"""Gemma 1, 2 and 3 (text). Norms scale by 1 + weight, and embeddings are scaled by the square root of their width."""
 
 from configs.sizes.llama import llama, rope
 
@@ -19,7 +19,7 @@ def _gemma(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv
 
 
 def _gemma2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
-    """Gemma 2 (arXiv:2408.00118, table 1): norms around each part, capped scores, every other layer local."""
+    """Gemma 2 (arXiv:2408.00118, table 1): norms around each sublayer, capped scores, every other layer local."""
     shared = dict(
         norm_position="both",
         attention_pattern=("local", "global"),
@@ -32,9 +32,9 @@ def _gemma2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_k
 
 
 def _gemma3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
-    """Gemma 3 (arXiv:2503.19786, section 2): norms of queries and keys for the caps, five local layers to one global.
+    """Gemma 3 (arXiv:2503.19786, section 2): query and key norms instead of caps, five local layers per global one.
 
-    The vocabulary of 4b and above has room for the tokens of images.
+    The vocabulary of 4b and larger has room for image tokens.
     """
     shared = dict(
         vocab_size=262_208,

@@ -1,15 +1,15 @@
-"""LLaMA 1 to 3.2, and those built like it: Mistral, Qwen2, Qwen3."""
+"""LLaMA 1 to 3.2, and models with the same architecture: Mistral, Qwen2, Qwen3."""
 
 
 def rope(theta: float, scaling: str = "none", factor: float = 1.0, original_length: int = 0) -> dict:
-    """Fields of model.parts.Rope; llama3's other two have the released values as defaults."""
+    """Returns fields of model.parts.Rope; the two other fields of llama3 scaling default to the released values."""
     return dict(theta=theta, scaling=scaling, factor=factor, original_length=original_length)
 
 
 def llama(
     num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, *, num_kv_heads: int = 0, head_dim: int = 0, **fields
 ) -> dict:
-    """What all of them share; num_kv_heads 0: as many as heads; head_dim 0: embed_dim / num_heads."""
+    """Returns the fields that all of them share; num_kv_heads 0: num_heads; head_dim 0: embed_dim / num_heads."""
     return dict(
         architecture="decoder",
         num_layers=num_layers,
@@ -45,7 +45,7 @@ def _llama2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_k
 
 
 def _llama3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, factor: float = 0.0, **fields) -> dict:
-    """Llama 3 (arXiv:2407.21783, table 3); with a factor 3.1 and 3.2, whose rotary angles are rescaled to 128K."""
+    """Llama 3 (arXiv:2407.21783, table 3); with a factor, 3.1 and 3.2, whose rotary angles are rescaled to 128K."""
     shared: dict = dict(num_kv_heads=8, vocab_size=128_256, max_length=8192, norm_epsilon=1e-5, rope=rope(500_000.0))
     shared |= fields
     if factor:

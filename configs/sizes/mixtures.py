@@ -1,4 +1,4 @@
-"""Decoders whose feed-forwards are mixtures of experts: Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3."""
+"""Decoders with mixtures of experts as feed-forward layers: Mixtral, Qwen2-MoE, Qwen3-MoE, DeepSeek-V2 and V3."""
 
 from configs.sizes.llama import llama, rope
 
@@ -6,7 +6,7 @@ _LOG_40 = 3.6888794541139363  # natural logarithm of YaRN's factor, for mscale
 
 
 def experts(count: int, per_token: int, mlp_dim: int, **fields) -> dict:
-    """Fields of model.parts.Experts."""
+    """Returns fields of model.parts.Experts."""
     return dict(
         count=count,
         per_token=per_token,
@@ -33,7 +33,7 @@ def _mixtral(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fi
 
 
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
-    """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1); no layer is dense, so mlp_dim is of none."""
+    """Qwen1.5-MoE and Qwen2-57B-A14B (arXiv:2407.10671, table 1); no layer is dense, so no layer uses mlp_dim."""
     shared: dict = dict(vocab_size=151_936, rope=rope(1_000_000.0), qkv_bias=True, mlp_pattern=("sparse",))
     return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
 
@@ -59,8 +59,8 @@ def _deepseek(
     """DeepSeek-V2 (arXiv:2405.04434, section 3.1.2 and appendix B) and V3 (arXiv:2412.19437, section 4.2).
 
     Args:
-      dense: layers before the first with experts.
-      mscale: of YaRN: scores are multiplied by (0.1 mscale ln 40 + 1)^2.
+      dense: number of dense layers, which come first.
+      mscale: YaRN's factor: attention scores are multiplied by (0.1 mscale ln 40 + 1)^2.
     """
     content, turned = 128, 64
     shared: dict = dict(

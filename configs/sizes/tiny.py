@@ -1,4 +1,4 @@
-"""Models for two CPU cores, one of each kind; not published. A vocabulary of 0 is the tokenizer's."""
+"""One unpublished model of each kind for two CPU cores. A vocab_size of 0 means that of the tokenizer."""
 
 from configs.sizes.encoder_decoders import t5_v1_1
 from configs.sizes.encoders import bert
