@@ -234,9 +234,9 @@ def test_what_has_no_room_is_left_out_and_counted(tmp_path):
 
 
 def test_a_kind_must_bring_what_it_declares(tmp_path):
-    with pytest.raises(DataError, match=r"made:up, line 0: it has 2 segments, and .* declare group_ids and ranks"):
+    with pytest.raises(DataError, match=r"made:up, line 0: it has 2 segments, but .* declare group_ids and ranks"):
         packed(tmp_path, [segment(3, ())] * 2, own=())
-    with pytest.raises(DataError, match=r"brings the channels \[\], and its kind declares \['advantages', "):
+    with pytest.raises(DataError, match=r"has the channels \[\], but its kind declares \['advantages', "):
         packed(tmp_path, segment(3, ()))
     with pytest.raises(DataError, match=r"brings the channels \['advantages'"):
         packed(tmp_path, segment(3), own=())

@@ -224,7 +224,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
             ConfigError,
             "'labels' can learn only from labels, but config.data also has text",
         ),
-        ({"data.augment.mask": 0.1}, DataError, "data.augment.mask hides words, but the tokenizer has no mask token"),
+        ({"data.augment.mask": 0.1}, DataError, "data.augment.mask masks words, but the tokenizer has no mask token"),
     ],
 )
 def test_mistakes(news, data_dir, tmp_path, changes, error, message):

@@ -271,7 +271,7 @@ def test_training_alone_is_augmented_and_restored_exactly(settings, tmp_path):
         assert {int(n) for row in batch["segment_ids"] for n in np.bincount(row)[1:]} <= {23}
     for pipeline in (first, again):
         pipeline.close()
-    with pytest.raises(DataError, match="its augmentation and seed 0 make stream"):
+    with pytest.raises(DataError, match="augmentation and seed 0 is stream"):
         open_(position, None)
 
 

@@ -36,7 +36,7 @@ def test_a_row_depends_on_its_place_and_the_seed_alone(tokenizer, packed, kind):
             {"kind": "masked", "whole_word": True},
             r"Unknown field data.corruption.whole_word: did you mean whole_words\?",
         ),
-        ({"kind": "none", "rate": 0.15}, r"Unknown field data.corruption.rate: there are kind."),
+        ({"kind": "none", "rate": 0.15}, r"Unknown field data.corruption.rate: the fields are kind."),
         ({"kind": "masked", "rate": 1.5}, "rate must be a fraction from 0 to 1, not 1.5"),
         ({"kind": "spans", "rate": 0}, "rate is 0: set data.corruption.kind to 'none'"),
         ({"kind": "masked", "random": "a"}, "random must be a fraction"),
