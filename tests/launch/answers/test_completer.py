@@ -171,9 +171,7 @@ def test_one_batch_is_one_call_of_generate(words):
     found = completed(model, batch, jax.random.key(3))
     options = dict(max_new_tokens=6, settings=drawn, eos_id=words.special.end, vocab_size=words.vocab_size)
     wanted = generate(model, words.prompts(["ab", "c"]), jax.random.key(3), **options)
-    assert [ids.tolist() for ids in found] == [
-        ids[:length].tolist() for ids, length in zip(wanted.tokens, wanted.lengths, strict=True)
-    ]
+    assert found == [ids[:length].tolist() for ids, length in zip(wanted.tokens, wanted.lengths, strict=True)]
     for change in ({"max_new_tokens": 7}, {"settings": settings(1.0)}, {"stop": (5,)}, {"adapter": 0}):
         with_adapter = completer(words, adapters=[config()])
         other = with_adapter.completions([requests[0], dataclasses.replace(requests[1], **change)])
