@@ -1,9 +1,9 @@
-"""The architectures: what stands before and after the Stack.
+"""The architectures: what comes before and after the Stack.
 
-All of them turn tokens into hidden states, and hidden states into an `Output`, from which logits or a loss are made: a
-loss must not hold the logits of a whole batch (train/losses.py).
+All of them map tokens to hidden states, and hidden states to an `Output`, from which logits or a loss are computed. A
+loss uses the `Output`, because the logits of a whole batch would need too much memory (train/losses.py).
 
-Dims: B batch, T length, S length of an encoder's rows, D embed, V vocabulary, C classes.
+Dims: B batch, T length, S source length, D embed, V vocabulary, C classes.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from model.stack.transformer import Stack, concatenated
 
 
 class Source(NamedTuple):
-    """Rows that an encoder reads, int32 [B, S] each."""
+    """The encoder's input, int32 [B, S] each."""
 
     tokens_BS: jax.Array
     segments_BS: jax.Array
@@ -35,12 +35,12 @@ class Source(NamedTuple):
 
 class Hidden(NamedTuple):
     x_BTD: jax.Array  # the hidden states after the last norm, in the compute dtype
-    cache: object = None  # of cached decoding (decode/cache.py)
-    router: RouterStats | None = None  # of sparse layers, their number leading
+    cache: object = None  # cached decoding only (decode/cache.py)
+    router: RouterStats | None = None  # with a leading dim of sparse layers
 
 
 class Decoder(nnx.Module):
-    """A causal language model; or, with another head, scores of classes at every token."""
+    """A causal language model, or, with another head, a classifier of texts or tokens."""
 
     causal, cross = True, False
 
@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
         self.norm = Norm(config, rngs) if config.final_norm else None
         scores = config.head in ("language_model", "masked")
         labels, bias = config.head in ("sequence", "token"), config.head == "token" or not self.causal
-        # OPT's classes, too, are of the stream projected to the width of a narrow table; ALBERT's are not.
+        # OPT also computes classes from the stream projected to its narrow table's width; ALBERT does not.
         narrow = labels and self.causal and config.table_dim != config.embed_dim
         self.unembedding = Unembedding(config, rngs, table=scores) if scores or narrow else None
         width = config.table_dim if narrow else config.embed_dim
@@ -69,17 +69,17 @@ class Decoder(nnx.Module):
         cache=None,
         tap: Tap | None = None,
     ):
-        """Hidden states of each token.
+        """Returns the hidden states of each token.
 
         Args:
           tokens_BT: int32 ids.
-          segments_BT: int32 document of each token in its row, 0 for padding; absent: one document a row.
+          segments_BT: int32 document number of each token in its row, 0 for padding; None: one document per row.
           positions_BT: int32 position of each token in its document.
-          types_BT: int32 token types (BERT: first or second sentence); absent: 0. A model with one type alone
-            (RoBERTa), or none, takes no notice of them.
+          types_BT: int32 token types (BERT: first or second sentence); None: 0. Models with one type (RoBERTa) or none
+            ignore them.
           key: random key for dropout; None (evaluation): no dropout.
-          mask, cache: of cached decoding (decode/generate.py).
-          tap: of `tapped`.
+          mask, cache: for cached decoding (decode/generate.py).
+          tap: set by `tapped`.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT, keys[0], mask)
@@ -89,16 +89,16 @@ class Decoder(nnx.Module):
     def tapped(
         self, tokens_BT, segments_BT=None, positions_BT=None, *, hidden=(), attention=(), **others
     ) -> tuple[Hidden, Tapped]:
-        """What a call returns, and what happened inside, of chosen layers.
+        """Returns the result of a call, and hidden states and attention probabilities of chosen layers.
 
         Args:
-          hidden: numbers of states of the residual stream: 0 enters the first layer, n leaves the n-th one, the last
-            one after the last norm (transformers' hidden_states); negative ones count from the back.
-          attention: numbers of layers, from 0 or from the back: their attention probabilities.
-          The others are those of a call.
+          hidden: which states of the residual stream: 0 enters the first layer, n leaves the n-th one, and the last one
+            is taken after the final norm (like transformers' hidden_states). Negative numbers count from the end.
+          attention: layers whose attention probabilities to return, from 0 or from the end.
+          others: as in a call.
 
         Raises:
-          ValueError: a number that there is not, a mesh with stages, or a cache.
+          ValueError: a number is out of range, the mesh has stages, or a cache is given.
         """
         tap = Tap(self.stack.depth, hidden=hidden, attention=attention)
         found = self(tokens_BT, segments_BT, positions_BT, tap=tap, **others)
@@ -113,22 +113,38 @@ class Decoder(nnx.Module):
         return self.inputs(tokens_BT, positions_BT, types_BT, key), context(self.config, mask, positions_BT)
 
     def output(self, x_BTD) -> Output:
-        """What a loss or `logits` reads: from hidden states to scores of every token."""
+        """Returns the `Output` for hidden states [B, T, D], from which a loss or logits are computed.
+
+        Raises:
+          ValueError: the model's head scores no tokens.
+        """
+        if self.unembedding is None:
+            raise ValueError(f"the model has no output layer; its head is {self.config.head}")
         return self.unembedding(x_BTD, self.inputs.tokens.table)
 
     def classes(self, x_BTD) -> jax.Array:
-        """Scores of classes at every token, [B, T, C], computed in float32 (heads 'sequence', 'token'). Those of a
-        whole text are a decoder's at its last token, an encoder's at its first one, as in transformers."""
+        """Returns class scores at every token, float32 [B, T, C] (heads 'sequence', 'token').
+
+        As in transformers, a decoder's scores of a whole text are those at its last token, an encoder's those at its
+        first one.
+
+        Raises:
+          ValueError: the model's head scores no classes.
+        """
+        if self.classifier is None:
+            raise ValueError(f"the model has no classifier; its head is {self.config.head}")
         x_BTD = x_BTD.astype(jnp.float32)
-        return self.classifier(x_BTD if self.unembedding is None else self.unembedding.project(x_BTD))
+        if self.unembedding is not None and self.unembedding.project is not None:
+            x_BTD = self.unembedding.project(x_BTD)
+        return self.classifier(x_BTD)
 
     def logits(self, tokens_BT, segments_BT=None, positions_BT=None, **others) -> jax.Array:
-        """Scores of every token, [B, T, V] in float32; arguments as those of a call."""
+        """Returns the logits of every token, float32 [B, T, V]; arguments as in a call."""
         return self.output(self(tokens_BT, segments_BT, positions_BT, **others).x_BTD).logits()
 
 
 class Encoder(Decoder):
-    """Every token sees every other of its document: masked tokens, classes, or one vector for a text."""
+    """A bidirectional model for masked tokens, classes, or one vector per text."""
 
     causal = False
 
@@ -138,19 +154,26 @@ class Encoder(Decoder):
         self.pooler = Linear(config, rngs, d, d, bias=True) if pooled else None
 
     def pooled(self, x_BTD) -> jax.Array:
-        """[B, T, D]: each token through the pooler; that of a text's first token is its vector (BERT, its released
-        code). Packed texts begin anywhere in a row, so it is computed for all."""
+        """Returns pooled states [B, T, D]; the one at a text's first token is the text's vector (BERT's released code).
+
+        It pools every token, because packed texts start anywhere in a row.
+
+        Raises:
+          ValueError: the model's head has no pooler.
+        """
+        if self.pooler is None:
+            raise ValueError(f"the model has no pooler; its head is {self.config.head}")
         return jnp.tanh(self.pooler(x_BTD))
 
     def classes(self, x_BTD) -> jax.Array:
-        """As in Decoder."""
+        """Returns class scores at every token, as in Decoder, from pooled states if there is a pooler."""
         return super().classes(x_BTD if self.pooler is None else self.pooled(x_BTD))
 
 
 class EncoderDecoder(Decoder):
-    """A decoder that also attends to what an encoder, a stack of its own, made of a source (arXiv:1706.03762).
+    """A decoder that also attends to the output of an encoder, which is a separate stack (arXiv:1706.03762).
 
-    Both read the same embedding table (T5, arXiv:1910.10683).
+    Both share the embedding table (T5, arXiv:1910.10683).
     """
 
     cross = True
@@ -167,26 +190,32 @@ class EncoderDecoder(Decoder):
         segments_BT=None,
         positions_BT=None,
         *,
-        source: Source | None = None,
-        memory: Memory | None = None,
+        types_BT=None,
         key=None,
         mask=None,
         cache=None,
         tap: Tap | None = None,
+        source: Source | None = None,
+        memory: Memory | None = None,
         encoder_tap: Tap | None = None,
     ):
-        """Hidden states of the decoder's tokens.
+        """Returns the hidden states of the decoder's tokens.
 
         Args:
-          source: what the encoder reads; a token sees that part of it which has its own segment number.
-          memory: in its place, what `encode` made of it before.
-          The others are as in Decoder.
+          source: the encoder's input; a token attends to the source tokens with its own segment number.
+          memory: the result of `encode` or `remember`, instead of `source`.
+          others: as in Decoder.
+
+        Raises:
+          ValueError: neither source nor memory is given.
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         encoded = None
         if memory is None:
+            if source is None:
+                raise ValueError("an encoder-decoder needs a source to read, or the memory that `encode` made of one")
             memory, encoded = self.encode(source, keys[2:], encoder_tap)
-        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, key=keys[0], mask=mask)
+        x_BTD, context = self._enter(tokens_BT, segments_BT, positions_BT, types_BT, keys[0], mask)
         x_BTD, cache, router = self.stack(x_BTD, context._replace(memory=memory, tap=tap), keys[1], cache)
         routers = [part for part in (encoded, router) if part is not None]
         return Hidden(_normed(self.norm, x_BTD, tap), cache, concatenated(routers))
@@ -197,34 +226,35 @@ class EncoderDecoder(Decoder):
         segments_BT=None,
         positions_BT=None,
         *,
-        source: Source,
         hidden=(),
         attention=(),
+        source: Source | None = None,
         cross=(),
         encoder_hidden=(),
         encoder_attention=(),
         **others,
     ) -> tuple[Hidden, Tapped]:
-        """As in Decoder.
+        """Returns the result of a call and what Decoder.tapped does, also for cross-attention and the encoder.
 
         Args:
-          cross: layers of the decoder: their attention to the source.
-          encoder_hidden, encoder_attention: of the encoder what `hidden` and `attention` are of the decoder.
+          cross: decoder layers whose attention to the source to return.
+          encoder_hidden, encoder_attention: like `hidden` and `attention`, for the encoder.
+          others: as in Decoder.
         """
         tap = Tap(self.stack.depth, hidden=hidden, attention=attention, cross=cross)
         encoder = Tap(self.encoder.depth, hidden=encoder_hidden, attention=encoder_attention)
-        taps = dict(tap=tap, encoder_tap=encoder)
-        found = self(tokens_BT, segments_BT, positions_BT, source=source, **taps, **others)
+        found = self(tokens_BT, segments_BT, positions_BT, source=source, tap=tap, encoder_tap=encoder, **others)
         of_encoder = (encoder.result(kind) for kind in ("hidden", "attention"))
         return found, Tapped(*map(tap.result, KINDS), *of_encoder)
 
     def encode(self, source: Source, keys=(None, None), tap: Tap | None = None) -> tuple[Memory, RouterStats | None]:
+        """Runs the encoder; returns its memory and router statistics. `keys`: random keys of its inputs and layers."""
         x_BSD, context = self._enter(*source, key=keys[0])
         x_BSD, _, router = self.encoder(x_BSD, context._replace(tap=tap), keys[1])
         return Memory(_normed(self.encoder_norm, x_BSD, tap), *source[1:]), router
 
     def remember(self, source: Source) -> Memory:
-        """What cached decoding reads: the memory with the keys and values that each layer makes of it."""
+        """Returns the memory for cached decoding, with the cross-attention keys and values of each layer."""
         memory, _ = self.encode(source)
         return memory._replace(keys=tuple(layer.cross.keys(memory.x_BSD, None) for layer in self.stack.layers()))
 
@@ -237,7 +267,7 @@ def _normed(norm: Norm | None, x_BTD, tap: Tap | None):
 
 
 def context(config: ModelConfig, mask: masks.Mask, positions_BT) -> Context:
-    """What the layers of a stack share."""
+    """Returns the context that all layers of a stack share."""
     turned = config.latent.rope_dim if config.latent else config.head_dim
     turns = {
         kind: rotation(positions_BT, turned, config.rope, local=kind == "local")
@@ -249,7 +279,7 @@ def context(config: ModelConfig, mask: masks.Mask, positions_BT) -> Context:
 
 
 def make(config: ModelConfig, rngs: nnx.Rngs):
-    """The model of a config."""
+    """Makes the model of a config."""
     return _ARCHITECTURES[config.architecture](config, rngs)
 
 

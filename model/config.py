@@ -120,7 +120,7 @@ class ModelConfig:
     # What a layer saves for the backward pass: everything (none), outputs of matmuls with weights (dots), or only its
     # input (full).
     remat: str = "none"
-    scan_unroll: int = 0  # layers per scan iteration; 0: all on a CPU, where loops are slow, and 1 elsewhere
+    scan_unroll: int = 0  # pattern repeats per scan iteration; 0: all on a CPU, where loops are slow, and 1 elsewhere
     # For layers split over the mesh axis `stage` (stack/pipeline.py): micro-batches that start on each stage (0: up to
     # 4), and groups of layers per stage (2 or more select the circular schedule).
     pipeline_slots: int = 0

@@ -1,14 +1,14 @@
-"""Softmax attention, by platform.
+"""Softmax attention, with a kernel for each platform.
 
-    xla      one piece: any queries against any keys
-    splash   a kernel of TPUs, and their choice: rows to themselves, without biases, whose parts of the length are
-             multiples of 128
-    cudnn    a kernel of GPUs, and their choice: as splash, in bfloat16, without a cap, heads of up to 128 features
-    blocked  queries in blocks of 128 that skip the keys after them: a quarter less work at 256 tokens, towards half
-             at long lengths. The choice for training on a CPU, where nothing fuses the two products.
+    xla      one einsum: any queries against any keys
+    splash   a kernel for TPUs, their default: self-attention without biases, if each device's length is a multiple of
+             128
+    cudnn    a kernel for GPUs, their default: as splash, in bfloat16, without a soft cap, head_dim up to 128
+    blocked  blocks of 128 queries, each without the keys after it: a quarter less work at 256 tokens, approaching half
+             at long lengths. The default for training on a CPU, where nothing fuses the two matmuls.
 
-Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, H head_dim (of values it may
-be another one, and is then that of the result).
+Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, H head_dim (values and the result may
+have another one).
 """
 
 import functools
@@ -25,29 +25,29 @@ from model.attention.ring import ring
 from model.platforms import table
 
 BLOCK = 128
-# Finite: a row with nothing to see must give numbers, not NaN.
+# Finite: a row without any visible key must give numbers instead of NaN.
 MASKED = -1e30
 
 
 class Rule(NamedTuple):
-    """What is known of a layer's attention before it runs."""
+    """The properties of a layer's attention that are known before it runs."""
 
     causal: bool = True
-    window: int = 0  # positions seen; 0: all
-    scale: float = 1.0  # of queries times keys
+    window: int = 0  # visible positions; 0: all
+    scale: float = 1.0  # multiplies query-key products
     softcap: float = 0.0  # 0: none
     alibi: bool = False
-    implementation: str = "auto"  # by platform, or one of the above; xla where that one can't be
-    context: str = "gather"  # where rows are split along their length: 'gather' all keys and values, or a 'ring'
+    implementation: str = "auto"  # auto: by platform; otherwise one of the above, or xla where it is not supported
+    context: str = "gather"  # if the length is split: 'gather' all keys and values, or pass them around a 'ring'
 
 
 def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bias=None) -> jax.Array:
-    """softmax(scale q k^T + bias) v under `mask`; scores and softmax in float32, the result in the dtype of q.
+    """Returns softmax(scale q k^T + bias) v under `mask`, in q's dtype; scores and softmax are float32.
 
     Args:
-      v_BSKH: None: the keys are the values too.
+      v_BSKH: None: the keys are also the values.
       aligned: queries and keys are the same rows in the same order, so a causal query never needs a later key.
-      bias: added to the scores, [B, K, G, T, S] in float32, or None.
+      bias: added to the scores, float32 [B, K, G, T, S], or None.
     """
     implementation = rule.implementation
     if implementation == "auto":
@@ -71,14 +71,14 @@ def attend(q_BTKGH, k_BSKH, v_BSKH, mask: Mask, rule: Rule, *, aligned: bool, bi
     scores = _scores(rule, q_BTKGH, k_BSKH, mask, everything, everything, bias)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(q_BTKGH.dtype)
     if v_BSKH is None:
-        # With its dims in this order the product reads a cache that lies as keys do: in the other one, XLA's CPU
-        # compiler transposes it at each token.
+        # In this order of dims, the product reads the cache in its own layout. In the other order, XLA's CPU compiler
+        # would transpose the cache for each token.
         return jnp.moveaxis(jnp.einsum("BKGTS,BSKH->BKGTH", probabilities, k_BSKH), 3, 1)
     return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v_BSKH)
 
 
 def probabilities(q_BTKGH, k_BSKH, mask: Mask, rule: Rule, bias=None) -> jax.Array:
-    """float32 [B, N, T, S], N = K G: the softmax that `attend` multiplies values with, whole."""
+    """Returns `attend`'s whole softmax, float32 [B, N, T, S] with N = K G."""
     k_BSKH, everything = axes.place(k_BSKH, "batch", None, "kv_heads", None), slice(None)
     found_BKGTS = jax.nn.softmax(_scores(rule, q_BTKGH * rule.scale, k_BSKH, mask, everything, everything, bias))
     b, k, g, t, s = found_BKGTS.shape
@@ -100,7 +100,7 @@ def _scores(rule, q_BTKGH, k_BSKH, mask: Mask, queries: slice, keys: slice, bias
 
 
 def _pieces(rule: Rule, length: int):
-    """(queries, keys) of each block: without the keys that none of the block's queries sees."""
+    """Yields (queries, keys) of each block, without keys that none of the block's queries sees."""
     for start in range(0, length, BLOCK):
         first = max(0, start - rule.window + 1) if rule.window else 0
         last = min(start + BLOCK, length) if rule.causal else length
@@ -115,7 +115,7 @@ def _blocked(rule, q_BTKGH, k_BSKH, v_BSKH, mask):
 
 
 def _blocked_forward(rule, q_BTKGH, k_BSKH, v_BSKH, mask):
-    """Keeps exp(scores - max) for the gradient and divides the small result by its sum, not the large scores."""
+    """Saves exp(scores - max) for the backward pass; divides the small result by its sum, not the large scores."""
     results, kept = [], []
     for queries, keys in _pieces(rule, q_BTKGH.shape[1]):
         scores = _scores(rule, q_BTKGH[:, queries], k_BSKH[:, keys], mask, queries, keys)

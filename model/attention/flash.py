@@ -1,8 +1,8 @@
-"""Attention by kernels that never write the scores: splash on TPUs, cuDNN on GPUs. Each device runs one on its rows and
-heads, against all keys of its rows.
+"""Attention kernels that never store the scores: splash on TPUs, cuDNN on GPUs.
 
-Splash computes who sees whom from the order of tokens, so keys are put in theirs, and queries lie in zigzag order
-where the length is split over `context` (axes.zigzag). cuDNN is given the mask, which packed documents need.
+Each device runs a kernel on its own rows and heads, against all keys of its rows. Splash derives the causal mask from
+the order of tokens, so keys are put back in order, and queries are in zigzag order if the length is split over
+`context` (axes.zigzag). cuDNN takes an explicit mask, because packed documents need one.
 
 Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, N = K G heads, H head_dim.
 """
@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from model import axes
 from model.attention.masks import Mask
 
-LANES = 128  # of a TPU's vector registers: lengths and features of values are multiples of it
+LANES = 128  # of a TPU's vector registers: the length and features of values must be multiples of it
 _BLOCK = 512
 
 
@@ -27,9 +27,9 @@ def splash_fits(length: int) -> bool:
 
 
 def splash(rule, q_BTKGH, k_BSKH, v_BSKH, mask: Mask) -> jax.Array:
-    """softmax(q k) v of rows to themselves; q is scaled, `mask` knows the documents. On a CPU it is interpreted."""
+    """Returns softmax(q k) v of self-attention; q is already scaled, `mask` has the segments. Interpreted on a CPU."""
     length, shards = q_BTKGH.shape[1], axes.size("context")
-    everything = not (rule.causal or rule.window)  # every device's queries then see alike
+    everything = not (rule.causal or rule.window)  # then all devices use the same mask
     heads = q_BTKGH.shape[2] * q_BTKGH.shape[3] // axes.size("tensor")
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([_order(rule, length, shards)] * heads),
@@ -52,7 +52,7 @@ def splash(rule, q_BTKGH, k_BSKH, v_BSKH, mask: Mask) -> jax.Array:
     places = None
     if axes.has_mesh():
         over = PartitionSpec(None, "context" if shards > 1 and not everything else None)
-        # On a mesh of its own: that of a pipeline, with a manual axis, can't be asked for shapes.
+        # A separate mesh: the pipeline's, with its manual axis, can't be asked for shapes.
         places = kernel.manual_sharding_spec(NamedSharding(AbstractMesh((shards,), ("context",)), over))
         kernel = jax.tree.map(jax.sharding.reshard, kernel, places)
     segments = (mask.q_segments_BT, mask.kv_segments_BS)
@@ -71,7 +71,7 @@ def cudnn_fits(rule, q_BTKGH, v_BSKH) -> bool:
 
 
 def cudnn(rule, q_BTKGH, k_BSKH, v_BSKH, mask: Mask) -> jax.Array:
-    """softmax(q k) v; q is scaled."""
+    """Returns softmax(q k) v; q is already scaled."""
 
     def local(_, q_BTKGH, k_BSKH, v_BSKH, *ids):
         visible_BTS = Mask(*ids).block(slice(None), slice(None), rule.causal, rule.window)
@@ -86,10 +86,11 @@ def cudnn(rule, q_BTKGH, k_BSKH, v_BSKH, mask: Mask) -> jax.Array:
 
 
 def _on_each_device(local, kernel, places, q_BTKGH, k_BSKH, v_BSKH, *ids):
-    """
+    """Runs `local` on each device's rows and heads.
+
     Args:
-      places: of the kernel's arrays.
-      ids: of queries, then as many of keys.
+      places: shardings of the kernel's arrays.
+      ids: segments and positions of queries, then the same number of arrays for keys.
     """
     if not axes.has_mesh():
         return local(kernel, q_BTKGH, k_BSKH, v_BSKH, *ids)
@@ -104,13 +105,14 @@ def _on_each_device(local, kernel, places, q_BTKGH, k_BSKH, v_BSKH, *ids):
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         in_specs=(places, *specs),
         out_specs=queries,
-        check_vma=False,  # kernels don't say where their results vary
+        check_vma=False,  # kernels don't declare over which axes their results vary
     )(kernel, *arrays)
 
 
 def _order(rule, length: int, shards: int):
-    """Who sees whom by place in the row; documents come on top."""
+    """Returns splash's mask by position in the row; segments come in addition."""
     shape = (length, length)
+    mask: splash_attention_mask.LocalMask | splash_attention_mask.CausalMask
     if rule.window:
         mask = splash_attention_mask.LocalMask(shape, (rule.window - 1, 0 if rule.causal else rule.window - 1), 0)
     elif rule.causal:
@@ -123,7 +125,7 @@ def _order(rule, length: int, shards: int):
 
 
 def _in_order(x_BS, shards: int):
-    """Keys of a whole row, from zigzag order."""
+    """Restores the order of a whole row's keys from zigzag order."""
     if shards == 1:
         return x_BS
     parts = x_BS.reshape(x_BS.shape[0], shards, 2, -1, *x_BS.shape[2:])

@@ -1,11 +1,11 @@
-"""Grouped-query attention (arXiv:2305.13245), of a sequence to itself or to an encoder's.
+"""Grouped-query attention (arXiv:2305.13245): self-attention, or cross-attention to an encoder's output.
 
-Weights keep their head dims apart (no reshapes), so that they split over `tensor` by whole key/value heads.
+Weights have separate head dims (no reshapes), so that `tensor` splits them by whole key/value heads.
 Dims: B batch, T length, S length of the memory, D embed, K key/value heads, G queries per key/value head, H head_dim.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +24,39 @@ KEYS = ("batch", "length", "kv_heads", "head_dim")
 
 
 class Memory(NamedTuple):
-    """What an encoder made of its rows."""
+    """An encoder's output."""
 
     x_BSD: jax.Array  # in the compute dtype
     segments_BS: jax.Array  # int32
     positions_BS: jax.Array  # int32
-    keys: tuple | None = None  # keys and values of each layer, for cached decoding; None: each layer makes its own
+    keys: tuple | None = None  # each layer's keys and values, for cached decoding; None: layers compute them
 
 
 class Context(NamedTuple):
-    """What every layer is told beside the residual stream."""
+    """What every layer gets besides the residual stream."""
 
     mask: Mask
-    turns: dict[str, Rotation | None]  # by kind of attention
-    bias: jax.Array | None = None  # added to all layers' scores, [B, K, G, T, S] in float32
+    turns: dict[str, Rotation | None]  # rotary angles by kind of attention ('global', 'local')
+    bias: jax.Array | None = None  # added to the scores of all layers, float32 [B, K, G, T, S]
     memory: Memory | None = None
-    # Of a stack, what is wanted of its layers (taps.Tap); of a layer, its record, whose places it fills. None: nothing.
-    tap: object = None
+    # In a stack, the taps.Tap that requests results of its layers; in a layer, the dict of results that it fills.
+    tap: Any = None
 
 
 class Attention(nnx.Module):
-    """
+    """Grouped-query attention, with its projections.
+
     Args:
-      kind: 'global' or 'local' (a window).
-      causal: a query sees no later key.
-      cross: keys and values are of the memory.
+      kind: 'global' or 'local' (sliding window).
+      causal: queries see no later keys.
+      cross: keys and values come from the memory.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kind: str, *, causal: bool, cross: bool = False):
         d, h, k = config.embed_dim, config.head_dim, config.num_kv_heads
         g, dtype = config.num_heads // k, jnp.dtype(config.param_dtype)
         init, zeros = nnx.initializers.normal(config.init_std), nnx.initializers.zeros
-        # Scores begin as small as with the usual scale, whichever it is (T5's is 1, its queries' are smaller instead).
+        # Initial scores have the usual size for any scale (T5's scale is 1, and its initial queries are smaller).
         query_init = nnx.initializers.normal(config.init_std * h**-0.5 / config.attention_scale)
         self.kind, self.cross, self.interleaved = kind, cross, config.rope.interleaved
         self.rule = Rule(
@@ -91,6 +92,7 @@ class Attention(nnx.Module):
             q_BTKGH = rotate(q_BTKGH, turn, self.interleaved)
         if self.cross:
             memory, bias = context.memory, None
+            assert memory is not None  # EncoderDecoder always sets one
             mask = context.mask.onto(memory.segments_BS, memory.positions_BS)
             k_BSKH, v_BSKH = self.keys(memory.x_BSD, None) if memory.keys is None else memory.keys[layer]
         else:
@@ -106,7 +108,7 @@ class Attention(nnx.Module):
         return add_bias(einsum("BTKGH,KGHD->BTD", y_BTKGH, self.out, RESIDUAL), self.out_bias), cache
 
     def keys(self, x_BTD, turn: Rotation | None):
-        """Keys and values, [B, T, K, H] each."""
+        """Returns keys and values, [B, T, K, H] each."""
         k_BTKH = add_bias(einsum("BTD,DKH->BTKH", x_BTD, self.key, KEYS), self.key_bias)
         v_BTKH = add_bias(einsum("BTD,DKH->BTKH", x_BTD, self.value, KEYS), self.value_bias)
         if self.key_norm is not None:

@@ -1,15 +1,15 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): keys and values from one narrow vector a
-token, which is all that a cache keeps.
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-A head's scores are the sum of two products: of features that know no position, made from the latents of query and key,
-and of rotary ones, whose key is shared by all heads. There are two ways to the same result:
+Keys and values come from one narrow latent vector per token, and a cache stores only that. A head's scores are the sum
+of two products: one of content features without position, computed from the latents of query and key, and one of rotary
+features, whose key all heads share. There are two ways to compute the same result:
 
-    expanded  make each head's keys and values from the latents, then attend as always: training and long prefills
-    absorbed  take the queries to where the latents are (q_content key_up), let all heads attend to the latents as to
-              one shared key and value, and make values of what they found: a step of decoding, which so never makes
-              the keys and values of all tokens before it
+    expanded  compute each head's keys and values from the latents, then attend as usual: for training and long prefills
+    absorbed  project the queries into the latent space (q_content key_up), let all heads attend to the latents as one
+              shared key and value, and project the result to values: for decoding steps, which then never compute the
+              keys and values of all earlier tokens
 
-Dims: B batch, T length, S slots of a cache, D embed, K heads, G = 1 (attend.py's queries of a key/value head), Q latent
+Dims: B batch, T length, S slots of a cache, D embed, K heads, G = 1 (attend.py's queries per key/value head), Q latent
 of queries, R latent of keys and values, C content features, P rotary features, H = C + P, V value features.
 """
 
@@ -29,22 +29,23 @@ from model.parts import Latent
 from model.roles import Role
 from model.weights import einsum, param
 
-# Of the norms of latents, whatever the config's is (DeepSeek's released code).
+# Epsilon of the latents' norms, whatever the config's is (DeepSeek's released code).
 _EPSILON = 1e-6
-# The heads stand where attend.py has the queries that share a key.
+# The heads are in attend.py's dim of queries that share a key.
 _ABSORBED = ("batch", "length", "group", "kv_heads", "features")
 
 
 class LatentAttention(nnx.Module):
-    """In place of an Attention, to the sequence itself.
+    """Latent self-attention, in place of grouped.Attention.
 
     Args:
-      kind: 'global' or 'local' (a window).
-      causal: a query sees no later key.
+      kind: 'global' or 'local' (sliding window).
+      causal: queries see no later keys.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kind: str, *, causal: bool):
         d, k, h = config.embed_dim, config.num_heads, config.head_dim
+        assert config.latent is not None  # transformer.py chooses this class by it
         self.latent = latent = config.latent
         q, r, v = latent.query_rank, latent.kv_rank, latent.value_dim
         init, dtype = nnx.initializers.normal(config.init_std), jnp.dtype(config.param_dtype)
@@ -68,7 +69,7 @@ class LatentAttention(nnx.Module):
         self.query_up = matrix((q, k, 1, h), ("latent", *heads), ("latent",)) if q else None
         self.latent_down = matrix((d, r + latent.rope_dim), ("embed", "features"), ("embed",))
         self.latent_norm = norm(r)
-        # Heads first: in both ways they are read as they lie.
+        # Heads first: both ways of computing read these weights in their own layout.
         up = ("kv_heads", "head_dim", "latent")
         self.key_up = matrix((k, latent.content_dim, r), up, ("latent",))
         self.value_up = matrix((k, v, r), up, ("latent",))
@@ -77,6 +78,7 @@ class LatentAttention(nnx.Module):
     def __call__(self, x_BTD, context: Context, cache=None, layer=None):
         """Returns the layer's output [B, T, D] and the cache (decode/cache.py) with this layer's latents."""
         turn, c = context.turns[self.kind], self.latent.content_dim
+        assert turn is not None  # ModelConfig refuses other positions than rotary
         q_BTKGH = self.queries(x_BTD)
         q_BTKGC, q_BTKGP = q_BTKGH[..., :c], rotate(q_BTKGH[..., c:], turn, self.interleaved)
         latent_BSR, k_BSP = self.latents(x_BTD, turn)
@@ -84,7 +86,7 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             cache, both_BSF = cache.extend_latent(layer, jnp.concatenate([latent_BSR, k_BSP], axis=-1))
             latent_BSR, k_BSP = both_BSF[..., : self.latent.kv_rank], both_BSF[..., self.latent.kv_rank :]
-        if cache is None or expanding_is_less(self.latent, x_BTD.shape[1], both_BSF.shape[1]):
+        if both_BSF is None or expanding_is_less(self.latent, x_BTD.shape[1], both_BSF.shape[1]):
             q_BTKGH = jnp.concatenate([q_BTKGC, q_BTKGP], axis=-1)
             k_BSKH, v_BSKV = self.expand(latent_BSR, k_BSP)
             if context.tap and "attention" in context.tap:
@@ -95,20 +97,21 @@ class LatentAttention(nnx.Module):
         return einsum("BTKGV,KGVD->BTD", y_BTKGV, self.out, RESIDUAL), cache
 
     def queries(self, x_BTD) -> jax.Array:
-        """[B, T, K, G, H], not yet turned."""
+        """Returns queries [B, T, K, G, H], before rotation."""
         if self.query is not None:
             return einsum("BTD,DKGH->BTKGH", x_BTD, self.query, QUERIES)
+        assert self.query_norm is not None and self.query_down is not None and self.query_up is not None
         latent_BTQ = self.query_norm(einsum("BTD,DQ->BTQ", x_BTD, self.query_down, HIDDEN))
         return einsum("BTQ,QKGH->BTKGH", latent_BTQ, self.query_up, QUERIES)
 
     def latents(self, x_BTD, turn: Rotation) -> tuple[jax.Array, jax.Array]:
-        """What a token leaves for later ones: its latent [B, T, R] and the rotary key of all heads [B, T, P]."""
+        """Returns what later tokens need of each token: its latent [B, T, R] and its rotary key [B, T, P]."""
         down_BTF = einsum("BTD,DF->BTF", x_BTD, self.latent_down, HIDDEN)
         latent_BTR, k_BTP = down_BTF[..., : self.latent.kv_rank], down_BTF[..., self.latent.kv_rank :]
         return self.latent_norm(latent_BTR), rotate(k_BTP, turn, self.interleaved)
 
     def expand(self, latent_BSR, k_BSP) -> tuple[jax.Array, jax.Array]:
-        """Every head's keys [B, S, K, H] and values [B, S, K, V]."""
+        """Returns every head's keys [B, S, K, H] and values [B, S, K, V]."""
         k_BSKC = einsum("BSR,KCR->BSKC", latent_BSR, self.key_up, KEYS)
         v_BSKV = einsum("BSR,KVR->BSKV", latent_BSR, self.value_up, KEYS)
         shape = (*k_BSKC.shape[:3], k_BSP.shape[-1])
@@ -118,14 +121,14 @@ class LatentAttention(nnx.Module):
     def _absorbed(self, q_BTKGC, q_BTKGP, both_BSF, mask) -> jax.Array:
         q_BTGKR = einsum("BTKGC,KCR->BTGKR", q_BTKGC, self.key_up, _ABSORBED)
         q_BTGKF = jnp.concatenate([q_BTGKR, jnp.swapaxes(q_BTKGP, 2, 3)], axis=-1)
-        # The rotary features are carried through the second product and dropped: to cut them off the cache beforehand
-        # would copy all of it at each token.
+        # The second product includes the rotary features, and the result drops them: slicing them off the cache first
+        # would copy all of it for each token.
         y_BTGKF = attend(q_BTGKF, both_BSF[:, :, None], None, mask, self.rule, aligned=False)
         return einsum("BTGKR,KVR->BTKGV", y_BTGKF[..., : self.latent.kv_rank], self.value_up, QUERIES)
 
 
 def expanding_is_less(latent: Latent, queries: int, keys: int) -> bool:
-    """Whether T queries against S cached tokens take fewer multiply-adds (here of one head) by expanding them."""
+    """Returns whether T queries and S cached tokens need fewer multiply-adds (counted for one head) when expanded."""
     r, h = latent.kv_rank, latent.content_dim + latent.rope_dim
     up = r * (latent.content_dim + latent.value_dim)
     expanded = keys * up + queries * keys * (h + latent.value_dim)

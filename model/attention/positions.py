@@ -1,6 +1,6 @@
 """Positions: rotary angles and their rescalings, ALiBi's slopes, T5's relative buckets.
 
-Learned positions are a table in families.py, added to the embedding.
+Learned positions are a table in inputs.py, added to the embedding.
 
 Dims: B batch, T queries, S keys, K key/value heads, G queries per key/value head, R buckets.
 """
@@ -20,17 +20,17 @@ from model.weights import param
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of each position's angles, float32 [B, T, head_dim / 2]; made once for all layers."""
+    """Cosines and sines of each position's angles, float32 [B, T, head_dim / 2]; computed once for all layers."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 def rotation(positions_BT: jax.Array, head_dim: int, rope: Rope, *, local: bool = False) -> Rotation:
-    """Angle position * frequency of each pair. float32: bfloat16 cannot tell late positions apart.
+    """Returns the angles position * frequency of each feature pair, in float32: bfloat16 would round late positions.
 
     Args:
-      local: for layers that see a window only, where `rope` has angles of their own for them.
+      local: for layers with a sliding window, which may have a different theta.
     """
     if local and rope.local_theta:
         rope = Rope(theta=rope.local_theta)
@@ -39,16 +39,16 @@ def rotation(positions_BT: jax.Array, head_dim: int, rope: Rope, *, local: bool 
 
 
 def _frequencies(head_dim: int, rope: Rope) -> jax.Array:
-    """theta^(-2i / head_dim) for pair i, rescaled; float32 [head_dim / 2]."""
+    """Returns theta^(-2i / head_dim) for pair i, rescaled; float32 [head_dim / 2]."""
     base = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if rope.scaling == "linear":
         return base / rope.factor
     if rope.scaling == "llama3":
-        # Short wavelengths stay, long ones are divided, those between are mixed (Meta's llama-models, apply_scaling).
+        # Keep short wavelengths, divide long ones, and interpolate between (Meta's llama-models, apply_scaling).
         turns = rope.original_length * base / (2 * math.pi)  # over the original context
         keep = jnp.clip((turns - rope.low_factor) / (rope.high_factor - rope.low_factor), 0, 1)
     elif rope.scaling == "yarn":
-        # The pair that turns `beta` times over the original context; from one to the other the mix is linear in i.
+        # The pair that rotates `beta` times over the original context; between the two, interpolate linearly in i.
         pair = lambda beta: (
             head_dim * math.log(rope.original_length / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
         )
@@ -61,12 +61,12 @@ def _frequencies(head_dim: int, rope: Rope) -> jax.Array:
 
 
 def yarn_factor(factor: float, weight: float = 1.0) -> float:
-    """How much sharper attention gets for a context `factor` times longer (arXiv:2309.00071, equation 22)."""
+    """Returns how much sharper attention gets for a context `factor` times longer (arXiv:2309.00071, equation 22)."""
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def rotate(x: jax.Array, turn: Rotation, interleaved: bool = False) -> jax.Array:
-    """Turn feature pairs of queries or keys, [B, T, ..., head_dim]; keeps the dtype.
+    """Rotates feature pairs of queries or keys, [B, T, ..., head_dim]; keeps the dtype.
 
     Pairs are (i, i + head_dim / 2), or (2i, 2i + 1) if interleaved.
     """
@@ -83,15 +83,18 @@ def rotate(x: jax.Array, turn: Rotation, interleaved: bool = False) -> jax.Array
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """What each head takes off a score for each position of distance (arXiv:2108.12409, section 3; for a count that is
-    no power of two, the published code: the slopes of the next smaller one, then every other of the next larger)."""
+    """Returns how much each head subtracts from a score per position of distance (arXiv:2108.12409, section 3).
+
+    If the number of heads is not a power of two, this follows the published code: the slopes of the next smaller power,
+    then every other slope of the next larger one.
+    """
     power = 1 << (num_heads.bit_length() - 1)
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
 
 
 class RelativeBias(nnx.Module):
-    """A learned score for each head and bucket of distances, shared by the layers of a stack (T5, arXiv:1910.10683)."""
+    """A learned score per head and distance bucket, shared by the layers of a stack (T5, arXiv:1910.10683)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, causal: bool):
         k, g = config.num_kv_heads, config.num_heads // config.num_kv_heads
@@ -101,22 +104,22 @@ class RelativeBias(nnx.Module):
         self.table = param(rngs, shape, names, init, jnp.dtype(config.param_dtype), role=Role.DISTANCE)
 
     def __call__(self, distance_BTS: jax.Array) -> jax.Array:
-        """float32 [B, K, G, T, S] from key position - query position."""
+        """Returns float32 [B, K, G, T, S], given key position - query position."""
         table_RKG = axes.gather(self.table[...].astype(jnp.float32))
         buckets = relative_bucket(distance_BTS, self.buckets, self.furthest, self.causal)
-        if table.here().looks_up and axes.size("stage") == 1:  # jax can't look up so inside a map
+        if table.here().looks_up and axes.size("stage") == 1:  # jax does not support this lookup inside a shard_map
             sharding = axes.out(
                 "batch", "length", None, "kv_heads", "group", shape=(*buckets.shape, *table_RKG.shape[1:])
             )
             scores = table_RKG.at[buckets].get(out_sharding=sharding, mode="promise_in_bounds")
             return jnp.transpose(scores, (0, 3, 4, 1, 2))
-        # By a product, as in t5x: the gradient of a look-up would add B T S rows to a few, one after another.
+        # A one-hot matmul, as in t5x: the gradient of a lookup would add B T S rows to a few, one after another.
         return _contracted(table_RKG, buckets)
 
 
 @jax.checkpoint
 def _contracted(table_RKG, buckets_BTS):
-    """table[buckets], [B, K, G, T, S]; exact, because one summand alone is not 0."""
+    """Returns table[buckets], [B, K, G, T, S]; exact, because each sum has only one nonzero term."""
     chosen_BTSR = jax.nn.one_hot(buckets_BTS, table_RKG.shape[0], dtype=table_RKG.dtype)
     b, t, s, _ = chosen_BTSR.shape
     sharding = axes.out("batch", "kv_heads", "group", "length", None, shape=(b, *table_RKG.shape[1:], t, s))
@@ -124,7 +127,8 @@ def _contracted(table_RKG, buckets_BTS):
 
 
 def relative_bucket(distance: jax.Array, buckets: int, furthest: int, causal: bool) -> jax.Array:
-    """Small distances have a bucket each, larger ones share by logarithm (mesh-tensorflow's T5)."""
+    """Returns buckets of distances: one each for small ones, logarithmic for larger ones (mesh-tensorflow's T5)."""
+    offset: jax.Array | int
     if causal:
         offset, distance = 0, jnp.maximum(-distance, 0)
     else:

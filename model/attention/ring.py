@@ -1,9 +1,9 @@
-"""Attention where rows are split along their length over the mesh axis `context`: keys and values go round the devices
-(Ring Attention, arXiv:2310.01889), so that none ever holds all of them.
+"""Ring attention (arXiv:2310.01889), where rows are split along their length over the mesh axis `context`.
 
-Who sees whom follows from segments and positions, which travel with the keys, so tokens may lie in any order. Pieces of
-keys that no query of a piece may see are left out, whether they are later in the row or of other documents. Rows in
-zigzag order (axes.zigzag) give every device as much to do as the others.
+Keys and values are passed around the devices, so that no device ever holds all of them. Segments and positions travel
+with the keys and define the mask, so tokens may be in any order. Pairs of query and key pieces without a visible key
+are skipped, because the keys are later or belong to other documents. Rows in zigzag order (axes.zigzag) balance the
+work of the devices.
 
 Dims: B batch, T queries and keys of a device, P queries or keys of a piece, K key/value heads, G queries per key/value
 head, H head_dim.
@@ -20,11 +20,11 @@ from model import axes
 from model.attention.masks import Mask
 
 AXIS = "context"
-PIECE = 1024  # tokens at most: scores of that many squared exist at a time
+PIECE = 1024  # maximum tokens of a piece: scores of PIECE x PIECE exist at a time
 
 
 class Keys(NamedTuple):
-    """What travels."""
+    """The arrays that travel."""
 
     k_BTKH: jax.Array
     v_BTKH: jax.Array
@@ -33,12 +33,12 @@ class Keys(NamedTuple):
 
 
 def ring(scores, causal: bool, q_BTKGH, k_BTKH, v_BTKH, mask: Mask) -> jax.Array:
-    """softmax(scores) v over all keys of the row.
+    """Returns softmax(scores) v over all keys of the row.
 
     Args:
-      scores: (q, k, mask) -> float32 [B, K, G, P, P], with what may not be seen at a very low one.
-      causal: no query sees a key of its segment with a later position.
-      mask: of all tokens, keys whole.
+      scores: (q, k, mask) -> float32 [B, K, G, P, P], with a very low value where the mask is False.
+      causal: queries see no key of their segment with a later position.
+      mask: of all tokens, with unsplit keys.
     """
     rows = axes.out("batch", "length")
     split = lambda ids_BT: axes.place(ids_BT, "batch", "length")
@@ -134,7 +134,7 @@ def _backward(scores, causal, residuals, dy_BTKGH):
 
     zeros = lambda a: jnp.zeros_like(a, jnp.float32)
     start = (zeros(queries[0]), Keys(k_BTKH, v_BTKH, *ids[2:]), jax.tree.map(zeros, _cut((k_BTKH, v_BTKH))))
-    # After the last turn every gradient is where its keys are.
+    # After the last turn, every gradient is on the device of its keys.
     (dq, _, dkeys), _ = jax.lax.scan(turn, start, length=axes.size(AXIS))
     dk, dv = map(_joined, dkeys)
     dtype = lambda d, a: d.astype(a.dtype)
@@ -150,12 +150,12 @@ def _met(query, key):
 
 
 def _if_seen(causal, query, key: Keys, run, otherwise):
-    """`run()` if some query may see some key."""
+    """Returns `run()` if some query may see some key, else `otherwise`."""
     segments, positions = query[1:3]
     first = lambda ids: (ids.min(), ids.max())
     (q_low, q_high), (k_low, k_high) = first(segments), first(key.segments_BT)
     seen = (q_low <= k_high) & (k_low <= q_high)
-    if causal:  # not all keys begin behind the last query
+    if causal:  # at least one key is not after the last query
         last = jnp.where(segments == segments.max(1, keepdims=True), positions, -1).max(1)
         begin = jnp.where(
             key.segments_BT == key.segments_BT.min(1, keepdims=True), key.positions_BT, jnp.iinfo(jnp.int32).max
@@ -166,7 +166,7 @@ def _if_seen(causal, query, key: Keys, run, otherwise):
 
 
 def _pieces(length: int) -> int:
-    """Two at least, as what is early and late in zigzag order are a half each."""
+    """Returns the number of pieces, at least two, because zigzag order has an early half and a late half."""
     return next(n for n in range(max(2, math.ceil(length / PIECE)), length + 1) if length % n == 0)
 
 
@@ -181,7 +181,7 @@ def _cut(tree):
 
 
 def _joined(a):
-    """The way back of `_cut`."""
+    """Inverts `_cut`."""
     return jnp.swapaxes(a, 0, 1).reshape(a.shape[1], -1, *a.shape[3:])
 
 

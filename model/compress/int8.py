@@ -1,9 +1,9 @@
-"""8-bit integers with one scale an output: LLM.int8()'s weights (arXiv:2208.07339), as bitsandbytes makes them.
+"""8-bit integers with one scale per output: LLM.int8()'s weights (arXiv:2208.07339), as in bitsandbytes.
 
     code = round(w 127 / absmax), half to even;  w = code absmax / 127
 
-absmax is the largest |w| that goes to an output, so codes are of -127..127 (not -128..127 by absmax / 127.5, as others
-have it). Left out: LLM.int8()'s products of integers, and its outliers of the activations: weights are dequantized.
+absmax is the largest |w| of an output, so codes are in -127..127 (others use -128..127 with absmax / 127.5). Left out:
+LLM.int8()'s integer matmuls and its activation outliers; the matmul uses dequantized weights.
 """
 
 import jax
@@ -14,9 +14,10 @@ from model.compress.quantized import QuantizedWeight, each, quantized
 
 
 class Int8(QuantizedWeight):
-    """
-    codes   int8, as the weight
-    absmax  float32, as the weight without its input dims
+    """An int8 weight.
+
+    codes   int8, shaped like the weight
+    absmax  float32, shaped like the weight without its input dims
     """
 
     def __init__(self, weight: nnx.Variable):

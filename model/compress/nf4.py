@@ -1,11 +1,11 @@
 """4-bit NormalFloat with double quantization: the frozen weights of QLoRA (arXiv:2305.14314, section 3).
 
-Each block of 64 weights that go to the same output is divided by its absmax, and each of them becomes the nearest of
-16 codes, quantiles of a normal distribution. The absmax of all blocks, less their mean, become one of 256 codes of few
-digits and many sizes (arXiv:1511.04561) in turn, in blocks of 256. That makes 4.127 bits a weight. Codes are
-bitsandbytes' for the weight as PyTorch has it, [outputs, inputs]; two share a byte, the first in its high half.
+Each block of 64 weights of one output is divided by its absmax, and each weight is rounded to the nearest of 16 codes,
+quantiles of a normal distribution. Double quantization then rounds the absmax of all blocks, minus their mean, to 256
+codes of an 8-bit dynamic data type (arXiv:1511.04561), in blocks of 256. That takes 4.127 bits per weight. Codes equal
+bitsandbytes' for the weight in PyTorch's layout [outputs, inputs]. Two share a byte, the first in its high half.
 
-Where 64 does not divide the inputs, blocks are of 32, or of 16.
+If 64 does not divide the inputs, blocks have 32 or 16 weights.
 
 Dims of a matrix: I inputs, N blocks of inputs, O outputs, M inner blocks.
 """
@@ -19,12 +19,12 @@ import numpy as np
 from flax import nnx
 
 from model import axes
-from model.compress.quantized import QuantizedWeight, each, fitting, quantized
+from model.compress.quantized import Quantized, QuantizedWeight, each, fitting, quantized
 
 BLOCKS = (64, 32, 16)
 INNER_BLOCK = 256
 # Appendix E of the paper.
-CODES = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
+CODES: tuple[float, ...] = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
 CODES += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725)
 CODES += (0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941)
 CODES += (0.7229568362236023, 1.0)
@@ -32,31 +32,37 @@ CODES += (0.7229568362236023, 1.0)
 
 @functools.cache
 def dynamic_codes() -> np.ndarray:
-    """The 256 codes of double quantization, float32, ascending: of each sign and for k = 0..6 the middles of 2^k equal
-    parts of (0.1, 1), times 10^(k - 6); and 0 and 1."""
+    """Returns the 256 codes of double quantization, float32, ascending.
+
+    For each sign and k = 0..6, they are the midpoints of 2^k equal parts of (0.1, 1), times 10^(k - 6); and 0 and 1.
+    """
 
     def edges(parts):
         step, n = float((1 - np.float32(0.1)) / np.float32(parts)), np.arange(parts + 1)
-        from_below = n < (parts + 1) // 2  # from both ends, as bitsandbytes' linspace, to round as it does
+        from_below = n < (parts + 1) // 2  # computes from both ends, as bitsandbytes' linspace, to round as it does
         return np.where(from_below, float(np.float32(0.1)) + step * n, 1 - step * (parts - n)).astype(np.float32)
 
     sizes = [np.float32(10.0 ** (k - 6)) * ((edges(2**k)[:-1] + edges(2**k)[1:]) / 2) for k in range(7)]
     positive = np.concatenate(sizes)
-    return np.sort(np.concatenate([-positive, np.float32([0, 1]), positive]))
+    return np.sort(np.concatenate([-positive, np.array([0, 1], np.float32), positive]))
 
 
 class NF4(QuantizedWeight):
-    """
-    codes   uint8 [.., I / 2, ..]: two codes a byte; the weight's dims, but its input dims as one
-    absmax  uint8 [.., N, ..]; without double quantization float32
-    inner   float32 [M]: the largest size in each inner block of absmax, which are taken in the order [O, N]
-    mean    float32 []: of absmax
+    """An nf4 weight.
 
-    each after the dims of layers and experts. Codes and absmax are split as the weight was, where that leaves blocks
-    whole; else absmax are whole on every device. inner and mean are it always: they are 1 / 4000 of the bytes.
+    codes   uint8 [.., I / 2, ..]: two codes per byte; the weight's dims, with its input dims merged into one
+    absmax  uint8 [.., N, ..]; float32 without double quantization
+    inner   float32 [M]: the largest absmax, minus the mean, of each inner block; blocks are in the order [O, N]
+    mean    float32 []: mean of absmax
+
+    All have the dims of layers and experts first. Codes and absmax are sharded like the weight if that keeps blocks
+    whole; otherwise they are replicated. inner and mean are always replicated: they are 1 / 4000 of the bytes.
 
     Args:
       double: quantize absmax too.
+
+    Raises:
+      ValueError: no block size divides the inputs.
     """
 
     def __init__(self, weight: nnx.Variable, *, double: bool):
@@ -65,8 +71,8 @@ class NF4(QuantizedWeight):
         total = math.prod(self._sizes[a:end])
         self.block = next((size for size in BLOCKS if total % size == 0), 0)
         if not self.block:
-            raise ValueError(f"it has {total} inputs; for nf4 they must be a multiple of {BLOCKS[-1]}, int8 takes any")
-        # Of the matrix with one input dim; of codes and absmax.
+            raise ValueError(f"it has {total} inputs; nf4 needs a multiple of {BLOCKS[-1]}, int8 takes any number")
+        # Names and sizes of the matrix with merged input dims, and names of codes and absmax.
         self._flat_names = (*self._names[: a + 1], *self._names[end:])
         self._flat = (*self._sizes[:a], total, *self._sizes[end:])
         self._codes_names = fitting(self._flat_names, _put(self._flat, a, total // 2))
@@ -74,7 +80,9 @@ class NF4(QuantizedWeight):
         lead, names = self.names[: self._lead], (self._codes_names, self._absmax_names, (None,), ())
         arrays = each(functools.partial(self._quantized, double=double), weight[...], self._lead)
         made = [quantized(array, (*lead, *own)) for array, own in zip(arrays, names, strict=False)]
-        self.codes, self.absmax, self.inner, self.mean = made if double else (*made, None, None)
+        self.codes, self.absmax = made[:2]
+        self.inner: Quantized | None = made[2] if double else None
+        self.mean: Quantized | None = made[3] if double else None
 
     def _quantized(self, w, double):
         a, names = self._start, self._absmax_names
@@ -93,10 +101,10 @@ class NF4(QuantizedWeight):
         return (codes, *self._double(absmax)) if double else (codes, absmax)
 
     def _double(self, absmax):
-        """(absmax uint8, inner, mean) of absmax, float32."""
+        """Double-quantizes absmax (float32); returns (absmax uint8, inner, mean)."""
         whole = axes.place(jnp.moveaxis(absmax, self._start, -1), *(None,) * absmax.ndim)
         flat = whole.reshape(-1)
-        mean = jax.lax.optimization_barrier(_sum(flat) / flat.size)  # rounded before it is used
+        mean = jax.lax.optimization_barrier(_sum(flat) / flat.size)  # force the rounding before it is subtracted
         flat = jnp.pad(flat - mean, (0, -flat.size % INNER_BLOCK)).reshape(-1, INNER_BLOCK)
         inner = jnp.abs(flat).max(1)
         flat = flat * _inverse(inner)[:, None]
@@ -119,8 +127,8 @@ class NF4(QuantizedWeight):
         return _reshape(w, self._sizes, axes.used(*self._names))
 
     def _absmax(self):
-        """absmax, float32 [.., N, ..]."""
-        # As tall as the codes, in their order; cut where the last inner block ends early.
+        """Returns absmax as float32 [.., N, ..]."""
+        # Expand to the shape of the codes, in their order; the last inner block may be incomplete.
         shape = jnp.moveaxis(self.absmax[...], self._start, -1).shape
         inner = jnp.broadcast_to(self.inner[...][:, None], (self.inner.shape[-1], INNER_BLOCK))
         inner = inner.reshape(-1)[: math.prod(shape)].reshape(shape)
@@ -133,7 +141,7 @@ class NF4(QuantizedWeight):
 
 
 def _chosen(codes):
-    """CODES[codes] by a tree of choices: a look-up is as quick on a CPU, slow on a TPU, and loses shardings."""
+    """Returns CODES[codes] by a tree of selects: a lookup is as fast on a CPU, slow on a TPU, and loses shardings."""
     values = [jnp.float32(value) for value in CODES]
     for bit in (1, 2, 4, 8):
         on = codes & bit != 0
@@ -142,8 +150,7 @@ def _chosen(codes):
 
 
 def _sum(x):
-    """Of a vector, by halves: compilers add up a whole one in an order of theirs, and the last bits would depend on the
-    mesh."""
+    """Sums a vector by halves: compilers choose the order of a plain sum, so its last bits would depend on the mesh."""
     x = jnp.pad(x, (0, (1 << (x.size - 1).bit_length()) - x.size))
     while x.size > 1:
         x = x[: x.size // 2] + x[x.size // 2 :]
@@ -159,7 +166,7 @@ def _inverse(absmax):
 
 
 def _put(entries: tuple, place: int, *instead) -> tuple:
-    """The tuple with these entries in the place of one."""
+    """Returns the tuple with entry `place` replaced by these entries."""
     return (*entries[:place], *instead, *entries[place + 1 :])
 
 

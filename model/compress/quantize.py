@@ -38,7 +38,8 @@ FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """
+    """How to quantize a model.
+
     Args:
       kind: a name of FORMS.
       double: nf4: quantize the scales too.
@@ -76,10 +77,10 @@ class Settings:
         return {"method": self.kind} | {name: getattr(self, attribute) for name, attribute in own.items()}
 
     def narrowed(self, name: str, variable: nnx.Variable) -> "nnx.Variable | QuantizedWeight":
-        """The variable, given away, in few bits if it is chosen.
+        """Returns the variable quantized if it is chosen, and then consumes it; else the variable itself.
 
         Raises:
-          ValueError: it has a number of inputs that the kind does not take; or no pattern matches it.
+          ValueError: the kind does not support its number of inputs, or no pattern matches it.
         """
         if not is_linear(variable) or not _wanted(name, self.weights):
             return variable
@@ -90,15 +91,15 @@ class Settings:
 
 
 def quantize(model, settings: Settings = Settings()):
-    """The model with weights of linear layers quantized, each where it lies. The model is given away.
+    """Returns the model with its linear layers' weights quantized on their devices; consumes the given one.
 
-    One weight after the other is quantized and then deleted, so the peak is the model as it was, one quantized weight
-    and what one of its layers takes in float32; on a CPU, of a bfloat16 one a copy as well. Inside jax.jit or
-    jax.eval_shape nothing is deleted.
+    It quantizes one weight at a time and then deletes it. The peak memory is the model as it was, one quantized weight,
+    and one of its layers in float32 (on a CPU, also a copy of a bfloat16 weight). Inside jax.jit or jax.eval_shape
+    nothing is deleted.
 
     Raises:
-      ValueError: no pattern matches a linear weight, none of them is chosen, or one has a number of inputs that its
-        kind does not take; the message names it.
+      ValueError: no pattern matches a linear weight, none is chosen, or the kind does not support a weight's number of
+        inputs; the message names it.
     """
     model = jax.tree.map_with_path(lambda path, v: settings.narrowed(whole_name(path), v), model, is_leaf=is_variable)
     if not _quantized_weights(model):
@@ -119,7 +120,7 @@ def dequantized(model, dtype=jnp.float32):
 
 
 def quantized_weight(variable: nnx.Variable, settings: Settings) -> QuantizedWeight:
-    """The weight in few bits. Its array is deleted, unless this is traced."""
+    """Returns the quantized weight. Deletes the variable's array, except while tracing."""
     made = _made(variable, settings)
     if not isinstance(variable[...], jax.core.Tracer):
         variable[...].delete()
@@ -132,7 +133,7 @@ def _made(variable, settings):
 
 
 def is_linear(variable) -> bool:
-    """Whether it is the float weight of a linear layer."""
+    """Returns whether this is the float weight of a linear layer."""
     return isinstance(variable, nnx.Param | Frozen) and role_of(variable) in LINEAR
 
 
@@ -140,11 +141,11 @@ def _wanted(weight: str, patterns) -> bool:
     for pattern, wanted in patterns:
         if re.search(pattern, weight):
             return wanted
-    raise ValueError(f'no pattern says whether {weight} is quantized; end the list with (".*", False)')
+    raise ValueError(f'no pattern matches {weight}, so it is not known whether to quantize it; add (".*", False)')
 
 
 class Footprint(NamedTuple):
-    """Of weights: how many there are, and the bytes they take, of all devices together (a copy counts) and of one."""
+    """The number of weights, their bytes on all devices together (replicas count), and their bytes on one device."""
 
     weights: int
     bytes: int
@@ -152,7 +153,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(model) -> Footprint:
-    """Of the quantized weights of a model, by its shapes: it may be an abstract one, with shardings or without."""
+    """Returns the footprint of a model's quantized weights, from shapes; the model may be abstract."""
     found = _quantized_weights(model)
     arrays = jax.tree.leaves(found)
 

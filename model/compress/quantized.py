@@ -66,8 +66,8 @@ class QuantizedWeight(Weight):
 
     def gathered(self, dtype) -> jax.Array:
         whole = jax.tree.map(axes.gather, self)
-        # A checkpoint saves nothing of this operation for the backward pass. Otherwise a scan would hoist the constants
-        # that codes are compared with, each of a weight's size, and keep all of them in memory.
+        # jax.checkpoint saves nothing of this operation for the backward pass. Otherwise a scan would hoist the
+        # constants that codes are compared with, each of a weight's size, and keep all of them in memory.
         make = jax.checkpoint(lambda weight: weight.dequantized().astype(dtype), prevent_cse=False)
         for _ in self._stacked():
             make = jax.vmap(make)
@@ -102,9 +102,7 @@ _contract.defvjp(_forward, _backward)
 
 def each(quantize, weight: jax.Array, lead: int):
     """Runs `quantize` on each matrix of a stack, one at a time on each device, so that it needs memory for one."""
-    if (
-        lead and weight.dtype.itemsize == 2
-    ):  # in a loop, XLA's CPU compiler would copy all of a bfloat16 array to float32
+    if lead and weight.dtype.itemsize == 2:  # XLA's CPU compiler would copy all of it to float32 in a loop
         dtype, matrix = weight.dtype, quantize
         quantize = lambda bits: matrix(jax.lax.bitcast_convert_type(bits, dtype))
         weight = jax.lax.bitcast_convert_type(weight, jnp.uint16)

@@ -1,9 +1,9 @@
-"""generate: continue a batch of prompts; prefill and cached decoding in one compiled loop.
+"""generate: continues a batch of prompts, with prefill and cached decoding in one compiled program.
 
-Runs on the mesh that is set: rows over data and fsdp, heads and vocabulary over tensor. A program serves every batch of
-as many rows whose prompts and continuations fall into the same buckets of length.
+It runs on the current mesh: rows over data and fsdp, heads and vocabulary over tensor. One program serves all batches
+with the same number of rows whose prompt and continuation lengths fall into the same buckets.
 
-Left out: text (the caller's tokenizer), requests that come and go while others run.
+Left out: text (the caller has the tokenizer), and requests that arrive while others run.
 
 Dims: B rows, P padded prompt length, N new tokens, V vocabulary, E tokens that end a row.
 """
@@ -28,13 +28,13 @@ from model.roles import Role, role_of
 from model.weights import Frozen, is_variable
 
 _SMALLEST_BUCKET = 32
-# What computes in float32 whatever the model's dtype is.
+# Parameters that stay in float32 whatever the model's dtype is.
 _IN_FLOAT32 = (Role.NORM, Role.ROUTER, Role.GATE, Role.CORRECTION, Role.DISTANCE)
 
 
 class Generated(NamedTuple):
-    tokens: np.ndarray  # int32 [B, N]: what follows each prompt; past a row's length, 0
-    lengths: np.ndarray  # int32 [B]: how many of them count, the one that ended the row included
+    tokens: np.ndarray  # int32 [B, N]: the continuation of each prompt; 0 after a row's length
+    lengths: np.ndarray  # int32 [B]: tokens generated, including the one that ended the row
 
 
 def generate(
@@ -49,32 +49,33 @@ def generate(
     sources: Sequence[Sequence[int]] | None = None,
     adapters: Sequence[int] | None = None,
 ) -> Generated:
-    """Continue each prompt by up to `max_new_tokens` tokens.
+    """Continues each prompt by up to `max_new_tokens` tokens.
 
     Args:
       model: a Decoder or EncoderDecoder.
-      prompts: token ids, of any lengths; an encoder-decoder's usually are one start token each.
-      key: a random key. A row's tokens depend on it, the row's number and its prompt, not on the other rows.
-      settings: how tokens are drawn, see sampling.py; greedy by default.
-      eos_id: the token, or any of the tokens, that end a row; the loop ends early when every row has ended. None: rows
-        never end.
-      vocab_size: tokens from this id on (rows that only pad the table) are never drawn. None: the model's.
-      sources: what the encoder of an encoder-decoder reads, token ids for each prompt.
-      adapters: of a model with several (adapt/bank.py), the number of each prompt's; -1: the base alone.
+      prompts: token ids, of any lengths; for an encoder-decoder usually one start token each.
+      key: a random key. A row's tokens depend on the key, the row's number and its prompt, but not on other rows.
+      max_new_tokens: tokens to generate per row, unless it ends earlier.
+      settings: how to sample, see sampling.py; default: greedy.
+      eos_id: the token, or any of the tokens, that end a row; the loop stops when all rows have ended. None: rows never
+        end.
+      vocab_size: ids from here on, which only pad the table, are never sampled. None: the model's.
+      sources: encoder-decoders only: the encoder's token ids for each prompt.
+      adapters: for a model with several (adapt/bank.py): the adapter of each prompt; -1: only the base.
 
     Raises:
-      ValueError: no or empty prompts, ids outside the vocabulary, or a prompt and its continuation longer than the
-        model's context.
+      ValueError: there are no prompts or empty ones, ids outside of the vocabulary, or a prompt with its continuation
+        that exceeds the model's context.
     """
     config = model.config
     vocab_size = vocab_size or config.vocab_size
     check(prompts, max_new_tokens, vocab_size, config, sources, model.inputs.tokens.rows)
-    # Rows are added until the mesh divides them: of length 0, so they have ended before they begin.
+    # Add rows until the mesh divides their number. They have length 0, so they have ended before they start.
     rows = -(-len(prompts) // axes.parts("batch")) * axes.parts("batch")
     starts, read = _padded(prompts, rows), None if sources is None else _padded(sources, rows)
     if adapters is not None:
         if len(adapters) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts and {len(adapters)} adapters; give each prompt one")
+            raise ValueError(f"there are {len(prompts)} prompts and {len(adapters)} adapters; give one for each prompt")
         model = bank.chosen(model, [*adapters, *[-1] * (rows - len(prompts))])
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
@@ -92,7 +93,7 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
     def forward(cache, tokens_BT, segments_BT, positions_BT):
-        """The logits [B, V] that follow the last of T tokens, and the cache with all of them."""
+        """Returns the logits [B, V] after the last of T tokens, and the cache with all of them."""
         cache, mask = cache.admit(segments_BT, positions_BT)
         hidden = model(tokens_BT, segments_BT, positions_BT, mask=mask, cache=cache, **memory)
         last_B1D = axes.place(hidden.x_BTD, "batch", None, None)[:, -1:]
@@ -128,12 +129,12 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
     counts_B = (~empty_B).astype(jnp.int32)
     state = (jnp.int32(1), cache, token_B, out_BN, counts_B, empty_B | ends(token_B))
     _, _, _, out_BN, counts_B, _ = jax.lax.while_loop(unfinished, body, state)
-    # On every device, so that every process of a pod can read them.
+    # Replicated, so that every process of a pod can read them.
     return axes.place(out_BN, None, None), axes.place(counts_B, None)
 
 
 def _padded(sequences, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [rows, P], lengths [rows]) of sequences, padded on the left: the last column is the last of each."""
+    """Returns (tokens [rows, P], lengths [rows]) of sequences with left padding, so that all end in the last column."""
     lengths_B = np.zeros(rows, np.int32)
     lengths_B[: len(sequences)] = [len(ids) for ids in sequences]
     tokens_BP = np.zeros((rows, _bucket(int(lengths_B.max()))), np.int32)
@@ -143,7 +144,7 @@ def _padded(sequences, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _segmented(tokens_BP, lengths_B):
-    """(tokens, segments, positions) as a model reads them."""
+    """Returns (tokens, segments, positions), the inputs of a model."""
     lengths_B, p = axes.place(lengths_B, "batch"), tokens_BP.shape[1]
     places_BP = axes.place(jnp.arange(p, dtype=jnp.int32)[None], None, None) - (p - lengths_B)[:, None]
     segments_BP, positions_BP = (places_BP >= 0).astype(jnp.int32), jnp.maximum(places_BP, 0)
@@ -151,7 +152,7 @@ def _segmented(tokens_BP, lengths_B):
 
 
 def _prepare(model):
-    """The model with what each step would repeat done once, before the loop."""
+    """Does once, before the loop, what each step would repeat."""
     model = narrowed(model, jnp.dtype(model.config.dtype))
     if table.here().unstacked:
         model.stack.unstack()
@@ -159,12 +160,12 @@ def _prepare(model):
 
 
 def narrowed(model, dtype):
-    """The model in the dtype that it computes in, but for what computes in float32 in any case."""
+    """Returns the model cast to its compute dtype, except for parameters that always compute in float32."""
 
     def cast(variable):
         if not isinstance(variable, nnx.Param | Frozen):  # quantized
             return variable
-        # Of biases those of the residual stream, whose dims are called as a norm's.
+        # Biases of the residual stream stay wide; their dim has the name of a norm's.
         of_stream = role_of(variable) is Role.BIAS and variable.get_metadata("out_sharding")[-1] == "norm"
         wide = of_stream or role_of(variable) in _IN_FLOAT32
         return variable if wide else variable.replace(variable[...].astype(dtype))
@@ -180,11 +181,11 @@ def check(
     sources=None,
     known: int = 0,
 ) -> None:
-    """What `generate` refuses, for a caller who wants to know before anything compiles.
+    """Checks the arguments of `generate` before anything compiles.
 
     Args:
-      max_new_tokens: of all prompts, or of each.
-      known: how many ids have a vector; 0: as many as the vocabulary has.
+      max_new_tokens: for all prompts, or one for each.
+      known: number of ids with a vector; 0: the vocabulary size.
 
     Raises:
       ValueError: see `generate`.
@@ -198,18 +199,18 @@ def check(
     if (config.architecture == "encoder_decoder") != (sources is not None):
         raise ValueError("an encoder-decoder, and no other model, needs sources: a text to read for each prompt")
     if sources is not None and (len(sources) != len(prompts) or not all(map(len, sources))):
-        raise ValueError(f"{len(prompts)} prompts and {len(sources)} sources; each prompt needs one, not empty")
+        raise ValueError(f"{len(prompts)} prompts and {len(sources)} sources; each prompt needs one that is not empty")
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     if min(limits) < 1:
         raise ValueError(f"max_new_tokens is {min(limits)}; it must be at least 1")
     if not 0 < vocab_size <= config.vocab_size:
-        raise ValueError(f"vocab_size {vocab_size} does not lie within the model's {config.vocab_size}")
+        raise ValueError(f"vocab_size {vocab_size} must lie in [1, {config.vocab_size}], the model's")
     for what, rows, more in (("prompt", prompts, limits), ("source", sources or (), [0] * len(prompts))):
         for row, (ids, new) in enumerate(zip(rows, more, strict=False)):
             if not len(ids):
-                raise ValueError(f"{what} {row} is empty; begin it with a special token, or with text")
+                raise ValueError(f"{what} {row} is empty; start it with a special token or with text")
             if min(ids) < 0 or max(ids) >= known:
                 raise ValueError(f"{what} {row} has ids from {min(ids)} to {max(ids)}, but the vocabulary has {known}")
             if len(ids) + new > config.max_length:
@@ -220,6 +221,6 @@ def check(
 
 
 def _bucket(length: int) -> int:
-    """A length with some room, so that few lengths compile: four steps a doubling, at most a quarter in vain."""
+    """Rounds a length up, so that few lengths compile: four steps per doubling, with at most a quarter wasted."""
     step = max(_SMALLEST_BUCKET, 1 << max(0, length.bit_length() - 3))
     return -(-length // step) * step

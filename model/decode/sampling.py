@@ -1,10 +1,10 @@
 """From logits to a token: greedy, temperature, top-k, top-p.
 
-Nothing is sorted: the smallest value that is kept is found by bisection, which costs a few passes over the vocabulary
-where a sort costs more than a small model's whole step. One uniform number a row then picks the token, so a row's
-choice depends on its own key and logits alone, whatever else is in the batch.
+Nothing is sorted: bisection finds the smallest value to keep in a few passes over the vocabulary, while a sort costs
+more than a small model's whole step. Then one uniform number per row selects the token, so a row's choice depends only
+on its own key and logits, not on the rest of the batch.
 
-Left out: repetition penalties, beams, grammars.
+Left out: repetition penalties, beam search, grammars.
 
 Dims: B batch, V vocabulary.
 """
@@ -16,21 +16,21 @@ import jax.numpy as jnp
 
 
 class Settings(NamedTuple):
-    """How tokens are drawn. Values may be arrays [B] too, one a row; None is "off", and then costs nothing.
+    """How to sample. Values may also be arrays [B], one per row. None disables a setting, which then costs nothing.
 
-    Applied in this order: temperature, top-k, top-p (as Hugging Face and vLLM do).
+    The order is temperature, top-k, top-p (as in Hugging Face and vLLM).
     """
 
     temperature: float | jax.Array | None = None  # None: greedy
-    top_k: int | jax.Array | None = None  # only the k most likely tokens; ties go to the lower id
-    top_p: float | jax.Array | None = None  # only the fewest tokens that together reach p (arXiv:1904.09751)
+    top_k: int | jax.Array | None = None  # keep the k most likely tokens; on ties the lower id wins
+    top_p: float | jax.Array | None = None  # keep the fewest tokens that together reach p (arXiv:1904.09751)
 
 
 def settings(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Settings:
-    """Settings from what a person types: temperature 0 is greedy, top_k 0 and top_p 1 are off.
+    """Returns Settings from flags: temperature 0 is greedy, top_k 0 and top_p 1 are off.
 
     Raises:
-      ValueError: a value out of range.
+      ValueError: a value is out of range.
     """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
@@ -44,11 +44,11 @@ def settings(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Se
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, settings: Settings) -> jax.Array:
-    """Token ids, int32 [B].
+    """Samples token ids, int32 [B].
 
     Args:
       logits_BV: float32.
-      keys_B: a random key for each row; not used when greedy.
+      keys_B: a random key per row; unused when greedy.
     """
     top_B1 = logits_BV.max(-1, keepdims=True)
     if settings.temperature is None:
@@ -58,12 +58,12 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, settings: Settings) -> jax.A
     target_B = jax.vmap(jax.random.uniform)(keys_B) * cumulative_BV[:, -1]
     possible_BV = weights_BV > 0
     reached_BV = possible_BV & (cumulative_BV > target_B[:, None])
-    # Sums of float32 may fall by a rounding where nothing is added: then no possible token reaches the target.
+    # Rounding can make a float32 cumsum decrease where nothing is added; then no possible token may reach the target.
     return _first(jnp.where(reached_BV.any(-1, keepdims=True), reached_BV, logits_BV == top_B1))
 
 
 def kept_weights(logits_BV: jax.Array, settings: Settings) -> jax.Array:
-    """Unnormalized probabilities, float32 [B, V]: 1 for the most likely token, 0 for those left out."""
+    """Returns unnormalized probabilities, float32 [B, V]: 1 for the most likely token, 0 for excluded ones."""
     logits_BV = logits_BV - logits_BV.max(-1, keepdims=True)
     weights_BV = jnp.exp(logits_BV / _column(settings.temperature))
     if settings.top_k is not None:
@@ -75,13 +75,13 @@ def kept_weights(logits_BV: jax.Array, settings: Settings) -> jax.Array:
 
 
 def _keep_top(weights_BV, sizes_BV, goal_B1):
-    """Weights from the largest down (ties: lower id first) until their sizes add up to the goal; 0 for the rest."""
-    # Bit patterns of non-negative floats are in the order of the floats, so 31 halvings find the exact value.
+    """Keeps weights from the largest down (ties: lower id first) until their sizes reach the goal; zeroes the rest."""
+    # Bit patterns of non-negative floats sort like the floats, so 31 bisections find the exact value.
     bits_BV = jax.lax.bitcast_convert_type(weights_BV, jnp.int32)
     size = lambda mask_BV: jnp.where(mask_BV, sizes_BV, 0).sum(-1, keepdims=True)
 
     def halve(i, least_B1):
-        """`least` is the largest value known to have enough at and above it."""
+        """`least` is the largest value known so far whose sizes at and above it reach the goal."""
         higher_B1 = least_B1 | (1 << (30 - i))
         return jnp.where(size(bits_BV >= higher_B1) >= goal_B1, higher_B1, least_B1)
 
@@ -92,12 +92,12 @@ def _keep_top(weights_BV, sizes_BV, goal_B1):
 
 
 def _column(value):
-    """A number, or numbers [B], beside [B, V]."""
+    """Returns a number, or numbers [B], in a shape that broadcasts with [B, V]."""
     return jnp.asarray(value, jnp.float32)[..., None]
 
 
 def _first(mask_BV: jax.Array) -> jax.Array:
-    """The lowest id that is marked, int32 [B]; the highest of all where none is (NaN). Faster than argmax on a CPU."""
+    """Returns the lowest marked id, int32 [B]; the highest id if none is marked (NaN). Faster than argmax on a CPU."""
     ids_BV = jax.lax.broadcasted_iota(jnp.int32, mask_BV.shape, 1)
     last = mask_BV.shape[-1] - 1
     return jnp.where(mask_BV, ids_BV, last).min(-1)

@@ -1,11 +1,12 @@
-"""Tokens to their experts and back: without loss, or with a fixed capacity.
+"""Tokens to their experts and back, dropless or with a fixed capacity.
 
-`dropless` sorts a device's tokens by expert and multiplies each run with its expert's weights, so the work is what the
-tokens need (MegaBlocks, arXiv:2211.15841). `capacity` gives every expert the same number of places in each row
-(GShard, arXiv:2006.16668), and what finds no place is dropped. Both see one device's rows; moe.py spreads them. Where
-experts are spread over `expert`, tokens travel: with a capacity by one all-to-all of equal parts, else by exchange.py.
+`dropless` sorts a device's tokens by expert and multiplies each run with its expert's weights, so the work is
+proportional to the tokens (MegaBlocks, arXiv:2211.15841). `capacity` gives every expert the same number of places in
+each row (GShard, arXiv:2006.16668) and drops tokens that find none. Both work on one device's rows; moe.py maps them
+over devices. If experts are split over `expert`, tokens travel: with a capacity in one all-to-all of equal parts,
+otherwise through exchange.py.
 
-Dims: B rows, T length, D embed, F hidden of an expert, E experts, K experts of a token, C places of an expert in a row,
+Dims: B rows, T length, D embed, F hidden of an expert, E experts, K experts per token, C places of an expert in a row,
 N tokens (B T), M places of tokens sorted by expert, R rows of a block.
 """
 
@@ -22,16 +23,17 @@ from model.parts import Experts
 
 
 def dropless(experts: Experts, x_BTD, routing: Routing, apply):
-    """Every token through its experts.
+    """Runs every token through its experts.
 
     Args:
       apply: (x, product) -> y, the experts' equation, where product(x, w) multiplies with the weights [E, in, out] of
         this device's experts.
 
     Returns:
-      (y [B, T, D] in x's dtype, the number of dropped choices: 0 but where `experts.buffer` is too small).
+      (y [B, T, D] in x's dtype, the number of dropped choices: 0 unless `experts.buffer` is too small).
     """
-    x_ND, ids_NK, dropped = x_BTD.reshape(-1, x_BTD.shape[-1]), routing.ids_NK, 0
+    x_ND, ids_NK = x_BTD.reshape(-1, x_BTD.shape[-1]), routing.ids_NK
+    dropped: jax.Array | int = 0
     if axes.size("expert") > 1:
         trip = exchange.plan(ids_NK, experts)
         y_ND = _through(*trip.there(x_ND), experts.count // axes.size("expert"), apply)
@@ -43,15 +45,15 @@ def dropless(experts: Experts, x_BTD, routing: Routing, apply):
 
 
 def _through(x_ND, ids_NK, count, apply):
-    """Rows through their experts among `count` of this device, [N, K, D]; ids from there on are of none, and give 0."""
+    """Runs rows through this device's `count` experts, -> [N, K, D]; ids >= `count` belong to none and give 0."""
     rows = 1 if axes.platform() == "tpu" else _block_rows(ids_NK.size, count)
     places_NK, source_M, sizes_E = _sort(ids_NK, count, rows)
     x_MD = _take(x_ND, source_M // ids_NK.shape[1], places_NK)
     if rows == 1:
         product = lambda x, w: jax.lax.ragged_dot(x, w, sizes_E)
     else:
-        # Elsewhere XLA writes a ragged product as one with every expert and masks the result: on a CPU, 4096 tokens,
-        # 16 experts of 384 x 512, 17 times as slow as these blocks.
+        # On other platforms, XLA computes a ragged product with every expert and masks the result. On a CPU with 4096
+        # tokens and 16 experts of 384 x 512, that is 17 times slower than these blocks.
         starts = jnp.arange(source_M.size // rows) * rows
         of_block = jnp.searchsorted(jnp.cumsum(sizes_E), starts, side="right").clip(max=count - 1)
         used = sizes_E.sum() // rows
@@ -60,10 +62,13 @@ def _through(x_ND, ids_NK, count, apply):
 
 
 def capacity(experts: Experts, x_BTD, routing: Routing, apply):
-    """Tokens through those of their experts that have a place left in their row. As `dropless`, but for the drops.
+    """Runs tokens through those of their experts that have a place left in their row; arguments as in `dropless`.
 
-    First come, first served: all first choices before the second ones (arXiv:2006.16668, algorithm 1), earlier tokens
-    before later ones. Padding takes no place. Where the length is split over devices, a part counts as a row.
+    First come, first served: all first choices before all second ones (arXiv:2006.16668, algorithm 1), and earlier
+    tokens before later ones. Padding takes no place. If the length is split over devices, each part counts as a row.
+
+    Returns:
+      (y [B, T, D] in x's dtype, the number of dropped choices).
     """
     b, t, _ = x_BTD.shape
     places = experts.capacity or math.ceil(experts.capacity_factor * t * experts.per_token / experts.count)
@@ -71,7 +76,7 @@ def capacity(experts: Experts, x_BTD, routing: Routing, apply):
     in_order = jnp.swapaxes(chosen_BTKE, 1, 2).reshape(b, -1, experts.count)
     before = jnp.cumsum(in_order, 1, dtype=jnp.int32).reshape(b, experts.per_token, t, experts.count) - 1
     place_BTK = jnp.where(chosen_BTKE, jnp.swapaxes(before, 1, 2), 0).sum(-1)
-    at_BTKC = jax.nn.one_hot(place_BTK, places, dtype=x_BTD.dtype)  # zeros from `places` on
+    at_BTKC = jax.nn.one_hot(place_BTK, places, dtype=x_BTD.dtype)  # all zeros for places that do not exist
     chosen = chosen_BTKE.astype(x_BTD.dtype)
     weights_BTK = routing.weights_NK.reshape(b, t, -1).astype(x_BTD.dtype)
     x_BECD = jnp.einsum("BTEC,BTD->BECD", jnp.einsum("BTKE,BTKC->BTEC", chosen, at_BTKC), x_BTD)
@@ -87,23 +92,23 @@ def capacity(experts: Experts, x_BTD, routing: Routing, apply):
 
 
 def _block_rows(choices, count):
-    """Half an expert's mean load, so that blocks that are not full add a quarter to the work; a power of 2."""
+    """Half of an expert's mean load, so that partial blocks add a quarter to the work; a power of 2."""
     return min(256, max(8, 1 << round(math.log2(max(1, choices / (2 * count))))))
 
 
 def _sort(ids_NK, count, rows):
-    """Places for choices, sorted by expert, where each expert's run begins at a multiple of `rows`; ids from `count` on
-    get none.
+    """Sorts choices by expert, with every expert's run starting at a multiple of `rows`; ids >= `count` get no place.
 
     Returns:
-      (places_NK; source_M, which choice a place holds, N K for none; sizes_E, places of each expert, empty ones too).
+      (places_NK; source_M, the choice at each place, N K for none; sizes_E, places of each expert, including empty
+      ones).
     """
     ids = ids_NK.reshape(-1)
     order = jnp.argsort(ids)
     loads = (ids[:, None] == jnp.arange(count)).sum(0, dtype=jnp.int32)
     sizes = -(-loads // rows) * rows
     shift = (jnp.cumsum(sizes) - sizes) - (jnp.cumsum(loads) - loads)
-    # As many blocks as the worst load needs.
+    # Enough blocks for the worst load.
     total = (ids.size + min(count, ids.size) * (rows - 1)) // rows * rows
     numbers, sorted_ids = jnp.arange(ids.size, dtype=jnp.int32), ids[order]
     places = numbers + jnp.where(sorted_ids < count, shift[sorted_ids], total)
@@ -114,8 +119,11 @@ def _sort(ids_NK, count, rows):
 
 @jax.custom_vjp
 def _take(x, index, back):
-    """x[index], zeros where the index is past the end. Its gradient is a look-up too, as `back` [len(x), n] says which
-    rows of the result hold a row of x (past the end for none): adding up by index is slow everywhere."""
+    """Returns x[index], with zeros for indices past the end.
+
+    Its gradient is a lookup too, because scatter-adds are slow on all platforms: `back` [len(x), n] lists the rows of
+    the result that hold a row of x (past the end for none).
+    """
     return x.at[index].get(mode="fill", fill_value=0)
 
 
@@ -133,8 +141,10 @@ _take.defvjp(_take_forward, _take_backward)
 
 @jax.custom_vjp
 def _blocks(x_nRD, w_EDF, of_block, used):
-    """Each of the first `used` blocks of rows times the weights of one expert, [n, R, D] -> [n, R, F], then zeros. A
-    loop, so that no weight is copied for every block, with a gradient that adds to the weights' in place."""
+    """Multiplies each of the first `used` blocks with one expert's weights, [n, R, D] -> [n, R, F]; zeros after them.
+
+    A loop avoids copying weights for every block, and its gradient adds to the weights' in place.
+    """
 
     def body(n, y_nRF):
         return y_nRF.at[n].set(jnp.einsum("RD,DF->RF", x_nRD[n], w_EDF[of_block[n]]))

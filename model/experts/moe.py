@@ -1,7 +1,8 @@
-"""Mixture-of-experts feed-forward (arXiv:1701.06538): a router, experts of which each token uses a few, a shared one.
+"""Mixture-of-experts feed-forward (arXiv:1701.06538): a router, experts of which a token uses a few, a shared expert.
 
-Each device routes its own tokens. Whole experts lie on the devices of `expert`, to which tokens travel and back
-(dispatch.py); each is gathered over fsdp, and split over `tensor` along F, so one sum over `tensor` ends the layer.
+Each device routes its own tokens. Whole experts are on the devices of `expert`, and tokens travel there and back
+(dispatch.py). Each expert is gathered over fsdp and split over `tensor` along F, so the layer ends with one sum over
+`tensor`.
 
 Dims: B rows, T length, D embed, F hidden of an expert, E experts.
 """
@@ -22,10 +23,11 @@ from model.weights import Weight, einsum, gathered, param
 
 
 class MoE(nnx.Module):
-    """In place of a FeedForward, by config.experts. The experts have no biases."""
+    """A mixture of experts in place of a FeedForward, described by config.experts. The experts have no biases."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         experts = config.experts
+        assert experts is not None  # ModelConfig requires it for sparse layers
         e, d, f, dtype = experts.count, config.embed_dim, experts.mlp_dim, jnp.dtype(config.param_dtype)
         init = nnx.initializers.normal(config.init_std)
         self.experts, self.activation = experts, config.activation
@@ -36,7 +38,7 @@ class MoE(nnx.Module):
         self.experts_gate = matrix((e, d, f), "expert_embed", "mlp") if config.gated else None
         self.experts_up = matrix((e, d, f), "expert_embed", "mlp")
         self.experts_down = matrix((e, f, d), "mlp", "expert_embed", init=residual_init(config))
-        # Float32 always: it moves by small steps.
+        # Always float32, because it is updated in small steps.
         correction = lambda: param(rngs, (e,), ("choices",), nnx.initializers.zeros, jnp.float32, role=Role.CORRECTION)
         self.correction = correction() if experts.correction else None
         self.shared = FeedForward(config, rngs, experts.shared_dim) if experts.shared_dim else None
@@ -44,19 +46,19 @@ class MoE(nnx.Module):
         self.shared_gate = gate() if experts.shared_gate else None
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> tuple[jax.Array, RouterStats]:
-        """Feed forward.
+        """Runs the feed-forward.
 
         Args:
-          real_BT: false for padding, which only the shared expert sees and no statistic counts; None: all are real.
+          real_BT: False for padding, which only the shared expert processes and no statistic counts; None: no padding.
 
         Returns:
           (y [B, T, D] in x's dtype, the router's statistics of the whole batch, float32).
         """
-        with jax.default_matmul_precision("highest"):  # float32 that is float32 on a TPU too
+        with jax.default_matmul_precision("highest"):  # true float32 on a TPU too
             logits = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router, ("batch", "length", "choices"))
         routed = self._routed
         if any(isinstance(w, Weight) for w in (self.experts_gate, self.experts_up, self.experts_down)):
-            # The arrays that such weights make of themselves are made again for the gradient: no layer keeps its own.
+            # Recompute the arrays that such weights expand to in the backward pass, so that no layer stores its own.
             routed = jax.checkpoint(routed, policy=jax.checkpoint_policies.save_only_these_names("products"))
         y_BTD, stats = routed(x_BTD, logits, real_BT)
         if self.correction is not None:
@@ -70,20 +72,20 @@ class MoE(nnx.Module):
         return y_BTD, stats
 
     def _routed(self, x_BTD, logits_BTE, real_BT):
-        """The chosen experts' part: every device on its rows, with its part of each expert."""
+        """Runs the chosen experts: every device on its own rows, with its part of each expert."""
         weights = (self.experts_gate, self.experts_up, self.experts_down)
         weights = [None if w is None else gathered(w, x_BTD.dtype) for w in weights]
         correction_E = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
         if not axes.has_mesh():
             return self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)
-        real_BT = None if real_BT is None else axes.place(real_BT, "batch", "length")  # made by default, it is whole
+        real_BT = None if real_BT is None else axes.place(real_BT, "batch", "length")  # default masks are replicated
         place = lambda *logical: axes.out(*logical, shape=x_BTD.shape[:2])
         tokens, stream = place("batch", "length"), place("batch", "stream")
         split, inner, scattered = axes.axes_of(tokens), axes.axes_of(axes.out("mlp")), stream != tokens
         copied = tuple(name for name in split if name not in axes.axes_of(axes.out("experts")))
 
         def on_each_device(x_BTD, logits_BTE, real_BT, correction_E, *weights):
-            # The transposes of these casts are the sums of gradients over devices, one for each tensor.
+            # In the backward pass, these casts become sums of gradients over devices, one per array.
             x_BTD = jax.lax.pcast(x_BTD, inner, to="varying")
             weights = [None if w is None else jax.lax.pcast(w, copied, to="varying") for w in weights]
             y_BTD, stats = self._local(x_BTD, logits_BTE, real_BT, correction_E, *weights)

@@ -1,7 +1,7 @@
-"""How one of our parameters lies in their tensors: one Entry, read in both directions.
+"""How one of our parameters is stored in their tensors: an Entry, used for both reading and writing.
 
-Theirs is one tensor for each layer (and expert), ours are stacked; theirs flatten heads into one dim and fuse
-projections into one tensor, ours keep dims and parameters apart. An entry says it in the manner of einops:
+Their checkpoints have one tensor per layer (and expert), and ours stack them. Theirs flatten heads into one dim and
+fuse projections into one tensor; ours keep dims and parameters separate. An entry describes this in einops' style:
 
     Entry("stack/segments/0/0/attention/query", "model.layers.{layer}.self_attn.q_proj.weight",
           theirs="(kv_heads group head_dim) embed", ours="layer embed kv_heads group head_dim")
@@ -10,13 +10,12 @@ projections into one tensor, ours keep dims and parameters apart. An entry says 
     Entry("stack/segments/0/0/attention/key_up", "model.layers.{layer}.kv_b_proj.weight",  # DeepSeek: unequal parts
           theirs="(kv content+value) latent", ours="layer kv content latent")
 
-Every name in `ours` is a dim of the parameter, in its order; those that stand in the name's braces come first and say
-which tensor. `(a b)` is a dim in which a and b are flattened, a outermost. A number is a dim of that size that ours
-does not have: the entry is its `slot`. `a+b` is a dim in which a and b lie one after the other; ours has one of them,
-and the size of the other is known from its own entry. Sizes come from our parameters, so an entry holds for all sizes.
+`ours` names the parameter's dims in order. Dims in the braces of the tensor's name come first, and select the tensor.
+`(a b)` is a dim that flattens a and b, with a outermost. A number is a dim of that size that ours lacks; the entry is
+index `slot` of it. `a+b` is a dim that concatenates a and b; ours has one of them, and another entry knows the size of
+the other one. Sizes come from our parameters, so an entry works for all model sizes.
 
-Both directions only copy, unless an entry has a divisor: a tensor that is read and written again is the same bit for
-bit.
+Without a divisor, both directions only copy: reading and writing a tensor keeps it bit for bit.
 """
 
 import dataclasses
@@ -33,9 +32,9 @@ Range = tuple[int, int]
 
 
 class Factor(NamedTuple):
-    """What is wanted of one of the dims that a dim of theirs is made of."""
+    """The requested range of one of the dims that make up a dim of theirs."""
 
-    dim: str | None  # ours; None: a number, of which the entry has one slot
+    dim: str | None  # our dim; None: a number, of which the entry has one slot
     start: int
     stop: int
     total: int  # its size in theirs
@@ -53,14 +52,14 @@ class Entry:
       ValueError: the entry contradicts itself; the message names it.
     """
 
-    path: str  # ours, e.g. 'stack/segments/0/0/attention/query'
-    name: str  # theirs, with {layer} or other dims of ours in braces
+    path: str  # our name, e.g. 'stack/segments/0/0/attention/query'
+    name: str  # their name, with {layer} or other dims of ours in braces
     theirs: str
     ours: str
     slot: int | None = None
-    layers: range | None = None  # the numbers their names give to our layers, in order; None: 0, 1, 2, ...
-    absent: float | None = None  # what fills the parameter where the file has no such tensor; None: the file must
-    divisor: Callable[[int], float] | None = None  # of a tensor that is read, by the number of its layer
+    layers: range | None = None  # their layer numbers of our layers, in order; None: 0, 1, 2, ...
+    absent: float | None = None  # the parameter's value if the file lacks the tensor; None: that is an error
+    divisor: Callable[[int], float] | None = None  # layer number -> divisor of the tensor when it is read
 
     def __post_init__(self):
         named = [name for group in self.groups for factor in group for name in factor.split("+")]
@@ -76,54 +75,55 @@ class Entry:
             if not factor.isdigit() and sum(name in self.dims for name in factor.split("+")) != 1:
                 self.fail(f"dim {factor} is not in ours" if "+" not in factor else f"ours must have one of {factor}")
         if len(numbers) != (self.slot is not None) or any(not 0 <= self.slot < int(n) for n in numbers):
-            self.fail("slot must say which part of the one number in theirs this is")
+            self.fail("slot must select a part of the one number in theirs")
 
     @functools.cached_property
     def groups(self) -> list[list[str]]:
-        """The factors of each dim of theirs, outermost first."""
+        """The factors of each of their dims, outermost first."""
         return [(group or single).split() for group, single in re.findall(r"\(([^()]*)\)|([^()\s]+)", self.theirs)]
 
     @functools.cached_property
     def stacked(self) -> list[str]:
-        """The leading dims of ours, of which a tensor of theirs has one index each."""
+        """Our leading dims, of which each of their tensors holds one index."""
         return self.ours.split()[: len(set(re.findall(r"\{(\w+)\}", self.name)))]
 
     @functools.cached_property
     def dims(self) -> list[str]:
-        """The other dims of ours."""
+        """Our other dims."""
         return self.ours.split()[len(self.stacked) :]
 
     def fail(self, what: str):
+        """Raises a ValueError about this entry."""
         raise ValueError(f"entry {self.path} <-> {self.name} ({self.ours!r} <-> {self.theirs!r}): {what}")
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Size of each of our dims, from our parameter's shape."""
+        """Returns the size of each of our dims, given our parameter's shape."""
         if len(shape) != len(self.ours.split()):
             self.fail(f"our parameter has {len(shape)} dims: {shape}")
         return dict(zip(self.ours.split(), shape, strict=True))
 
     def names(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-        """(index into the stacked dims, name of their tensor) of all tensors that make up a parameter of this shape."""
+        """Yields (index into the stacked dims, tensor name) of all their tensors for a parameter of this shape."""
         counts = self.sizes(shape)
         numbers = {dim: range(counts[dim]) for dim in self.stacked}
         if self.layers is not None:
             if len(self.layers) != counts.get("layer"):
-                self.fail(f"layers names {len(self.layers)} of them, our parameter has shape {shape}")
+                self.fail(f"layers lists {len(self.layers)} of them, our parameter has shape {shape}")
             numbers["layer"] = self.layers
         for index in itertools.product(*(range(counts[dim]) for dim in self.stacked)):
             at = {dim: numbers[dim][i] for dim, i in zip(self.stacked, index, strict=True)}
             yield index, self.name.format(**at)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape of their tensor. `sizes`: of our dims, and of the parts of unequal size that other entries have."""
+        """Returns the shape of their tensor, given the sizes of our dims and of the other parts of `a+b`."""
         return tuple(math.prod(factor.total for factor in group) for group in self._factors(sizes, {}))
 
     def take(self, read: Callable, sizes: Mapping[str, int], wanted: Mapping[str, Range]) -> np.ndarray:
-        """Theirs -> ours: the part `wanted` (start and stop by dim) of the parameter, as a view.
+        """Reads theirs as ours: the part `wanted` (start and stop by dim) of the parameter, as a view.
 
         Args:
-          read: index (a slice for each dim of theirs) -> array. Asked for no more than the smallest run of each dim
-            that holds what is wanted (_run): exactly that, unless a dim is cut that is not outermost in its
+          read: index (a slice for each of their dims) -> array. It is asked only for the smallest run of each dim that
+            contains the wanted part (see _run): exactly that part, unless a dim is split that is not outermost in its
             parentheses.
         """
         runs = [_run(group) for group in self._factors(sizes, wanted)]
@@ -131,26 +131,26 @@ class Entry:
         return self._ours(read(tuple(run for run, _ in runs)), factors)
 
     def put(self, array: np.ndarray, tensor: np.ndarray, sizes: Mapping[str, int]) -> None:
-        """Ours -> theirs: write one index of the stacked dims into its place in `tensor` (contiguous)."""
+        """Writes ours as theirs: one index of the stacked dims into its place in `tensor` (contiguous)."""
         factors = list(itertools.chain.from_iterable(self._factors(sizes, {})))
         self._ours(tensor, factors)[...] = array
 
     def _ours(self, tensor: np.ndarray, factors: list[Factor]) -> np.ndarray:
-        """Our part of a tensor that is made of these factors, with our dims in their order. A view."""
+        """Returns our part of a tensor with these factors, with our order of dims. A view."""
         part = tensor.reshape([factor.total for factor in factors])[tuple(factor.part for factor in factors)]
-        left = [factor.dim for factor in factors if factor.dim is not None]  # a slot's index has taken its dim away
+        left = [factor.dim for factor in factors if factor.dim is not None]  # indexing with a slot drops its dim
         return part.transpose([left.index(dim) for dim in self.dims])
 
     def _factors(self, sizes: Mapping[str, int], wanted: Mapping[str, Range]) -> list[list[Factor]]:
-        """The factors of each dim of theirs, cut to what is wanted of our dims."""
+        """Returns the factors of each of their dims, restricted to the wanted part of our dims."""
 
         def factor(text: str) -> Factor:
             if text.isdigit():
-                slot = self.slot or 0  # there is one, as checked at the beginning
+                slot = self.slot or 0  # __post_init__ checks that there is one
                 return Factor(None, slot, slot + 1, int(text))
             parts = text.split("+")
             if unknown := [part for part in parts if part not in sizes]:
-                self.fail(f"no entry of this tensor says how large {unknown[0]} is")
+                self.fail(f"no entry of this tensor gives the size of {unknown[0]}")
             own = next(part for part in parts if part in self.dims)
             before = sum(sizes[part] for part in parts[: parts.index(own)])
             start, stop = wanted.get(own, (0, sizes[own]))
@@ -160,17 +160,17 @@ class Entry:
 
 
 def _run(group: list[Factor]) -> tuple[slice, list[Factor]]:
-    """The smallest run of one dim of theirs that holds what is wanted, and the factors of this run.
+    """Returns the smallest run of one of their dims that contains the wanted part, and the factors inside this run.
 
-    Of a dim `(kv group head_dim)` of 2 x 3 x 4, two things that may be wanted (#), and the run in brackets:
+    For a dim `(kv group head_dim)` of 2 x 3 x 4, two examples of wanted parts (#), with the run in brackets:
 
         kv                         0                    1
         group                      0    1    2          0    1    2
-        kv 1:2, group 1:3        ....|....|....  ||  ....[####|####]     the run is what is wanted
-        head_dim 1:3            [.##.|.##.|.##.  ||  .##.|.##.|.##.]     head_dim is cut in memory
+        kv 1:2, group 1:3        ....|....|....  ||  ....[####|####]     the run is exactly the wanted part
+        head_dim 1:3            [.##.|.##.|.##.  ||  .##.|.##.|.##.]     head_dim is sliced in memory
 
-    So factors narrow the run, from outside, up to the first that is more than one index wide; it and those before it
-    have no other index left in the run, and those behind it are whole in it.
+    So factors narrow the run, from the outside, up to the first that is more than one index wide. That factor and those
+    before it have no other index in the run, and those after it are whole.
     """
     low, high, narrowing, inside = 0, 0, True, []
     inner = math.prod(factor.total for factor in group)

@@ -1,7 +1,7 @@
 """Fills a sharded model from a checkpoint folder, and writes one, by a family's table (table.py, layout.py).
 
-Both go through their tensors one at a time, so that beside the model itself a host holds about one tensor. Every
-process reads only what its devices keep; process 0 writes.
+Both process their tensors one at a time, so a host holds about one tensor besides the model itself. Every process reads
+only what its devices keep; process 0 writes.
 """
 
 import functools
@@ -29,32 +29,32 @@ class Source(NamedTuple):
     """Where a part of a parameter is read from."""
 
     piece: Piece
-    name: str  # in the folder
-    sizes: dict[str, int]
+    name: str  # tensor name in the folder
+    sizes: dict[str, int]  # of dims, see table.Theirs
 
 
 def load(abstract_model, table: Table, folder: Folder):
-    """The model from the tensors of `folder`: parameters placed, split and typed as in `abstract_model`.
+    """Returns the model from the tensors of `folder`, with the shardings and dtypes of `abstract_model`.
 
     Args:
-      abstract_model: an NNX module of jax.ShapeDtypeStruct, with shardings where there is a mesh.
+      abstract_model: an NNX module of jax.ShapeDtypeStruct, with shardings if there is a mesh.
 
     Raises:
-      CheckpointFolderError: tensors are missing, unexpected or of another shape, found before any is read; a file is
-        damaged.
+      CheckpointFolderError: tensors are missing, unexpected or of another shape, which is checked before any is read;
+        or a file is damaged.
       ValueError: the table contradicts itself or the model.
     """
-    leaves: Mapping[str, Any] = by_name(abstract_model)  # shapes, for the model is abstract
+    leaves: Mapping[str, Any] = by_name(abstract_model)  # shapes, because the model is abstract
     wanted = tables.expected(table, leaves)
     sources: dict[str, list[Source]] = {path: [] for path in leaves}
     for name, file_name in tables.match(table, wanted, folder).items():
         for piece in wanted[name].pieces:
             sources[piece.entry.path].append(Source(piece, file_name, wanted[name].sizes))
     constants = {entry.path: entry.absent for entry in table.entries if entry.absent is not None}
-    # Large tensors first, while the model is small: so the peak is hardly more than the model.
+    # Large tensors first, while the model is small, so that the peak memory is hardly more than the model.
     largest_first = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape) / max(1, len(sources[path])))
     filled = {}
-    # Each device's part is filled by a program of that device alone: the mesh that may be set is not to touch it.
+    # A program on one device fills that device's part, so the current mesh must not affect it.
     with _own_mesh():
         for path in largest_first:
             leaf = leaves[path]
@@ -63,15 +63,15 @@ def load(abstract_model, table: Table, folder: Folder):
 
 
 def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Write the model as a checkpoint folder. In a run of several processes all of them call it.
+    """Writes the model as a checkpoint folder. With several processes, all of them must call it.
 
     Args:
-      path: a folder that does not exist, or is empty; afterwards it is complete, or as it was.
-      files: texts of further files: config.json, tokenizer.json.
-      dtype: of the tensors; None: of the parameters.
+      path: a folder that does not exist or is empty; if writing fails, it is unchanged.
+      files: contents of additional text files: config.json, tokenizer.json.
+      dtype: of the tensors; None: the parameters'.
 
     Raises:
-      CheckpointFolderError: the folder can't be written; a parameter has no place in their format.
+      CheckpointFolderError: the folder can't be written, or their format lacks a parameter.
       ValueError: the table contradicts itself or the model.
     """
     leaves = by_name(model)
@@ -82,7 +82,7 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
                 unused = bool(jnp.all(leaves[entry.path] == entry.absent))
             if not unused:
                 raise CheckpointFolderError(
-                    f"parameter {entry.path} has no place in their format unless it is {entry.absent:g} throughout"
+                    f"their format has no place for parameter {entry.path}, unless all its values are {entry.absent:g}"
                 )
             wanted = {name: theirs for name, theirs in wanted.items() if entry is not theirs.pieces[0].entry}
     order = sorted(wanted, key=_natural)
@@ -95,7 +95,7 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
         return tensor
 
     if jax.process_index() != 0:
-        for name in order:  # takes part in the gathering
+        for name in order:  # takes part in gathering
             joined(name)
         return
     with Writer(path, {name: (wanted[name].shape, kind(name)) for name in order}, files, max_shard_bytes) as writer:
@@ -104,10 +104,10 @@ def save(model, table: Table, path, files: Mapping[str, str], dtype=None, max_sh
 
 
 def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> jax.Array:
-    """A parameter, from its tensors.
+    """Reads a parameter from its tensors.
 
-    Each device keeps a box of the parameter. A tensor of theirs has one index of the stacked dims (here the layer) and
-    is read once, as far as the boxes with this index reach together, their hull; each device gets its own cut of that:
+    Each device keeps a box of the parameter. Each of their tensors has one index of the stacked dims (here the layer).
+    It is read once, over the hull of all boxes with this index, and each device gets its own slice of the hull:
 
         parameter [layer 4, embed 8]      layers   embed         tensor of layer 1, [embed 8]
           device 0                          0:2     0:3            -> [0:3] into row 1 of its box
@@ -142,17 +142,17 @@ def _read(leaf: jax.ShapeDtypeStruct, sources: list[Source], folder: Folder) -> 
                 parts[device] = jnp.zeros([stop - start for start, stop in box], leaf.dtype, device=device)
             row = [np.int32(i - start) for i, (start, _) in zip(index, box, strict=False)]
             parts[device] = _insert(parts[device], piece, row)
-        jax.block_until_ready(list(parts.values()))  # or tensors would queue up
+        jax.block_until_ready(list(parts.values()))  # otherwise tensors would queue up in memory
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, [parts[device] for device in boxes])
 
 
 def _holds(box: list[Range], index: tuple[int, ...]) -> bool:
-    """Whether an index of the first dims lies in a box."""
+    """Returns whether a box contains an index of the first dims."""
     return all(start <= i < stop for i, (start, stop) in zip(index, box, strict=False))
 
 
 def _taken(source: Source, hull: list[Range], folder: Folder) -> np.ndarray:
-    """What a tensor has of the parameter: this part of the dims that are not stacked."""
+    """Reads a tensor's part of the parameter: this range of the dims that are not stacked."""
     (entry, index), name, sizes = source
     array = entry.take(functools.partial(_values, folder, name), sizes, dict(zip(entry.dims, hull, strict=True)))
     if entry.divisor is None:
@@ -162,7 +162,7 @@ def _taken(source: Source, hull: list[Range], folder: Folder) -> np.ndarray:
 
 
 def _values(folder: Folder, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of a tensor; of float64, which has no place here, as float32."""
+    """Reads a part of a tensor; float64, which is not supported, becomes float32."""
     array = folder.read(name, index)
     if array.dtype != np.float64:
         return array
@@ -194,17 +194,17 @@ def _sharding(leaf: jax.ShapeDtypeStruct):
 
 
 def _own_mesh(w: jax.Array | None = None):
-    """Programs on `w` run under its own mesh, whichever is set; programs on one device under none."""
+    """Sets the mesh of `w`, whatever the current one is; without `w`, no mesh, for programs on one device."""
     mesh = w.sharding.mesh if w is not None and isinstance(w.sharding, NamedSharding) else None
     return jax.set_mesh(mesh if isinstance(mesh, Mesh) else Mesh(np.empty((), object), ()))
 
 
 def _gathered(w: jax.Array, index: tuple[int, ...], dtype) -> np.ndarray:
-    """One index of the stacked dims, whole, on the host."""
+    """Returns one index of the stacked dims, gathered to the host."""
     if not w.is_fully_addressable:
         with _own_mesh(w):
             return np.asarray(_gather(w, [np.int32(i) for i in index], dtype))
-    # All of it is on devices of this process: joined on the host, so that no device has to hold a whole tensor.
+    # All of it is on this process's devices: join it on the host, so that no device has to hold a whole tensor.
     array = np.empty(w.shape[len(index) :], dtype)
     for shard in w.addressable_shards:
         box = [part.indices(size) for part, size in zip(shard.index, w.shape, strict=True)]
@@ -222,21 +222,21 @@ def _pick(w, index, dtype):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _gather(w, index, dtype):
-    """One index of the stacked dims, whole on every device."""
+    """Returns one index of the stacked dims, replicated on every device."""
 
     def pick(bits, index):
-        # An array of one index, because where the dim is split this compiles to a sum over devices, the others giving
-        # zeros, while a plain index would gather the whole stack.
+        # Indexing with an array: if the dim is split, this compiles to a sum over devices, where the others contribute
+        # zeros. A plain index would gather the whole stack.
         for i in index:
             bits = bits.at[i[None]].get(mode="promise_in_bounds")[0]
         return bits
 
-    # Summed as integers, so that -0 and NaN pass bit for bit.
+    # Sums integers, so that -0 and NaN keep their bits.
     bits = jax.lax.bitcast_convert_type(w, jnp.dtype(f"uint{8 * w.dtype.itemsize}"))
     bits = jax.sharding.auto_axes(pick, out_sharding=PartitionSpec())(bits, index)
     return jax.lax.bitcast_convert_type(bits, w.dtype).astype(dtype)
 
 
 def _natural(name: str) -> list:
-    """A sort key under which layers.2 comes before layers.10."""
+    """Returns a sort key that puts layers.2 before layers.10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,19 +1,19 @@
-"""Low-rank adapters as Hugging Face's peft keeps them: adapter_config.json and adapter_model.safetensors.
+"""Low-rank adapters in the format of Hugging Face's peft: adapter_config.json and adapter_model.safetensors.
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    [rank, in]
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    [out, rank]
 
-Where A and B of a weight of ours lie there follows from where the weight lies, so the families' tables serve here too.
+The layout of A and B follows from their weight's, so this code uses the families' tables.
 
-A linear layer of theirs has one A, even where it is several weights of ours (GPT-2's c_attn): read, each of these gets
-a copy of A and its part of B; written, weights with the same A have it once, and others beside each other, B being 0
-where a rank is not a weight's own. Layers that lie in one array of ours have one rank: smaller ones are filled up with
-zeros, which never train and are left out when written. One scale holds for all of an adapter of ours: where theirs
-differ, B takes the difference. So both ways the function stays the same; how an adapter trains on does not, where A was
-shared or scales differed.
+A linear layer of theirs has one A, even if it contains several of our weights (GPT-2's c_attn). In reading, each of
+these weights gets a copy of A and its part of B. In writing, weights with equal A share it, and different ones are
+concatenated, with zeros in B for the ranks of other weights. Layers that one of our arrays stacks have one rank:
+smaller ranks are padded with zeros, which never train and are removed in writing. One of our adapters has one scale: if
+theirs differ, B absorbs the difference. So both directions keep the function. Further training differs if weights
+shared an A or scales differed.
 
-Left out, with an error: DoRA, biases, adapters of embeddings and of other kinds, layers chosen by number; in writing,
-feed-forward layers of models with experts.
+Refused with an error: DoRA, biases, adapters of embeddings and of other kinds, layers selected by number; in writing,
+also feed-forward layers of models with experts.
 """
 
 import functools
@@ -38,23 +38,23 @@ from model.interop.layout import Entry
 from model.interop.table import Piece, Table, Theirs
 from model.weights import replaced, trained, variables
 
-FILES = "adapter_"  # what their names begin with
-_MODEL = "base_model.model."  # what names of tensors begin with
-_FACTORS = (".lora_A.weight", ".lora_B.weight")  # what they end with
-# Ends of names that peft (0.21, with transformers 5) takes for experts in models that have any, wherever they stand.
+FILES = "adapter_"  # prefix of file names
+_MODEL = "base_model.model."  # prefix of tensor names
+_FACTORS = (".lora_A.weight", ".lora_B.weight")  # suffixes of tensor names
+# Suffixes of modules that peft (0.21, with transformers 5) mistakes for experts in any model that has experts.
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 class Linear(NamedTuple):
-    """One of their linear layers, and where the factors of our adapters on it lie."""
+    """One of their linear layers, and the layout of our adapters' factors on it."""
 
     weight: Theirs
-    a: dict[str, Entry]  # by our weight
+    a: dict[str, Entry]  # by our weight's name
     b: dict[str, Entry]
-    transposed: bool  # the weight is [in, out]
+    transposed: bool  # whether the weight is [in, out]
 
     def factors(self, rank: int) -> list[Theirs]:
-        """A and B of this rank."""
+        """Returns A and B of this rank."""
         sizes, made = self.weight.sizes | {"rank": rank}, []
         for entries in (self.a, self.b):
             pieces = [Piece(entries[entry.path], index) for entry, index in self.weight.pieces]
@@ -63,14 +63,14 @@ class Linear(NamedTuple):
 
 
 def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
-    """(the model `base` with the adapter of a folder, the settings that make such a model).
+    """Returns (the model `base` with a folder's adapter, the settings that make such a model).
 
     Args:
       family_table: of the base's family.
 
     Raises:
-      CheckpointFolderError: no adapter, one of another kind or for another model; tensors missing, unexpected or of
-        another shape, found before any is read.
+      CheckpointFolderError: there is no adapter, or one of another kind or for another model; or tensors are missing,
+        unexpected or of another shape, which is checked before any is read.
     """
     folder = Folder(path, FILES)
     given, leaves = peft_config.read(folder, base.config), _parameters(base.config)
@@ -99,23 +99,24 @@ def read(path, family_table: Table, base) -> tuple[nnx.Module, Tuning]:
         values = folder.read(names[tensor])
         for entry, index in theirs.pieces:
             part = entry.take(values.__getitem__, theirs.sizes, {})
-            # A rank smaller than others in the array fills a part of it.
+            # If other layers in the array have a larger rank, this fills a part of it.
             arrays[entry.path][index][tuple(map(slice, part.shape))] = part * np.float32(scales.get(tensor, 1))
     return replaced(model, {path: _filled(old[path], array) for path, array in arrays.items()}), tuning
 
 
 def write(model, family_table: Table, path, base: str | None = None) -> None:
-    """The adapters of a model as a folder, and what else trains in it: the modules of that are written whole
-    (modules_to_save), and so is a head of classes, which peft always looks for. In a run of several processes all of
-    them call it.
+    """Writes a model's adapters as a folder, with whatever else trains.
+
+    Modules with other trainable parameters are written whole (modules_to_save), and so is a classification head, which
+    peft always expects. With several processes, all of them must call it.
 
     Args:
       family_table: of the model's family.
-      path: a folder that does not exist, or is empty; afterwards it is complete, or as it was.
-      base: name of the model that the adapters stand on, by which peft's AutoPeftModel loads it.
+      path: a folder that does not exist or is empty; if writing fails, it is unchanged.
+      base: name of the base model, from which peft's AutoPeftModel loads it.
 
     Raises:
-      CheckpointFolderError: the folder can't be written; the model has no adapter, or one without a place there.
+      CheckpointFolderError: the folder can't be written, the model has no adapter, or the format can't represent it.
     """
     adapters, leaves = lora.adapters(model), _parameters(model.config)
     tensors: dict[str, np.ndarray] = {}
@@ -140,8 +141,8 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
     kept = _kept(family_table, leaves, saved)
     if both := [module for module in scales if any(_module(tensor) == module for tensor in kept)]:
         raise CheckpointFolderError(
-            f"{both[0]} has an adapter, and beside it a parameter that trains or a head of classes, which peft keeps "
-            "whole; it has one or the other"
+            f"{both[0]} has an adapter, and also a trainable parameter or a classification head, which peft stores "
+            "whole; a module can have only one of the two"
         )
     parameters = variables(model)
     for tensor, theirs in kept.items():
@@ -169,31 +170,30 @@ def write(model, family_table: Table, path, base: str | None = None) -> None:
 
 
 def unreadable(config: ModelConfig, family_table: Table, adapted: Collection[str]) -> str | None:
-    """Why peft can't read adapters of these weights; None: it can."""
+    """Returns why peft can't read adapters of these weights; None if it can."""
     for module, linear in _linears(family_table, _parameters(config)).items() if config.experts and adapted else ():
         if module.endswith(_OF_EXPERTS) and (own := [weight for weight in linear.a if weight in adapted]):
             return (
-                f"peft can't read an adapter of {own[0]}: where a model has experts, it takes every "
-                f"{module.rsplit('.', 1)[-1]} for one of theirs, in a form of its own; leave feed_forward out of the "
+                f"peft can't read an adapter of {own[0]}: in a model with experts, it treats every "
+                f"{module.rsplit('.', 1)[-1]} as an expert's, in a different format; leave feed_forward out of the "
                 "adapter's targets, or merge the adapter and write the model"
             )
     return None
 
 
 def _joined(linear: Linear, own: dict) -> tuple[np.ndarray, np.ndarray, float]:
-    """A [rank, in], B [out, rank] and the scale of their layer, from those of our weights in it.
+    """Returns A [rank, in], B [out, rank] and the scale of their layer, from our adapters of the weights in it.
 
-    Of three weights whose outputs lie one below the other in the layer (GPT-2's c_attn), of which the first two have
-    the same A:
+    For three weights whose outputs are concatenated in the layer (GPT-2's c_attn), where the first two have equal A:
 
         A = | A of 1 and 2 |        B = | B of 1       0    |
             |    A of 3    |            | B of 2       0    |
                                         |   0       B of 3  |
 
     Args:
-      own: of our weights: A, B and scale of its adapter, stacked as the weight is.
+      own: weight -> A, B and scale of its adapter, stacked like the weight.
     """
-    blocks: list[list[np.ndarray]] = []  # of each A that there is: A, and B of all weights that have it
+    blocks: list[list[np.ndarray]] = []  # for each distinct A: A, and the summed B of all weights that share it
     *_, scale = next(iter(own.values()))
     for weight, index in ((entry.path, index) for entry, index in linear.weight.pieces if entry.path in own):
         a_RI, b_OR = _in_place(linear, weight, index, own[weight], scale)
@@ -201,14 +201,17 @@ def _joined(linear: Linear, own: dict) -> tuple[np.ndarray, np.ndarray, float]:
         if same is None:
             blocks.append([a_RI, b_OR])
         else:
-            same[1] += b_OR  # in other rows
+            same[1] += b_OR  # nonzero in different rows
     a_RI, b_OR = (np.concatenate(parts, axis) for axis, parts in enumerate(zip(*blocks, strict=True)))
     return a_RI, b_OR, scale
 
 
 def _in_place(linear: Linear, weight: str, index: tuple[int, ...], adapter, scale: float) -> tuple[np.ndarray, ...]:
-    """A and B of one weight as they lie in their layer: B is 0 in the outputs of other weights, and takes what the
-    adapter's own scale is more than `scale`. Ranks that are 0 in both only fill up the stack, and are left out."""
+    """Returns A and B of one weight in their layer's layout.
+
+    B is 0 in the outputs of other weights, and absorbs the ratio of the adapter's own scale to `scale`. Ranks that are
+    0 in both are only padding of the stack, and are removed.
+    """
     a, b, own_scale = adapter
     in_a, in_b = linear.factors(a.shape[-1])
     a_RI, b_OR = np.zeros(in_a.shape, np.float32), np.zeros(in_b.shape, np.float32)
@@ -219,7 +222,7 @@ def _in_place(linear: Linear, weight: str, index: tuple[int, ...], adapter, scal
 
 
 def _linears(family_table: Table, leaves: dict[str, nnx.Variable]) -> dict[str, Linear]:
-    """By module, 'model.layers.0.self_attn.q_proj'."""
+    """Returns their linear layers by module, 'model.layers.0.self_attn.q_proj'."""
     weights = {path: w for path, w in leaves.items() if w.get_metadata("inputs")}
     return {_module(n): _linear(own, weights) for n, own in table.expected(family_table, weights).items()}
 
@@ -245,7 +248,7 @@ def _linear(weight: Theirs, leaves: dict[str, nnx.Variable]) -> Linear:
 
 
 def _kept(family_table: Table, leaves, saved: Collection[str]) -> dict[str, Theirs]:
-    """All tensors of the modules that hold one of these parameters."""
+    """Returns all tensors of the modules that contain one of these parameters."""
     tensors = table.expected(family_table, leaves)
     modules = {_outermost(n) for n, own in tensors.items() if any(entry.path in saved for entry, _ in own.pieces)}
     return {n: own for n, own in tensors.items() if _outermost(n) in modules}
@@ -254,37 +257,37 @@ def _kept(family_table: Table, leaves, saved: Collection[str]) -> dict[str, Thei
 def _refuse_tied(config: ModelConfig, saved: Collection[str], path) -> None:
     if config.tied and "inputs/tokens/table" in saved:
         raise CheckpointFolderError(
-            f"{path}: the table of tokens trained beside the adapter, and the output layer is tied to it; peft would "
-            "train one of them alone"
+            f"{path}: the token table trained along with the adapter, and the output layer is tied to it; peft would "
+            "train only one of them"
         )
 
 
 def _parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
-    """Shapes and dims of a model's parameters, by name."""
+    """Returns abstract variables of a model's parameters by name."""
     return variables(jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
 
 
 def _whole(variable: nnx.Variable) -> np.ndarray:
-    """All of it, on every process."""
+    """Returns the whole array, on every process."""
     value = variable[...]
     return np.asarray(value if value.is_fully_addressable else process_allgather(value, tiled=True))
 
 
 def _filled(variable: nnx.Variable, array: np.ndarray) -> nnx.Variable:
-    """With these values, where it is."""
+    """Returns the variable with these values and its old sharding and dtype."""
     old = variable[...]
     part = lambda index: array[index].astype(old.dtype)
     return variable.replace(jax.make_array_from_callback(old.shape, old.sharding, part))
 
 
 def _pattern(config: ModelConfig, weight: str) -> str:
-    """Which finds it, and the weights in its place in the stack's other layers."""
+    """Returns a pattern that matches a weight, and the same weight of the stack's other layers."""
     where = patterns.layers(config, weight)
     return f"^{weight}$" if where is None else f"^{where[0]}/layer/.*/{where[2]}$"
 
 
 def _named(module: str) -> list[str]:
-    """Its two tensors."""
+    """Returns the names of a module's two tensors."""
     return [f"{_MODEL}{module}{factor}" for factor in _FACTORS]
 
 
@@ -293,5 +296,5 @@ def _module(tensor: str) -> str:
 
 
 def _outermost(tensor: str) -> str:
-    """The module to save for it: peft takes the whole head where it knows that there is one."""
+    """Returns the module to save for a tensor: peft saves the whole head if it knows that there is one."""
     return "classifier" if tensor.startswith("classifier.") else _module(tensor)

@@ -1,4 +1,4 @@
-"""adapter_config.json of Hugging Face's peft (0.21): which modules have a low-rank adapter, of what rank and scale."""
+"""adapter_config.json of Hugging Face's peft (0.21): which modules have a low-rank adapter, of which rank and scale."""
 
 import collections
 import math
@@ -12,25 +12,25 @@ from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 
 NAME = "adapter_config.json"
-# Fields that make another function of the two factors, or of weights that are no linear layer's.
+# Fields that change the function of the two factors, or adapt weights other than linear layers'.
 _ABSENT: tuple[str, ...] = ("use_dora", "lora_bias", "layers_to_transform", "layer_replication")
 _ABSENT += ("trainable_token_indices",)
 _ABSENT += ("target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config")
 _ABSENT += ("monteclora_config", "velora_config", "lora_ga_config", "corda_config", "loftq_config", "layers_pattern")
 _ABSENT += ("ensure_weight_tying",)
-# What changes nothing of a trained adapter: whose it is, how it was begun, how peft runs it.
+# Fields that do not change a trained adapter: its origin, its initialization, how peft runs it.
 _NEUTRAL: tuple[str, ...] = ("auto_mapping", "peft_version", "base_model_name_or_path", "revision")
 _NEUTRAL += ("inference_mode", "eva_config")
 _NEUTRAL += ("fan_in_fan_out", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config")
 _READ = ("peft_type", "task_type", "bias", "init_lora_weights")
-# Of init_lora_weights. The others begin with other base weights, to which the factors belong.
+# Values of init_lora_weights. With the others, training starts from changed base weights, which the factors belong to.
 _INITIAL = (True, False, "gaussian", "eva", "orthogonal")
-_TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}  # by a model's head
-_WRITERS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # of others by architecture
+_TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "none": "FEATURE_EXTRACTION"}  # by head
+_WRITERS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # for other heads, by architecture
 
 
 class Given(NamedTuple):
-    """What a file says. A module is named as in the model, 'model.layers.0.self_attn.q_proj'."""
+    """The content of a file. Modules have their names in the model, 'model.layers.0.self_attn.q_proj'."""
 
     r: int
     lora_alpha: float
@@ -43,28 +43,31 @@ class Given(NamedTuple):
     alpha_pattern: dict[str, float]
 
     def targets(self, module: str) -> bool:
+        """Returns whether a module has an adapter."""
         if self.saves(module) or _among(self.exclude_modules, module):
             return False
         return _among(self.target_modules, module)
 
     def saves(self, module: str) -> bool:
-        """Whether it is kept whole, being trained without an adapter."""
+        """Returns whether a module trained without an adapter, and is stored whole."""
         parts = module.split(".")
         above = (".".join(parts[: i + 1]) for i in range(len(parts)))
         return any(name.endswith(saved) for name in above for saved in self.modules_to_save)
 
     def rank(self, module: str) -> int:
+        """Returns the rank of a module's adapter."""
         return _by_pattern(self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
+        """Returns the scale of a module's adapter."""
         rank = self.rank(module)
         return _by_pattern(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def settings(self, modules: Iterable[str], targets: Iterable[str]) -> Lora:
-        """Those of one adapter for all these modules: the largest rank, the commonest scale.
+        """Returns the settings of one adapter for all these modules: the largest rank, the most common scale.
 
         Args:
-          targets: weights of ours, by patterns.
+          targets: patterns of our weights.
         """
         modules = list(modules)
         rank, scale = max(map(self.rank, modules)), _commonest(map(self.scale, modules))
@@ -78,9 +81,13 @@ class Given(NamedTuple):
 
 
 def read(folder: Folder, model: ModelConfig) -> Given:
-    """
+    """Reads adapter_config.json.
+
+    Args:
+      model: the config of the base.
+
     Raises:
-      CheckpointFolderError: an adapter of another kind, for a model with another head, or a value that can't be read.
+      CheckpointFolderError: the adapter is of another kind or for another head, or a value can't be read.
     """
     given, file = folder.config(NAME), folder.path / NAME
 
@@ -88,7 +95,7 @@ def read(folder: Folder, model: ModelConfig) -> Given:
         if field in given and given[field] not in allowed:
             raise CheckpointFolderError(
                 f"{file}: {field} is {given[field]!r}; only adapters where it is {' or '.join(map(repr, allowed))} can "
-                "be read (peft's merge_and_unload makes a plain checkpoint of any)"
+                "be read (peft's merge_and_unload converts any to a plain checkpoint)"
             )
 
     only("peft_type", ("LORA",))
@@ -100,8 +107,8 @@ def read(folder: Folder, model: ModelConfig) -> Given:
     for field, value in given.items():
         if field not in (*_ABSENT, *_NEUTRAL, *_READ, *Given._fields) and value not in (None, [], {}):
             raise CheckpointFolderError(
-                f"{file}: {field} is {value!r}, a field that is not known here, so it may change what the adapter "
-                "does; if it does not, delete it"
+                f"{file}: {field} is {value!r}; the field is not known here, so it may change what the adapter does; "
+                "if it does not, delete it"
             )
     if not isinstance(given.get("use_rslora", False), bool | None):
         raise CheckpointFolderError(f"{file}: use_rslora is {given['use_rslora']!r}; it must be true or false")
@@ -109,7 +116,7 @@ def read(folder: Folder, model: ModelConfig) -> Given:
     if head != model.head:
         raise CheckpointFolderError(
             f"{file}: task_type {given['task_type']} is for a model with the head {head}, but the base has the head "
-            f"{model.head}; make the base of a checkpoint with that head"
+            f"{model.head}; import the base from a checkpoint with that head"
         )
     try:
         found = Given(
@@ -130,7 +137,7 @@ def read(folder: Folder, model: ModelConfig) -> Given:
             isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha) for alpha in alphas
         ):
             raise ValueError(f"alphas are {alphas}; they must be finite numbers")
-        found.targets("")  # a wrong pattern
+        found.targets("")  # raises for an invalid pattern
         found.settings([""], ())
         return found
     except KeyError as error:
@@ -140,7 +147,7 @@ def read(folder: Folder, model: ModelConfig) -> Given:
 
 
 def base_name(folder: Folder) -> str | None:
-    """What the model is called that the adapter was trained over; None where the file doesn't say it."""
+    """Returns the name of the adapter's base model; None if the file lacks it."""
     name = folder.config(NAME).get("base_model_name_or_path")
     return name if isinstance(name, str) and name else None
 
@@ -153,13 +160,13 @@ def describe(
     saved: list[str],
     **values,
 ) -> dict[str, Any]:
-    """The content of a file.
+    """Returns the content of adapter_config.json.
 
     Args:
       ranks, scales: of every adapted module.
-      names: of all modules of the model.
-      saved: modules that are kept whole.
-      values: further fields.
+      names: all modules of the model.
+      saved: modules that are stored whole.
+      values: additional fields.
     """
     rank = _commonest(ranks.values())
     alphas = {module: _rounded(scales[module] * ranks[module]) for module in ranks}
@@ -183,14 +190,14 @@ def describe(
 
 
 def _among(wanted: list[str] | str, module: str) -> bool:
-    """As peft has it: a list of names or of their ends, or one regular expression."""
+    """Matches as peft does: against a list of names or suffixes of names, or one regular expression."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None
     return any(module == end or module.endswith(f".{end}") for end in wanted)
 
 
 def _by_pattern(patterns: Mapping, module: str, default):
-    """Of the first pattern that fits the end of a module's name."""
+    """Returns the value of the first pattern that matches the end of a module's name, else the default."""
     fits = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
     return next(fits, default)
 
@@ -200,5 +207,5 @@ def _commonest(values: Iterable):
 
 
 def _rounded(value: float) -> float:
-    """Without what rounding left: alpha = (alpha / rank) * rank."""
+    """Removes rounding errors of alpha = (alpha / rank) * rank."""
     return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value

@@ -1,4 +1,4 @@
-"""The families that can be read and written, and both directions for a whole checkpoint folder."""
+"""The families that can be read and written, and reading and writing of a whole checkpoint folder."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ FAMILIES: dict[str, Family] = {
     "t5": t5.T5,
     "switch_transformers": t5.SWITCH,
 }
-# Fields of ModelConfig that are of a run and not of its checkpoint.
+# Fields of ModelConfig that belong to a run, not to its checkpoint.
 RUNNING = (
     "dropout",
     "embedding_noise",
@@ -59,16 +59,16 @@ RUNNING = (
 
 
 def read_config(folder: Folder) -> tuple[str, ModelConfig]:
-    """(model_type, our config) of a folder.
+    """Returns (model_type, our config) of a folder.
 
     Raises:
-      CheckpointFolderError: a family that is not known, or a field of config.json that can't be read.
+      CheckpointFolderError: the family is unknown, or a field of config.json can't be read.
     """
     values = folder.config()
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointFolderError(
-            f"{folder.path}: config.json says model_type {name!r}; known are {', '.join(FAMILIES)}"
+            f"{folder.path}: config.json says model_type {name!r}; choose from {', '.join(FAMILIES)}"
         )
     quantized.refuse_config(folder, values)
     try:
@@ -86,23 +86,24 @@ def read_config(folder: Folder) -> tuple[str, ModelConfig]:
 
 
 def given_of(name: str, values: Mapping[str, Any]) -> Given:
+    """Returns config.json's fields, with the defaults of the family `name`."""
     return Given(values, FAMILIES[name].known)
 
 
 def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, Any]:
-    """Fields of ModelConfig for a family and the content of its config.json.
+    """Returns the fields of ModelConfig for a family and the content of its config.json.
 
     Args:
-      tensors: names in the folder, which tell the head where config.json has no `architectures`.
+      tensors: tensor names in the folder, which determine the head if config.json has no `architectures`.
 
     Raises:
-      ValueError: a field that can't be read; names it.
+      ValueError: a field can't be read; names it.
     """
     head = heads.head(name, FAMILIES[name].classes, values, tensors)
     given = given_of(name, values)
     try:
         fields = FAMILIES[name].fields(given)
-    except ValueError as error:  # of a part of the model, which calls the fields by our names
+    except ValueError as error:  # from a part of the config, whose messages have our field names
         raise ValueError(given.in_their_words(str(error))) from error
     if head != "language_model":  # ModelConfig's default
         fields["head"] = head
@@ -114,13 +115,16 @@ def model_fields(name: str, values: Mapping[str, Any], tensors=()) -> dict[str, 
 
 
 def _has_classes(head: str, architecture: str | None) -> bool:
-    """Whether a config.json names classes: those of encoders do whatever the head."""
+    """Returns whether a config.json names classes; encoders' do with any head."""
     return head in ("sequence", "token") or architecture == "encoder"
 
 
 def _with_own_head(folder: Folder, family: Family, config: ModelConfig) -> ModelConfig:
-    """As in transformers, an output layer that the file holds beside another embedding table is the model's own, though
-    config.json says that it is tied; and T5's is tied where the file holds none."""
+    """Ties or unties the output layer according to the file, as transformers does.
+
+    An output layer that the file stores, and that differs from the embedding table, is separate even if config.json
+    says that it is tied. T5's is tied if the file has none.
+    """
     if config.head not in ("language_model", "masked"):
         return config
     untied = dataclasses.replace(config, tied=False)
@@ -136,15 +140,15 @@ def _with_own_head(folder: Folder, family: Family, config: ModelConfig) -> Model
 
 
 def described_precision(folder: Folder, name: str, config: ModelConfig) -> str:
-    """What becomes of the precision of a folder, in words."""
+    """Returns a description of the model's precision and what it means for the folder's tensors."""
     return precision.described(folder.tensors, FAMILIES[name].table(config))
 
 
 def describe(name: str, config: ModelConfig) -> dict[str, Any]:
-    """config.json of a model as a checkpoint of the family `name`.
+    """Returns config.json of a model as a checkpoint of the family `name`.
 
     Raises:
-      CheckpointFolderError: config.json has no place for some of the config.
+      CheckpointFolderError: config.json can't represent some of the config.
     """
     try:
         lost = _lost(name, config)
@@ -165,15 +169,15 @@ def _described(name: str, config: ModelConfig) -> dict[str, Any]:
 
 
 def _lost(name: str, config: ModelConfig) -> list[str]:
-    """Fields of a config that are others after config.json was written and read; the cause, where it can't be.
+    """Returns the fields of a config that change when it is written to config.json and read back.
 
     Raises:
-      ValueError, KeyError, AttributeError: of experts and the like, which a family has and this config has not.
+      ValueError, KeyError, AttributeError: the config lacks a part that the family needs, such as experts.
     """
     fields = {**model_fields(name, _described(name, config)), **{field: getattr(config, field) for field in RUNNING}}
     found = dataclasses.asdict(ModelConfig(**fields))
     wanted = dataclasses.asdict(config)
-    for pattern in ("attention_pattern", "mlp_pattern"):  # however they are spelt
+    for pattern in ("attention_pattern", "mlp_pattern"):  # compare them layer by layer
         wanted[pattern], found[pattern] = (
             tuple(fields[pattern][i % len(fields[pattern])] for i in range(config.num_layers))
             for fields in (wanted, found)
@@ -182,10 +186,10 @@ def _lost(name: str, config: ModelConfig) -> list[str]:
 
 
 def family_of(config: ModelConfig) -> str:
-    """The model_type that can hold a model of this config: whose description gives the same config back.
+    """Returns the model_type that can hold a model of this config: reading its config.json returns the same config.
 
     Raises:
-      CheckpointFolderError: none can.
+      CheckpointFolderError: there is none.
     """
     differing = {}
     for name in FAMILIES:
@@ -194,27 +198,27 @@ def family_of(config: ModelConfig) -> str:
             if not differing[name]:
                 return name
     if not differing:
-        raise CheckpointFolderError("no family of checkpoints has just the parts of this model, and none comes near it")
+        raise CheckpointFolderError("no family of checkpoints has exactly the parts of this model, or nearly so")
     nearest = min(differing, key=lambda name: len(differing[name]))
     raise CheckpointFolderError(
-        f"no family of checkpoints has just the parts of this model; the nearest is {nearest}, which has no place for "
-        f"its values of {', '.join('model.' + field for field in differing[nearest])}"
+        f"no family of checkpoints has exactly the parts of this model; the nearest is {nearest}, which can't hold its "
+        f"values of {', '.join('model.' + field for field in differing[nearest])}"
     )
 
 
 def changes_weights(folder: Folder, name: str) -> bool:
-    """Whether weights are read with a divisor, so that an adapter of the folder's model does not fit ours."""
+    """Returns whether weights are read with a divisor, so that adapters for the folder's model would not fit ours."""
     family, config = FAMILIES[name], read_config(folder)[1]
     found = family.table_to_read(given_of(name, folder.config()), family.table(config))
     return any(entry.divisor is not None for entry in found.entries)
 
 
 def read(folder: Folder, name: str, abstract_model, draw_pooler: bool = False):
-    """The model of a folder.
+    """Returns the model of a folder.
 
     Args:
-      abstract_model: a model of its config, with shardings where there is a mesh.
-      draw_pooler: an encoder without a head whose file has no pooler gets a random one, as in transformers.
+      abstract_model: a model of its config, with shardings if there is a mesh.
+      draw_pooler: give an encoder without a head, whose file has no pooler, a random one, as transformers does.
 
     Raises:
       CheckpointFolderError: the folder does not hold this model, or a file is damaged.
@@ -226,7 +230,7 @@ def read(folder: Folder, name: str, abstract_model, draw_pooler: bool = False):
     lacking = bool(pooler) and not any(entry.name in held for entry in pooler)
     if lacking != draw_pooler:
         raise CheckpointFolderError(
-            f"{folder.path} has no pooler, which makes one vector of a text's first token; draw_pooler gives it a "
+            f"{folder.path} has no pooler, which computes one vector from a text's first token; draw_pooler gives it a "
             "random one, as transformers does"
             if lacking
             else f"{folder.path}: draw_pooler is for an encoder without a head and without a pooler; leave it out"
@@ -242,11 +246,14 @@ def read(folder: Folder, name: str, abstract_model, draw_pooler: bool = False):
 
 
 def write(model, name: str, path, files: dict[str, str] | None = None, **extra) -> None:
-    """The model as a checkpoint folder of the family `name`; `files` are further files by name, `extra` goes into
-    config.json.
+    """Writes the model as a checkpoint folder of the family `name`.
+
+    Args:
+      files: contents of additional text files, by name.
+      extra: additional fields of config.json.
 
     Raises:
-      CheckpointFolderError: the family has no place for this model; raised before anything is written.
+      CheckpointFolderError: the family can't represent this model; raised before anything is written.
     """
     described = describe(name, model.config) | extra
     described["dtype"] = described["torch_dtype"] = model.config.param_dtype

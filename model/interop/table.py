@@ -1,4 +1,4 @@
-"""A family's table of entries against one model and one folder: which tensors there must be, and whether they are."""
+"""Checks a family's table of entries against a model and a folder: which tensors there must be, and which there are."""
 
 import math
 import re
@@ -10,32 +10,32 @@ from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.layout import Entry
 
-_LISTED = 5  # names in a message
-_COMPARED = 2**22  # values of two tensors that are compared at a time
+_LISTED = 5  # names listed in a message
+_COMPARED = 2**22  # values compared at a time
 
 
 class Table(NamedTuple):
-    """How each parameter lies in their tensors, and what to make of other names in a folder.
+    """How each parameter is stored in their tensors, and how to treat other names in a folder.
 
-    Entries of parameters that a model does not have (biases, an output layer of its own) don't count for it.
+    Entries of parameters that a model lacks (biases, an untied output layer) are ignored for it.
     """
 
     entries: tuple[Entry, ...]
-    ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that hold nothing we need, such as mask buffers
-    renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) for re.sub: from names of old files to theirs
-    # Name -> other names under which a file may hold the same tensor, in its place or beside it.
+    ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that we don't need, such as mask buffers
+    renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) for re.sub: from old files' names to theirs
+    # Name -> alternative names under which a file may store the same tensor, instead or in addition.
     others: Mapping[str, tuple[str, ...]] = {}
-    overrides: Mapping[str, str] = {}  # name -> the name of a tensor that takes its place where a file has both
+    overrides: Mapping[str, str] = {}  # name -> the tensor that replaces it if a file has both
 
     def renamed(self, name: str) -> str:
-        """Their name of a tensor that a folder has under an old one."""
+        """Returns the current name of a tensor that a folder stores under an old one."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
 
 
 class Piece(NamedTuple):
-    """What one of their tensors has of one of our parameters."""
+    """The part of one of our parameters that one of their tensors stores."""
 
     entry: Entry
     place: tuple[int, ...]  # index into the parameter's stacked dims
@@ -44,16 +44,16 @@ class Piece(NamedTuple):
 class Theirs(NamedTuple):
     """One of their tensors."""
 
-    pieces: list[Piece]  # more than one where it is fused
-    sizes: dict[str, int]  # of the dims of all pieces
+    pieces: list[Piece]  # several if the tensor is fused
+    sizes: dict[str, int]  # of all pieces' dims
     shape: tuple[int, ...]
 
 
 def expected(table: Table, leaves: Mapping) -> dict[str, Theirs]:
-    """Their tensors that make up a model with these leaves, by name.
+    """Returns their tensors for a model with these leaves, by name.
 
     Raises:
-      ValueError: a parameter without an entry or with two; entries that contradict each other or the model.
+      ValueError: a parameter has no entry or two; or entries contradict each other or the model.
     """
     paths = [entry.path for entry in table.entries]
     if without := [path for path in leaves if path not in paths]:
@@ -85,11 +85,14 @@ def _theirs(name: str, pieces: list[Piece], leaves: Mapping) -> Theirs:
 
 
 def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str = "this model") -> dict[str, str]:
-    """Their name -> the name in this folder, of all tensors that are wanted and there; `held` is what they make up.
+    """Returns their name -> the name in this folder, for all tensors that are wanted and present.
+
+    Args:
+      held: what the tensors make up, for errors.
 
     Raises:
-      CheckpointFolderError: tensors missing, unexpected or of another shape; the message is about all of them. Or
-        quantized ones.
+      CheckpointFolderError: tensors are missing, unexpected or of another shape (the message covers all of them), or
+        quantized.
     """
     held_as = names(table, folder)
     found = {name: file_name for name, file_name in held_as.items() if name in wanted}
@@ -119,7 +122,7 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
             path = wanted[name].pieces[0].entry.path
             misshapen.append(f"{file_name} is {list(shape)}, for {path} it must be {list(wanted[name].shape)}")
     given = {entry.path for name in found for entry, _ in wanted[name].pieces}
-    may_lack = lambda entry: entry.absent is not None and entry.path not in given  # in all layers, or in none
+    may_lack = lambda entry: entry.absent is not None and entry.path not in given  # only if no layer has it
     missing = [
         name
         for name, theirs in wanted.items()
@@ -133,10 +136,10 @@ def match(table: Table, wanted: Mapping[str, Theirs], folder: Folder, held: str 
 
 
 def names(table: Table, folder: Folder) -> dict[str, str]:
-    """Their name -> the name in this folder, of all of its tensors.
+    """Returns their name -> the name in this folder, for all tensors of the folder.
 
     Raises:
-      CheckpointFolderError: one tensor is there under two names.
+      CheckpointFolderError: a tensor is stored under two names.
     """
     found: dict[str, str] = {}
     for file_name in folder.tensors:
@@ -148,7 +151,7 @@ def names(table: Table, folder: Folder) -> dict[str, str]:
 
 
 def same(folder: Folder, one: str, other: str) -> bool:
-    """Whether two tensors are equal, value by value. Reads them in parts, to hold little of what may be large."""
+    """Returns whether two tensors have equal values. Reads them in parts, because they may be large."""
     if one == other:
         return True
     shape = folder.tensors[one].shape

@@ -1,16 +1,16 @@
-"""Layers split over the mesh axis `stage`, and micro-batches that go through its devices one after another.
+"""Pipeline parallelism: layers are split over the mesh axis `stage`, and micro-batches pass through its devices.
 
-GPipe (arXiv:1811.06965) with S stages: M micro-batches take M + S - 1 turns. Circular (the interleaved schedule of
-arXiv:2104.04473, section 2.2, forward and backward apart): every stage has R groups of layers, each S times as far from
-the last, and a micro-batch goes round R times, in M R + S - 1 turns of an R-th of the length each: the S - 1 that are
-idle cost an R-th. Differentiating the loop over turns gives the way back.
+GPipe (arXiv:1811.06965) with S stages: M micro-batches take M + S - 1 turns. The circular schedule (the interleaved
+schedule of arXiv:2104.04473, section 2.2, with separate forward and backward): every stage has R groups of layers, S
+groups apart, and a micro-batch goes around R times. That takes M R + S - 1 turns, each 1 / R as long, so the S - 1 idle
+turns cost 1 / R as much. Differentiating the loop over turns gives the backward pass.
 
-Rows lie split over the stages when they come and when they leave, as outside of the stack every device has its share of
-the work. So there are three streams from neighbour to neighbour: rows yet to come go left, to the first stage; those at
-work go right, with all that layers are told of them; and what is done goes left again, from the last stage to where it
-came from. A turn with nothing to do works on rows of padding, which no statistic counts.
+Rows enter and leave split over the stages, because outside of the stack every device has its share of the work. So
+there are three streams between neighbors. Waiting rows move left to the first stage. Rows in progress move right, along
+with their masks and other context. Finished rows move left again, from the last stage to where they are stored. An idle
+turn works on padding rows, which no statistic counts.
 
-Dims: S stages, R groups of layers of a stage, n micro-batches that begin and end at a stage (M = n S), B rows.
+Dims: S stages, R groups of layers per stage, n micro-batches stored per stage (M = n S), B rows.
 """
 
 import jax
@@ -21,11 +21,11 @@ from model import axes
 from model.stack.clock import Clock
 
 AXIS = "stage"
-SLOTS = 4  # micro-batches that begin at a stage, if the rows allow: an idle part of at most 1 in 5
+SLOTS = 4  # default micro-batches per stage, if the rows divide: at most 1 in 5 turns is idle
 
 
 def spread(blocks):
-    """Arrays [layers, ...], their layers split over the stages."""
+    """Shards arrays [layers, ...] by layer over the stages."""
     if axes.size(AXIS) == 1:
         return blocks
     place = lambda a: jax.sharding.reshard(a, PartitionSpec(AXIS, *jax.typeof(a).sharding.spec[1:]))
@@ -33,7 +33,7 @@ def spread(blocks):
 
 
 def collected(blocks):
-    """The arrays with all layers on every stage: for who goes from layer to layer by himself."""
+    """Gathers all layers onto every stage, for code that runs one layer after another without a pipeline."""
     if axes.size(AXIS) == 1:
         return blocks
     place = lambda a: jax.sharding.reshard(a, PartitionSpec(None, *jax.typeof(a).sharding.spec[1:]))
@@ -41,25 +41,25 @@ def collected(blocks):
 
 
 def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int):
-    """Rows through all layers of a segment.
+    """Runs rows through all layers of a segment.
 
     Args:
-      run: (blocks, shared, x, told, key) -> (x, statistics with a leading dim of layers), for some of the layers.
-      blocks: of arrays [layers, ...], split over `stage`.
-      shared: of arrays that all layers read.
-      told: what layers are told of each row, arrays [B, ...]; padding is all zeros.
+      run: (blocks, shared, x, told, key) -> (x, statistics with a leading dim of layers); runs some of the layers.
+      blocks: arrays [layers, ...], split over `stage`.
+      shared: arrays that all layers read.
+      told: the layers' context of each row, arrays [B, ...]; all zeros for padding.
       key: random key, or None.
-      slots: n, which divides the rows of a device.
+      slots: n; divides the rows of a device.
       groups: R.
 
     Returns:
       (x [B, T, D], the statistics of all layers).
     """
-    rows = lambda a: jax.sharding.reshard(a, PartitionSpec(*axes.out("batch"), *jax.typeof(a).sharding.spec[1:]))
+    rows = lambda a: jax.sharding.reshard(a, PartitionSpec(*axes.spec("batch"), *jax.typeof(a).sharding.spec[1:]))
     stages = lambda tree: jax.tree.map(lambda _: PartitionSpec(AXIS), tree)
     everywhere = lambda tree: jax.tree.map(lambda _: PartitionSpec(), tree)
     told = jax.tree.map(rows, told)
-    blocks = spread(blocks)  # as they are but for random keys, which are drawn for all layers at once
+    blocks = spread(blocks)  # changes only random keys, which are drawn for all layers at once
 
     def on_each_stage(blocks, shared, x_BTD, told, key):
         return _loop(run, blocks, shared, _cut((x_BTD, told), slots), key, groups)
@@ -69,20 +69,20 @@ def pipelined(run, blocks, shared, x_BTD, told, key, *, slots: int, groups: int)
         axis_names={AXIS},
         in_specs=(stages(blocks), everywhere(shared), PartitionSpec(AXIS), stages(told), everywhere(key)),
         out_specs=(PartitionSpec(AXIS), PartitionSpec(None, AXIS)),
-        check_vma=False,  # or a map inside (moe.py) keeps things for its gradient by this axis too, and fails
+        check_vma=False,  # else a shard_map inside (moe.py) saves residuals that vary over this axis too, and fails
     )(blocks, shared, x_BTD, told, key)
     whole = lambda a: jax.sharding.reshard(a, PartitionSpec())
     return x_BTD, jax.tree.map(lambda a: whole(a).reshape(-1, *a.shape[2:]), stats)
 
 
 def _loop(run, blocks, shared, waiting, key, groups):
-    """What one stage does, by the table of clock.py.
+    """Runs one stage through all turns of clock.py's table.
 
-    `waiting` [n, B / n, ...] are the rows that lie here. Of each stream a stage holds one micro-batch at a time:
+    `waiting` [n, B / n, ...] are the rows stored here. A stage holds one micro-batch of each stream at a time:
 
-        coming     <-  to stage 0, from where they lie, every round trip anew
-        at_work    ->  to the next stage, and from the last to stage 0 for the next group
-        done       <-  from the last stage to where they came from, which keeps them in `finished`
+        coming     <-  to stage 0, from the stages that store them, anew every round trip
+        at_work    ->  to the next stage, and from the last one to stage 0 for the next group
+        done       <-  from the last stage to the stages that store them, which keep them in `finished`
     """
     me = jax.lax.axis_index(AXIS)
     clock = Clock(axes.size(AXIS), groups, jax.tree.leaves(waiting)[0].shape[0])
@@ -115,14 +115,14 @@ def _loop(run, blocks, shared, waiting, key, groups):
     empty = jax.tree.map(lambda a: jnp.zeros_like(a[0]), waiting)
     carry = (empty, empty, empty[0], jnp.zeros_like(waiting[0]))
     (*_, finished), stats = jax.lax.scan(turn, carry, jnp.arange(clock.turns))
-    # Of each group the sums over its turns; in idle ones there was padding, which counts as nothing.
+    # Sums each group's statistics over its turns. Idle turns ran padding, which counts as nothing.
     group_of_turn = clock.group(jnp.arange(clock.turns), me)
     by_group = (group_of_turn == jnp.arange(groups)[:, None]).astype(jnp.float32)
     return _joined(finished), jax.tree.map(lambda a: jnp.einsum("RN,N...->R...", by_group, a), stats)
 
 
 def _cut(tree, slots):
-    """[B, ...] -> [n, B / n, ...]. Strided, so that every device cuts its own rows and none travel."""
+    """[B, ...] -> [n, B / n, ...]. Strided, so that every device splits its own rows and none move."""
 
     def cut(a):
         spec = jax.typeof(a).sharding.spec
@@ -141,12 +141,12 @@ def _joined(x_nBTD):
 
 
 def _is_key(a) -> bool:
-    """Whether these are random keys: of the dropout of layers' adapters."""
+    """Whether these are random keys, for the dropout of layers' adapters."""
     return jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key)
 
 
 def _folded(keys_L, turn):
-    """Others every turn: micro-batches must not share their dropout."""
+    """Returns different keys every turn, because micro-batches must not share their dropout."""
     return jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys_L)
 
 
@@ -155,8 +155,11 @@ def _at(a, index):
 
 
 def _dealt(blocks, groups):
-    """[layers of this stage, ...] -> [R, layers of a group, ...]. They are stored as if there were one group, so that a
-    checkpoint knows nothing of schedules: with several, groups go to their stages here, once a step."""
+    """[layers of this stage, ...] -> [R, layers of a group, ...].
+
+    Layers are stored as if there were one group, so that checkpoints do not depend on the schedule. With several, this
+    sends groups to their stages, once a step.
+    """
     stages = axes.size(AXIS)
 
     def deal(a):
@@ -168,7 +171,7 @@ def _dealt(blocks, groups):
         dealt = [jnp.zeros_like(a[0])] * groups
         for source in range(groups):
             for target in range(groups):
-                # Group q of all lies at stage q // R, and belongs to stage q % S as its group q // S.
+                # Group q of the model is stored at stage q // R, and runs on stage q % S as its group q // S.
                 those = range(target * stages, (target + 1) * stages)
                 ways = [(q // groups, q % stages) for q in those if q % groups == source]
                 if ways:

@@ -1,12 +1,12 @@
-"""What happens inside a stack, on request: the hidden states and attention probabilities of chosen layers, for pictures
-and for distillation. Who asks for nothing pays nothing: the program is the same.
+"""Hidden states and attention probabilities of chosen layers, for plots and for distillation.
 
-Layers that are not chosen run as always, under a scan and by a kernel that never holds the probabilities; only chosen
-ones leave the scan, and make theirs beside what they do (transformer.py). All of it has gradients.
+Without a tap, the program is unchanged and costs nothing. With one, layers that are not chosen still run under a scan,
+with a kernel that never stores the probabilities. Chosen layers leave the scan and compute theirs in addition
+(transformer.py). All results are differentiable.
 
 Left out: cached decoding, and layers split over `stage`.
 
-Dims: B batch, T queries, S keys, D embed, N heads, L layers that were asked for, in the order in which they were.
+Dims: B batch, T queries, S keys, D embed, N heads, L chosen layers, in the order of the request.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,25 +23,25 @@ KINDS = ("hidden", "attention", "cross")
 
 
 class Tapped(NamedTuple):
-    """float32; None: not asked for."""
+    """What was requested, in float32; None for everything else."""
 
     hidden: jax.Array | None = None  # [L, B, T, D]
-    attention: jax.Array | None = None  # [L, B, N, T, S]: of the stack to itself; rows sum to 1
-    cross: jax.Array | None = None  # the same, of a decoder to the memory
+    attention: jax.Array | None = None  # [L, B, N, T, S], self-attention; rows sum to 1
+    cross: jax.Array | None = None  # [L, B, N, T, S], a decoder's attention to the memory
     encoder_hidden: jax.Array | None = None
     encoder_attention: jax.Array | None = None
 
 
 class Tap:
-    """What is wanted of one stack; then, while it is traced, what was found.
+    """What is requested of one stack, and, while it is traced, what was found.
 
     Args:
-      layers: of the stack.
-      hidden: states: 0 enters the first layer, n leaves the n-th one; that of the last is after the last norm.
-      attention, cross: layers, counted from 0. All may count from the back by negative numbers.
+      layers: number of layers in the stack.
+      hidden: states: 0 enters the first layer, n leaves the n-th one; the last one is taken after the final norm.
+      attention, cross: layers, counted from 0. All may count from the end with negative numbers.
 
     Raises:
-      ValueError: a number that there is not.
+      ValueError: a number is out of range.
     """
 
     def __init__(self, layers: int, *, hidden: Iterable[int] = (), attention=(), cross=()):
@@ -54,17 +54,19 @@ class Tap:
         self._take("hidden", 0, x_BTD)
 
     def left(self, x_BTD) -> None:
-        """What left the stack, after the last norm."""
+        """Takes the state that left the stack, after the final norm."""
         self._take("hidden", self.layers, x_BTD)
 
     def record(self, layer: int) -> dict[str, None]:
-        """A record to be filled by a layer: what is wanted of it. The last state is not the layer's, but the norm's."""
+        """Returns a record for a layer to fill. It lacks the last hidden state, which the final norm produces."""
         wanted = {kind: None for kind in ("attention", "cross") if layer in self._wanted[kind]}
         return wanted | ({"hidden": None} if layer + 1 in self._wanted["hidden"] and layer + 1 < self.layers else {})
 
     def pieces(self, segment: Segment) -> Iterator[tuple[int, int, list[dict]]]:
-        """(first repeat, the one after the last, records of its layers) of stretches of a segment: those with records
-        are one repeat long, and in the others is nothing to be found."""
+        """Yields (first repeat, end, records of its layers) for parts of a segment.
+
+        Parts with records are one repeat long; the others contain no chosen layer.
+        """
         records = [
             [self.record(self.at + repeat * len(segment.kinds) + place) for place in range(len(segment.kinds))]
             for repeat in range(segment.repeats)
@@ -80,13 +82,14 @@ class Tap:
             yield begin, segment.repeats, []
 
     def ran(self, layers: int, records: list[dict]) -> None:
-        """So many more layers have run, and filled these records."""
+        """Takes the filled records of the next `layers` layers, which have run."""
         for place, record in enumerate(records):
             for kind, array in record.items():
                 self._take(kind, self.at + place + (kind == "hidden"), array)
         self.at += layers
 
     def result(self, kind: str) -> jax.Array | None:
+        """Returns the requested arrays of this kind, stacked; None if there are none."""
         found = [self._found[kind, number] for number in self._wanted[kind]]
         return jnp.stack(found) if found else None
 
@@ -99,5 +102,5 @@ class Tap:
 def _place(kind: str, number: int, layers: int) -> int:
     count = layers + (kind == "hidden")
     if not -count <= number < count:
-        raise ValueError(f"{kind} has {number}, but of {layers} layers there are {-count} to {count - 1}")
+        raise ValueError(f"{kind} has {number}, but for {layers} layers it must lie in {-count} to {count - 1}")
     return number % count

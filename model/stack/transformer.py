@@ -1,7 +1,7 @@
-"""Block: one layer. Stack: all of them, by segments under one scan each, with a remat policy.
+"""Block: one layer. Stack: all layers, with one scan per segment and a remat policy.
 
-Layers that repeat a pattern are stacked along a leading dim and scanned over, so that the program stays one pattern
-long whatever the depth.
+Layers that repeat a pattern are stacked along a leading dim and scanned over, so that the program's size does not grow
+with the depth.
 """
 
 import jax
@@ -19,7 +19,7 @@ from model.layers import HIDDEN, FeedForward, Norm, dropout
 from model.platforms import table
 from model.stack import pipeline
 
-# What a layer keeps for its gradient. The rest is computed again (arXiv:1604.06174).
+# What a layer saves for the backward pass; it recomputes the rest (gradient checkpointing, arXiv:1604.06174).
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -27,8 +27,11 @@ _POLICIES = {
 
 
 class Block(nnx.Module):
-    """Attention, attention to a memory (if `cross`), feed-forward: each is added to the residual stream, with a norm
-    before it (pre: GPT-2, LLaMA), after the sum (post: the original, BERT), or before and after it (both: Gemma 2)."""
+    """Attention, cross-attention to a memory (if `cross`) and feed-forward, each added to the residual stream.
+
+    Norms come before each part (pre: GPT-2, LLaMA), after the sum (post: the original Transformer, BERT), or before and
+    after the part (both: Gemma 2).
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, kind: Kind, *, causal: bool, cross: bool):
         self.dropout, self.norm_position = config.dropout, config.norm_position
@@ -42,7 +45,7 @@ class Block(nnx.Module):
         self.feed_forward_norm = Norm(config, rngs)
         self.feed_forward = MoE(config, rngs) if kind.mlp == "sparse" else FeedForward(config, rngs)
         self.feed_forward_after = after()
-        # Of bottleneck adapters (adapt/bottleneck.py).
+        # Set by bottleneck adapters (adapt/bottleneck.py).
         self.attention_adapter, self.feed_forward_adapter = nnx.data(None), nnx.data(None)
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None, layer=None):
@@ -69,10 +72,12 @@ class Block(nnx.Module):
         if self.cross is not None:
             x_BTD, cache = add(x_BTD, attend(self.cross, cache), self.cross_norm, self.cross_after, keys[1])
         feed = self.feed_forward
-        if isinstance(feed, FeedForward):
-            run = lambda x_BTD: (feed(x_BTD), None)
-        else:
-            run = lambda x_BTD: feed(x_BTD, context.mask.q_segments_BT != 0)
+
+        def run(x_BTD):
+            if isinstance(feed, FeedForward):
+                return feed(x_BTD), None
+            return feed(x_BTD, context.mask.q_segments_BT != 0)
+
         x_BTD, router = add(
             x_BTD, run, self.feed_forward_norm, self.feed_forward_after, keys[2], self.feed_forward_adapter
         )
@@ -80,9 +85,10 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """
+    """All layers of a model or of its encoder.
+
     Args:
-      num_layers: default: the config's.
+      num_layers: 0: the config's.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, causal=True, cross=False, num_layers: int = 0):
@@ -101,15 +107,22 @@ class Stack(nnx.Module):
 
     @property
     def depth(self) -> int:
-        """How many layers run."""
+        """The number of layers that run."""
         return sum(len(segment.kinds) * segment.repeats for segment in self.plan)
 
     def __call__(self, x_BTD, context: Context, key=None, cache=None):
-        """Returns the residual stream after the last layer, [B, T, D], the cache with all new keys and values, and the
-        statistics of routers with a leading dim of sparse layers (None: there are none, or in cached decoding)."""
+        """Runs all layers.
+
+        Returns:
+          (the residual stream [B, T, D] after the last layer, the cache with all new keys and values, router statistics
+          with a leading dim of sparse layers). The statistics are None without sparse layers, and in cached decoding.
+
+        Raises:
+          ValueError: layers are tapped in cached decoding or in a pipeline.
+        """
         if cache is not None:
             if context.tap is not None:
-                raise ValueError("layers can't be tapped in cached decoding; give all tokens at once")
+                raise ValueError("layers can't be tapped in cached decoding; pass all tokens at once")
             return (*self._decode(x_BTD, self.prepared(context), cache), None)
         routers, through = [], self._pipeline
         if axes.size("stage") == 1:
@@ -125,7 +138,7 @@ class Stack(nnx.Module):
         return x_BTD, None, concatenated(routers)
 
     def _pipeline(self, x_BTD, context, segment: Segment, blocks, key):
-        """`_scan` over the axis `stage`."""
+        """Runs a segment as `_scan` does, split over the mesh axis `stage`."""
 
         def run(blocks, bias, x_BTD, context, key):
             context = self.prepared(context, bias)
@@ -139,19 +152,19 @@ class Stack(nnx.Module):
         )
 
     def prepared(self, context: Context, bias: RelativeBias | None = None) -> Context:
-        """With what is computed once for all layers; `bias`: the stack's own, where its arrays are at hand."""
+        """Returns the context with the bias that all layers share. Inside a map, `bias` passes the stack's arrays."""
         if self.bias is None:
             return context
         distance = context.mask.distance(slice(None), slice(None))
         return context._replace(bias=(self.bias if bias is None else bias)(distance))
 
     def _scan(self, x_BTD, context, segment: Segment, blocks, key):
-        """Returns the stream, and the statistics of routers in a list of one, or none."""
+        """Runs a segment; returns the stream, and router statistics in a list of one, or an empty list."""
         keys = None if key is None else jax.random.split(key, segment.repeats)
         return self._repeats(x_BTD, context, segment, blocks, (None if segment.shared else list(blocks), keys))
 
     def _repeats(self, x_BTD, context, segment: Segment, blocks, repeats):
-        """`_scan`, given each repeat's own layers (None: all have those of `blocks`) and random key."""
+        """Runs `_scan`, given each repeat's layers (None: all repeats use `blocks`) and random key."""
 
         def body(x_BTD, repeat):
             x_BTD, routers, _ = self._repeat(x_BTD, context, blocks, *repeat)
@@ -163,7 +176,7 @@ class Stack(nnx.Module):
         return x_BTD, [jax.tree.map(in_order, *routers)] if routers else []
 
     def _tapped(self, x_BTD, context, segment: Segment, blocks, key):
-        """`_scan` by pieces: repeats with a layer that is tapped run by themselves, what lies between them in scans."""
+        """Runs `_scan` in parts: repeats with a tapped layer run by themselves, and those between them in scans."""
         tap, context = context.tap, context._replace(tap=None)
         keys = None if key is None else jax.random.split(key, segment.repeats)
         own, routers = (None if segment.shared else list(blocks), keys), []
@@ -173,23 +186,26 @@ class Stack(nnx.Module):
                 x_BTD, found, records = self._tapped_repeat(x_BTD, context, blocks, part, wanted)
             else:
                 shorter = segment._replace(repeats=end - begin)
-                x_BTD, found, records = *self._repeats(x_BTD, context, shorter, blocks, part), []
+                (x_BTD, found), records = self._repeats(x_BTD, context, shorter, blocks, part), []
             tap.ran((end - begin) * len(segment.kinds), records)
             routers += found
         return x_BTD, routers
 
     def _tapped_repeat(self, x_BTD, context, blocks, part, wanted):
-        """As `_repeats`, of one repeat; and the records of its layers."""
+        """Runs one repeat as `_repeats` does; returns the records of its layers as well."""
         run = self._remat(lambda x_BTD, own: self._repeat(x_BTD, context, blocks, *own, wanted))
         x_BTD, routers, records = run(x_BTD, jax.tree.map(lambda a: a[0], part))
         return x_BTD, [jax.tree.map(lambda a: a[None], router) for router in routers], records
 
     def _repeat(self, x_BTD, context, blocks, own, key, wanted=()):
-        """The layers of one repeat. Returns the stream, the statistics of routers, and the records `wanted` of each
-        layer (taps.py), filled."""
+        """Runs the layers of one repeat.
+
+        Returns:
+          (the stream, router statistics, each layer's record of `wanted` (taps.py), filled).
+        """
         layers = [_layer(block, 0) for block in blocks] if own is None else own
         keys = (None,) * len(layers) if key is None else jax.random.split(key, len(layers))
-        # New ones: a trace must not write into what is outside of it.
+        # Copies the records: a trace must not write into objects outside of it.
         routers, records = [], [dict(record) for record in wanted] or [None] * len(layers)
         for block, key, record in zip(layers, keys, records, strict=True):
             x_BTD, _, router = block(x_BTD, context._replace(tap=record), key)
@@ -204,13 +220,13 @@ class Stack(nnx.Module):
         return jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
 
     def _decode(self, x_BTD, context, cache):
-        """Layer after layer: a scan would copy the caches of all layers at each of them."""
+        """Runs one layer after another: a scan would copy all layers' caches at each step."""
         for layer, block in enumerate(self.layers()):
             x_BTD, cache, _ = block(x_BTD, context, None, cache, layer)
         return x_BTD, cache
 
     def layers(self):
-        """Yields every layer as it runs, each with arrays of its own."""
+        """Yields every layer in the order they run, with its own slices of the arrays."""
         for segment, blocks in zip(self.plan, self.segments, strict=True):
             for repeat in range(segment.repeats):
                 for block in blocks:
@@ -219,7 +235,7 @@ class Stack(nnx.Module):
                     )
 
     def unstack(self) -> None:
-        """Cut the stacks into arrays of one layer each: for a loop of many steps, which then cuts once, before it."""
+        """Splits the stacked arrays into one array per layer, so that a loop of many steps does it once, before it."""
         cut = lambda segment, block: nnx.List(
             _layer(block, 0 if segment.shared else repeat) for repeat in range(segment.repeats)
         )
@@ -230,7 +246,7 @@ class Stack(nnx.Module):
 
 
 def concatenated(routers: list[RouterStats]) -> RouterStats | None:
-    """Along their dim of layers."""
+    """Concatenates router statistics along their dim of layers."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *routers) if routers else None
 
 

@@ -1,4 +1,4 @@
-"""The architectures: who sees whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
+"""The architectures: who attends to whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ def model(name):
 
 @pytest.mark.parametrize("name", tiny.BOTH)
 def test_a_token_sees_itself_and_what_came_before_in_its_document(name):
-    """By gradient: each of 24 tokens has a vector of its own in the table; which of them moves which hidden state?"""
+    """Each of 24 tokens has its own vector in the table; gradients show which of them affects which hidden state."""
     _, segments, positions = tiny.packed_rows(1, 24, seed=5)
     tokens = np.arange(24, dtype=np.int32)[None]
 
@@ -51,7 +51,7 @@ def test_packed_documents_do_not_know_of_each_other(name):
     changed = run(model(name), other, segments, positions)
     np.testing.assert_array_equal(states[segments != 2], changed[segments != 2])
     assert np.abs(states[segments == 2] - changed[segments == 2]).max(-1).min() > 1e-3
-    # A document alone, from position 0, gives what it gives inside a row.
+    # A document by itself, from position 0, gives the same as inside a row.
     alone, length = np.zeros((1, 24), np.int32), int((segments[0] == 2).sum())
     alone[0, :length] = tokens[0, segments[0] == 2]
     expected = run(model(name), alone, None, None)[0, :length]
@@ -76,7 +76,7 @@ def test_classes_of_a_packed_text_are_those_of_the_text_alone(architecture):
 
 
 def test_a_decoder_reads_the_source_of_its_own_document():
-    """All of it, from either side; and nothing of the others'."""
+    """Tokens attend to the whole of their document, in both directions, and to no other."""
     rows = tiny.packed_rows(2, 24, seed=2)
     source, segments = architectures.Source(*tiny.packed_rows(2, 32, seed=3)), rows[1]
     model = tiny.drawn(tiny.SWITCH)
@@ -99,7 +99,7 @@ def test_positions_matter(name):
 
 
 def redrawn(reference):
-    """Every parameter at random: what is left at 0 or 1 hides mistakes."""
+    """Makes every parameter random, because values of 0 or 1 hide mistakes."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -108,7 +108,7 @@ def redrawn(reference):
 
 
 def weights(reference, pattern):
-    """The weight of this name in each layer, stacked [L, ...]."""
+    """Returns the weight of this name in each layer, stacked [L, ...]."""
     state = reference.state_dict()
     layers = [state[pattern.format(layer)] for layer in range(reference.config.num_hidden_layers)]
     return np.stack([weight.numpy() for weight in layers])
@@ -141,7 +141,7 @@ def test_logits_are_those_of_transformers_gpt2():
     for norm, name in ((block.attention_norm, "ln_1"), (block.feed_forward_norm, "ln_2")):
         norm.scale[...] = take(f"transformer.h.{{}}.{name}.weight")
         norm.bias[...] = take(f"transformer.h.{{}}.{name}.bias")
-    # Conv1D keeps [in, out]; queries, keys and values lie side by side.
+    # Conv1D stores [in, out]; queries, keys and values are concatenated.
     query, key, value = np.split(take("transformer.h.{}.attn.c_attn.weight").reshape(2, 32, 24, 4), 3, axis=2)
     block.attention.query[...], block.attention.key[...], block.attention.value[...] = query[:, :, :, None], key, value
     query, key, value = np.split(take("transformer.h.{}.attn.c_attn.bias").reshape(2, 24, 4), 3, axis=1)
@@ -166,7 +166,7 @@ def test_logits_are_those_of_transformers_llama():
         )
     )
     model, state = tiny.drawn(tiny.LLAMA), reference.state_dict()
-    # Linear keeps [out, in].
+    # Linear stores [out, in].
     take = lambda name: np.moveaxis(weights(reference, f"model.layers.{{}}.{name}.weight"), -1, 1)
     block = model.stack.segments[0][0]
     model.inputs.tokens.table[...] = state["model.embed_tokens.weight"].numpy()

@@ -49,13 +49,13 @@ def test_activations_and_their_gradients(name, reference):
 
 
 def test_bias_gradient_is_summed_in_float32():
-    """A sum of 8192 ones ends at 256 where it is kept in bfloat16."""
+    """In bfloat16, a sum of 8192 ones would stop at 256."""
     total = lambda bias, x: add_bias(x, nnx.Param(bias)).sum(dtype=jnp.float32)
     assert jax.jit(jax.grad(total))(jnp.zeros(4), jnp.zeros((16, 512, 4), jnp.bfloat16)).tolist() == [8192] * 4
 
 
 def test_activations_in_bfloat16_are_rounded_once():
-    """Computed in float32: the float64 result but for one rounding, 2^-8 (1e-6: what float32 leaves of 1 + tanh)."""
+    """Computed in float32: the float64 result with one rounding, 2^-8 (1e-6: float32's error of 1 + tanh)."""
     x = jnp.linspace(-6, 6, 201, dtype=jnp.bfloat16)
     exact = torch.nn.functional.gelu(torch.tensor(np.asarray(x, np.float64)), approximate="tanh").numpy()
     np.testing.assert_allclose(np.asarray(activate(x, "gelu_tanh"), np.float64), exact, rtol=2**-8, atol=1e-6)
@@ -81,7 +81,7 @@ def test_dropout_is_off_without_a_key_and_differs_between_keys():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_noise_is_as_large_as_transformers(dtype):
-    """Uniform, of the bound alpha / sqrt(T D)."""
+    """The noise is uniform with the bound alpha / sqrt(T D)."""
     x_BTD, alpha = np.zeros((40, 16, 32), np.float32), 5.0
     ours = np.asarray(noisy(jnp.asarray(x_BTD, dtype), alpha, jax.random.key(0)))
     assert ours.dtype == dtype
@@ -95,7 +95,7 @@ def test_noise_is_as_large_as_transformers(dtype):
 
 
 def test_noise_needs_a_key_and_differs_between_rows_and_keys():
-    """In a model: evaluation has no key."""
+    """In evaluation, a model gets no key and adds no noise."""
     config = dataclasses.replace(tiny.LLAMA, embedding_noise=5.0)
     inputs = tiny.drawn(config).inputs
     tokens_BT = jnp.zeros((2, 16), jnp.int32)

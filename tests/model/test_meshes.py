@@ -1,4 +1,4 @@
-"""Every mesh gives the loss and the gradients of one device, and none makes XLA copy a whole tensor by mistake."""
+"""On every mesh, loss and gradients equal one device's, and XLA copies no whole tensor by mistake."""
 
 import dataclasses
 import functools
@@ -32,8 +32,8 @@ MODELS = tiny.BOTH | {
     "circular": dataclasses.replace(tiny.LLAMA, num_layers=4, pipeline_groups=2),
     "switch, dense": dataclasses.replace(tiny.SWITCH, mlp_pattern=("dense",), experts=None),
 }
-# Each of these programs is compiled afresh. A dense model and one of experts see every axis alone and products of
-# three, the others what differs for them.
+# Each of these programs is compiled separately. A dense model and one with experts run with every axis alone and with
+# products of three; the others run with the axes where they differ.
 SHAPES = {
     "llama": (
         "data=8 fsdp=8 tensor=8 context=8 stage=2 fsdp=2,tensor=4 data=2,fsdp=2,tensor=2 fsdp=2,tensor=2,stage=2 "
@@ -54,7 +54,7 @@ CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes.sp
 
 
 def sizes(shape: str) -> dict[str, int]:
-    """Devices of axes, from 'data=2,fsdp=4'."""
+    """Returns devices of axes, from 'data=2,fsdp=4'."""
     return {name: int(size) for name, size in (part.split("=") for part in shape.split(","))}
 
 
@@ -70,7 +70,7 @@ def batch(name):
 
 
 def compiled(model, rows):
-    """The program (model, batch) -> (gradients of what trains, by name, Loss)."""
+    """Returns the program (model, batch) -> (gradients of trainable parameters by name, Loss)."""
     objective = Language(z_loss=1e-3, balance_loss=1e-2, router_z_loss=1e-3)
 
     def loss_and_gradients(model, batch):
@@ -84,7 +84,7 @@ def compiled(model, rows):
 
 
 def captured(run):
-    """(result, what was written to file descriptor 2): XLA's C++ log does not pass through sys.stderr."""
+    """Returns (result, what was written to file descriptor 2): XLA's C++ log does not go through sys.stderr."""
     saved = os.dup(2)
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
@@ -104,7 +104,7 @@ def on_one_device(name):
 
 
 def expected(model, rows):
-    """(gradients, Loss) on one device."""
+    """Returns (gradients, Loss) on one device."""
     gradients, loss = compiled(model, rows)(model, rows)
     return jax.device_get((jax.tree.leaves(gradients), loss))
 
@@ -121,7 +121,7 @@ def compare(shape, model, wanted, make, rows):
 
     Args:
       model: on one device.
-      make: key -> the same model; only shapes and shardings on the mesh are taken from it.
+      make: key -> the same model; it only provides shapes and shardings on the mesh.
       wanted: (gradients, Loss).
     """
     mesh = axes.make_mesh(shape, jax.devices()[: math.prod(shape.values())])
@@ -142,13 +142,13 @@ def compare(shape, model, wanted, make, rows):
     likes = jax.tree.leaves(trained(target))
     for gradient, reference, like in zip(jax.tree.leaves(gradients), references, likes, strict=True):
         assert gradient.sharding.spec == like.sharding.spec
-        # Gradients are of the sum over some hundred tokens; 1e-5 of the largest of a tensor.
+        # Gradients are sums over some hundred tokens; the tolerance is 1e-5 of a tensor's largest value.
         scale = max(1, np.abs(reference).max())
         np.testing.assert_allclose(np.asarray(gradient) / scale, reference / scale, atol=1e-5)
 
 
 def test_the_warning_would_be_seen():
-    """A program that is known to deserve it."""
+    """This program is known to cause the warning."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     split = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
     f = lambda x: split(jnp.cos(split(jnp.sin(x), "a", None, "b")), None, ("b", "a"), None)

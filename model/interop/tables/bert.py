@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and ALBERT: post-norm encoders with a head for masked tokens, sequences, tokens, or none."""
+"""BERT, RoBERTa and ALBERT: post-norm encoders with a head for masked tokens, sequences or tokens, or with none."""
 
 import dataclasses
 import re
@@ -31,16 +31,20 @@ _ALBERT_ROWS = (
     *norm("feed_forward_norm", "full_layer_layer_norm"),
 )
 _BIAS = "unembedding/bias"  # of the masked head's output layer
-# Files of TensorFlow's days name a norm's scale and bias so.
+# Files from TensorFlow times use these names for a norm's scale and bias.
 _RENAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 
 def _table(config, body, layers, masked, pooler, classifier) -> Table:
-    """
+    """Returns the table of a family.
+
     Args:
-      body: their name of the encoder.  masked: of the masked head's dense layer, its norm, its bias, its table.
+      body: their name of the encoder.
+      layers: prefix of the encoder -> entries of its layers.
+      masked: their names of the masked head's dense layer, norm, bias and output layer.
+      pooler, classifier: their names of these layers; the pooler's may contain {} for the prefix.
     """
-    # A model without a head stands alone in its file; but files of either kind are read with and without the prefix.
+    # A file of a model without a head lacks the prefix, but files of either kind are read with and without it.
     whole = config.head == "none"
     prefix = "" if whole else f"{body}."
     rename = (rf"^{body}\.", "") if whole else (r"^(?=(embeddings|encoder|pooler)\.)", prefix)
@@ -52,10 +56,10 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
     ignored = [r".*position_ids", r"cls\.seq_relationship\..*", r"sop_classifier\..*"]
     if config.head in ("masked", "token"):
         ignored += [rf"{body}\.pooler\..*"]
-    if config.head != "masked":  # of a model that was trained with it
+    if config.head != "masked":  # the file may come from a model that was trained with that head
         ignored += [rf"{re.escape(part)}\..*" for part in (dense, norm_name, decoder)] + [re.escape(bias)]
     elif not config.tied:
-        ignored += [re.escape(bias)]  # transformers adds the decoder's own bias
+        ignored += [re.escape(bias)]  # transformers adds the decoder's own bias instead
     return Table(
         (
             *(
@@ -77,8 +81,11 @@ def _table(config, body, layers, masked, pooler, classifier) -> Table:
 
 
 def _table_to_read(c: Given, table: Table) -> Table:
-    """A file may hold its own output layer though config.json says that it is tied (registry.py). transformers still
-    ties the bias then, so the file holds it under one name."""
+    """Uses the tied bias's name if config.json says that the output layer is tied.
+
+    The file may store a separate output layer nevertheless (registry.py). transformers still ties its bias then, so the
+    file stores the bias under one name.
+    """
     if not c["tie_word_embeddings"]:
         return table
     ((bias, _),) = table.overrides.items()
@@ -95,7 +102,7 @@ def _bert_table(config: ModelConfig) -> Table:
 def _roberta_table(config: ModelConfig) -> Table:
     masked = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder")
     layers = lambda prefix: layer_entries(config, _ROWS, f"{prefix}.layer.{{layer}}")
-    sequence = config.head == "sequence"  # its pooler is a part of the head
+    sequence = config.head == "sequence"  # its pooler is part of the head
     pooler, classifier = ("classifier.dense", "classifier.out_proj") if sequence else ("{}pooler.dense", "classifier")
     return _table(config, "roberta", layers, masked, pooler, classifier)
 

@@ -1,4 +1,4 @@
-"""BLOOM: ALiBi, a norm over the embedding; queries, keys and values of a head lie side by side."""
+"""BLOOM: ALiBi, a norm after the embedding; queries, keys and values of each head are interleaved in one tensor."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def _fields(c: Given) -> dict[str, Any]:
         embed_dim=width,
         num_heads=c["n_head"],
         mlp_dim=4 * width,
-        max_length=c["seq_length"] or 2048,  # no table limits it
+        max_length=c["seq_length"] or 2048,  # ALiBi has no limit
         norm="layernorm",
         norm_epsilon=c["layer_norm_epsilon"],
         embedding_norm=True,
@@ -92,7 +92,7 @@ _KNOWN = Known(
         "offset_alibi": (100,),
         "skip_bias_add": (True,),
         "skip_bias_add_qkv": (False,),
-        "slow_but_exact": (False,),  # leaves out biases in transformers
+        "slow_but_exact": (False,),  # in transformers, True skips biases
     },
     neutral=names(
         "attention_dropout attention_softmax_in_fp32 bias_dropout_fusion hidden_dropout is_decoder "

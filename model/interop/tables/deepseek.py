@@ -35,8 +35,10 @@ def _table(config: ModelConfig) -> Table:
 
 
 def _table_v3(config: ModelConfig) -> Table:
-    """A published file has a layer more, which predicts the token after the next one (arXiv:2412.19437, section 2.2):
-    it is for training and for drafting tokens, and the model's scores do not depend on it."""
+    """Ignores a published file's additional layer, which predicts the token after the next one.
+
+    That layer (arXiv:2412.19437, section 2.2) is for training and speculative decoding; scores do not depend on it.
+    """
     table = _table(config)
     return table._replace(ignored=(*table.ignored, rf"model\.layers\.{config.num_layers}\..*"))
 
@@ -68,15 +70,15 @@ def _common(c: Given, **experts) -> dict[str, Any]:
     )
     given = c["rope_scaling"] or c["rope_parameters"] or {}
     if fields["rope"]["scaling"] != "none" and given.get("mscale_all_dim"):
-        # What sharpens all of attention, where attention_factor only reaches the rotary features. In transformers it
-        # does so with every kind of scaling.
+        # This scales all of attention, while attention_factor only scales the rotary features. transformers does so
+        # with every kind of scaling.
         sharper = yarn_factor(fields["rope"]["factor"], given["mscale_all_dim"])
         fields["attention_scale"] = (latent.content_dim + latent.rope_dim) ** -0.5 * sharper**2
     return fields
 
 
 def _check_heads(c: Given, latent: Latent) -> None:
-    """Every head has a key of its own; what else config.json says of a head's width must agree with its parts."""
+    """Checks other fields about heads: every head has its own key, and widths must equal the sum of their parts."""
     implied = dict(
         num_key_value_heads=c["num_attention_heads"],
         qk_head_dim=latent.content_dim + latent.rope_dim,
@@ -140,11 +142,11 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _mscale(config: ModelConfig) -> dict[str, float]:
-    """The two weights that YaRN's factors were made of: what `_common` and rope.read_object do, the other way round."""
+    """Returns the two weights behind YaRN's factors: the inverse of `_common` and rope.read_object."""
     rope = config.rope
     if rope.scaling != "yarn" or rope.factor <= 1:
         return {}
-    # Rounded, so that 0.707 comes back as that.
+    # Rounded, so that 0.707 survives the round trip.
     weight = lambda sharper: round((sharper - 1) / (0.1 * math.log(rope.factor)), 9)
     everywhere = weight(math.sqrt(config.attention_scale * math.sqrt(config.head_dim)))
     rotary = weight(rope.attention_factor * yarn_factor(rope.factor, everywhere))
@@ -165,7 +167,7 @@ def _describe_v3(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-# Which trains only: how the router's load is balanced, and the layers that predict further tokens.
+# Fields that only affect training: load balancing, and the layers that predict further tokens.
 _NEUTRAL = f"aux_loss_alpha ep_size num_mtp_layers num_nextn_predict_layers seq_aux {llama.EXPERTS}"
 _READ: dict[str, Any] = dict(
     moe_intermediate_size=2048,
@@ -207,8 +209,8 @@ _V3: dict[str, Any] = _READ | dict(
     rope_interleave=True,
 )
 _ONLY = {"attention_bias": (False,), "moe_layer_freq": (1,)}
-# Where V2's weights are to be normalized, the released code leaves out their scale and transformers does not normalize;
-# no published model asks for it.
+# With norm_topk_prob in V2, the released code skips routed_scaling_factor and transformers does not normalize, so it is
+# ambiguous; no published model sets it.
 _ONLY_V2 = _ONLY | {"norm_topk_prob": (False,), "scoring_func": ("softmax",), "mlp_bias": (False,)}
 _ONLY_V3 = _ONLY | {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
 

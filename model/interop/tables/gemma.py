@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text): norms scale by 1 + weight, embeddings by sqrt(width); from 2 on, norms after each part."""
+"""Gemma 1, 2 and 3 (text): norms scale by 1 + weight, embeddings by sqrt(width); from 2 on, norms follow each part."""
 
 import math
 from typing import Any
@@ -25,8 +25,10 @@ def _common(c: Given, act: str, turned: dict[str, Any] | None = None) -> dict[st
 
 
 def _first(c: Given) -> dict[str, Any]:
-    """The first releases say `hidden_act` "gelu" and mean the tanh one. They also have a `hidden_activation`, which
-    transformers 5 does not read: it must say the same."""
+    """Reads Gemma 1. In the first releases, `hidden_act` "gelu" means the tanh approximation.
+
+    They also have a `hidden_activation`, which transformers 5 ignores; it must agree.
+    """
     fields = _common(c, "hidden_act")
     if c["hidden_act"] == "gelu":
         fields["activation"] = "gelu_tanh"
@@ -35,13 +37,13 @@ def _first(c: Given) -> dict[str, Any]:
 
 
 def _agrees(c: Given, field: str, wanted: str) -> None:
-    """Refuses an older field for the activation that contradicts the one that transformers reads."""
+    """Refuses an older activation field that contradicts the one that transformers reads."""
     if c[field] is not None and family.activation(c, field) != wanted:
-        raise ValueError(f"{field} is {c[field]!r}, but the model's activation is {wanted}: they must be the same")
+        raise ValueError(f"{field} is {c[field]!r}, but the model's activation is {wanted}; they must be the same")
 
 
 def _second(c: Given, period: int = 2, turned: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Of every `period` layers all but the last see a window."""
+    """Reads Gemma 2. All but the last of every `period` layers have a window."""
     fields = _common(c, "hidden_activation", turned)
     for field in ("attn_logit_softcapping", "final_logit_softcapping"):
         if c[field] == 0:
@@ -61,7 +63,7 @@ def _second(c: Given, period: int = 2, turned: dict[str, Any] | None = None) -> 
 
 
 def _third(c: Given) -> dict[str, Any]:
-    """Layers of the two kinds have rotary positions of their own; `rope_scaling` is of those without a window."""
+    """Reads Gemma 3. Local and global layers have separate rotary positions; `rope_scaling` is the global ones'."""
     given = c["rope_parameters"] or {}
     if not isinstance(given, dict) or set(given) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"rope_parameters is {given!r}; it must hold full_attention and sliding_attention")
@@ -80,13 +82,13 @@ def _third(c: Given) -> dict[str, Any]:
     period, written = c["sliding_window_pattern"] or 6, c["_sliding_window_pattern"]
     if c["layer_types"] is None and written not in (None, period):
         raise ValueError(
-            f"_sliding_window_pattern is {written!r}, but transformers would take {period}: say layer_types"
+            f"_sliding_window_pattern is {written!r}, but transformers would use {period}; add layer_types"
         )
     return _second(c, period, turned | dict(local_theta=local["theta"])) | dict(qk_norm=True)
 
 
 def _describe(config: ModelConfig) -> dict[str, Any]:
-    act = family.activation_name(config, gelu="gelu_python")  # "gelu" means the tanh one here
+    act = family.activation_name(config, gelu="gelu_python")  # in Gemma, "gelu" means the tanh approximation
     return llama.describe(config) | {"hidden_act": act, "attention_bias": config.qkv_bias}
 
 
@@ -94,7 +96,7 @@ def _describe_second(config: ModelConfig) -> dict[str, Any]:
     described = _describe(config)
     return described | {
         "hidden_activation": described["hidden_act"],
-        "query_pre_attn_scalar": round(config.attention_scale**-2),  # an integer in all that were published
+        "query_pre_attn_scalar": round(config.attention_scale**-2),  # an integer in all published models
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.logit_softcap or None,
         "sliding_window": config.window or None,

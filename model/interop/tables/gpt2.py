@@ -1,4 +1,4 @@
-"""GPT-2. Its Conv1D weights are [in, out]; queries, keys and values lie side by side in one tensor."""
+"""GPT-2. Its Conv1D weights are [in, out]; one tensor concatenates queries, keys and values."""
 
 import dataclasses
 from typing import Any
@@ -41,14 +41,16 @@ def _table(config: ModelConfig) -> Table:
     return Table(
         entries,
         ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
-        renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),  # the hub's first files
+        renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),  # the hub's first files lack the prefix
         others=family.tied_names("transformer.wte.weight") if config.tied else {},
     )
 
 
 def _table_to_read(c: Given, table: Table) -> Table:
-    """With `scale_attn_by_inverse_layer_idx` (Mistral, the GPT-2s of Stanford's CRFM), layer i divides its scores by
-    i + 1. Our layers have one scale, so their queries are divided, which gives the same scores."""
+    """Divides queries if `scale_attn_by_inverse_layer_idx` is set (Mistral, the GPT-2s of Stanford's CRFM).
+
+    Layer i then divides its scores by i + 1. Our layers have one scale, and divided queries give the same scores.
+    """
     if not c["scale_attn_by_inverse_layer_idx"]:
         return table
     queries = ("attention/query", "attention/query_bias")

@@ -1,4 +1,4 @@
-"""LLaMA and those built like it: Mistral, Qwen2, Qwen3."""
+"""LLaMA and models with the same structure: Mistral, Qwen2, Qwen3."""
 
 from typing import Any
 
@@ -32,6 +32,7 @@ IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
 def table(config: ModelConfig, rows=ROWS) -> Table:
+    """Returns the table of a model with these rows per layer."""
     entries = (
         table_entry("inputs/tokens/table", "model.embed_tokens.weight"),
         *layer_entries(config, rows, "model.layers.{layer}"),
@@ -43,12 +44,16 @@ def table(config: ModelConfig, rows=ROWS) -> Table:
 
 
 def classes(name: str) -> dict[str, str]:
-    """transformers' classes of a causal language model."""
+    """Returns transformers' classes of a causal language model."""
     return dict.fromkeys((f"{name}ForCausalLM", f"{name}Model"), "language_model")
 
 
 def known(older: str = "", neutral: str = "", only: dict | None = None, aliases=(), **read) -> Known:
-    """The table of a family: what all of them have, and its own. Field names are parted by spaces."""
+    """Returns a family's field table: the fields that all share, and its own. Spaces separate field names.
+
+    Args:
+      read: fields -> defaults; `...` removes a shared field.
+    """
     read = _READ | read
     return Known(
         {field: default for field, default in read.items() if default is not ...},
@@ -84,14 +89,14 @@ QWEN_READ: dict[str, Any] = dict(
     use_sliding_window=False,
     sliding_window=4096,
 )
-EXPERTS = "output_router_logits router_aux_loss_coef router_jitter_noise"  # neutral: of training, or no scores
+EXPERTS = "output_router_logits router_aux_loss_coef router_jitter_noise"  # neutral: for training, or not scores
 
 
 def common(c: Given, turned: dict[str, Any] | None = None, act: str = "hidden_act") -> dict[str, Any]:
-    """What all of them say in the same way.
+    """Returns the fields that all these families store in the same way.
 
     Args:
-      turned: fields of the rotary positions, where a family says them in its own way.
+      turned: fields of the rotary positions, if a family stores them in its own way.
       act: the field that names the activation.
     """
     heads = c["num_attention_heads"]
@@ -116,6 +121,7 @@ def common(c: Given, turned: dict[str, Any] | None = None, act: str = "hidden_ac
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json's fields that all these families share."""
     return {
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
@@ -134,11 +140,12 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def biases(c: Given) -> dict[str, bool]:
+    """Returns the fields about attention's biases."""
     return dict(qkv_bias=c["attention_bias"], out_bias=c["attention_bias"])
 
 
 def everywhere(c: Given) -> dict[str, Any]:
-    """A window in all layers, or in none."""
+    """Returns the fields of a window in all layers, or in none."""
     window = c["sliding_window"]
     if window == 0:
         raise ValueError("sliding_window is 0; it must be at least 1, or null for no window")
@@ -146,13 +153,14 @@ def everywhere(c: Given) -> dict[str, Any]:
 
 
 def late(c: Given) -> dict[str, Any]:
-    """A window in the layers from `max_window_layers` on, where windows are used at all."""
+    """Returns the fields of a window in the layers from `max_window_layers` on, if windows are enabled."""
     window = c["sliding_window"] if c["use_sliding_window"] else None
     first = c["max_window_layers"]
     return attention_kinds(c, lambda layer: window is not None and layer >= first, window)
 
 
 def describe_windows(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json's fields about windows, for Qwen."""
     windowed = "local" in config.attention_pattern
     first = family.layer_types(config).index("sliding_attention") if windowed else config.num_layers
     return {

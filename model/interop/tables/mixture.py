@@ -1,4 +1,4 @@
-"""Decoders of the LLaMA kind whose feed-forward is a mixture of experts: Mixtral, Qwen2-MoE, Qwen3-MoE."""
+"""LLaMA-like decoders with a mixture of experts as feed-forward: Mixtral, Qwen2-MoE, Qwen3-MoE."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +23,12 @@ QWEN = (
 
 
 def table(*rows: family.Row) -> Callable[[ModelConfig], Table]:
+    """Returns a function that makes the table of a model with these rows in addition to LLaMA's."""
     return lambda config: llama.table(config, (*llama.ROWS, *rows))
 
 
 def sparse_layers(count: int, step: int, dense=()) -> tuple[str, ...]:
-    """The last of every `step` layers has experts, unless it is in `dense`."""
+    """Returns mlp_pattern: the last of every `step` layers has experts, unless it is in `dense`."""
     return family.cycle("dense" if (layer + 1) % step or layer in dense else "sparse" for layer in range(count))
 
 
@@ -51,10 +52,10 @@ def _describe_mixtral(config: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen(c: Given, count: str, **shared) -> dict[str, Any]:
-    """The experts; `count`: the field that says how many."""
+    """Reads Qwen's experts; `count`: the field with their number."""
     dense = c["mlp_only_layers"] or ()
     if not isinstance(dense, list | tuple) or not all(type(layer) is int for layer in dense):
-        raise ValueError(f"mlp_only_layers is {dense!r}; it must be a list of the numbers of layers")
+        raise ValueError(f"mlp_only_layers is {dense!r}; it must be a list of layer numbers")
     experts = Experts(
         count=c[count],
         per_token=c["num_experts_per_tok"],
@@ -67,7 +68,7 @@ def _qwen(c: Given, count: str, **shared) -> dict[str, Any]:
 
 
 def _qwen2(c: Given) -> dict[str, Any]:
-    """Every other of the first `max_window_layers` layers has a window, where windows are used at all."""
+    """Reads Qwen2-MoE. If windows are enabled, every other of the first `max_window_layers` layers has one."""
     used, first = c["use_sliding_window"], c["max_window_layers"]
     window = c["sliding_window"] if used else None
     shared = dict(shared_dim=c["shared_expert_intermediate_size"], shared_gate=True)
@@ -80,7 +81,7 @@ def _qwen2(c: Given) -> dict[str, Any]:
 
 
 def _qwen3(c: Given) -> dict[str, Any]:
-    """All layers have a window, or none has. transformers reads neither layer_types nor max_window_layers here."""
+    """Reads Qwen3-MoE. All layers have a window, or none; transformers ignores layer_types and max_window_layers."""
     window = c["sliding_window"] if c["use_sliding_window"] else None
     kind = "sliding_attention" if window else "full_attention"
     types = c["layer_types"]
@@ -111,7 +112,7 @@ def _describe_qwen2(config: ModelConfig) -> dict[str, Any]:
 
 
 def _describe_qwen3(config: ModelConfig) -> dict[str, Any]:
-    """transformers 4 says num_experts, and 5 num_local_experts."""
+    """Writes both num_experts, which transformers 4 reads, and num_local_experts, which 5 reads."""
     described = _describe_qwen(config) | {"attention_bias": config.qkv_bias}
     return described | ({"num_local_experts": config.experts.count} if config.experts else {})
 

@@ -1,4 +1,4 @@
-"""OPT: learned positions from 2 on; the 350m is post-norm, with a narrow embedding table projected on both sides."""
+"""OPT: learned positions start at row 2; the 350m is post-norm, with a narrow embedding projected on both sides."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from model.interop.table import Table
 from model.interop.tables import llama
 
 _OFFSET = 2
-_EPSILON = 1e-5  # whatever a config says: the code has no setting for it
+_EPSILON = 1e-5  # hard-coded in OPT: no config field sets it
 _ROWS = (
     *norm("attention_norm", "self_attn_layer_norm"),
     *norm("feed_forward_norm", "final_layer_norm"),

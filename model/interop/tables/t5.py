@@ -22,7 +22,7 @@ def _table(config: ModelConfig, feed_forward: str) -> Table:
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         entries += [Entry(f"{stack}/bias/table", bias, "bucket (kv group)", "bucket kv group")]
         entries += norm_entries(final, f"{side}.final_layer_norm")
-    # Old files hold a bias of cross-attention that was never used, and the shared table under other names too.
+    # Old files store an unused bias of cross-attention, and the shared table under additional names.
     ignored = (r".*EncDecAttention\.relative_attention_bias\.weight",)
     names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *["lm_head.weight"] * config.tied)
     return Table(tuple(entries), ignored, ((r"^transformer\.", ""),), {"shared.weight": names})
@@ -45,8 +45,13 @@ def _rows(decoder: bool, feed_forward: str, gated: bool) -> list[Row]:
 
 
 def _common(c: Given, scaled: bool) -> dict[str, Any]:
-    """What both say; `scaled`: scores are divided by the root of the width. A config of T5 without
-    tie_word_embeddings says that the output layer is tied."""
+    """Returns the fields that T5 and Switch share.
+
+    Args:
+      scaled: whether the output layer's scores are divided by the square root of the width.
+
+    T5's output layer is tied if config.json has no tie_word_embeddings.
+    """
     layers = c["num_decoder_layers"] or c["num_layers"]
     return dict(
         architecture="encoder_decoder",
@@ -57,7 +62,7 @@ def _common(c: Given, scaled: bool) -> dict[str, Any]:
         num_heads=c["num_heads"],
         head_dim=c["d_kv"],
         mlp_dim=c["d_ff"],
-        max_length=c["n_positions"] or 512,  # relative positions have no end; both were trained at 512
+        max_length=c["n_positions"] or 512,  # relative positions have no limit; both were trained with 512
         norm="rmsnorm",
         norm_epsilon=c["layer_norm_epsilon"],
         position="relative",
@@ -91,14 +96,17 @@ def _describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _t5(c: Given) -> dict[str, Any]:
-    """Version 1.1 has an output layer of its own and does not scale: transformers 4 says so by tie_word_embeddings, 5
-    by scale_decoder_outputs, and whether the layer is there only the file says (registry.py)."""
+    """Reads T5. Version 1.1 has a separate output layer and does not scale scores.
+
+    transformers 4 expresses that by tie_word_embeddings, 5 by scale_decoder_outputs. Only the file's tensors show
+    whether the layer exists (registry.py).
+    """
     proj = c["feed_forward_proj"]
     gate, _, name = proj.rpartition("-")
     if gate not in ("", "gated"):
-        raise ValueError(f"feed_forward_proj is {proj!r}; it must be an activation, or 'gated-' and one")
+        raise ValueError(f"feed_forward_proj is {proj!r}; it must be an activation, or 'gated-' and an activation")
     gated = gate == "gated" if c["is_gated_act"] is None else c["is_gated_act"]
-    # transformers writes what it derived from feed_forward_proj, and what is written wins.
+    # transformers also writes the two fields that it derives from feed_forward_proj, and they take precedence.
     act = "dense_act_fn" if c["dense_act_fn"] is not None else "feed_forward_proj"
     named = c["dense_act_fn"] or ("gelu_new" if proj == "gated-gelu" else name)
     scaled = c["tie_word_embeddings"] is not False if c["scale_decoder_outputs"] is None else c["scale_decoder_outputs"]
@@ -108,7 +116,7 @@ def _t5(c: Given) -> dict[str, Any]:
 def _describe_t5(config: ModelConfig) -> dict[str, Any]:
     act = family.activation_name(config, gelu_tanh="gelu_new")
     return _describe(config) | {
-        # "gated-gelu" means the tanh one, so gates with the other must be named by the two fields below.
+        # "gated-gelu" means the tanh approximation, so the two fields below must name gates with exact GELU.
         "feed_forward_proj": "gated-gelu" if config.gated and act == "gelu_new" else "gated-" * config.gated + act,
         "dense_act_fn": act,
         "is_gated_act": config.gated,
@@ -120,13 +128,13 @@ def _switch(c: Given) -> dict[str, Any]:
     steps = {side: _step(c, side) for side in ("encoder", "decoder")}
     if 0 in steps.values():
         raise ValueError(
-            "num_sparse_encoder_layers or num_sparse_decoder_layers is more than the layers there are (num_layers, "
+            "num_sparse_encoder_layers or num_sparse_decoder_layers is larger than the number of layers (num_layers, "
             "num_decoder_layers)"
         )
     if steps["encoder"] != steps["decoder"]:
         raise ValueError(
             "by num_layers and num_sparse_encoder_layers, one in every "
-            f"{steps['encoder']} layers of the encoder has experts, by num_decoder_layers and "
+            f"{steps['encoder']} layers of the encoder has experts, but by num_decoder_layers and "
             f"num_sparse_decoder_layers one in every {steps['decoder']} of the decoder; only equal steps can be read"
         )
     experts = Experts(
@@ -141,15 +149,17 @@ def _switch(c: Given) -> dict[str, Any]:
 
 
 def _step(c: Given, side: str) -> int:
-    """Every how many layers one has experts. Without sparse layers transformers takes the number of layers, so that the
-    second one is sparse all the same."""
+    """Returns the step between layers with experts.
+
+    Without sparse layers transformers uses the number of layers, so that the second layer is sparse nevertheless.
+    """
     layers = c["num_decoder_layers"] or c["num_layers"] if side == "decoder" else c["num_layers"]
     sparse = c[f"num_sparse_{side}_layers"]
     return c[f"{side}_sparse_step"] or (layers // sparse if sparse else layers)
 
 
 def _pattern(step: int) -> tuple[str, ...]:
-    """A layer has experts where its number modulo `step` is 1; all, if `step` is 1."""
+    """Returns mlp_pattern: a layer has experts if its number modulo `step` is 1; all layers do if `step` is 1."""
     if step == 1:
         return ("sparse",)
     return ("dense", "sparse", *["dense"] * (step - 2))

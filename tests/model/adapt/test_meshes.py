@@ -1,4 +1,4 @@
-"""Every mesh gives the loss and the gradients of what trains over a frozen model as one device does."""
+"""On every mesh, the loss and the gradients of what trains over a frozen model equal those of one device."""
 
 import dataclasses
 import functools
@@ -33,14 +33,14 @@ CASES += [(name, "stage=2,context=2,tensor=2") for name in ("lora", "houlsby", "
 
 
 def make(name, key):
-    """The model as it trains."""
+    """Returns the model prepared for training."""
     settings = tuning.make(METHODS[name])
     model = architectures.make(tiny.LLAMA, nnx.Rngs(key))
     return settings.apply(quantize(model, settings.quantization) if settings.quantization else model, key)
 
 
 def rows(name):
-    """Every segment begins with the prompt's ids, which follow the vocabulary's."""
+    """Starts every segment with the prompt's ids, which follow the vocabulary's."""
     found = batch("llama")
     if name == "prompt":
         found["tokens"] = np.where(found["positions"] < 3, 64 + found["positions"], found["tokens"])
@@ -65,8 +65,8 @@ def test_every_mesh_equals_one_device(name, shape):
 
 
 def test_micro_batches_of_a_pipeline_do_not_share_their_dropout():
-    """Equal rows, of each of which a stage makes a micro-batch, end differently; in the circular schedule too, where a
-    stage's layers are dealt anew."""
+    """A stage puts equal rows into different micro-batches, and dropout makes them differ. This includes the circular
+    schedule, which redistributes a stage's layers."""
     config = dataclasses.replace(tiny.LLAMA, num_layers=4, pipeline_groups=2)
     settings = tuning.make(dict(method="lora", rank=2, alpha=8.0, dropout=0.5))
     with axes.use_mesh(axes.make_mesh({"stage": 2}, jax.devices()[:2])) as mesh:

@@ -1,4 +1,4 @@
-"""Attention: blocks against one piece against numpy, values and gradients; grouped heads against repeated ones."""
+"""Attention: blocked against one piece and numpy, values and gradients; grouped heads against repeated ones."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Kernels give what plain attention gives: splash interpreted, on one device and over meshes."""
+"""Kernels equal plain attention: splash interpreted, on one device and over meshes."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ MESHES = [
 
 @pytest.mark.parametrize(("name", "shape"), [*MESHES, ("causal", "stage=2,context=2,tensor=2")])
 def test_splash_over_a_mesh(name, shape):
-    """Rows split along their length lie in zigzag order. Stages are as in a pipeline: an axis manual already."""
+    """Rows split along their length are in zigzag order. Stages are a manual axis, as in a pipeline."""
     q, k, v, dy, mask, real = inputs(256)
     mesh = axes.make_mesh(sizes(shape), jax.devices()[: math.prod(sizes(shape).values())])
     order = axes.zigzag(256, 2) if "context" in shape else np.arange(256)

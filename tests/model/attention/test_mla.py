@@ -1,4 +1,4 @@
-"""Latent attention: transformers' own values and gradients, cached = full, what a step computes, counts."""
+"""Latent attention: transformers' values and gradients, cached = full, the cost of a step, parameter counts."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def model(config=CONFIG):
 
 
 def as_theirs(tree):
-    """Our tensors (weights or their gradients) as transformers has them, [out, in] with flat heads, by name."""
+    """Returns our tensors (weights or their gradients) by name in transformers' layout, [out, in] with flat heads."""
     leaves = {path: np.asarray(leaf) for path, leaf in by_name(tree).items()}
     inputs = lambda path, w: w.size // w.shape[-1] if path == "out" else w.shape[0]
     found = {
@@ -51,14 +51,14 @@ def as_theirs(tree):
         for path, theirs in NAMES.items()
         if path in leaves
     }
-    both = np.concatenate([leaves["key_up"], leaves["value_up"]], axis=1)  # of each head, one after the other
+    both = np.concatenate([leaves["key_up"], leaves["value_up"]], axis=1)  # per head, concatenated
     return found | {"kv_b_proj.weight": both.reshape(-1, LATENT.kv_rank)}
 
 
 @pytest.mark.parametrize("implementation", ["xla", "blocked"])
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_values_and_gradients_are_those_of_transformers(version, implementation):
-    """V2 with plain queries, V3 with a latent. Inputs so small that the epsilon of the latents' norms counts."""
+    """V2 with plain queries, V3 with a latent. Inputs are so small that the epsilon of the latents' norms matters."""
     config = dataclasses.replace(CONFIG if version == "v3" else PLAIN, attention_scale=0.0, attention=implementation)
     settings = dict(hidden_size=32, num_attention_heads=8, num_key_value_heads=8, rms_norm_eps=0.01)
     settings |= dict(kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, num_hidden_layers=1)
@@ -72,7 +72,7 @@ def test_values_and_gradients_are_those_of_transformers(version, implementation)
         theirs = v3.DeepseekV3Config(**settings, attn_implementation="eager")
         reference, angles = v3.DeepseekV3Attention(theirs, 0), v3.DeepseekV3RotaryEmbedding(theirs)
     ours = jax.tree.map(lambda w: w[0], model(config).stack.segments[0][0].attention)
-    length = 150  # more than a block
+    length = 150  # more than one block
     reference.load_state_dict({name: torch.tensor(w) for name, w in as_theirs(ours).items()})
     rng = np.random.default_rng(0)
     x, dy = 3e-3 * rng.normal(size=(2, length, 32)), rng.normal(size=(2, length, 32))
@@ -80,7 +80,7 @@ def test_values_and_gradients_are_those_of_transformers(version, implementation)
     places = np.broadcast_to(np.arange(length, dtype=np.int32), (2, length))
 
     @jax.jit
-    def run(ours, x, places):  # as an argument, for XLA takes long to compute with constants
+    def run(ours, x, places):  # arguments, because XLA takes long to compile with large constants
         shared = context(config, masks.packed(jnp.ones_like(places), places), places)
         return jax.vjp(lambda ours, x: ours(x, shared)[0], ours, x)
 
@@ -100,7 +100,7 @@ def test_values_and_gradients_are_those_of_transformers(version, implementation)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["query latent", "plain queries"])
 def test_cached_equals_full(config, rows):
-    """Prompts of 5, 2 and 7 tokens, padded on the left to 8, whose keys are expanded; then pieces whose are not."""
+    """Prompts of 5, 2 and 7 tokens, left-padded to 8, use expanded keys; the pieces after them do not."""
     assert [expanding_is_less(LATENT, width, 20) for width in (8, 1, 3)] == [True, False, False]
     rng = np.random.default_rng(0)
     row_tokens, lengths = rng.integers(0, 64, (rows, 16), np.int32), np.array([5, 2, 7])[:rows]
@@ -119,7 +119,7 @@ def test_cached_equals_full(config, rows):
 
 @pytest.mark.parametrize("queries", [1, 12, 28, 512])
 def test_the_way_with_fewer_flops_is_chosen(queries, monkeypatch):
-    """As XLA counts both of them, for 512 slots: expanding is less from 19 queries on."""
+    """By XLA's count of both for 512 slots, expanding is cheaper from 19 queries on."""
     latent = Latent(kv_rank=64, content_dim=16, rope_dim=8, value_dim=16)
     config = dataclasses.replace(PLAIN, latent=latent)
     layer = LatentAttention(config, nnx.Rngs(0), "global", causal=True)
@@ -138,8 +138,8 @@ def test_the_way_with_fewer_flops_is_chosen(queries, monkeypatch):
 
 
 def test_a_step_makes_no_keys_of_all_slots():
-    """It takes the FLOPs of its weights and of attention to the latents; with expanded keys, attention would take 4.8
-    times as many."""
+    """A step costs the FLOPs of its weights and of attention to the latents; attention with expanded keys would cost
+    4.8 times as much."""
     slots, one = 640, np.ones((1, 1), np.int32)
     program = extended.lower(model(), KVCache.create(CONFIG, 1, slots), one, one, one).compile()
     products = 2 * (num_params(CONFIG) - 64 * 32) + 2 * CONFIG.num_layers * slots * 8 * 2 * (16 + 4)
@@ -155,8 +155,8 @@ def test_generation_on_a_mesh():
 
 
 def test_counts():
-    """Parameters of V3's attention as transformers has it; FLOPs of attention by hand: scores of content and rotary
-    features, and values of another width, with half of the tokens before it on average, and twice that backward."""
+    """Parameters of V3's attention match transformers'; attention's FLOPs are computed by hand: scores of content and
+    rotary features, values of another width, half of the earlier tokens on average, and twice that backward."""
     with torch.device("meta"):
         theirs = v3.DeepseekV3Attention(
             v3.DeepseekV3Config(rope_parameters=dict(rope_type="default", rope_theta=1e4)), 0
@@ -171,7 +171,7 @@ def test_counts():
 
 def test_what_cannot_be():
     for field in ("qk_norm", "qkv_bias", "out_bias"):
-        with pytest.raises(ValueError, match="neither biases nor norms of heads"):
+        with pytest.raises(ValueError, match="neither biases nor q/k norms"):
             dataclasses.replace(CONFIG, **{field: True})
     with pytest.raises(ValueError, match=r"model\.latent\.query_rank 8 cannot be split over mesh axis fsdp=16"):
         dataclasses.replace(CONFIG, mlp_dim=64).check_mesh({"fsdp": 16})

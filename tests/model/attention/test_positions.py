@@ -1,4 +1,4 @@
-"""Rotary positions: complex numbers as the reference, and what makes them relative."""
+"""Rotary positions: complex numbers as the reference, and dependence on relative positions only."""
 
 import contextlib
 
@@ -17,7 +17,7 @@ THETA, DIM = 100.0, 8
 
 
 def turned(x_TH, positions_T):
-    """x [T, H] turned to these positions."""
+    """Returns x [T, H] rotated to these positions."""
     turn = rotation(np.asarray(positions_T)[None], DIM, Rope(theta=THETA))
     return np.asarray(rotate(np.asarray(x_TH, np.float32)[None, :, None], turn))[0, :, 0]
 
@@ -40,7 +40,7 @@ def test_scores_depend_on_the_distance_only():
 
 @pytest.mark.parametrize("shape", [None, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_relative_scores_are_those_of_a_look_up_on_every_platform(shape, monkeypatch):
-    """Where it is a product, its gradient adds up no rows one after another."""
+    """As a matmul, its gradient does not add up rows one after another."""
     distance, weights = (np.random.default_rng(seed) for seed in (0, 1))
     distance, weights = distance.integers(-20, 20, (4, 6, 6), np.int32), weights.standard_normal((4, 8, 1, 6, 6))
     place = lambda bias: jax.tree.map(lambda leaf: axes.place(leaf, "positions", "kv_heads", "group"), bias)

@@ -38,7 +38,7 @@ def test_equals_bitsandbytes(layout, double):
             np.testing.assert_array_equal(absmax[number].ravel(), state.absmax)
             np.testing.assert_array_equal(back[number], want_back)
             continue
-        # A mean is summed in another order: a code may be the next one.
+        # The mean is summed in another order, so a code may be off by one.
         off = np.abs(absmax[number].astype(int).ravel() - state.absmax.numpy().astype(int))
         assert off.max() <= 1 and off.mean() < 0.02
         mean, inner = (array[...].reshape(len(given), -1)[number] for array in (quantized.mean, quantized.inner))
@@ -49,7 +49,7 @@ def test_equals_bitsandbytes(layout, double):
 
 
 def test_every_code_comes_back():
-    """A block that holds each code, and one of zeros."""
+    """One block contains each code, and one only zeros."""
     w = np.zeros((128, 1), np.float32)
     w[:64, 0] = 3 * np.tile(np.float32(CODES), 4)
     weight = nnx.Param(
@@ -74,5 +74,5 @@ def test_too_odd_a_number_of_inputs():
     weight = nnx.Param(
         jnp.ones((24, 8)), out_sharding=("embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
     )
-    with pytest.raises(ValueError, match="24 inputs; for nf4 they must be a multiple of 16"):
+    with pytest.raises(ValueError, match="24 inputs; nf4 needs a multiple of 16"):
         NF4(weight, double=True)

@@ -1,4 +1,4 @@
-"""Models with a quantized base: the same on every mesh and after a checkpoint, small, and nothing float is kept."""
+"""Models with a quantized base: equal on every mesh and after a checkpoint, small, and without float copies."""
 
 import dataclasses
 import functools
@@ -26,11 +26,11 @@ from train import state
 from train.checkpoints.checkpoint import Checkpoints
 from train.objectives.language import Language
 
-# One weight sums over several dims, others belong to experts, and no part of two or more holds whole blocks of `embed`.
+# One weight sums over several dims, others belong to experts, and splitting `embed` in two or more breaks its blocks.
 SMALL = dataclasses.replace(
     tiny.LLAMA, mlp_pattern=("sparse",), experts=Experts(count=4, per_token=2, mlp_dim=32, shared_dim=96)
 )
-# Large enough for the blocks of each of 2 x 2 parts.
+# Large enough that each of 2 x 2 shards has whole blocks.
 WIDE = dataclasses.replace(tiny.LLAMA, embed_dim=128, mlp_dim=256, head_dim=16)
 NF4 = Settings("nf4")
 
@@ -44,7 +44,7 @@ def abstract(make):
 
 
 def filled(config=SMALL):
-    """A model, quantized as one program where its float weights lie."""
+    """Returns a model that one program quantizes on the devices of its float weights."""
     shapes, rng = abstract(lambda rngs: architectures.make(config, rngs)), np.random.default_rng(0)
     values = [np.float32(0.3 * rng.standard_normal(like.shape)) for like in jax.tree.leaves(shapes)]
     if axes.has_mesh():
@@ -59,7 +59,7 @@ def loss(model, rows):
 
 
 def gradients(model, rows):
-    """The program (what trains, model, batch) -> (loss, gradients)."""
+    """Returns the program (trainable parameters, model, batch) -> (loss, gradients)."""
     f = lambda params, model, rows: loss(replaced(model, params), rows)
     return jax.jit(jax.value_and_grad(f)).lower(trained(model), model, rows).compile()
 
@@ -100,7 +100,7 @@ def test_loss_is_that_of_the_dequantized_weights():
 
 
 def test_a_mesh_equals_one_device(compiled_afresh):
-    """Codes too, bit for bit; they are split as the weight was, and it is codes that travel."""
+    """Codes are equal bit for bit, sharded like the weight, and communicated as codes."""
     model, (want_loss, want) = on_one_device()
     mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with axes.use_mesh(mesh):
@@ -126,8 +126,8 @@ def test_a_mesh_equals_one_device(compiled_afresh):
 
 
 def test_memory_of_a_step_does_not_grow_by_weights():
-    """With eight layers in place of two, what a step keeps beside its arguments grows by some activations: by less than
-    a copy of the codes."""
+    """With eight layers instead of two, the memory that a step needs besides its arguments grows by some activations,
+    by less than a copy of the codes."""
 
     def temporary(layers):
         config = dataclasses.replace(
@@ -145,7 +145,7 @@ def test_memory_of_a_step_does_not_grow_by_weights():
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1 / 8), (jnp.bfloat16, 1 + 1 / 4)])
 def test_memory_of_quantizing(kind, dtype, limit):
-    """What a stack of 12 matrices needs beside itself and its codes, over its bytes: one of them in float32. (On a CPU,
+    """Returns the extra memory of quantizing a stack of 12 matrices over its bytes: one of them in float32. (On a CPU,
     bfloat16 is copied.)"""
     array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
     weight = nnx.Param(
@@ -157,7 +157,7 @@ def test_memory_of_quantizing(kind, dtype, limit):
 
 @pytest.mark.parametrize(("kind", "limit", "whole"), [("nf4", 0.517, 0.574), ("int8", 1.001, 1.040)])
 def test_bytes_of_a_large_model(kind, limit, whole):
-    """By hand for LLaMA-7B, as published: 32 layers of 4 times 4096 x 4096 and 3 times 4096 x 11008."""
+    """Computed by hand for LLaMA-7B: 32 layers of 4 times 4096 x 4096 and 3 times 4096 x 11008."""
     config = ModelConfig(**sizes.SIZES["llama_7b"], param_dtype="bfloat16")
     found, count = footprint(abstract(make(config, Settings(kind)))), 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     matrices = [(4096, 4096)] * 4 + [(4096, 11008), (4096, 11008), (11008, 4096)]
@@ -168,7 +168,7 @@ def test_bytes_of_a_large_model(kind, limit, whole):
     assert found.weights == count
     assert found.bytes == found.device_bytes == 32 * sum(of(*shape) for shape in matrices)
     assert found.bytes <= limit * count
-    # The whole model: tables and norms stay in bfloat16.
+    # The whole model: embedding tables and norms stay in bfloat16.
     rest, arrays = 2 * 32000 * 4096 + 65 * 4096, jax.tree.leaves(abstract(make(config, Settings(kind))))
     assert sum(array.size * array.dtype.itemsize for array in arrays) == found.bytes + 2 * rest
     assert (found.bytes + 2 * rest) / (count + rest) == pytest.approx(whole, abs=5e-4)
@@ -176,7 +176,7 @@ def test_bytes_of_a_large_model(kind, limit, whole):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(directory, model as it was saved) of one that lay on 2 x 2 x 2 devices."""
+    """Returns (directory, the saved model), of a model on 2 x 2 x 2 devices."""
     directory = tmp_path_factory.mktemp("quantized")
     with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         model = filled(WIDE)
@@ -185,13 +185,13 @@ def saved(tmp_path_factory):
 
 
 def test_bytes_on_devices(saved):
-    """Those that are really allocated, of a model that fits blocks to every part, against what was a float."""
+    """Bytes that are allocated for a model whose shards all have whole blocks, against those of the float weights."""
     _, model = saved
     quantized = [array for name, array in by_name(model).items() if re.search("/(codes|absmax|inner|mean)$", name)]
     shards = sum(shard.data.nbytes for array in quantized for shard in array.addressable_shards)
     floats = trained(abstract(lambda rngs: architectures.make(WIDE, rngs)))
     weights = sum(variable.size for which, variable in floats.items() if "/segments/" in which and is_linear(variable))
-    # Half a byte a code, one of absmax for 32 or more, inner and mean on every device; `data` copies all of it.
+    # Half a byte per code, one byte of absmax for 32 or more, replicated inner and mean; `data` replicates everything.
     assert 0.5 * 2 * weights < shards <= 0.57 * 2 * weights
     assert footprint(model) == (weights, shards, shards / 8)
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_keeps_every_bit(saved, shape):
 
 
 def test_decodes():
-    """Greedy tokens are the likeliest of a full pass."""
+    """Greedy tokens have the largest logits of a full pass."""
     model, _ = on_one_device()
     prompt = [3, 1, 4, 1, 5]
     tokens = generate(model, [prompt], jax.random.key(0), max_new_tokens=4).tokens[0].tolist()
@@ -246,7 +246,7 @@ def test_errors():
         abstract(make(dataclasses.replace(tiny.LLAMA, mlp_dim=24)))
     with wrong("no weight of a linear layer is chosen"):
         abstract(make(tiny.LLAMA, Settings(weights=(("inputs/tokens", True), ("", False)))))
-    with wrong("no pattern says whether stack/segments/0/0/attention/key is quantized"):
+    with wrong("no pattern matches stack/segments/0/0/attention/key"):
         abstract(make(tiny.LLAMA, Settings(weights=(("down$", True),))))
     with wrong("'nf3'; choose from nf4, int8"):
         Settings("nf3")

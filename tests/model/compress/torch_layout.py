@@ -1,4 +1,4 @@
-"""Weights of every layout that layers have, as PyTorch would hold them."""
+"""Weights of all layouts that layers have, in PyTorch's layout."""
 
 import math
 
@@ -8,7 +8,7 @@ from flax import nnx
 
 from model.roles import Role
 
-# (shape, names of its dims, those of its inputs)
+# (shape, names of the dims, names of the input dims)
 LAYOUTS = {
     "inputs first": ((2, 128, 48), ("layers", "embed", "mlp"), ("embed",)),
     "of every expert": ((2, 3, 128, 32), ("layers", "experts", "embed", "mlp"), ("embed",)),
@@ -30,7 +30,7 @@ def drawn(layout: str) -> nnx.Param:
 
 
 def matrices(w, names, inputs) -> np.ndarray:
-    """[matrices, outputs, inputs] of an array with these dims."""
+    """Returns [matrices, outputs, inputs] of an array with these dims."""
     lead = sum(name in ("layers", "experts") for name in names)
     order = sorted(range(lead, len(names)), key=lambda i: names[i] in inputs)
     w = np.transpose(w, (*range(lead), *order))

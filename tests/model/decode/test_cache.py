@@ -1,4 +1,4 @@
-"""Cached decoding gives the logits of the full pass, whatever the padding and however many tokens come at a time."""
+"""Cached decoding equals the full pass, for any padding and any number of tokens at a time."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (3, 16), np.int32)
 
 @jax.jit
 def extended(model, cache, tokens, segments, positions):
-    """The logits after each of these tokens, and the cache with them."""
+    """Returns the logits after each of these tokens, and the cache with them."""
     cache, mask = cache.admit(segments, positions)
     states, cache, _ = model(tokens, segments, positions, mask=mask, cache=cache)
     return model.output(states).logits(), cache.advance(tokens.shape[1])
@@ -26,7 +26,7 @@ MODELS = tiny.BOTH | {"shared": SHARED}
 
 @pytest.mark.parametrize(("name", "rows"), [(name, rows) for name in tiny.BOTH for rows in (1, 3)] + [("shared", 3)])
 def test_cached_equals_full(name, rows):
-    """Prompts of 5, 2 and 7 tokens, padded on the left to 8; then pieces of 1, 1 and 3 tokens, in 20 slots."""
+    """Prompts of 5, 2 and 7 tokens, left-padded to 8, then pieces of 1, 1 and 3 tokens, in 20 slots."""
     model, lengths = tiny.drawn(MODELS[name]), np.array([5, 2, 7])[:rows]
     full = jax.jit(lambda model: model.logits(TOKENS))(model)
     cache, start = KVCache.create(model.config, rows, 20), lengths - 8

@@ -1,4 +1,4 @@
-"""generate: greedy is the argmax of full passes; rows do not know of each other; ends, limits, meshes."""
+"""generate: greedy equals the argmax of full passes; rows are independent; ends, limits, meshes."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def run(model, prompts=PROMPTS, seed=0, new=12, **options):
 
 @pytest.mark.parametrize("name", tiny.BOTH)
 def test_greedy_is_the_argmax_of_full_passes(name):
-    """One full pass over all that came out checks every step: each token is the argmax after those before it."""
+    """One full pass over the result checks every step: each token is the argmax after the tokens before it."""
     out = run(model(name))
     rows = np.zeros((len(PROMPTS), 32), np.int32)  # what follows a token cannot change its logits
     for row, prompt, tokens in zip(rows, PROMPTS, out.tokens, strict=True):
@@ -97,7 +97,7 @@ def test_what_follows_a_shorter_request_is_the_same():
     ],
 )
 def test_on_a_mesh(name, shape):
-    """Three rows on four row devices; heads and vocabulary in two; layers and lengths are whole in decoding."""
+    """Three rows on four row devices; decoding splits heads and vocabulary in two, but no layers or lengths."""
     for settings in (sampling.Settings(), WARM) if name == "llama" else (sampling.Settings(),):
         expected = run(model(name), settings=settings)
         with axes.use_mesh(axes.make_mesh(shape)):
@@ -127,7 +127,7 @@ def test_sources_belong_to_encoder_decoders():
 
 
 def test_bfloat16_stays_near_float32():
-    """The tokens it chose are among the likeliest of the float32 model, and the model itself is left as it was."""
+    """The chosen tokens have nearly the largest logits of the float32 model, and the model itself is unchanged."""
     narrow = model(dtype="bfloat16")
     out = run(narrow)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(narrow)} == {"float32"}

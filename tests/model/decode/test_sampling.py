@@ -1,4 +1,4 @@
-"""Sampling: which tokens are kept, against a sort in numpy; how often each comes; errors."""
+"""Sampling: which tokens are kept, against a sort in numpy; their frequencies; errors."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ TIED = np.round(LOGITS)  # as after bfloat16: many tokens are equally likely
 
 
 def kept(logits, temperature, top_k, top_p):
-    """By the definitions, for one row: sort, take the first k, then the fewest whose sum reaches p."""
+    """Follows the definitions for one row: sort, take the first k, then the fewest whose sum reaches p."""
     order = np.argsort(-logits, kind="stable")[: top_k or len(logits)]
     weights = np.exp((logits[order] - logits.max()) / temperature)
     before = np.cumsum(weights) - weights
@@ -54,8 +54,8 @@ def test_tokens_come_as_often_as_they_should():
 
 @pytest.mark.parametrize("settings", [(0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 1e-6), (1e-6, 0, 1.0)])
 def test_what_amounts_to_greedy(settings):
-    """Temperature 0, a top-k of 1, a tiny top-p, a tiny temperature; the lowest id where two are equal (but for the
-    last, which draws between them)."""
+    """Temperature 0, a top-k of 1, a tiny top-p, a tiny temperature: all choose the lowest id of equal ones, except the
+    last, which samples between them."""
     keys = jax.random.split(jax.random.key(0), 8)
     logits = LOGITS if settings[0] == 1e-6 else TIED
     drawn = sampling.sample(jnp.asarray(logits), keys, sampling.settings(*settings))

@@ -1,4 +1,4 @@
-"""Mixtures of experts: as transformers' blocks, as a dense mixture."""
+"""Mixtures of experts: equal to transformers' blocks and to a dense mixture."""
 
 import dataclasses
 import importlib
@@ -23,7 +23,7 @@ REAL = np.arange(16) < np.random.default_rng(1).integers(3, 17, (8, 1))
 
 
 def drawn(experts, config=tiny.LLAMA, seed=0):
-    """A module whose every parameter is drawn, in the middle of training: correction and gates differ from 0."""
+    """Returns a module with random parameters, as in the middle of training: correction and gates are not 0."""
     config = dataclasses.replace(config, experts=experts, mlp_pattern=("sparse",))
     return tiny.filled(jax.eval_shape(lambda: MoE(config, nnx.Rngs(0))), seed)
 
@@ -83,7 +83,7 @@ SWITCH = dataclasses.replace(tiny.LLAMA, gated=False, activation="relu")
 
 
 def transformers_block(name):
-    """(the block with drawn parameters, its Experts, ours with the same ones)."""
+    """Returns (the block with random parameters, its Experts, our module with the same parameters)."""
     torch = pytest.importorskip("torch")
     path, fields, experts = BLOCKS[name]
     family, class_name = path.split(".")
@@ -138,7 +138,7 @@ def test_equals_transformers(name):
 
 
 def test_losses_equal_transformers():
-    """Mixtral's over two layers and with padding; Switch's, which is the mean of every row's own."""
+    """Mixtral's loss over two layers and with padding; Switch's, which averages the losses of rows."""
     torch = pytest.importorskip("torch")
     from transformers.models.mixtral import modeling_mixtral
     from transformers.models.switch_transformers import modeling_switch_transformers as switch
@@ -169,7 +169,7 @@ VARIANTS = {
 
 
 def run(moe, x, real=None):
-    """(gradients of the module and of x, (y, stats))."""
+    """Returns (gradients of the module and of x, (y, stats))."""
 
     def loss(moe, x):
         y, stats = moe(x, real)
@@ -186,7 +186,7 @@ def assert_close(got, expected, atol=1e-5):
 
 
 class Dense(MoE):
-    """Every expert on every token, and the choice as a mask."""
+    """Runs every expert on every token, and masks by the choice."""
 
     def _local(self, x_BTD, logits_BTE, real_BT, correction_E, gate, up, down):
         def every_expert(experts, x_BTD, routing, apply):
@@ -202,7 +202,7 @@ class Dense(MoE):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", ["mixtral", "deepseek3"])
 def test_equals_a_dense_mixture(name, platform, monkeypatch):
-    """Outputs and gradients, with padding, by blocks and by ragged products."""
+    """Outputs and gradients, with padding, by blocks and by ragged matmuls."""
     moe, dense = drawn(VARIANTS[name]), drawn(VARIANTS[name])
     dense.__class__ = Dense
     expected = jax.jit(run)(dense, X, REAL)
@@ -220,7 +220,7 @@ def test_capacity_for_all_is_dropless(experts, real):
 
 
 def test_capacity_serves_first_choices_first():
-    """All tokens alike: the first ones have a place with their first expert, the same ones with their second."""
+    """With equal tokens, the first ones get places with their first expert, and the same ones with their second."""
     y, stats = forward(drawn(Experts(E, 2, F, capacity_factor=1.0)), np.broadcast_to(X[:1, :1], X.shape))
     full, _ = forward(drawn(Experts(E, 2, F)), X[:1, :1])
     places = 16 * 2 // E
@@ -229,7 +229,7 @@ def test_capacity_serves_first_choices_first():
 
 
 def test_padding_changes_nothing():
-    """What stands in padding is not seen by tokens, loads or losses, also where places are few."""
+    """Padding affects neither tokens, loads nor losses, even if places are few."""
     for experts in VARIANTS.values():
         moe = drawn(experts)
         other = np.where(REAL[..., None], X, 7.0).astype(np.float32)
@@ -249,7 +249,7 @@ def test_order_of_tokens_does_not_matter():
 
 @pytest.mark.parametrize("tokens", [1, 3, 50])
 def test_any_number_of_tokens(tokens):
-    """As few as in decoding; all to the same expert."""
+    """As few tokens as in decoding, and all of them with the same expert."""
     moe = drawn(Experts(E, 1, F, normalize=False))
     x = np.broadcast_to(X[:1, :1], (1, tokens, D))
     expected = np.broadcast_to(forward(moe, X)[0][:1, :1], x.shape)
@@ -257,7 +257,7 @@ def test_any_number_of_tokens(tokens):
 
 
 def test_correction_gets_the_excess_load():
-    """Whatever the loss and its scale, summed over micro-batches; and its sign makes the load even."""
+    """The gradient ignores the loss and its scale, adds up over micro-batches, and its sign balances loads."""
     experts = Experts(E, 2, F, score="sigmoid", correction=True)
     moe = drawn(experts)
     gradient = jax.jit(
@@ -276,7 +276,7 @@ def test_correction_gets_the_excess_load():
 
 
 def test_router_is_float32():
-    """In a bfloat16 model too: the choice is that of the float32 product of the bfloat16 tokens."""
+    """Also in a bfloat16 model: the choice equals that of the float32 product of the bfloat16 tokens."""
     moe = drawn(Experts(E, 2, F))
     x = jnp.asarray(X, jnp.bfloat16)
     y, stats = forward(moe, x)

@@ -1,4 +1,4 @@
-"""Mixtures of experts: outputs, gradients and statistics on every mesh are one device's."""
+"""Mixtures of experts: outputs, gradients and statistics on every mesh equal one device's."""
 
 import dataclasses
 import functools

@@ -114,13 +114,13 @@ ENCODER_DECODERS = {
 
 
 def each(names: Iterable[str]):
-    """For parametrize: all tests of a model on one worker, so that it is made and its programs are compiled once."""
+    """Groups the tests of a model on one worker, so that it is made and its programs are compiled once."""
     return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
 @functools.cache
 def encoder_decoder(name: str):
-    """As `reference`."""
+    """Makes the model and folder of `reference`."""
     kind, values = ENCODER_DECODERS[name]
     model = transformers.AutoModelForSeq2SeqLM.from_config(kind(**values, attn_implementation="eager"))
     if not values.get("tie_word_embeddings", True):  # transformers 5 ties them; files of T5 1.1 don't
@@ -130,13 +130,13 @@ def encoder_decoder(name: str):
 
 @functools.cache
 def reference(name: str):
-    """(transformers' model, the folder it was saved to)."""
+    """Returns (transformers' model, the folder it was saved to)."""
     kind, values = CHECKPOINTS[name]
     return saved(transformers.AutoModelForCausalLM.from_config(kind(**values, attn_implementation="eager")))
 
 
 def saved(model):
-    """(the model with every parameter redrawn, for initial 0 and 1 hide mistakes; a folder that holds it)."""
+    """Returns (the model with all parameters redrawn, because initial 0 and 1 hide mistakes; its folder)."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         biases = (b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias"))

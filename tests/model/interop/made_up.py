@@ -1,4 +1,4 @@
-"""The tables of the two small decoders, as LLaMA and as GPT-2, and where their parameters go."""
+"""The tables of the two small decoders, in LLaMA's and GPT-2's layouts, and the places of their parameters."""
 
 import jax
 from flax import nnx
@@ -13,6 +13,6 @@ LLAMA, GPT2 = llama.table(tiny.LLAMA), gpt2.GPT2.table(tiny.GPT)
 
 
 def abstract(config):
-    """Shapes, dtypes and shardings of a Decoder on the mesh that is set, if there is one."""
+    """Returns a Decoder's shapes, dtypes and shardings on the current mesh, if there is one."""
     make = lambda rngs: Decoder(config, rngs)
     return state.abstract_model(make) if axes.has_mesh() else jax.eval_shape(lambda: make(nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Entries: both directions by hand-written indices, parts read as narrowly as they can be, nonsense refused."""
+"""Entries: both directions against hand-written indices, minimal reads, and errors for inconsistent entries."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""transformers' checkpoints into a model and back: the same logits, the same bytes, on every mesh; what is refused."""
+"""transformers' checkpoints into a model and back: equal logits and bytes, on every mesh; and what is refused."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (8, 16)).astype(np.int32)
 
 
 def llama():
-    """transformers' model for tiny.LLAMA."""
+    """Returns transformers' model for tiny.LLAMA."""
     settings = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=16, head_dim=4)
     settings |= dict(num_key_value_heads=8, rms_norm_eps=3e-3, vocab_size=64, max_position_embeddings=64)
     settings |= dict(rope_parameters={"rope_type": "default", "rope_theta": 100.0}, tie_word_embeddings=False)
@@ -41,7 +41,7 @@ def llama():
 
 
 def gpt2():
-    """transformers' model for tiny.GPT."""
+    """Returns transformers' model for tiny.GPT."""
     settings = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=8, n_inner=64)
     return redrawn(transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, layer_norm_epsilon=1e-5)))
 
@@ -56,7 +56,7 @@ def reference(name, dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(name, dtype, shard size) -> folder that transformers wrote."""
+    """Returns a function (name, dtype, shard size) -> folder that transformers wrote."""
 
     @functools.cache
     def write(name, dtype=torch.float32, size="1GB"):
@@ -68,7 +68,7 @@ def saved(tmp_path_factory):
 
 
 def as_bits(tensor: torch.Tensor):
-    """Its bytes, as numpy."""
+    """Returns an array's bytes, in numpy."""
     return tensor.contiguous().view(torch.uint8).numpy()
 
 
@@ -92,7 +92,7 @@ def test_logits_are_those_of_transformers(name, saved):
     np.testing.assert_allclose(logits(model, TOKENS), expected, atol=2e-4)
 
 
-# Of mesh, dtype and number of files, every two values meet.
+# Every pair of values of mesh, dtype and number of files occurs.
 @pytest.mark.parametrize(
     ("shape", "dtype", "size"),
     [
@@ -105,7 +105,7 @@ def test_logits_are_those_of_transformers(name, saved):
 )
 @pytest.mark.parametrize("name", BOTH)
 def test_there_and_back_on_a_mesh(name, dtype, size, shape, saved, tmp_path):
-    """Placed as the mesh wants it; written again in the dtype of the file, the same tensors bit for bit."""
+    """Arrays have the mesh's shardings, and writing them in the file's dtype gives the same tensors bit for bit."""
     config, table, _ = BOTH[name]
     folder = saved(name, dtype, size)
     assert (folder / "model.safetensors.index.json").exists() == (size == "20kB")
@@ -118,7 +118,7 @@ def test_there_and_back_on_a_mesh(name, dtype, size, shape, saved, tmp_path):
         save(model, table, tmp_path / "out", {"config.json": "{}"}, str(dtype).removeprefix("torch."), 20_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert_same(tensors(tmp_path / "out"), tensors(folder))
-    # On one device, and outside of any mesh: the same values.
+    # The same values on one device, and without a mesh.
     alone = load(made_up.abstract(config), table, Folder(tmp_path / "out"))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(alone), jax.tree.leaves(jax.device_get(model)))
 
@@ -141,7 +141,7 @@ def test_parameters_get_the_dtype_of_the_model(saved):
 
 
 def test_old_names_and_buffers(saved, tmp_path):
-    """GPT-2's files on the hub: no prefix, and the causal mask saved as a buffer."""
+    """GPT-2's files on the hub have no prefix, and store the causal mask as a buffer."""
     old = {name.removeprefix("transformer."): t.numpy() for name, t in tensors(saved("gpt2")).items()}
     save_file(old | {"h.0.attn.bias": np.ones((1, 1, 64, 64), np.uint8)}, tmp_path / "model.safetensors")
     model = load(made_up.abstract(tiny.GPT), made_up.GPT2, Folder(tmp_path))
@@ -180,7 +180,7 @@ def test_a_parameter_without_an_entry(saved):
 
 
 class Small(nnx.Module):
-    """Parameters that the Decoder has not: experts, parts of unequal size, a bias that a file may lack."""
+    """Covers parameters that the Decoder lacks: experts, parts of unequal size, a bias that a file may lack."""
 
     def __init__(self, **leaves):
         for name, leaf in leaves.items():
@@ -203,7 +203,7 @@ SPECS = {"experts": ("fsdp", "tensor"), "key": (None, None, "tensor"), "value": 
 
 @pytest.fixture(params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def small(request):
-    """(abstract, values): layers and experts are split themselves, as over stages and expert parallelism."""
+    """Returns (abstract, values); layers and experts themselves are split, as over stages and expert parallelism."""
     mesh, rng = axes.make_mesh({"fsdp": 2, "tensor": 4}), np.random.default_rng(0)
     place = lambda name: NamedSharding(mesh, PartitionSpec(*SPECS[name]))
     shaped = {name: jax.ShapeDtypeStruct(SHAPES[name], request.param, sharding=place(name)) for name in SHAPES}
@@ -236,7 +236,7 @@ def test_experts_and_fused_parts_of_unequal_size(small, inside, tmp_path):
 
 
 def test_gathering_over_devices_of_other_processes(small):
-    """The program that `save` runs where a process has not all of a parameter, here with devices of one."""
+    """`save` runs this program if a process does not have all of a parameter; here all devices are in one process."""
     abstract, values = small
     like = by_name(abstract)["experts"]
     values["experts"][0, 0, 0, 1] = np.nan  # no folder with it is read, but training may make one
@@ -253,7 +253,7 @@ def test_gathering_over_devices_of_other_processes(small):
 def test_what_their_format_has_no_place_for(small, tmp_path):
     model = Small(**{name: jnp.asarray(value) for name, value in small[1].items()})
     model.bias[...] = model.bias[...].at[1, 2].set(0.5)
-    with pytest.raises(CheckpointFolderError, match="parameter bias has no place in their format unless it is 0"):
+    with pytest.raises(CheckpointFolderError, match="no place for parameter bias, unless all its values are 0"):
         save(model, SMALL, tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
 

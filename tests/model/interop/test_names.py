@@ -1,6 +1,6 @@
-"""Which tensor of a file is read: names with and without a prefix, tied tensors under either name, a head of its own.
+"""Which tensor of a file is read: names with and without a prefix, tied tensors under either name, separate heads.
 
-Each case is a file as transformers loads it, so the logits are those of transformers.
+Each case is a file that transformers can load too, so the logits must equal transformers'.
 """
 
 import json
@@ -28,7 +28,7 @@ SEQUENCES, BARE = transformers.AutoModelForSeq2SeqLM, transformers.AutoModel
 
 
 def changed(tmp_path, folder, change, config=None):
-    """A copy of a folder whose tensors `change` has turned into others, and whose config.json has further fields."""
+    """Copies a folder, with its tensors changed by `change` and additional fields in config.json."""
     tensors = load_file(folder / "model.safetensors")
     save_file(change(dict(tensors)), tmp_path / "model.safetensors")
     given = json.loads((folder / "config.json").read_text()) | (config or {})
@@ -38,7 +38,7 @@ def changed(tmp_path, folder, change, config=None):
 
 
 def same_logits(tmp_path, auto):
-    """Asserts that the folder gives transformers' logits (of a bare encoder: its pooler's). Returns our config."""
+    """Asserts that the folder gives transformers' logits (a bare encoder: its pooler's output); returns our config."""
     theirs, tokens = auto.from_pretrained(tmp_path, attn_implementation="eager").eval(), torch.tensor(TOKENS)
     second = dict(decoder_input_ids=tokens) if auto is SEQUENCES else {}
     with torch.no_grad():
@@ -73,7 +73,7 @@ EMBEDDINGS = {
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_a_head_beside_a_tied_table(name, tmp_path):
-    """Equal to it: tied. Another one: the model's own, as transformers has it with a warning."""
+    """If equal to the table, it is tied; otherwise it is separate, as in transformers, which warns."""
     folder, words = hub.reference(name)[1], EMBEDDINGS[name]
     same = changed(tmp_path, folder, lambda tensors: tensors | {"lm_head.weight": tensors[words].copy()})
     assert same_logits(same, CAUSAL).tied
@@ -93,7 +93,7 @@ def test_a_tied_table_under_the_heads_name(tmp_path):
     [("llama yarn", "model."), ("gpt2", "transformer."), ("opt", "model."), ("bloom", "transformer.")],
 )
 def test_names_without_the_prefix_of_the_whole_model(name, prefix, tmp_path):
-    """As a bare LlamaModel is saved."""
+    """The folder is saved like a bare LlamaModel."""
     bare = lambda tensors: {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     same_logits(changed(tmp_path, hub.reference(name)[1], bare), CAUSAL)
 
@@ -115,7 +115,7 @@ DECODERS = {
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_encoder_with_an_output_layer_of_its_own(name, tied, tmp_path):
-    """Whether config.json says so, or it says that it is tied and the file holds another one."""
+    """The head is separate if config.json says so, or if the file has a different one although config.json ties it."""
     head, words = DECODERS[name]
     extra = lambda tensors: {f"{head}.decoder.weight": noise(tensors[words])}
     bias = {} if tied else {f"{head}.decoder.bias": np.linspace(-1, 1, 64, dtype=np.float32)}
@@ -169,7 +169,7 @@ def test_a_bare_encoder_with_a_prefix_and_a_headed_one_without(name, tmp_path):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("head", ["masked", "sequence", "token", "none"])
 def test_the_head_without_architectures(name, head, tmp_path):
-    """And without an epsilon, whose default is 1e-12."""
+    """The config also lacks the epsilon, whose default is 1e-12."""
     folder = test_encoders.reference(name, head)[1]
     changed(tmp_path, folder, lambda t: t, {"architectures": ..., "layer_norm_eps": ...})
     config = registry.read_config(Folder(tmp_path))[1]
@@ -211,13 +211,13 @@ def test_tables_of_two_sides_that_differ_are_refused(tmp_path):
 
 
 def test_scores_divided_by_the_number_of_the_layer(tmp_path):
-    """scale_attn_by_inverse_layer_idx, and scores that are not scaled by the width of a head."""
+    """scale_attn_by_inverse_layer_idx, and scores that are not scaled by the head's width."""
     for change in ({"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}):
         same_logits(changed(tmp_path, hub.reference("gpt2")[1], lambda t: t, change), CAUSAL)
 
 
 def test_a_bare_bert_without_a_pooler(tmp_path):
-    """transformers draws one; here someone has to ask for it. What comes before it is the file's."""
+    """transformers draws a random one; here the user must ask for it. Everything before it comes from the file."""
     folder = test_encoders.reference("bert", "none")[1]
     changed(tmp_path, folder, lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
     name, config = registry.read_config(Folder(tmp_path))

@@ -1,4 +1,4 @@
-"""Adapters against Hugging Face's peft: its folders read and ours read by it, merging, a step of training."""
+"""Adapters against Hugging Face's peft: reading its folders, peft reading ours, merging, a training step."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 @functools.cache
 def bert():
-    """With a head of classes."""
+    """Makes a config with a classification head."""
     config = transformers.BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
     )
@@ -66,7 +66,7 @@ CASES = {
 
 
 def plain(name):
-    """Their model, without an adapter."""
+    """Returns their model without an adapter."""
     model, folder = CASES[name][0]()
     found = type(model).from_pretrained(folder, attn_implementation="eager")
     if name == "t5":
@@ -76,7 +76,7 @@ def plain(name):
 
 @functools.cache
 def adapted(name):
-    """(their model with an adapter, every factor drawn; the folder it was saved to)."""
+    """Returns (their model with an adapter, all factors random; the folder it was saved to)."""
     model = peft.get_peft_model(plain(name), peft.LoraConfig(**ALL | CASES[name][1])).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def adapted(name):
 
 
 def base(name):
-    """(our model in float32, its family's table)."""
+    """Returns (our model in float32, its family's table)."""
     folder = Folder(CASES[name][0]()[1])
     family, config = registry.read_config(folder)
     config = dataclasses.replace(config, dtype="float32")
@@ -100,7 +100,7 @@ def base(name):
 
 @functools.cache
 def ours(name):
-    """(our model with the same adapter, its table)."""
+    """Returns (our model with the same adapter, its table)."""
     model, table = base(name)
     return adapters.read(adapted(name)[1], table, model)[0], table
 
@@ -139,7 +139,7 @@ def test_merging(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapter_made_here(name, tmp_path):
-    """Every factor drawn anew, so that no weights of a fused layer share one."""
+    """All factors are redrawn, so that no weights of a fused layer share one."""
     model, table = ours(name)
     rng = np.random.default_rng(2)
     noise = lambda w: w.replace(w[...] + 0.1 * rng.standard_normal(w.shape, np.float32) * (w[...] != 0))
@@ -151,7 +151,7 @@ def test_an_adapter_made_here(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "deepseek2", "bert", "qwen2"])
 def test_a_shared_factor_is_written_once(name, tmp_path):
-    """And ranks and scales are as they were; of scales that differ, B has the difference."""
+    """Ranks and scales survive too; if scales differ, B absorbs the difference."""
     model, table = ours(name)
     adapters.write(model, table, tmp_path / "adapter")
     old, new = (load_file(folder / "adapter_model.safetensors") for folder in (adapted(name)[1], tmp_path / "adapter"))
@@ -207,7 +207,7 @@ def test_on_a_mesh():
 
 
 def test_experts_as_transformers_4_had_them(tmp_path):
-    """A file from then is read; what is merged is each expert's W + alpha / rank B A. Writing one is refused."""
+    """Such a file is read, and merging adds alpha / rank B A to each expert's W. Writing one is refused."""
     folder = hub.reference("mixtral")[1]
     weights, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
     modules = [f"model.layers.{n}.block_sparse_moe.experts.{e}.w1" for n in range(3) for e in range(4)]
@@ -224,7 +224,7 @@ def test_experts_as_transformers_4_had_them(tmp_path):
     table = registry.FAMILIES[family].table(config)
     model = registry.read(Folder(folder), family, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
     model, _ = adapters.read(tmp_path, table, model)
-    with pytest.raises(CheckpointFolderError, match="takes every w1 for one of theirs"):
+    with pytest.raises(CheckpointFolderError, match="treats every w1 as an expert's"):
         adapters.write(model, table, tmp_path / "out")
     registry.write(lora.merged(model), family, tmp_path / "merged")
     found = load_file(tmp_path / "merged" / "model.safetensors")
@@ -239,7 +239,7 @@ def test_experts_as_transformers_4_had_them(tmp_path):
         (dict(use_dora=True), r"adapter_config.json: use_dora is True; only adapters where it is None"),
         (dict(layers_to_transform=0), r"adapter_config.json: layers_to_transform is 0; only"),
         (dict(velora_config={"a": 1}), r"adapter_config.json: velora_config is .*; only"),
-        (dict(use_new_thing=True), r"adapter_config.json: use_new_thing is True, a field that is not known here"),
+        (dict(use_new_thing=True), r"adapter_config.json: use_new_thing is True; the field is not known here"),
         (dict(use_rslora="false"), r"adapter_config.json: use_rslora is 'false'; it must be true or false"),
         (dict(bias="all"), r"adapter_config.json: bias is 'all'; only adapters where it is 'none'"),
         (dict(peft_type="IA3"), r"adapter_config.json: peft_type is 'IA3'"),
@@ -285,5 +285,5 @@ def test_what_can_not_be_written_is_named(tmp_path):
     training = lambda path: marked(model, lambda name, trains: trains or name == path)
     with pytest.raises(CheckpointFolderError, match="output layer is tied"):
         adapters.write(training("inputs/tokens/table"), table, tmp_path / "out")
-    with pytest.raises(CheckpointFolderError, match="c_attn has an adapter, and beside it a parameter that trains"):
+    with pytest.raises(CheckpointFolderError, match="c_attn has an adapter, and also a trainable parameter"):
         adapters.write(training("stack/segments/0/0/attention/query_bias"), table, tmp_path / "out")

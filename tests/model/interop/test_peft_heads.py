@@ -1,4 +1,4 @@
-"""Adapters of models that give classes: written here, with their heads, and read by peft and again by us."""
+"""Adapters of classification models: written here with their heads, then read by peft and again by us."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ MODELS = {
     "tokens": (transformers.LlamaConfig, transformers.AutoModelForTokenClassification),
 }
 ALL, NONE = ((".*", True),), ((".*", False),)
-# name: (model, targets, train_only, what trains as a whole)
+# name: (model, targets, train_only, modules that train fully)
 CASES = {
     "by default": ("bert", None, (), {"classifier/weight", "classifier/bias", "pooler/weight", "pooler/bias"}),
     "of each linear layer": ("llama", ALL, (), {"classifier/weight"}),
@@ -46,7 +46,7 @@ def saved(name):
 
 
 def base(name):
-    """(our model in float32, its family's table)."""
+    """Returns (our model in float32, its family's table)."""
     folder = Folder(saved(name)[1])
     family, config = registry.read_config(folder)
     config = dataclasses.replace(config, dtype="float32")
@@ -68,7 +68,7 @@ def theirs(model):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_that_gives_classes(case, tmp_path):
-    """peft begins with another head, as new ones are drawn: what is written brings its own along."""
+    """peft starts with another, random head; the adapter's folder brings the trained one."""
     name, targets, train_only, whole = CASES[case]
     model, table = base(name)
     heads = {path for path in variables(model) if path.startswith(("classifier/", "pooler/"))}

@@ -1,4 +1,4 @@
-"""Two processes, four devices each: both fill their part of one model, and write it together."""
+"""Two processes with four devices each fill their shards of one model, and write it together."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""The clock of a pipeline against micro-batches that are followed one by one."""
+"""The clock of a pipeline against a simulation that follows each micro-batch."""
 
 import pytest
 

@@ -1,5 +1,6 @@
-"""Taps of a stack. That states and probabilities are right, the tests of each family say against transformers
-(tests/model/interop/tables); here: that any stack gives the same, that nothing else changes, and that gradients flow.
+"""Taps of a stack: any stack gives the same results, nothing else changes, and gradients flow.
+
+The tests of each family (tests/model/interop/tables) compare states and probabilities with transformers.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ def tapped(model, *rows):
 
 
 def test_a_row_is_a_distribution_over_what_a_query_sees():
-    """Packed documents, causal; layer 4 sees a window of 5, and layer 3 everything before."""
+    """Packed documents with a causal mask; layer 4 has a window of 5, and layer 3 none."""
     _, segments, positions = ROWS
     probabilities = np.asarray(tapped(tiny.drawn(DEEP), *ROWS)[1].attention)
     assert probabilities.dtype == np.float32 and probabilities.shape == (2, 4, 16, 16, 16)
@@ -37,7 +38,7 @@ def test_a_row_is_a_distribution_over_what_a_query_sees():
     distance = positions[:, :, None] - positions[:, None]
     seen = (segments[:, :, None] == segments[:, None]) & (distance >= 0)
     for found, visible in zip(probabilities, (seen, seen & (distance < 5)), strict=True):
-        # Padding, whose positions are all 0, sees itself.
+        # Padding, whose positions are all 0, attends to itself.
         assert np.all((found > 0) == visible[:, None])
 
 
@@ -61,7 +62,7 @@ STACKS = {
 
 @pytest.mark.parametrize("name", STACKS)
 def test_what_a_model_returns_stays(name):
-    """And the gradient of it, whatever of its layers runs outside of a scan; dropout is the same."""
+    """The gradient is equal too, whichever layers run outside of a scan, and so is dropout."""
     model = tiny.drawn(dataclasses.replace(DEEP, **STACKS[name]))
     key = jax.random.key(1) if name == "dropout" else None
     plain = lambda model: jnp.sin(3 * model(*ROWS, key=key).x_BTD).sum()
@@ -98,7 +99,7 @@ def test_every_mesh_equals_one_device(name, shape):
 
 
 def test_gradients_equal_transformers():
-    """A loss of a state and of attention probabilities, as distillation has; both before the last layer."""
+    """A loss of a state and of attention probabilities, as in distillation, both from before the last layer."""
     tokens, real, positions = padded("right", (20, 20, 20))
     rng = np.random.default_rng(5)
     of_state, of_attention = rng.normal(size=(3, 20, 32)), rng.normal(size=(3, 4, 20, 20))
@@ -127,7 +128,7 @@ def test_gradients_equal_transformers():
 
 
 def test_without_a_request_nothing_is_different(monkeypatch):
-    """No probabilities are made, and the program is that of a call: gradients, remat and scans with it."""
+    """No probabilities are computed, and the program equals that of a call, with gradients, remat and scans."""
     monkeypatch.setattr(grouped, "probabilities", None)
     model = jax.eval_shape(lambda: architectures.make(DEEP, nnx.Rngs(0)))
     text = lambda run: jax.jit(jax.grad(lambda model: run(model).x_BTD.sum())).lower(model).as_text()
@@ -137,9 +138,9 @@ def test_without_a_request_nothing_is_different(monkeypatch):
 def test_what_cannot_be_tapped_is_refused():
     model = jax.eval_shape(lambda: architectures.make(DEEP, nnx.Rngs(0)))
     run = lambda **asked: jax.eval_shape(lambda model: model.tapped(*ROWS, **asked), model)
-    with pytest.raises(ValueError, match="hidden has 7, but of 6 layers there are -7 to 6"):
+    with pytest.raises(ValueError, match="hidden has 7, but for 6 layers it must lie in -7 to 6"):
         run(hidden=(7,))
-    with pytest.raises(ValueError, match="attention has -7, but of 6 layers there are -6 to 5"):
+    with pytest.raises(ValueError, match="attention has -7, but for 6 layers it must lie in -6 to 5"):
         run(attention=(-7,))
     with pytest.raises(ValueError, match="cached decoding"):
         run(hidden=(0,), cache=object())

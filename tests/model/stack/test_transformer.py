@@ -1,4 +1,4 @@
-"""The stack: what is kept for the gradient, and how the scan is unrolled, change nothing."""
+"""The stack: remat and the unrolling of scans do not change results."""
 
 import dataclasses
 import functools
@@ -29,6 +29,6 @@ def test_remat_and_unrolling_keep_the_gradient(remat, scan_unroll):
 
 
 def test_layers_differ():
-    """Each layer is drawn by a key of its own."""
+    """Each layer is initialized with its own random key."""
     query = tiny.drawn(CONFIG).stack.segments[0][0].attention.query[...]
     assert jnp.abs(query[0] - query[1]).max() > 0.1

@@ -1,4 +1,4 @@
-"""Decoders with heads for classes against transformers: both ways."""
+"""Decoders with classification heads against transformers, in both directions."""
 
 import functools
 import json
@@ -23,8 +23,8 @@ HEADS = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
 }
-# Both names of the layer, with and without a bias; a softcap, which is of the language model's head alone; a projection
-# to the width of a narrow table, which is not.
+# Both names of the layer, with and without a bias; a softcap, which only affects the language model's head; a
+# projection to the width of a narrow table, which affects both.
 CASES = [("llama", "sequence"), ("llama", "token"), ("gpt2", "sequence"), ("gpt2", "token"), ("gemma2", "sequence")]
 CASES += [("opt post-norm", "sequence")]
 classes = jax.jit(lambda model, *batch: model.classes(model(*batch).x_BTD))
@@ -76,7 +76,7 @@ def test_the_way_back_is_exact(name, head, tmp_path):
 
 
 def test_names_are_those_of_transformers():
-    """An export says in `architectures` what transformers calls the class."""
+    """An export's `architectures` names transformers' class."""
     auto = transformers.models.auto.modeling_auto
     known = {
         "sequence": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -116,13 +116,13 @@ def test_no_names_of_classes(given):
     [
         (
             {"no": 0, "yes": 1},
-            "id2label has the key 'no'; keys are numbers of classes, from 0 on, and values their names",
+            "id2label has the key 'no'; keys must be class numbers from 0 on, and values class names",
         ),
         ({"LABEL_0": "no"}, "has the key 'LABEL_0'"),
         ({"0": "no", "-1": "yes"}, "has the key '-1'"),
         ({"0": "no", "1.0": "yes"}, "has the key '1.0'"),
-        ({"1": "no", "2": "yes"}, "has the numbers 1, 2; those of 2 classes are 0 to 1"),
-        ({"0": "no", "00": "yes"}, "has the numbers 0; those of 2 classes are 0 to 1"),
+        ({"1": "no", "2": "yes"}, "has the numbers 1, 2; the numbers of 2 classes must be 0 to 1"),
+        ({"0": "no", "00": "yes"}, "has the numbers 0; the numbers of 2 classes must be 0 to 1"),
         ({"0": "no", "1": None}, "calls class 1 None; a name must be a string"),
         (["no", ["yes"]], r"calls class 1 \['yes'\]"),
         ("no", "id2label is 'no'; it must map numbers to names of classes"),

@@ -1,4 +1,4 @@
-"""DeepSeek's published config.json files, in their words; YaRN's factors and back; what published folders hold."""
+"""DeepSeek's published config.json files; YaRN's factors in both directions; published folders' additional tensors."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from model.interop.files.tensorfile import CheckpointFolderError
 from tests.configs.published import CONFIGS
 from tests.model.interop import hub
 
-# Parameters that a token meets, as published, in billions.
+# Active parameters per token, as published, in billions.
 ACTIVE = {"deepseek_v2_lite": 2.4, "deepseek_v2": 21, "deepseek_v3": 37}
 
 
@@ -32,8 +32,8 @@ def described(values, tmp_path) -> ModelConfig:
 
 @pytest.mark.parametrize("name", ACTIVE)
 def test_published_configs(name, tmp_path):
-    """The parameters that a token meets as published; the softmax scale of DeepSeek's released code, and as
-    transformers has it; and a description that gives YaRN's factors back."""
+    """Active parameters are as published, the softmax scale equals that of DeepSeek's released code and transformers,
+    and YaRN's factors survive the round trip."""
     values = CONFIGS[name]
     config = described(values, tmp_path)
     assert flops_per_token(config, 1, training=False) / 2e9 == pytest.approx(ACTIVE[name], rel=0.12)
@@ -54,7 +54,7 @@ def test_published_configs(name, tmp_path):
         (
             "deepseek_v2",
             dict(topk_method="noaux_tc"),
-            "topk_method is 'noaux_tc'; known are greedy, group_lim",
+            "topk_method is 'noaux_tc'; choose from greedy, group_lim",
         ),
         ("deepseek_v3", dict(attention_bias=True), "attention_bias is True"),
         ("deepseek_v3", dict(moe_layer_freq=2), "moe_layer_freq is 2"),
@@ -66,7 +66,7 @@ def test_what_is_refused(name, changes, words, tmp_path):
 
 
 def with_tensors(tmp_path, names, shape=(2, 2)):
-    """The folder of a tiny V3 with more tensors, and its abstract model."""
+    """Returns the folder of a tiny V3 with additional tensors, and its abstract model."""
     shutil.copytree(hub.reference("deepseek3")[1], tmp_path / "copy")
     file = tmp_path / "copy" / "model.safetensors"
     save_file(load_file(file) | {name: np.ones(shape, np.float32) for name in names}, file)
@@ -96,7 +96,7 @@ def test_fp8_weights_are_refused(tmp_path):
 
 
 def test_a_model_that_no_family_holds():
-    """Families are asked about parts that it does not have: latents, experts."""
+    """Families look for parts that the model lacks: latents, experts."""
     config = ModelConfig(8, 1, 8, 2, 8, 8, norm="layernorm", gated=True)
     with pytest.raises(CheckpointFolderError, match=r"no family .* nearest is \w+, .* of model.*norm"):
         registry.family_of(config)

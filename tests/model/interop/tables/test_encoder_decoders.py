@@ -1,4 +1,4 @@
-"""T5 and Switch Transformers against transformers: logits, hidden states, generation, and the way back."""
+"""T5 and Switch Transformers against transformers: logits, hidden states, generation, and export."""
 
 import functools
 import json
@@ -20,14 +20,14 @@ from tests.model.interop import hub
 from tests.model.interop.tables.test_families import TOLERANCE, assert_same_attention, assert_same_states, batch, padded
 
 LENGTHS = (17, 9, 12)  # of targets
-# In "switch full" experts are full, and there padding takes places; see test_a_full_expert_drops_tokens.
+# In "switch full" experts are full, and transformers gives padding places; see test_a_full_expert_drops_tokens.
 ROOMY = [name for name in hub.ENCODER_DECODERS if name != "switch full"]
 logits = jax.jit(lambda model, rows, source: model.logits(*rows, source=source))
 
 
 @jax.jit
 def inside(model, rows, source):
-    """Hidden states and attention probabilities of all layers."""
+    """Returns hidden states and attention probabilities of all layers."""
     own, others = range(model.stack.depth), range(model.encoder.depth)
     decoder = dict(hidden=range(len(own) + 1), attention=own, cross=own)
     encoder = dict(encoder_hidden=range(len(others) + 1), encoder_attention=others)
@@ -44,7 +44,7 @@ def ours(name):
 
 @functools.cache
 def theirs(name):
-    """transformers' outputs for sources padded on the left, and targets on the right."""
+    """Returns transformers' outputs for left-padded sources and right-padded targets."""
     model = hub.encoder_decoder(name)[0]
     (source, real, _), (target, seen, _) = padded("left"), padded("right", LENGTHS, max(LENGTHS))
     with torch.no_grad():
@@ -59,7 +59,7 @@ def theirs(name):
 
 
 def rows():
-    """What `theirs` reads, as ours; and which tokens of targets and sources are real."""
+    """Returns our inputs for the same tokens, and which tokens of targets and sources are real."""
     target, source = padded("right", LENGTHS, max(LENGTHS)), padded("left")
     return batch(*target), Source(*map(jnp.asarray, batch(*source))), target[1], source[1]
 
@@ -84,7 +84,7 @@ def test_hidden_states_and_attention_of_every_layer(name):
 
 
 def test_a_full_expert_drops_tokens():
-    """Rows without padding, so that both count the same tokens."""
+    """Uses rows without padding, so that both models count the same tokens."""
     model = hub.encoder_decoder("switch full")[0]
     tokens = np.random.default_rng(3).integers(2, 64, (3, 20))
     with torch.no_grad():
@@ -127,12 +127,12 @@ def test_the_way_back_is_exact(name, tmp_path):
     tokens = torch.arange(20)[None] + 2
     with torch.no_grad():
         found, expected = (model(tokens, decoder_input_ids=tokens).logits for model in (again, reference))
-    # The tensors are equal bit for bit, see above; torch's products of them depend on where they lie in memory.
+    # The tensors are equal bit for bit, see above, but torch's matmuls depend on their memory addresses.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_t5_1_1_as_transformers_4_wrote_it(tmp_path):
-    """tie_word_embeddings false says both: an output layer of its own, and scores that are not scaled."""
+    """tie_word_embeddings false means two things: a separate output layer, and unscaled logits."""
     folder = hub.encoder_decoder("t5 gated")[1]
     given = json.loads((folder / "config.json").read_text())
     assert given.pop("scale_decoder_outputs") is False

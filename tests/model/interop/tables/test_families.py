@@ -1,4 +1,4 @@
-"""Every family against transformers: logits, hidden states, generation, and the way back."""
+"""Every family against transformers: logits, hidden states, generation, and export."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from tests.model.interop import hub
 
-# What float32 leaves; the smallest wrong detail (one gelu for another) moves such models' logits by 1e-3.
+# The error of float32; the smallest wrong detail (another kind of gelu) changes such models' logits by 1e-3.
 TOLERANCE = dict(atol=2e-4, rtol=0)
 PAD = 1
 logits = jax.jit(lambda model, *batch: model.logits(*batch))
@@ -25,7 +25,7 @@ logits = jax.jit(lambda model, *batch: model.logits(*batch))
 
 @jax.jit
 def inside(model, *batch):
-    """Hidden states and attention probabilities of all layers."""
+    """Returns hidden states and attention probabilities of all layers."""
     layers = range(model.stack.depth)
     return model.tapped(*batch, hidden=range(len(layers) + 1), attention=layers)[1][:2]
 
@@ -40,7 +40,7 @@ def ours(name):
 
 
 def padded(side, lengths=(20, 13, 1), width=20):
-    """Tokens, mask and positions from 0 at the first token; padded on this side."""
+    """Returns tokens, mask and positions counted from the first token, padded on this side."""
     tokens = np.random.default_rng(0).integers(2, 64, (len(lengths), width))
     places = np.arange(width)[None] - (width - np.array(lengths)[:, None] if side == "left" else 0)
     real = (places >= 0) & (places < np.array(lengths)[:, None])
@@ -88,14 +88,14 @@ def test_hidden_states_and_attention_of_every_layer(name):
 
 
 def assert_same_states(found, expected, real):
-    """Where tokens are real."""
+    """Compares states where tokens are real."""
     for mine, reference in zip(found, expected, strict=True):
         if mine.shape == reference.shape:  # OPT's projects its last one
             np.testing.assert_allclose(np.asarray(mine)[real], reference.numpy()[real], **TOLERANCE)
 
 
 def assert_same_attention(found, expected, real):
-    """Where queries are real."""
+    """Compares probabilities where queries are real."""
     of_queries = lambda probabilities: np.moveaxis(np.asarray(probabilities), 1, 2)[real]
     for mine, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(of_queries(mine), of_queries(reference), **TOLERANCE)
@@ -140,13 +140,13 @@ def test_gelu_in_the_first_releases_of_gemma():
 
 @pytest.mark.parametrize("name", hub.each(hub.CHECKPOINTS))
 def test_the_family_of_a_model_is_found(name):
-    """What launch.convert asks for a model that was trained here."""
+    """launch.convert calls this for a model that was trained here."""
     assert registry.family_of(ours(name).config) == hub.CHECKPOINTS[name][0].model_type
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("gemma2", "lg"), ("gemma3", "lllllg")])
 def test_layers_are_read_as_a_pattern(name, pattern):
-    """The shortest there is, as in the published sizes, though it does not go into the number of layers."""
+    """The pattern is the shortest one, as in the published sizes, even if it does not divide the number of layers."""
     config = ours(name).config
     assert config.num_layers % len(pattern)
     assert "".join(kind[0] for kind in config.attention_pattern) == pattern
@@ -160,7 +160,7 @@ def test_layers_are_read_as_a_pattern(name, pattern):
         ("llama", dict(num_key_value_heads=3), "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ("llama", dict(num_attention_heads=None), "num_attention_heads is None"),
         ("llama", dict(hidden_size="32"), "hidden_size is '32'; it must be an integer"),
-        ("llama", dict(my_new_norm=True), "my_new_norm is True, a field that is not known here"),
+        ("llama", dict(my_new_norm=True), "my_new_norm is True; the field is not known here"),
         ("llama", dict(rope_parameters=None, rope_scaling="linear"), "rope_scaling is 'linear'; it must be an object"),
     ],
 )
