@@ -32,7 +32,7 @@ def test_what_is_refused_waits(tmp_path, room, caplog):
     file.write(b"five\n")
     file.sync()
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nthree\nfour\nfive\n"
-    assert "can be written again: nothing is missing" in caplog.text
+    assert "can be written again; no data are missing" in caplog.text
     room(30)
     for _ in range(3):
         file.write(b"another\n")

@@ -68,7 +68,7 @@ def test_a_flipped_bit_of_a_replica_is_named(run, name):
     assert device in devices and len(devices) == (1 if replicas > 2 else 2)
     checker = Checker(train_step, named=lambda d: f"<{d.id}>")
     with pytest.raises(
-        SilentCorruption, match=rf"after step 6; the first look: .*<{device.id}>.*, in .*{name}"
+        SilentCorruption, match=rf"after step 6; this was the first check: .*<{device.id}>.*, in .*{name}"
     ) as caught:
         checker.twice(wrong, rows, 7)
     assert "\n" not in str(caught.value)
