@@ -91,6 +91,8 @@ def test_a_step_with_two_results_is_named(run, which):
         state, result = train_step(state, rows)
         return (flip(state, "attention/query", device, bit=20) if len(calls) == which + 1 else state), result
 
-    with pytest.raises(SilentCorruption, match=rf"step 4, computed twice, had two results.*3 passed: <{device.id}>, in model"):
+    with pytest.raises(
+        SilentCorruption, match=rf"step 4, computed twice, had two results.*3 passed: <{device.id}>, in model"
+    ):
         Checker(faulty, named=lambda d: f"<{d.id}>").twice(state, rows, 4)
     assert len(calls) == 2
