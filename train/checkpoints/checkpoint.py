@@ -229,22 +229,16 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises a CheckpointError if a save in the background has failed."""
-        # Orbax's check_for_errors would consume the error, and its thread would then delete old steps although the new
-        # one failed. So this waits instead, which costs nothing when no save is running.
+        # Orbax's check_for_errors would consume the error, and its thread would then delete old steps in spite of it.
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk.
-
-        Raises:
-          CheckpointError: it failed.
-        """
+        """Waits until the last save is on disk; raises a CheckpointError if it failed."""
         self._guard("write", self._saving, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for the running save, and closes. If it fails now, the error is logged and not raised: callers that
-        need the error call `wait` first."""
+        """Waits for the running save, and closes. An error is only logged; to get it raised, call `wait` first."""
         reported = self._failed
         try:
             self._guard("write", self._saving, self._manager.close)
