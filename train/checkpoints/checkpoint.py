@@ -296,5 +296,5 @@ def _join(like: TrainState, model: dict, training: dict) -> TrainState:
     rest = (like.opt_state, like.skipped, like.streak, like.recent)
     tree = _rename({"step": like.step, "rest": rest}, training)
     opt_state, skipped, streak, recent = tree["rest"]
-    model = _rename(like.model, model)
-    return TrainState(tree["step"], model, opt_state, skipped, streak, recent, companions=like.companions)
+    own = _rename(like.model, model)
+    return TrainState(tree["step"], own, opt_state, skipped, streak, recent, companions=like.companions)

@@ -1,4 +1,4 @@
-"""train/report/run_report.py: complete, self-contained and escaped, and there for a run of which half is missing."""
+"""The run report is complete, self-contained and escaped, and can be written if half of a run's files are missing."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""One bit of one device is found, and the device is named."""
+"""A single wrong bit on one device is found, and the error names the device."""
 
 import jax
 import numpy as np
