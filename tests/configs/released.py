@@ -1,4 +1,4 @@
-"""How the tables of released checkpoints are written: a row of values for each size."""
+"""Builds the tables of released checkpoints: a row of values for each size."""
 
 
 def released(model_type: str, names: str, shared: dict, sizes: dict[str, tuple]) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Named meshes: as many chips as the name says, for the model that they are for."""
+"""Named meshes have as many chips as their name says, and fit the model that they are meant for."""
 
 import math
 import re

@@ -109,7 +109,7 @@ def test_without_the_compiler_the_analytic_half(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Missing: libtpu is not installed" in done.stdout and "launch/plans/requirements.txt" in done.stdout
-    assert "FLOPs a step" in done.stdout and "optimizer" in done.stdout and "activations" not in done.stdout
+    assert "FLOPs per step" in done.stdout and "optimizer" in done.stdout and "activations" not in done.stdout
 
 
 @libtpu

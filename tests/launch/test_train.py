@@ -173,7 +173,7 @@ def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
     out, err = capfd.readouterr()
     command = "To continue:\n  python -m launch.train '--config=a b.py' --workdir=run\n"
     assert (f"stopped after step 6, saved. {command}" in out) == (times == 1)
-    assert "SIGINT: stops after this step and saves; Ctrl-C again: at once" in err
+    assert "SIGINT: stops after this step and saves; Ctrl-C again stops it at once" in err
 
 
 def test_ctrl_c_where_the_main_thread_waits(tiny, tmp_path):
@@ -205,7 +205,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 runtime.run(train.main)
 """
     done = started(program, tiny, tmp_path / "run")
-    assert done.returncode == 130 and "Ctrl-C again: at once" in done.stderr, done
+    assert done.returncode == 130 and "Ctrl-C again stops it at once" in done.stderr, done
     assert Checkpoints(tmp_path / "run", reading=True).latest_step == 4
 
 

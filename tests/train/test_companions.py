@@ -1,4 +1,4 @@
-"""Frozen models beside the one that trains: what a step does with them; the base under an adapter is one."""
+"""Companions in a step: frozen models beside the one that trains, also the base under an adapter."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""When a run ends for want of better evaluations: counted by hand; and which way each metric goes."""
+"""Early stopping against counts by hand, and whether lower or higher is better for each metric."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Spikes are left out, levels and noise are not; numpy's median and MAD decide."""
+"""Spikes are skipped, but new levels and noise are not. The reference is numpy's median and MAD."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The order of what the loop does, on parts that only take notes; what it lets go of when it ends."""
+"""The order of the loop's actions, with parts that only record calls, and the objects that it releases at its end."""
 
 import contextlib
 import gc

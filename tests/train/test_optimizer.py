@@ -1,4 +1,4 @@
-"""Schedules by their definition; AdamW and rates by pattern against PyTorch; what decays; every optimizer learns."""
+"""Schedules against their definition, AdamW and rates by pattern against PyTorch, weight decay, and every optimizer."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Which checkpoints are the best by a metric, and stay."""
+"""Ranks checkpoints by a metric, and keeps the best ones."""
 
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -6,7 +6,7 @@ from train.early_stopping import lower_is_better
 
 
 class Best(policy.PreservationPolicy):
-    """Keeps the best `count` of the checkpoints that were evaluated; the first of equals."""
+    """Keeps the best `count` of the evaluated checkpoints. Of checkpoints with equal values the earlier ones stay."""
 
     def __init__(self, metric: str, count: int):
         self.metric, self.count = metric, count
@@ -18,5 +18,5 @@ class Best(policy.PreservationPolicy):
 
 
 def ranked(metric: str, values: dict[int, float]) -> list[int]:
-    """Steps, the best first, by {step: value of `metric`}."""
+    """Returns the steps in {step: value of `metric`}, the best first."""
     return sorted(values, key=lambda step: values[step] if lower_is_better(metric) else -values[step])

@@ -1,15 +1,15 @@
-"""Checkpoints: the training state, the data position and the loop's counters as one step, written by Orbax.
+"""Checkpoints: the training state, the data position and the loop's counters, written together by Orbax.
 
-    WORKDIR/checkpoints/STEP/model     parameters, by name       (all that inference and export read)
-    WORKDIR/checkpoints/STEP/training  optimizer state, counters (what training reads as well)
-    WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics, waiting of early stopping
+    WORKDIR/checkpoints/STEP/model     parameters by name; inference and export read only this
+    WORKDIR/checkpoints/STEP/training  optimizer state and counters, which only training reads
+    WORKDIR/checkpoints/STEP/loop      JSON: data position, running sums of the metrics, counters of early stopping
     WORKDIR/checkpoints/STEP/manifest.json  sizes and hashes of these files (manifest.py), compared before a read
 
-Of a model with an adapter, or another part that trains over a base that doesn't, the checkpoint holds what trains, and
-in `loop` the content hash of the base (model/fingerprint.py).
+If an adapter or another part trains over a frozen base, the checkpoint holds only the trained part, and `loop` holds
+the content hash of the base (model/fingerprint.py).
 
-Arrays are saved under flat names ('stack/segments/0/0/attention/key'), so a file does not depend on Python classes, and
-are written asynchronously: the loop goes on once they are copied from the device.
+Arrays are saved under flat names ('stack/segments/0/0/attention/key'), so a checkpoint does not depend on Python
+classes. They are written asynchronously: training continues as soon as they are copied from the device.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -34,19 +35,19 @@ from train.state import TrainState
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message says which and what to do."""
+    """A checkpoint could not be written or read. The message says which one and what to do."""
 
 
 class Checkpoints:
-    """The checkpoints of one working directory: the newest `keep_last`, and the `keep_best` by `metric`.
+    """The checkpoints in WORKDIR/checkpoints: the newest `keep_last`, and the best `keep_best` by `metric`.
 
     Args:
-      base: content hash of the model under what trains: only what trains is saved. None: all is.
-      reading: nothing is saved; of a run that may be going on, what it has not finished stays.
-      verify: how a step's files are compared with their manifest before they are read first (manifest.LEVELS).
+      base: content hash of the frozen base; then only the trained parameters are saved. None: all are saved.
+      reading: True if nothing will be saved. Then unfinished files stay, because the run may still be writing them.
+      verify: how the files of a step are compared with their manifest before their first read (manifest.LEVELS).
     """
 
-    any_failed = False  # a save of this process has: some of Orbax's threads may then wait for good
+    any_failed = False  # whether a save of this process failed; some of Orbax's threads may then never end
 
     def __init__(
         self,
@@ -60,19 +61,19 @@ class Checkpoints:
     ):
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep_last), Best(metric, keep_best)]),
-            best_fn=lambda metrics: metrics[metric],  # without it metrics are not written, and forgotten at a restart
+            best_fn=lambda metrics: metrics[metric],  # without it Orbax does not write metrics to disk
             cleanup_tmp_directories=not reading,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
         )
         if not reading:
             orbax_noise.quiet()
         self.metric, self.base, self.verify = metric, base, verify
-        self.companions: dict[str, dict] = {}  # where the frozen models of a state are from, recorded with each step
+        self.companions: dict[str, dict] = {}  # origin of each frozen companion, recorded with each step
         self._saving: int | None = None
         self._verified: set[int] = set()
         self._failed = False
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._place = LiteralPath(self.directory)  # the same for Orbax
+        self._place = LiteralPath(self.directory)  # the same directory in the form that Orbax gets
         self._manager = ocp.CheckpointManager(self._place, options=options, item_names=("model", "training", "loop"))
 
     @property
@@ -80,19 +81,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Those that are kept, in order."""
+        """Returns the steps of all kept checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, loop: dict, metrics: dict[str, float] | None = None) -> None:
-        """Start to save; `loop` is JSON. `metrics`, where finite, make the step a candidate for the best ones.
+        """Starts to save a step in the background. Does nothing if it is the latest step already.
+
+        Args:
+          loop: JSON that `restore` will return.
+          metrics: of an evaluation of this step. If its `metric` is finite, the step may be kept as a best one.
 
         Raises:
-          CheckpointError: this save, or the one before it that ran in the background, failed.
+          CheckpointError: this save failed, or the previous one, which ran in the background.
         """
         if step == self.latest_step:
             return
         parts = {part: ocp.args.StandardSave(arrays) for part, arrays in self.parts(state).items()}
-        own: dict = {"base": self.base} if self.base else {}
+        own: dict[str, Any] = {"base": self.base} if self.base else {}
         own |= {"companions": self.companions} if self.companions else {}
         items = ocp.args.Composite(**parts, loop=ocp.args.JsonSave(loop | own))
         value = value_of(self.metric, metrics) if metrics else math.nan
@@ -100,7 +105,7 @@ class Checkpoints:
         self._write(step, items, own_rank)
 
     def save_model(self, step: int, model) -> None:
-        """Save a model alone: to read it for inference and export, and to start a run from it."""
+        """Saves a model without training state, for inference, for export and to start runs from, and waits for it."""
         items = dict(model=ocp.args.StandardSave(self._held(model)))
         if self.base:
             items["loop"] = ocp.args.JsonSave({"base": self.base})
@@ -108,13 +113,13 @@ class Checkpoints:
         self.wait()
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """The state of `step` (default: the latest), placed as `like` says, and its `loop` JSON.
+        """Returns the state of `step` (default: the latest) with the shardings of `like`, and its `loop` JSON.
 
         Args:
-          like: shapes or arrays; of a base that is not in the checkpoint, the arrays.
+          like: a state of shapes or arrays. A frozen base must be arrays, because it is not in the checkpoint.
 
         Raises:
-          CheckpointError: the checkpoint cannot be read, or is of another base.
+          CheckpointError: the checkpoint cannot be read, or was trained over another base.
         """
         step = self._verified_step(step)
         self._check_base(step)
@@ -124,7 +129,7 @@ class Checkpoints:
         return _join(like, found["model"], found["training"]), found["loop"]
 
     def restore_model(self, like, step: int | None = None):
-        """The model alone; `like` and errors as in `restore`."""
+        """Returns the model of `step`. `like` is a model; otherwise this works like `restore`."""
         step = self._verified_step(step)
         self._check_base(step)
         items = ocp.args.Composite(model=ocp.args.StandardRestore(self._held(like)))
@@ -132,13 +137,13 @@ class Checkpoints:
         return _rename(like, found["model"])
 
     def parts(self, state: TrainState) -> dict[str, dict]:
-        """The arrays of a state by the folder of a step that they are saved in, and by name."""
+        """Returns the arrays of a state as {folder inside the step: {name: array}}."""
         return {"model": self._held(state.model), "training": _training(state)}
 
     def restore_arrays(
         self, like: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None, part: str = "model"
     ) -> Iterator[tuple[str, jax.Array]]:
-        """Yields (name, array) of a part, one after another: for who need not hold all of them at once."""
+        """Yields (name, array) of a part one after another, so that the caller need not hold all arrays at once."""
         step = self._verified_step(step)
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         for name, shape in like.items():
@@ -149,27 +154,27 @@ class Checkpoints:
             yield name, self._guard("read", step, read)[name]
 
     def _verified_step(self, step: int | None) -> int:
-        """The step (default: the latest), whose files are as they were written."""
+        """Returns `step` (default: the latest) after its files were compared with their manifest."""
         step = self.latest_step if step is None else step
         if step is None:
-            raise CheckpointError(f"{self.directory} holds no complete checkpoint")
+            raise CheckpointError(f"{self.directory} holds no checkpoint")
         if step not in self._verified:
             if found := self._guard("read", step, lambda: manifest.problems(self.directory / str(step), self.verify)):
                 more = f", and {len(found) - 3} more" if len(found) > 3 else ""
                 raise CheckpointError(
                     f"checkpoint {step} in {self.directory} is damaged: {'; '.join(found[:3])}{more}. "
-                    f"python -m launch.checkpoints --workdir={self.directory.parent} --verify shows which are good"
+                    f"python -m launch.checkpoints --workdir={self.directory.parent} --verify lists the intact ones"
                 )
             self._verified.add(step)
         return step
 
     def _describe(self) -> None:
-        """In the folder that Orbax renames next, when all is in it."""
+        """Writes the manifest into Orbax's temporary folder, after all files and before Orbax renames the folder."""
         (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         manifest.write(folder)
 
     def _write(self, step: int, items, metrics: dict[str, float]) -> None:
-        self.wait()  # for the save before
+        self.wait()  # for the previous save
         self._sweep()
         self._saving = step
         if not self._guard("write", step, lambda: self._manager.save(step, args=items, metrics=metrics)):
@@ -185,11 +190,11 @@ class Checkpoints:
         if there != self.base:
             raise CheckpointError(
                 f"checkpoint {step} in {self.directory} was trained over a base with the content hash {there}, but "
-                f"the model in config.init_from has {self.base}: bring back the base as it was, or train anew"
+                f"the model in config.init_from has {self.base}; restore the original base, or start a new run"
             )
 
     def loop(self, step: int | None = None) -> dict:
-        """The `loop` JSON of a step (default: the latest); {} where there is none: a model alone, or nothing yet."""
+        """Returns the `loop` JSON of a step (default: the latest), or {} if there is no step, or only a model."""
         step = self.latest_step if step is None else step
         if step is None or not (self.directory / str(self._verified_step(step)) / "loop").exists():
             return {}
@@ -197,11 +202,14 @@ class Checkpoints:
         return self._guard("read", step, lambda: self._manager.restore(step, args=items))["loop"]
 
     def find(self, wanted: str = "") -> int:
-        """The kept step that a user means: a number, 'latest', 'best' (by `metric`, among those that were evaluated),
-        or '': the best one of a run that ended early, else the latest.
+        """Returns the step that a user asks for.
+
+        Args:
+          wanted: a step number; 'latest'; 'best' by `metric` among the evaluated steps; or '': the best step if the run
+            stopped early, else the latest one.
 
         Raises:
-          CheckpointError: it isn't there; lists what is.
+          CheckpointError: there is no such step. The message lists the steps that exist.
         """
         steps = self.steps()
         metrics = {step: self._manager.metrics(step) or {} for step in steps}
@@ -220,33 +228,34 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Raise the CheckpointError of a save that has failed in the background."""
-        if not self._manager.is_saving_in_progress():  # Orbax's check_for_errors would take the error from the thread
-            self.wait()  # that deletes old steps unless it hears of one
+        """Raises a CheckpointError if a save in the background has failed."""
+        # Orbax's check_for_errors would consume the error, and its thread would then delete old steps in spite of it.
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Return when everything is on disk."""
+        """Waits until the last save is on disk; raises a CheckpointError if it failed."""
         self._guard("write", self._saving, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Wait for what is under way. A save that fails now is said; where that is an error, `wait` has raised it."""
-        said = self._failed
+        """Waits for the running save, and closes. An error is only logged; to get it raised, call `wait` first."""
+        reported = self._failed
         try:
             self._guard("write", self._saving, self._manager.close)
         except CheckpointError as error:
-            if not said:
+            if not reported:
                 logging.error("%s", error)
-        for _ in range(10 * self._failed):  # its threads write on for a moment
+        for _ in range(10 * self._failed):  # after a failure Orbax's threads still write for a moment
             self._sweep()
             time.sleep(0.1)
 
     def newest_complete(self) -> int | None:
-        """On disk; `latest_step` may still be written."""
+        """Returns the newest step that is completely on disk, or None. `latest_step` may still be in progress."""
         complete = (step for step in self.steps() if (self.directory / str(step) / manifest.NAME).exists())
         return max(complete, default=None)
 
     def _sweep(self) -> None:
-        """Take away what saves that failed have written, also after they had failed; no other save is under way."""
+        """Removes temporary files of failed saves. It must not be called while another save is running."""
         if self._failed and self._saving is not None and jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
@@ -259,21 +268,21 @@ class Checkpoints:
             which = "a checkpoint" if step is None else f"checkpoint {step}"
             if verb == "write":
                 self._failed = Checkpoints.any_failed = True
-            with contextlib.suppress(Exception):  # of an earlier save that still runs: what failed now is reported
+            with contextlib.suppress(Exception):  # errors of an earlier save that still runs; the new one is reported
                 self._manager.wait_until_finished()
             with contextlib.suppress(OSError, ValueError):
-                self._manager.reload()  # it has forgotten the step that this save was to replace
-            self._sweep()  # a full disk needs the room
+                self._manager.reload()  # Orbax has already forgotten the step that this save was meant to replace
+            self._sweep()  # makes room on a full disk
             kept = self.newest_complete()
             good = "none is complete yet" if kept is None else f"the last complete one is step {kept}"
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            if len(reason) > 400:  # it ends with what the system said, after paths
+            if len(reason) > 400:  # long because of paths; the system's own message is at the end
                 reason = f"{reason[:150]} ... {reason[-250:]}"
             raise CheckpointError(f"could not {verb} {which} in {self.directory} ({good}): {reason}") from error
 
 
 def _rename(tree, values: dict):
-    """The tree with these values at the leaves of their names; other leaves stay."""
+    """Returns the tree with these values at the leaves with these names; other leaves stay as they are."""
     leaves = [values.get(name, leaf) for name, leaf in by_name(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
@@ -287,5 +296,5 @@ def _join(like: TrainState, model: dict, training: dict) -> TrainState:
     rest = (like.opt_state, like.skipped, like.streak, like.recent)
     tree = _rename({"step": like.step, "rest": rest}, training)
     opt_state, skipped, streak, recent = tree["rest"]
-    restored = _rename(like.model, model)
-    return TrainState(tree["step"], restored, opt_state, skipped, streak, recent, like.companions)
+    own = _rename(like.model, model)
+    return TrainState(tree["step"], own, opt_state, skipped, streak, recent, companions=like.companions)

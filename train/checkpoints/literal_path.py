@@ -1,7 +1,8 @@
-"""A folder by its own name, for Orbax: etils, through which Orbax reaches files, reads more than names in a path.
+"""A path for Orbax that is taken literally, whatever characters it has.
 
-Its `glob` takes the whole path for a pattern, so that under /runs/a[b] nothing is found of what was written there, and
-under /runs/a?b what lies in /runs/aXb. And to it /gs, /s3, /az and /hf, where buckets may well be mounted, are buckets.
+Orbax accesses files through etils, which interprets paths. Its `glob` treats the whole path as a pattern: under
+/runs/a[b] it finds nothing, and under /runs/a?b it finds the files of /runs/aXb. It also treats paths below /gs, /s3,
+/az and /hf as buckets, although these may be local mount points.
 """
 
 import glob
@@ -14,10 +15,10 @@ _LocalPath: Any = type(epath.Path("/"))
 
 
 class LiteralPath(_LocalPath):
-    """A path on a file system; what is made from it with `/` is one too."""
+    """A literal path on a file system. Joining with `/` gives another LiteralPath."""
 
     _uri_scheme = None
 
     def glob(self, pattern: str) -> Iterator["LiteralPath"]:
-        """Files inside that the pattern matches."""
+        """Yields the files in this folder that match the pattern."""
         return (self / found for found in glob.glob(pattern, root_dir=str(self)))

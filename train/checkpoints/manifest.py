@@ -1,11 +1,12 @@
-"""The files of a checkpoint's step, with sizes and hashes: written last, compared before anything is read.
+"""The manifest of a checkpoint: sizes and hashes of its files. It is written last and compared before a read.
 
     STEP/manifest.json   {"files": {"model/d/0f3a": {"size": bytes, "hashes": [SHA-256 of each chunk]}, ...}}
 
-Orbax reads a file with a flipped bit without a word and restores other weights, and takes an empty folder for a step.
-The manifest is written into the folder that Orbax renames when it is complete, so a step without one is no step.
+Orbax reads a file with a flipped bit without an error and restores wrong weights, and it accepts an empty folder as a
+step. The manifest is written into Orbax's temporary folder before the rename, so a step without one is incomplete.
 
-Chunks are hashed by threads, which hashlib lets run side by side; several processes compare a share each.
+Chunks are hashed in threads, which run in parallel because hashlib releases the GIL. With several processes, each
+compares a share of the chunks.
 """
 
 import concurrent.futures
@@ -19,10 +20,10 @@ from data import files
 
 NAME = "manifest.json"
 LEVELS = ("full", "sampled", "off")
-# Written by Orbax in the moment of renaming; nothing that is restored depends on them.
+# Orbax writes these files during the rename, after the manifest. Nothing that is restored depends on them.
 _STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _CHUNK = 1 << 24
-_SAMPLED = 16  # of so many chunks one is read at the level 'sampled', besides the first and the last of each file
+_SAMPLED = 16  # 'sampled' reads every 16th chunk, and the first and the last one of each file
 
 
 class _Chunk(NamedTuple):
@@ -32,11 +33,11 @@ class _Chunk(NamedTuple):
 
 class _File(NamedTuple):
     size: int
-    hashes: list[str]  # of its chunks
+    hashes: list[str]  # SHA-256 of each chunk
 
 
 def write(folder: Path) -> None:
-    """Hash all files below `folder`, and keep that in it: at once or not at all, and on disk when this returns."""
+    """Writes the manifest of all files below `folder` into it, atomically. It is on disk when this returns."""
     sizes = _sizes(folder)
     chunks = [_Chunk(path, number) for path, size in sizes.items() for number in range(_chunks(size))]
     entries: dict[str, _File] = {path: _File(size, []) for path, size in sizes.items()}
@@ -46,15 +47,16 @@ def write(folder: Path) -> None:
 
 
 def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with the files of a step, a line each; [] where they are as they were written.
+    """Returns the problems found in the files of a step, one line each; [] if they are as they were written.
 
     Args:
-      level: 'full': all bytes are compared. 'sampled': names, sizes, and the bytes of some chunks. 'sizes': names and
-        sizes. 'off': nothing but that there is a manifest, so that an empty folder is no step.
-      share: (number, count) of processes that compare a part of the chunks each.
+      folder: of the step.
+      level: 'full' compares all bytes. 'sampled' compares names, sizes and the bytes of some chunks. 'sizes' compares
+        names and sizes. 'off' checks only that there is a manifest, so that an empty folder does not pass.
+      share: (index, count): this process compares every count-th chunk, starting at index.
 
     Raises:
-      OSError: a file is there, but can't be read (permissions, a network disk): nothing is known of it.
+      OSError: a file exists but cannot be read (permissions, a network disk), so it is unknown whether it is damaged.
     """
     try:
         kept = json.loads((folder / NAME).read_text())["files"]
@@ -91,12 +93,12 @@ def problems(folder: Path, level: str = "full", share: tuple[int, int] = (0, 1))
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Returns the number of bytes of all files below a folder."""
     return sum(_sizes(folder).values())
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Of all files below, by their path, but of the manifest and what comes after it."""
+    """Returns the sizes of all files below a folder by path, without the manifest and files written after it."""
     found = {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if not path.is_dir()
     }
@@ -108,7 +110,7 @@ def _chunks(size: int) -> int:
 
 
 def _hashes(folder: Path, chunks: list[_Chunk]):
-    """Of each chunk."""
+    """Yields the hash of each chunk, in order."""
 
     def one(chunk: _Chunk) -> str:
         with (folder / chunk.path).open("rb") as file:

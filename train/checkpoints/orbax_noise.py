@@ -1,4 +1,4 @@
-"""What Orbax's threads and tasks print when a save fails: dozens of tracebacks, of what is reported once anyway."""
+"""Silences Orbax's threads and tasks, which print dozens of tracebacks when a save fails. We report the error once."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ _quiet: list = []
 
 
 def quiet() -> None:
-    """From now on; errors of other code are shown as ever."""
+    """Silences Orbax from now on. Errors of other code are still shown."""
     if _quiet:
         return
     _quiet.append(True)

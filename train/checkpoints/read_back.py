@@ -1,8 +1,8 @@
-"""The first checkpoint of a run is read again at once, and compared with what is in memory.
+"""Reads the first checkpoint of a run back at once, and compares it with the arrays in memory.
 
-Where Orbax writes what it can't read (an odd path, a disk that lies, a driver that is broken), a run would train to its
-end and only then be found lost. Arrays are read one after another, so that no second model has to fit. Later saves go
-the same way, and are not read.
+If Orbax writes files that it cannot read (because of an unusual path, a faulty disk or a broken driver), the run would
+otherwise train to its end and only then be found lost. Arrays are read one after another, so that no second model must
+fit into memory. Later saves take the same path and are not read back.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from train.state import TrainState
 
 
 class UnreadableCheckpoint(CheckpointError):
-    """What was saved can't be read, or is not what was saved: no later save would be better."""
+    """A checkpoint cannot be read, or holds other values than were saved. Later saves would fail in the same way."""
 
 
 def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
-    """Reads the checkpoint of `step` and compares it with `state`.
+    """Reads the checkpoint of `step` and compares it with `state`, bit for bit.
 
     Raises:
       UnreadableCheckpoint: the checkpoint of `step` does not hold this state.
@@ -30,13 +30,13 @@ def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
         wrong = str(error)
     if wrong:
         raise UnreadableCheckpoint(
-            f"checkpoint {step}, the first of this run, was read back to see whether it is good; it is not: {wrong}. "
-            "The run ends, as it could not be continued; use another --workdir"
+            f"checkpoint {step}, the first of this run, was read back as a test, and it is damaged: {wrong}. "
+            "The run ends, because it could not be continued; use another --workdir"
         )
 
 
 def _differing(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[str]:
-    """Yields what differs on disk, as words; reads the loop's part last, so that an unreadable one raises too."""
+    """Yields a message for each array that differs on disk. It reads `loop` last, so that an unreadable one raises."""
     for part, written in checkpoints.parts(state).items():
         like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in written.items()}
         for name, found in checkpoints.restore_arrays(like, step, part):

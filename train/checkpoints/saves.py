@@ -1,8 +1,10 @@
-"""Saving that does not end a run: a save that fails is said, kept in metrics.jsonl and tried again; the last one must
-succeed. The first save of a run is read back, for a checkpoint that can't be read is no failure that passes.
+"""Saves with retries: a failed save does not end a run. Only the save at the end must succeed.
 
-Of several processes a save that fails ends all, as each would have to know it of the others; the same command continues
-from the last good step.
+A failed save is reported, recorded in metrics.jsonl and tried again after some steps. The first save of a run is read
+back, because an unreadable checkpoint is an error that does not go away.
+
+With several processes a failed save ends all of them, because a retry would require that each knows of the failure on
+the others. The same command then continues from the last good step.
 """
 
 import time
@@ -18,10 +20,11 @@ _LAST_ATTEMPTS, _SECONDS_BETWEEN = 3, 2.0
 
 
 class Saves:
-    """
+    """Saves steps, and decides when a failed save is tried again.
+
     Args:
-      save: (step) -> None, which raises CheckpointError; the error may be of the save before, which runs behind.
-      read_back: (step) -> None, which raises what is to end the run.
+      save: (step) -> None. It raises CheckpointError, also for the previous save, which runs in the background.
+      read_back: (step) -> None. It raises an error that ends the run if the checkpoint cannot be read.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class Saves:
         self._save, self._checkpoints, self._writer, self._progress = save, checkpoints, writer, progress
         self._wait, self._complete = 1, checkpoints.newest_complete()
         self._again: int | None = None  # the step after which a failed save is tried again
-        self._read_back = read_back if self._complete is None else None  # else this run was continued from one
+        # A run that continues from a checkpoint has read one already.
+        self._read_back = read_back if self._complete is None else None
 
     def due(self, step: int) -> bool:
-        """Whether to try again after this step; sees what has failed in the background."""
+        """Returns whether to try a failed save again after this step. It also notices failures in the background."""
         try:
             self._checkpoints.check()
         except CheckpointError as error:
@@ -46,7 +50,7 @@ class Saves:
         return self._again is not None and step >= self._again
 
     def now(self, step: int) -> None:
-        """Begin to save; training goes on, but for the first save, which is waited for and read back."""
+        """Starts to save in the background. The first save is waited for and read back."""
         if (complete := self._checkpoints.newest_complete()) != self._complete:
             self._wait, self._complete = 1, complete
         self._again = None
@@ -60,10 +64,10 @@ class Saves:
         self._read_first(step)
 
     def last(self, step: int) -> None:
-        """Save to the end.
+        """Saves and waits until it is on disk.
 
         Raises:
-          CheckpointError: several times in a row, or the first of the run can't be read.
+          CheckpointError: it failed several times in a row, or the first checkpoint of the run cannot be read.
         """
         for left in reversed(range(_LAST_ATTEMPTS)):
             try:
@@ -73,7 +77,7 @@ class Saves:
             except CheckpointError as error:
                 if not left or jax.process_count() > 1:
                     raise
-                self._progress.message(f"step {step}: {error}; tries again in {_SECONDS_BETWEEN:.0f} seconds")
+                self._progress.message(f"step {step}: {error}; next attempt in {_SECONDS_BETWEEN:.0f} seconds")
                 time.sleep(_SECONDS_BETWEEN)
         self._read_first(step)
 
@@ -87,4 +91,4 @@ class Saves:
             raise error
         self._again, self._wait = step + self._wait, min(2 * self._wait, _LONGEST_WAIT)
         self._writer.event(step, {"save_failed": str(error), "again_at": self._again})
-        self._progress.message(f"step {step}: {error}; training goes on, and tries again after step {self._again}")
+        self._progress.message(f"step {step}: {error}; training continues, next attempt after step {self._again}")

@@ -1,4 +1,4 @@
-"""A step on a target as figures: plain numbers and words, which can leave the process that compiled it."""
+"""Analyses a step on a target. The result is plain numbers and text, so it can be sent to another process."""
 
 import collections
 import dataclasses
@@ -10,16 +10,18 @@ from train.planning import compile, estimate, flops, hlo, traffic
 from train.planning.collectives import collectives
 from train.planning.targets import Target
 
-# What attention runs in, by what its custom call or its kernel is named in the program.
+# (name of an attention kernel, a string that its custom call has in the program).
 ATTENTION = (("splash", "splash_"), ("cuDNN", "__cudnn$fmha"))
 
 
 def analyse(step: jax.stages.Wrapped, state: Any, batch: Any, mesh: Any, target: Target) -> dict:
-    """
+    """Returns memory, FLOPs, collectives and estimated times of a step, as a dict of plain values.
+
     Args:
       step: jitted, (state, batch) -> (state, metrics).
-      state, batch: abstract arrays with shardings on `mesh`, which is set (axes.use_mesh).
-      mesh: of compile.mesh; of compile.abstract_mesh: the step is only traced.
+      state, batch: abstract arrays with shardings on `mesh`, which must be the current mesh (axes.use_mesh).
+      mesh: of compile.mesh. With one of compile.abstract_mesh the step is only traced, and less is known.
+      target: the chips.
     """
     chip = target.chip
     traced = step.trace(state, batch)

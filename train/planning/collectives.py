@@ -1,7 +1,7 @@
-"""The collectives of a compiled step: kind, bytes, and the mesh axes over which each one talks.
+"""Finds the collectives of a compiled step: their kinds, bytes and mesh axes.
 
-A program names devices by their place in the mesh, so the axes of a collective are those along which the places in one
-of its groups differ.
+A program numbers devices by their place in the mesh, so the axes of a collective are those along which the places
+inside one of its groups differ.
 """
 
 import re
@@ -32,10 +32,10 @@ class Collective(NamedTuple):
 
 
 def collectives(program: dict[str, Computation], mesh_shape: Mapping[str, int]) -> list[Collective]:
-    """Those of one step, each instruction once, leaving out groups of one device.
+    """Returns the collectives of one step, one entry per instruction, without groups of one device.
 
-    TPU's compiler cuts a collective into parts that stand in several computations, between the products that it hides
-    behind; they share a channel, and count once.
+    The TPU compiler splits a collective into parts in several computations, between the matmuls that it hides behind.
+    The parts share a channel and count once.
 
     Args:
       program: of hlo.parse.
@@ -80,7 +80,7 @@ def _collective(kind, instruction: Instruction, computation: Computation, progra
         payload *= len(group)
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # TPU: an all-reduce fused with the slice of it that a device keeps
-    # TPU's compiler marks those that it has taken apart.
+    # The TPU compiler marks the collectives that it has split.
     hides = re.search(r"async_collective_name|chain_id", instruction.attribute("frontend_attributes")) is not None
     return Collective(
         kind,
@@ -93,7 +93,7 @@ def _collective(kind, instruction: Instruction, computation: Computation, progra
 
 
 def _work_until_done(start: Instruction, computation: Computation, program) -> bool:
-    """Whether a product or a loop stands between the two in the schedule."""
+    """Returns whether a matmul or a loop is scheduled between the start and the end of a collective."""
     inside = False
     for one in computation.instructions:
         if inside and start.name in one.operands:
@@ -105,7 +105,7 @@ def _work_until_done(start: Instruction, computation: Computation, program) -> b
 
 
 def first_group(instruction: Instruction, devices: int) -> list[int]:
-    """One group of places that talk: all groups of an instruction are of one form."""
+    """Returns the places of one group of an instruction. All its groups have the same form."""
     if pairs := instruction.attribute("source_target_pairs"):
         numbers = [int(number) for number in re.findall(r"\d+", pairs)]
         moving = [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair[0] != pair[1]]
@@ -120,13 +120,13 @@ def first_group(instruction: Instruction, devices: int) -> list[int]:
 
 
 def _parts(pattern: str, text: str) -> tuple[str, ...]:
-    """The groups of a pattern at the beginning of a text.
+    """Returns the groups of a pattern that matches the beginning of a text.
 
     Raises:
-      ValueError: another compiler writes groups of devices in another form.
+      ValueError: it does not match, because another compiler writes device groups in another form.
     """
     if (found := re.match(pattern, text)) is None:
-        raise ValueError(f"groups of devices in a form that is not known here: {text[:200]}")
+        raise ValueError(f"unknown form of device groups in the compiled program: {text[:200]}")
     return found.groups()
 
 

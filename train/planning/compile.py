@@ -1,8 +1,8 @@
-"""A step compiled for a target that is not here, and what the compiled program says of itself.
+"""Compiles a step for chips that are not present, and reads memory use and text of the compiled program.
 
-libtpu and the CUDA plug-in compile for chips that are absent: a topology gives devices to make a mesh of, and a step is
-lowered and compiled over abstract arrays. Where the compiler is not installed, a mesh of sizes alone
-(jax.sharding.AbstractMesh) still lets the step be traced, and everything that types and shapes tell is known.
+libtpu and the CUDA plug-in can compile for absent chips: a topology gives devices for a mesh, and a step is lowered and
+compiled with abstract arrays. If the compiler is not installed, the step can still be traced over a mesh without
+devices (jax.sharding.AbstractMesh), which gives everything that follows from types and shapes.
 """
 
 import re
@@ -17,8 +17,8 @@ from model import axes
 from train.planning.estimate import Place
 from train.planning.targets import Target, TargetError
 
-# XLA's GpuTargetConfigProto of an H100 (SXM5): limits of compute capability 9.0 from NVIDIA's CUDA programming guide,
-# the card's own numbers from its data sheet; the cuDNN version that XLA may count on.
+# XLA's GpuTargetConfigProto for an H100 (SXM5). The limits of compute capability 9.0 come from NVIDIA's CUDA guide,
+# and the numbers of the card from its data sheet. dnn_version_info is the cuDNN version that XLA may assume.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -37,11 +37,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 class CompilerMissing(Exception):
-    """What to install."""
+    """The compiler for the target is not installed. The message says what to install."""
 
 
 class OutOfMemory(Exception):
-    """The program does not fit a chip; `needed` bytes of `limit`, 0 where the compiler's words do not say."""
+    """The program does not fit on a chip. It needs `needed` of `limit` bytes; 0 if unknown."""
 
     def __init__(self, words: str):
         self.needed, self.limit = _needed(words)
@@ -55,17 +55,17 @@ class Compiled(NamedTuple):
 
 
 def mesh(target: Target, shape: dict[str, int]) -> jax.sharding.Mesh:
-    """A mesh over devices of the target.
+    """Returns a mesh over the devices of the target.
 
     Raises:
-      CompilerMissing: what compiles for it is not installed.
-      ValueError: of axes.make_mesh.
+      CompilerMissing: the target's compiler is not installed.
+      ValueError: the shape does not fit the number of devices (axes.make_mesh).
     """
     return axes.make_mesh(shape, devices(target))
 
 
 def abstract_mesh(target: Target, shape: dict[str, int]) -> AbstractMesh:
-    """The same mesh without devices, for tracing alone."""
+    """Returns the same mesh without devices, which is enough for tracing."""
     sizes = axes.mesh_sizes(shape, target.devices)
     device = jax.sharding.AbstractDevice(
         device_kind=target.chip.device_kind, num_cores=None, platform=target.chip.platform
@@ -81,7 +81,7 @@ def devices(target: Target) -> list:
     try:
         if target.chip.platform == "tpu":
             options: dict[str, Any] = {"num_slices": target.slices} if target.slices > 1 else {}
-            if min(target.shape[:2]) < 2:  # less than the 2 x 2 chips that a host has else
+            if min(target.shape[:2]) < 2:  # fewer than the usual 2 x 2 chips per host
                 options["chips_per_host_bounds"] = [*(min(2, size) for size in target.shape[:2]), 1]
             if target.name == "v4":
                 options["chip_config_name"] = "megacore"  # both cores of a chip as one device
@@ -90,7 +90,7 @@ def devices(target: Target) -> list:
         found = topologies.get_topology_desc(target.name, "cuda", target_config=_H100, topology=f"1x{shape}")
         return list(found.devices)
     except Exception as error:
-        if "INVALID_ARGUMENT" in str(error):  # by the compiler, which is there
+        if "INVALID_ARGUMENT" in str(error):  # raised by the compiler, so it is installed
             raise TargetError(f"{target} is no topology: {str(error).splitlines()[0]}") from error
         what = "libtpu" if target.chip.platform == "tpu" else "the CUDA plug-in of jax"
         missing = re.search(r"libtpu|plugin|plug-in|not found|No module|not in|unknown backend|cuda", str(error), re.I)
@@ -100,7 +100,7 @@ def devices(target: Target) -> list:
 
 
 def places(mesh: jax.sharding.Mesh, target: Target) -> list[Place]:
-    """Where each device of a mesh stands, in the mesh's order."""
+    """Returns the place of each device of a mesh, in the mesh's order."""
     if target.chip.platform == "tpu":
         return [Place(getattr(d, "slice_index", None) or 0, tuple(d.coords)) for d in mesh.devices.flat]
     size = target.shape[-1]
@@ -109,9 +109,10 @@ def places(mesh: jax.sharding.Mesh, target: Target) -> list[Place]:
 
 
 def compiled(traced: jax.stages.Traced, platform: str) -> Compiled:
-    """
+    """Returns the compiled program's text and memory use.
+
     Raises:
-      OutOfMemory: the compiler says so; compilers for GPUs do not, their peak may be more than there is.
+      OutOfMemory: the compiler reports it. GPU compilers do not; there the peak may exceed the chip's memory.
     """
     try:
         program = traced.lower().compile()
@@ -124,17 +125,18 @@ def compiled(traced: jax.stages.Traced, platform: str) -> Compiled:
 
 
 def peak_bytes(memory: Any, platform: str) -> int:
-    """Of `Compiled.memory_analysis()`: arguments, results, and all that lives between them.
+    """Returns the peak bytes of a program by `Compiled.memory_analysis()`: arguments, results and temporaries.
 
-    Of a TPU what is alive at once (with up to 0.1 GiB on the chip): programs fit whose block of temporaries, which has
-    holes, would not. A GPU and a CPU reserve that block; what is said to be a CPU's peak leaves it out.
+    For a TPU it is the peak of bytes alive at once (including up to 0.1 GiB on the chip). The block of temporaries has
+    holes, and programs can fit although their block would not. A GPU and a CPU reserve the whole block, so it counts;
+    the peak that XLA reports for a CPU leaves it out.
     """
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.peak_memory_in_bytes if platform == "tpu" else held + memory.temp_size_in_bytes
 
 
 def bytes_per_device(tree: Any) -> float:
-    """Of shapes with shardings: what one device holds of them."""
+    """Returns the bytes that one device holds of a tree of shapes with shardings."""
     return sum(
         np.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.dtypes.itemsize_bits(leaf.dtype) / 8
         for leaf in jax.tree.leaves(tree)
@@ -142,7 +144,7 @@ def bytes_per_device(tree: Any) -> float:
 
 
 def _needed(words: str) -> tuple[float, float]:
-    """(bytes needed, bytes there are) in the words of TPU's compiler."""
+    """Returns (bytes needed, bytes available) from the TPU compiler's message; (0, 0) if it has neither."""
     number = r"([\d.]+)([KMGT])"
     bytes_of = lambda value, unit: float(value) * 1024 ** ("KMGT".index(unit) + 1)
     if match := re.search(rf"Used {number} of {number} hbm", words):

@@ -1,13 +1,13 @@
-"""How long a step takes at best: a roofline from published rates, every assumption in words.
+"""Estimates the shortest time of a step: a roofline from published rates.
 
-    compute      each product of the step on one chip, its dims filled up to the matrix unit's tile: the longer of its
-                 FLOPs at the peak rate and its bytes at the memory's
-    memory       what the compiled program moves beside its products, at the memory's rate
-    collectives  bytes at the rate of the links that the devices of a group have to each other
-    step         the longer of (compute + memory) and the collectives that run meanwhile, then those that are waited for
+    compute      each matmul of the step on one chip, with dims padded to the matrix unit's tile: the longer of its
+                 FLOPs at the peak rate and its bytes at the memory's rate
+    memory       bytes that non-matmul ops of the compiled program move, at the memory's rate
+    collectives  bytes at the rate of the links between the devices of a group
+    step         the longer of (compute + memory) and the hidden collectives, plus the exposed ones
 
-Nothing is fitted: kernels that do not reach these rates, gaps between kernels, and the host are missing, so a measured
-step is slower. README compares it with published ones.
+Nothing is fitted. Kernels that do not reach these rates, gaps between kernels, and the host are not modelled, so a
+measured step is slower. The README compares estimates with published measurements.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from train.planning.targets import Chip, Target
 
 
 class Place(NamedTuple):
-    """Where a device of a mesh stands: a point of its slice's torus, or (node, number) of a GPU."""
+    """The place of a device: its slice and its point in the slice's torus; for a GPU the point is (node, number)."""
 
     slice: int
     point: tuple[int, ...]
@@ -44,8 +44,8 @@ class Times(NamedTuple):
 
     compute: float
     memory: float
-    hidden: float  # of collectives that run meanwhile
-    waited: float  # of the others
+    hidden: float  # collectives that run while the chip computes
+    waited: float  # exposed collectives
 
     def found(self) -> dict[str, float]:
         return self._asdict() | {"step": max(self.compute + self.memory, self.hidden) + self.waited}
@@ -57,16 +57,18 @@ def compute_seconds(products: Sequence[Product], chip: Chip) -> float:
 
 def _seconds(product: Product, chip: Chip) -> float:
     batch, *dims = product.dims
-    # Only dims that fill a tile at least half are filled up: a compiler joins smaller ones with others, or swaps them.
+    # Only dims of at least half a tile are padded: compilers merge smaller dims with others, or swap operands.
     filled = [-(-dim // chip.tile) * chip.tile if 2 * dim >= chip.tile else dim for dim in dims]
     return max(2 * batch * math.prod(filled) / chip.flops, product.nbytes / chip.memory_bandwidth)
 
 
 def talks(found: Sequence[Collective], places: Sequence[Place], target: Target) -> list[Talk]:
-    """Collectives summed by kind, axes and whether they are hidden; the longest first.
+    """Returns the collectives summed by kind, axes and whether they are hidden, the longest first.
 
     Args:
-      places: of the mesh's devices, in its order.
+      found: of collectives.collectives.
+      places: of the mesh's devices, in the mesh's order.
+      target: the chips.
     """
     sums: dict[tuple[str, tuple[str, ...], bool], tuple[int, float, float]] = {}
     for one in found:
@@ -80,11 +82,12 @@ def talks(found: Sequence[Collective], places: Sequence[Place], target: Target) 
 
 
 def collective_seconds(one: Collective, members: Sequence[Place], target: Target) -> float:
-    """Of one collective in a group; inside a slice (a node), then between slices (nodes), each at its own rate.
+    """Returns the seconds of one collective in a group: inside a slice (node), then between slices (nodes).
 
-    Rings: every device receives the rest of the array once (all-reduce: twice) over all links of its group.
-    All-to-all on a torus takes a quarter of an all-gather of the same array, as half of the bytes go each way and only
-    half of the way round (scaling-book, "Sharded Matrices"); where every device reaches every other, its own bytes.
+    Ring algorithms are assumed: every device receives the rest of the array once (twice for all-reduce) over all links
+    of its group. On a torus, an all-to-all takes a quarter of the time of an all-gather of the same array, because half
+    of the bytes go in each direction, and only half of the way round (scaling-book, "Sharded Matrices"). If every
+    device reaches every other, each sends only its own bytes.
     """
     chip = target.chip
     groups: dict[int, list[Place]] = {}
@@ -109,8 +112,11 @@ def collective_seconds(one: Collective, members: Sequence[Place], target: Target
 
 
 def ring_rate(members: Sequence[Place], target: Target) -> float:
-    """Bytes/s that each device of a group can receive from the others: of GPUs in a node over NVLink; of TPUs over one
-    link along each dim of the torus on which they differ, two where the dim is a whole ring."""
+    """Returns the bytes/s that each device of a group can receive from the others.
+
+    GPUs of a node use NVLink. TPUs use one link along each torus dim on which they differ, or two if the group spans
+    the dim and it closes to a ring.
+    """
     chip = target.chip
     if chip.platform != "tpu":
         return chip.link

@@ -1,15 +1,15 @@
-"""FLOPs of a traced step, by walking its jaxpr with trip counts.
+"""Counts the matmul FLOPs of a traced step by walking its jaxpr with trip counts.
 
-XLA's `cost_analysis` counts the body of a scan once, whatever its length. Here each product is counted as often as it
-runs, 2 FLOPs a multiply-add, recomputation included; everything that is no product (norms, softmax, the optimizer) is
-left out, being a few FLOPs an element. On an Explicit mesh the types say how each operand is split, so what one device
-computes is known before anything is compiled.
+XLA's `cost_analysis` counts the body of a scan once, whatever its length. Here each matmul counts as often as it runs,
+at 2 FLOPs per multiply-add, including recomputation. Non-matmul ops (norms, softmax, the optimizer) are left out,
+because they need only a few FLOPs per element. On an Explicit mesh, types show how each operand is sharded, so the work
+of one device is known before compilation.
 
-Rules: a scan runs its body `length` times; a while loop as often as its counter says, where that is constant, else once
-(said in `notes`); of a cond the dearest branch runs; a shard_map's body has the shapes of one device along its manual
-axes. A Pallas kernel counts what its `cost_estimate` says, else its body for each point of its grid with the dearest
-branch of each cond: an upper bound where blocks are skipped. cuDNN's attention counts its 2 products forward and 5
-backward in full, also where it is causal.
+Rules: a scan runs its body `length` times. A while loop runs as often as its counter says if that is constant, else it
+counts once, with a note. Of a cond, the most expensive branch counts. The body of a shard_map has the shapes of one
+device along its manual axes. A Pallas kernel counts its `cost_estimate`; without one, its body counts for each point of
+its grid with the most expensive branch of each cond, which is an upper bound if blocks are skipped. cuDNN attention
+counts its 2 forward and 5 backward matmuls in full, also if it is causal.
 """
 
 import dataclasses
@@ -23,28 +23,28 @@ _CUDNN = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 5}
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product of two arrays on one device, and how often it runs in a step."""
+    """A matmul on one device, and how often it runs in a step."""
 
     name: str  # of the primitive
     dims: tuple[int, int, int, int]  # batch, rows, columns, contracted: sizes on one device
-    split: int  # devices among which the product as a whole is divided; others repeat the same work
-    nbytes: float  # operands and result on one device
-    runs: int
+    split: int  # number of devices that share the whole matmul; further devices repeat the same work
+    nbytes: float  # bytes of operands and result on one device
+    runs: int  # per step
 
     @property
     def flops(self) -> float:
-        """On one device, each time."""
+        """FLOPs on one device, per run."""
         return 2.0 * math.prod(self.dims)
 
 
 @dataclasses.dataclass
 class Work:
     products: list[Product]
-    notes: list[str]  # what could not be counted exactly
+    notes: list[str]  # messages about work that could not be counted exactly
 
     @property
     def total(self) -> float:
-        """FLOPs of a step over all devices, work that several devices repeat counted once."""
+        """FLOPs of a step over all devices. Work that several devices repeat counts once."""
         return sum(product.flops * product.split * product.runs for product in self.products)
 
     @property
@@ -53,10 +53,11 @@ class Work:
 
 
 def count(jaxpr: core.ClosedJaxpr, mesh_shape: Mapping[str, int] | None = None) -> Work:
-    """
+    """Returns the matmuls of a traced step.
+
     Args:
       jaxpr: of jax.make_jaxpr(step)(...) or jitted_step.trace(...).jaxpr.
-      mesh_shape: sizes of the mesh under which it was traced; None for none.
+      mesh_shape: axis sizes of the mesh under which it was traced; None without a mesh.
     """
     work = Work([], [])
     _walk(jaxpr.jaxpr, 1, 1, dict(mesh_shape or {}), work)
@@ -64,7 +65,7 @@ def count(jaxpr: core.ClosedJaxpr, mesh_shape: Mapping[str, int] | None = None) 
 
 
 def _walk(jaxpr, runs: int, manual: int, mesh: Mapping[str, int], work: Work) -> None:
-    """Args: manual: devices along the manual axes of the shard_maps around."""
+    """Adds the matmuls of a jaxpr to `work`. `manual` is the number of devices along the manual axes around it."""
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
         if name == "dot_general":
@@ -99,7 +100,7 @@ def _walk(jaxpr, runs: int, manual: int, mesh: Mapping[str, int], work: Work) ->
 
 
 def _inner(params):
-    """Jaxprs that an equation runs once: of jit, remat, custom_vjp_call and the like."""
+    """Yields the jaxprs that an equation runs once: those of jit, remat, custom_vjp_call and the like."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, core.ClosedJaxpr):
@@ -109,7 +110,7 @@ def _inner(params):
 
 
 def _axes(aval) -> list[tuple[str, ...]]:
-    """Over which mesh axes each dim of an array is split."""
+    """Returns the mesh axes over which each dim of an array is split."""
     spec = tuple(getattr(getattr(aval, "sharding", None), "spec", ()))
     names = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
     return names + [()] * (aval.ndim - len(names))
@@ -121,11 +122,13 @@ def _local(aval, mesh) -> float:
 
 
 def _product(eqn, groups, runs, manual, mesh) -> Product:
-    """
+    """Returns the matmul of an equation.
+
     Args:
-      groups: of each of the four kinds of dims [(operand or result, dim), ...]: every place where it stands. What is
-        contracted is split as its operands are; other dims as the result is, over axes that no contraction has used:
-        what it has split is put together only afterwards.
+      groups: for each of the four kinds of dims (batch, rows, columns, contracted) a list of dims, each as the places
+        [(operand or result, dim), ...] where it occurs. Contracted dims are split as in the operands. Other dims are
+        split as in the result, except over the axes of contracted dims, because the reduction over these comes after
+        the matmul.
     """
     result = eqn.outvars[0].aval
     contracted = {name for places in groups[3] for aval, dim in places for name in _axes(aval)[dim]}
@@ -162,14 +165,14 @@ def _dot(eqn, runs, manual, mesh) -> Product:
 
 
 def _ragged(eqn, runs, manual, mesh) -> Product:
-    """Each row meets the matrix of its own group alone, so the dim of groups is no factor."""
+    """Returns a ragged matmul. Each row is multiplied only with the matrix of its group, so groups add no FLOPs."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (left_in, right_in), (left_batch, right_batch) = numbers.dot_dimension_numbers
     left, right = eqn.invars[0].aval, eqn.invars[1].aval
     rows = [dim for dim in range(left.ndim) if dim not in (*left_in, *left_batch)]
     columns = [dim for dim in range(right.ndim) if dim not in (*right_in, *right_batch, *numbers.rhs_group_dimensions)]
     out, n, m = eqn.outvars[0].aval, len(left_batch), len(rows)
-    g = out.ndim - n - m - len(columns)  # a dim of groups, where rows are what is contracted
+    g = out.ndim - n - m - len(columns)  # 1 if the result has a dim of groups, which it has if rows are contracted
     groups = (
         [[(left, dim), (out, g + i)] for i, dim in enumerate(left_batch)],
         [[(left, dim), (out, g + n + i)] for i, dim in enumerate(rows)],
@@ -213,7 +216,7 @@ def _kernel(eqn, runs, manual, mesh, work: Work) -> None:
     work.notes.append("a Pallas kernel without cost_estimate was counted as all blocks of its grid: an upper bound")
     inside = Work([], work.notes)
     _walk(eqn.params["jaxpr"], runs * math.prod(grid), manual, {}, inside)
-    # Blocks lie on the chip: of the device's memory the kernel's own operands and results are read and written, once.
+    # Blocks are on the chip, so only the kernel's own operands and results go to and from the device's memory, once.
     nbytes = sum(_local(var.aval, mesh) for var in (*eqn.invars, *eqn.outvars)) * runs
     for product in inside.products:
         share = nbytes / len(inside.products) / product.runs
@@ -221,7 +224,7 @@ def _kernel(eqn, runs, manual, mesh, work: Work) -> None:
 
 
 def _trips(eqn) -> int | None:
-    """Of fori_loop's form: a counter from a constant while it is less than a constant, one more each time."""
+    """Returns the trip count of a loop in the form of fori_loop (counter < constant, from a constant), else None."""
     condition, consts = eqn.params["cond_jaxpr"], eqn.params["cond_nconsts"]
     body_consts = eqn.params["body_nconsts"]
     if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":

@@ -1,7 +1,7 @@
-"""A compiled program as XLA prints it: its computations, and how often each runs in a step.
+"""Parses the text of a compiled XLA program: its computations, and how often each one runs in a step.
 
-Only what a plan needs is read: names, opcodes, shapes, operands, and which computation calls which. Loops run as often
-as their `known_trip_count` says; where the compiler leaves none (TPU), as the constant says that their condition
+Only names, opcodes, shapes, operands and calls are read, because a plan needs no more. Loops run as often as their
+`known_trip_count` says. The TPU compiler does not print it; there the constant counts that the loop's condition
 compares the counter with, which is how scans are lowered.
 """
 
@@ -46,11 +46,11 @@ class Instruction:
 
     @functools.cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of its result; several of a tuple."""
+        """The shapes of its result; several if it is a tuple."""
         return shapes(self.shape)
 
     def attribute(self, name: str) -> str:
-        """Up to the next comma that is in no bracket; '' where it has none."""
+        """Returns the text of an attribute, up to the next comma outside of brackets; '' if there is none."""
         start = self.text.find(f" {name}=")
         if start < 0:
             return ""
@@ -62,8 +62,8 @@ class Instruction:
 class Computation:
     name: str
     instructions: list[Instruction]
-    runs: int = 0  # in a step
-    inlined: bool = False  # into one instruction of its caller: a fusion or a reducer
+    runs: int = 0  # per step
+    inlined: bool = False  # whether it is part of one instruction of its caller: a fusion or a reducer
 
     @functools.cached_property
     def by_name(self) -> dict[str, Instruction]:
@@ -71,10 +71,13 @@ class Computation:
 
 
 def parse(text: str) -> dict[str, Computation]:
-    """The computations of a module by name, with how often each runs.
+    """Returns the computations of a module by name, with how often each runs.
 
     Args:
       text: of `jax.stages.Compiled.as_text()`.
+
+    Raises:
+      ValueError: it is not the text of a module.
     """
     found, current, entry = {}, None, None
     for line in text.splitlines():
@@ -86,7 +89,7 @@ def parse(text: str) -> dict[str, Computation]:
     if entry is None:
         raise ValueError("not the text of an XLA module: no ENTRY computation")
     entry.runs = 1
-    for computation in reversed(list(found.values())):  # callers stand after what they call
+    for computation in reversed(list(found.values())):  # XLA prints callers after the computations that they call
         for instruction in computation.instructions:
             for key, names in _CALLED.findall(instruction.text):
                 trips = trip_count(instruction, found) if key == "body" else 1
@@ -99,7 +102,7 @@ def parse(text: str) -> dict[str, Computation]:
 
 
 def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
-    """How often the body of a `while` runs; 1 where that does not show."""
+    """Returns how often the body of a `while` runs, or 1 if that is unknown."""
     if known := _TRIPS.search(loop.text):
         return int(known[1])
     condition = computations.get(loop.attribute("condition").lstrip("%"))
@@ -114,7 +117,7 @@ def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
 
 
 def multiplies(one: Instruction, program: dict[str, Computation]) -> bool:
-    """Whether it is a product, a kernel (a custom call), or fused with one."""
+    """Returns whether an instruction is a matmul, a kernel (custom call), or a fusion with one of these."""
     if one.opcode in ("dot", "convolution"):
         return True
     if one.opcode == "custom-call":
@@ -143,7 +146,7 @@ def _instruction(match: re.Match, line: str) -> Instruction:
 
 
 def _length(text: str, stop: str = ",") -> int:
-    """Characters before the first `stop` that is outside all brackets."""
+    """Returns the number of characters before the first `stop` outside of brackets."""
     depth = 0
     for index, character in enumerate(text):
         if depth == 0 and character == stop:

@@ -1,20 +1,20 @@
-"""A plan as one page of text, and a table of several."""
+"""Formats a plan as one page of text, and several plans as a table."""
 
 import textwrap
 
 from train.planning.targets import GIB, Target
 
-# Hoffmann et al., arXiv:2203.15556: tokens a parameter at which a budget of FLOPs gives the lowest loss.
+# Tokens per parameter at which a given budget of FLOPs reaches the lowest loss (Hoffmann et al., arXiv:2203.15556).
 CHINCHILLA = 20
 
 _ASSUMED = (
     "Rates: published peaks (train/planning/targets.py). Nothing is fitted; a measured step is slower.",
-    "Compute: each product at the peak, dims filled up to {tile}; where its bytes take longer, at the memory's rate.",
-    "Memory: bytes that the compiled program moves beside its products, one instruction after the other.",
-    "Collectives: bytes over the links of a group, at the rate of a ring; hidden where the compiler's "
-    "schedule has products between start and end, else waited for.",
-    "Step: the longer of compute + memory and hidden collectives, then those waited for. No input, no checkpoints.",
-    "MFU: model FLOPs (6 a weight and token, causal attention half) over the chips' peak; recomputation not counted.",
+    "Compute: each matmul at the peak rate, dims padded to {tile}; at the memory's rate if its bytes take longer.",
+    "Memory: bytes that non-matmul ops of the compiled program move, one instruction after the other.",
+    "Collectives: bytes over the links of a group, at the rate of a ring; hidden if the compiler's "
+    "schedule has matmuls between start and end, else exposed.",
+    "Step: the longer of compute + memory and hidden collectives, plus exposed ones. No input, no checkpoints.",
+    "MFU: model FLOPs (6 per weight and token, half of causal attention) over the chips' peak, without recomputation.",
 )
 
 
@@ -27,7 +27,7 @@ def mfu(found: dict, target: Target) -> float:
 
 
 def verdict(found: dict) -> str:
-    """'needs 19.3 of 15.75 GiB' of what does not fit, 'fits', or '' where no compiler said."""
+    """Returns 'needs 19.3 of 15.75 GiB' or 'fits: ...'; '' if no compiler was there to tell."""
     memory = found["memory"]
     if "out_of_memory" in found:
         needed = found["out_of_memory"]["needed"]
@@ -38,11 +38,14 @@ def verdict(found: dict) -> str:
 
 
 def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.0) -> str:
-    """
+    """Returns a plan as text.
+
     Args:
-      found: what launch/plans/child.py wrote.
-      title: what is planned.
-      tokens: the budget of the run; 0: Chinchilla's.
+      found: the figures that launch/plans/child.py wrote.
+      target: the chips.
+      title: names the config.
+      remat: config.model.remat.
+      tokens: tokens to train on; 0 means 20 per parameter (Chinchilla).
     """
     axes = " ".join(f"{name}={size}" for name, size in found["mesh"].items() if size > 1) or "data=1"
     trained = "" if found["trained"] == found["parameters"] else f", of which {found['trained']:,} train"
@@ -52,7 +55,7 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
         f"  target        {target}: {target.devices} chip{'s' * (target.devices > 1)} ({target.chip.device_kind})",
         f"  mesh          {axes}",
         f"  parameters    {found['parameters']:,}{trained}",
-        f"  global batch  {found['tokens']:,} tokens a step, {found['tokens'] / target.devices:,.0f} a chip",
+        f"  global batch  {found['tokens']:,} tokens per step, {found['tokens'] / target.devices:,.0f} per chip",
         f"  remat         {remat}",
         *([f"  attention     {', '.join(found['attention']) or 'no fused kernel'}"] if "attention" in found else []),
         "",
@@ -70,14 +73,14 @@ def page(found: dict, target: Target, title: str, remat: str, tokens: float = 0.
             lines += [f"  {wrapped[0]}", *(f"    {rest}" for rest in wrapped[1:])]
     if found["missing"]:
         lines += ["", f"Missing: {found['missing']}."]
-        lines += ["  So neither peak memory nor collectives are known, and the time is that of the products alone."]
+        lines += ["  So peak memory and collectives are unknown, and the time is that of the matmuls alone."]
         lines += ["  pip install --no-deps -r launch/plans/requirements.txt brings the compilers."]
     lines += [f"note: {note}" for note in found["notes"]]
     return "\n".join(lines)
 
 
 def table(rows: list[tuple[str, str, dict]], target: Target) -> str:
-    """Of (mesh, remat, found), in this order: what --search tried."""
+    """Returns a table of the plans that --search tried, as (mesh, remat, found) in their order."""
     lines = [f"  {'mesh':<34} {'remat':<6} {'peak GiB':>9} {'step s':>9} {'tokens/s':>12} {'MFU':>7}"]
     for mesh, remat, found in rows:
         if "times" not in found or "out_of_memory" in found:
@@ -93,10 +96,10 @@ def table(rows: list[tuple[str, str, dict]], target: Target) -> str:
 def _memory(found: dict) -> list[str]:
     memory = found["memory"]
     line = lambda name, value, words="": f"  {name:<13} {value / GIB:9.2f} GiB  {words}".rstrip()
-    lines = ["Memory a chip", line("parameters", memory["parameters"]), line("optimizer", memory["optimizer"])]
+    lines = ["Memory per chip", line("parameters", memory["parameters"]), line("optimizer", memory["optimizer"])]
     if "peak" in memory:
         lines.append(
-            line("activations", memory["peak"] - memory["arguments"], "peak less parameters, optimizer, batch")
+            line("activations", memory["peak"] - memory["arguments"], "peak minus parameters, optimizer, batch")
         )
         lines.append(line("peak", memory["peak"], verdict(found)))
     elif "out_of_memory" in found:
@@ -107,18 +110,18 @@ def _memory(found: dict) -> list[str]:
 def _flops(found: dict) -> list[str]:
     executed, model = found["flops"]["executed"], found["model_flops"]
     return [
-        "FLOPs a step",
-        f"  model         {model / 1e12:12,.3f} TFLOP  6 a weight and token, causal attention half",
+        "FLOPs per step",
+        f"  model         {model / 1e12:12,.3f} TFLOP  6 per weight and token, half of causal attention",
         f"  executed      {executed / 1e12:12,.3f} TFLOP  {executed / model:.2f} x model: recomputed, masked",
-        f"  a chip        {found['flops']['a_chip'] / 1e12:12,.3f} TFLOP",
+        f"  per chip      {found['flops']['a_chip'] / 1e12:12,.3f} TFLOP",
     ]
 
 
 def _talks(talks: list[dict]) -> list[str]:
-    lines = ["Collectives a step, of one chip", f"  {'kind':<20} {'over':<14} {'count':>7} {'sent':>12} {'time':>11}"]
+    lines = ["Collectives per step, of one chip", f"  {'kind':<20} {'over':<14} {'count':>7} {'sent':>12} {'time':>11}"]
     for talk in talks:
         sent, over = talk["nbytes"] / 1e6, ",".join(talk["axes"])
-        time = f"{1e3 * talk['seconds']:>8,.2f} ms  {'hidden behind compute' if talk['hidden'] else 'waited for'}"
+        time = f"{1e3 * talk['seconds']:>8,.2f} ms  {'hidden behind compute' if talk['hidden'] else 'exposed'}"
         lines.append(f"  {talk['kind']:<20} {over:<14} {talk['count']:>7,} {sent:>9,.1f} MB {time}")
     return lines
 
@@ -133,19 +136,19 @@ def _time(found: dict, target: Target) -> list[str]:
     known = "memory" if not found["missing"] else "not known"
     return [
         "Time of a step, estimated",
-        line("products", times["compute"]),
-        line("memory", times["memory"], "what is no product" if known == "memory" else known),
+        line("matmuls", times["compute"]),
+        line("memory", times["memory"], "non-matmul ops" if known == "memory" else known),
         line("collectives", times["hidden"], f"behind compute: {hides}" if known == "memory" else known),
-        line("", times["waited"], "waited for" if known == "memory" else known),
+        line("", times["waited"], "exposed" if known == "memory" else known),
         line("step", found["times"]["step"]),
-        f"  tokens/s      {rate:12,.0f}     {rate / target.devices:,.0f} a chip",
+        f"  tokens/s      {rate:12,.0f}     {rate / target.devices:,.0f} per chip",
         f"  MFU           {100 * mfu(found, target):12.1f} %",
     ]
 
 
 def _budget(found: dict, target: Target, tokens: float) -> list[str]:
     budget = tokens or CHINCHILLA * found["parameters"]
-    why = "" if tokens else f" ({CHINCHILLA} a parameter, Chinchilla)"
+    why = "" if tokens else f" ({CHINCHILLA} per parameter, Chinchilla)"
     hours = budget / tokens_per_second(found) / 3600
     return [
         f"Training on {budget / 1e9:,.1f} billion tokens{why}",

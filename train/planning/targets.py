@@ -1,6 +1,6 @@
-"""What a step can be planned for: accelerators with their published rates, and how their chips are connected.
+"""The targets that a step can be planned for: accelerators, their published rates, and how chips are connected.
 
-Nothing here imports jax: a program reads this table before it decides how to start the process that does.
+This file does not import jax, because a program reads the table before it decides how to start the process with jax.
 
 Rates are those of one chip, as jax counts devices (a v4 or v5p chip is one device, its two cores together). Sources:
 
@@ -8,8 +8,8 @@ Rates are those of one chip, as jax counts devices (a v4 or v5p chip is one devi
     [book]                  jax-ml.github.io/scaling-book, "How to Think About TPUs": bandwidth of a link, host networks
     [H100]                  NVIDIA's data sheet of the H100 (SXM5), and of the DGX H100 for its network
 
-Memory is what a program may use. Of a TPU the compiler says that when a program does not fit ("exceeds the hbm capacity
-of 15.75G"); of a GPU it is the whole card as its driver reports it.
+Memory is what a program may use. For a TPU it comes from the compiler's message about a program that does not fit
+("exceeds the hbm capacity of 15.75G"); for a GPU it is the whole card as its driver reports it.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ GIB = 2**30
 
 
 class TargetError(ValueError):
-    """A target that does not exist; the message says which do."""
+    """The target does not exist. The message says which ones do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    platform: str  # as model.axes.platform gives it
-    device_kind: str  # jax's name of it
-    memory: float  # bytes a program may use
-    flops: float = 0.0  # dense bfloat16 FLOP/s; 0: nothing is published, and no time is estimated
+    platform: str  # as in model.axes.platform
+    device_kind: str  # jax's name of the device
+    memory: float  # bytes that a program may use
+    flops: float = 0.0  # dense bfloat16 FLOP/s; 0: no published rate, so no time is estimated
     memory_bandwidth: float = 0.0  # bytes/s
-    tile: int = 1  # side of the matrix unit: dims of products are filled up to multiples of it
-    link: float = 0.0  # bytes/s one way: of a TPU over one link to a neighbour, of a GPU over all its links in a node
-    network: float = 0.0  # bytes/s of one chip to other slices or nodes
-    torus_dims: int = 0  # of a TPU slice; 0: every chip of a node reaches every other at full rate
-    ring: int = 0  # a dim of a slice closes to a ring if it is a multiple of this
-    pod: int = 0  # chips of a slice at most
-    host: int = 1  # GPUs of a node at most
+    tile: int = 1  # side of the matrix unit; dims of matmuls are padded to multiples of it
+    link: float = 0.0  # bytes/s in one direction: TPU: over one link to a neighbour; GPU: over all its links in a node
+    network: float = 0.0  # bytes/s from one chip to other slices or nodes
+    torus_dims: int = 0  # dims of a TPU slice; 0: every chip of a node reaches every other at the full rate
+    ring: int = 0  # a dim of a slice closes to a ring if its size is a multiple of this
+    pod: int = 0  # maximum chips per slice
+    host: int = 1  # maximum GPUs per node
 
 
 CHIPS = {
@@ -108,7 +108,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """`slices` of the shape `shape`: dims of a TPU slice, (nodes, GPUs of each), or (devices,) of a CPU."""
+    """The chips to plan for: `slices` slices of `shape`.
+
+    `shape` has the dims of a TPU slice, (nodes, GPUs per node), or (devices,) of a CPU.
+    """
 
     name: str
     chip: Chip
@@ -125,10 +128,10 @@ class Target:
 
 
 def parse(text: str, slices: int = 1) -> Target:
-    """'v5p:4x4x4', 'v5e:4x4', 'h100:8' (one node), 'h100:4x8' (four), 'cpu:8'.
+    """Parses a target: 'v5p:4x4x4', 'v5e:4x4', 'h100:8' (one node), 'h100:4x8' (four nodes), 'cpu:8'.
 
     Raises:
-      TargetError: an unknown chip, or a shape that it does not come in.
+      TargetError: the chip is unknown, or there is no such shape of it.
     """
     name, _, sizes = text.partition(":")
     if name not in CHIPS:

@@ -1,10 +1,10 @@
-"""What a compiled step reads from and writes to the device's memory, beside the operands of its products.
+"""Counts the bytes that the non-matmul ops of a compiled step read from and write to the device's memory.
 
-Each instruction of a scheduled program reads its operands and writes its result once; a fusion is one instruction. Of
-a slice only the slice moves, and an update in place moves only the update: without that, a loop that takes layer after
-layer out of a stack would seem to read the whole stack each time. Buffers that the compiler keeps on the chip (TPU's
-vector memory) do not count. Products, and what is fused with them, are left out: their operands and results are part of
-their own roofline (flops.py).
+Each instruction of a scheduled program reads its operands and writes its result once; a fusion is one instruction. A
+slice moves only the slice, and an in-place update only the update. Otherwise a loop that takes one layer after another
+out of a stacked array would seem to read the whole array each time. Buffers that the compiler keeps on the chip (a
+TPU's vector memory) do not count. Matmuls and the ops fused with them are left out, because their operands and results
+are part of their own roofline (flops.py).
 """
 
 from train.planning.collectives import KINDS
@@ -18,7 +18,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def other_bytes(program: dict[str, Computation]) -> float:
-    """Bytes a step; `program` is that of one device (hlo.parse)."""
+    """Returns the bytes per step on one device. `program` comes from hlo.parse."""
     total = 0.0
     for computation in program.values():
         if computation.runs and not computation.inlined:
@@ -45,7 +45,7 @@ def _moved(one: Instruction, computation: Computation, program) -> float:
 
 
 def _read(number: int, shapes: tuple[Shape, ...], inside: Computation) -> float:
-    """Of one operand of a fusion."""
+    """Returns the bytes that a fusion reads of one operand."""
     name = next(
         (i.name for i in inside.instructions if i.opcode == "parameter" and f"parameter({number})" in i.text), ""
     )
@@ -74,5 +74,5 @@ def _talks(inside: Computation) -> bool:
 
 
 def _bytes(shapes) -> float:
-    """Of those in main memory."""
+    """Returns the bytes of the shapes in main memory."""
     return sum(shape.nbytes for shape in shapes if not shape.space)

@@ -1,7 +1,7 @@
-"""Files that only grow, and survive a disk that refuses to be written: full, or turned read-only.
+"""Append-only files that survive a disk that cannot be written, because it is full or became read-only.
 
-What can't be written waits in memory and goes out, in order, before what comes next. So a run goes on, no line is lost
-while its process lives, and none stands half in a file for longer than the trouble lasts.
+Data that cannot be written wait in memory, and are written in order once the disk works again. So the run continues, no
+line is lost while its process lives, and a half-written line is completed later.
 """
 
 import os
@@ -11,9 +11,10 @@ from absl import logging
 
 
 class AppendedFile:
-    """
+    """A file opened for appending.
+
     Raises:
-      OSError: it can't be opened.
+      OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path):
@@ -21,17 +22,18 @@ class AppendedFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """What the system takes is there for readers when this returns; what it refuses is said once, and waits."""
+        """Appends data. Readers see them when this returns. If the system refuses, they wait in memory, and the first
+        refusal is logged."""
         self._waiting += data
         try:
             self._drain()
         except OSError as error:
             if not self._refused:
-                logging.error("%s: %s; what belongs there waits in memory, the run goes on", self.path, error.strerror)
+                logging.error("%s: %s; its lines wait in memory, and the run continues", self.path, error.strerror)
             self._refused = True
             return
         if self._refused:
-            logging.error("%s can be written again: nothing is missing", self.path)
+            logging.error("%s can be written again; no data are missing", self.path)
             self._refused = False
 
     def _drain(self) -> None:
@@ -40,10 +42,10 @@ class AppendedFile:
             del self._waiting[:written]
 
     def sync(self) -> None:
-        """Wait until all is on disk.
+        """Waits until all data are on disk.
 
         Raises:
-          OSError: it can't be.
+          OSError: some cannot be written.
         """
         try:
             self._drain()

@@ -1,7 +1,7 @@
-"""TensorBoard event files, in the few lines of protocol buffer that a scalar needs.
+"""Writes TensorBoard event files, with the small part of the protocol buffer format that scalars need.
 
-tensorboardX would do, but it imports torch wherever torch is installed: 1.5 s of start-up and a second OpenMP runtime
-in a JAX process. Left out: histograms, images, text, and everything else that is not a number with a name and a step.
+tensorboardX could do this, but it imports torch if torch is installed, which costs 1.5 s at start-up and puts a second
+OpenMP runtime into a JAX process. Histograms, images, text and everything else but scalars are left out.
 """
 
 import math
@@ -14,16 +14,18 @@ from train.record.appending import AppendedFile
 
 
 class EventFile:
-    """A TensorBoard event file: records of `Event` messages, scalars only.
+    """A TensorBoard event file, a sequence of records that each hold an `Event` message with scalars.
 
-    Record: length (uint64), its checksum, the message, its checksum (masked CRC-32C), as in TFRecord files.
-    https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto has the field numbers.
+    A record has the length of the message (uint64), its checksum, the message, and its checksum (masked CRC-32C), as in
+    TFRecord files. The field numbers are those of
+    https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto
     """
 
     def __init__(self, folder, purge_step: int | None = None):
-        """`purge_step`: TensorBoard then hides what earlier files in the folder hold for this step and later."""
+        """Creates a new file in `folder`. TensorBoard hides values of `purge_step` and later steps in earlier files."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads a folder's files in the order of their names: microseconds, so that a resumed run's is last.
+        # TensorBoard reads the files of a folder in the order of their names. Microseconds make sure that the file of a
+        # resumed run is the last one.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self.file = AppendedFile(Path(folder) / name)
         self._record(_double(1, time.time()) + _bytes(3, b"brain.Event:2"))  # file_version
@@ -54,7 +56,7 @@ def _double(field: int, value: float) -> bytes:
 
 
 def _float(field: int, value: float) -> bytes:
-    value = math.copysign(math.inf, value) if abs(value) > 3.4e38 else value  # past float32
+    value = math.copysign(math.inf, value) if abs(value) > 3.4e38 else value  # beyond float32, where struct raises
     return _varint(field << 3 | 5) + struct.pack("<f", value)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes and says of a step: its log line, an update left out, an evaluation."""
+"""Writes and prints what happens in a step: its log line, a skipped update, an evaluation."""
 
 import math
 from typing import Any
@@ -9,8 +9,16 @@ from train.watch.goodput import share
 
 
 def log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> None:
-    """One line of figures: the `means` since the last one, what follows from the `seconds` a step, and where the time
-    went. Reads nothing from a device, which is at work on the next step."""
+    """Logs a line of metrics: the `means` since the last line, the speed, and the wall time by phase.
+
+    It reads nothing from a device, because the device is already computing the next step.
+
+    Args:
+      step: the last step of the window.
+      means: metrics averaged over the window.
+      seconds: per step; NaN if unknown.
+      parts: of the loop.
+    """
     rate, progress = float(parts.learning_rates[step - 1]), parts.progress
     loss = means.pop("loss")
     values: dict[str, Any] = {"loss": loss, "learning_rate": rate, **means}
@@ -27,14 +35,14 @@ def log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> Non
 
 
 def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
-    """Say and keep why the update of a step was not made, and where its batch begins."""
+    """Prints and records why the update of a step was skipped, and where its batch begins in the data."""
     why, norm = guard.REASONS[int(result["left_out"])], float(result["grad_norm"])
     loss = float(result["loss"]) if "loss" in result else math.nan
     parts.writer.event(step, {"left_out": why, "loss": loss, "grad_norm": norm, "position": place})
-    parts.progress.message(f"step {step}: update left out, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
+    parts.progress.message(f"step {step}: update skipped, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
 
 
 def evaluation(step: int, figures: dict[str, float]) -> str:
-    """What a person sees of an evaluation."""
+    """Returns the line that is printed for an evaluation."""
     shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in figures.items())
     return f"step {step}  validation: {shown}"

@@ -1,11 +1,11 @@
-"""What a run says about itself while it runs: metrics.jsonl, TensorBoard events, the progress line.
+"""Reports the progress of a run: metrics.jsonl, TensorBoard events and the progress line.
 
-    Writer    one JSON object a line in WORKDIR/metrics.jsonl and the same values as events in WORKDIR/tensorboard
-    Progress  one live line on a terminal, one plain line a log anywhere else
-    Clock     median seconds a step
+    Writer    one JSON object per line in WORKDIR/metrics.jsonl, and the same values as events in WORKDIR/tensorboard
+    Progress  one live line on a terminal; elsewhere one plain line per update
+    Clock     median seconds per step
 
-Left out: which metrics there are and when (loop.py), event files (events.py), what the wall time goes into
-(goodput.py), the report (report.py). Paths are local.
+Other files decide which metrics there are and when (loop.py), write event files (events.py), account for the wall time
+(goodput.py) and write the report (report/run_report.py). Paths are local.
 """
 
 import json
@@ -30,12 +30,12 @@ from train.record.mfu import model_flops_utilization
 
 
 class Clock:
-    """Median seconds a step over the last `window` laps, without compilation, evaluation and saving.
+    """Measures the median seconds per step over the last `window` laps, without compilation, evaluation and saving.
 
         clock.lap(step)     at each log, after waiting for the step's result
-        clock.skip(step)    after anything that is no step: the time since the last call doesn't count
+        clock.skip(step)    after anything but a step; the time since the last call does not count
 
-    Waiting for every step would idle the device, so a lap usually spans several.
+    Waiting for every step would leave the device idle, so a lap usually spans several steps.
     """
 
     def __init__(self, step: int = 0, window: int = 20, now=time.perf_counter):
@@ -47,7 +47,7 @@ class Clock:
         self.mark, self.step = self.now(), step
 
     def lap(self, step: int) -> float:
-        """Records the steps since the last call and returns the median seconds a step."""
+        """Records the steps since the last call and returns the median seconds per step; NaN before the first lap."""
         elapsed, steps = self.now() - self.mark, step - self.step
         if steps > 0:
             self.laps.append(elapsed / steps)
@@ -56,8 +56,11 @@ class Clock:
 
 
 def read(path) -> list[dict]:
-    """The lines of a metrics.jsonl as dicts. null becomes nan, so that every value is a number; a line that is cut
-    off (the last one, while the run goes on) is left out; a missing file is an empty list."""
+    """Returns the lines of a metrics.jsonl as dicts; [] if there is no file.
+
+    null becomes NaN, so that every value is a number. Incomplete lines are skipped: the last line may be incomplete
+    while the run writes it.
+    """
     path = Path(path)
     rows = map(_parse, path.read_bytes().splitlines()) if path.exists() else ()
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows if row]
@@ -74,11 +77,13 @@ def _parse(line: bytes) -> dict | None:
 class Writer:
     """Appends to WORKDIR/metrics.jsonl and to event files in WORKDIR/tensorboard.
 
-    `resume_step`: the step of the checkpoint that the run continues from (-1 when it starts over in a used workdir).
-    Figures of later steps are dropped, since the run will write them again: each step stands once. What happened in
-    them, the lines with an `event`, stays. With None nothing is dropped. Either way what a kill or a full disk broke in
-    the middle of a line is removed.
-    `enabled`: True on process 0 only. A writer that isn't enabled touches no file.
+    Lines that a kill or a full disk left incomplete are removed first.
+
+    Args:
+      resume_step: step of the checkpoint that the run continues from; -1 if it starts over in a used workdir. Metrics
+        of later steps are removed, because the run will write them again and each step must appear once. Lines with an
+        `event` stay. With None nothing is removed.
+      enabled: True on process 0 only. A disabled writer touches no file.
     """
 
     def __init__(self, workdir, resume_step: int | None = None, enabled: bool = True):
@@ -92,9 +97,11 @@ class Writer:
         self.events = EventFile(path.parent / "tensorboard", None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]):
-        """One line {"step", "time" (unix seconds), **values}. JSON has no nan or infinity: they are written as null,
-        and as what they are to TensorBoard, which gets no arrays and no dicts (of numbers). Arrays of one element are
-        taken as numbers."""
+        """Writes one line {"step", "time" (Unix seconds), **values}.
+
+        JSON has no NaN or infinity, so these become null; TensorBoard gets them unchanged. TensorBoard gets no arrays
+        and no dicts. Arrays with one element count as numbers.
+        """
         if not self.enabled:
             return
         now = time.time()
@@ -111,8 +118,10 @@ class Writer:
         self.events.write(int(step), now, numbers)
 
     def event(self, step: int, what: dict):
-        """One line {"step", "time", "event": what}, of what is no figure: a decision, with its reasons. What a process
-        before this one has kept of the same step in the same words is not repeated."""
+        """Writes one line {"step", "time", "event": what} for a decision and its reasons.
+
+        An event that an earlier process already recorded for the same step with the same words is not repeated.
+        """
         if self.enabled:
             plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in what.items()}
             if (step, plain) in self._kept:
@@ -124,16 +133,16 @@ class Writer:
         self.lines.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     def flush(self):
-        """Waits until everything is on disk. Not needed for others to read along: every write reaches the system.
+        """Waits until everything is on disk. Other processes can read the lines without this.
 
         Raises:
-          OSError: what waits for a disk that is full or read-only still can't be written.
+          OSError: the disk is full or read-only, so some lines are still in memory.
         """
         for file in (self.lines, self.events.file) if self.enabled else ():
             file.sync()
 
     def close(self):
-        """What can't be written is said: where that is an error, `flush` has raised it."""
+        """Closes the files. Lines that cannot be written are logged as an error; `flush` would raise it."""
         if self.enabled and not self.lines.closed:
             try:
                 self.flush()
@@ -144,11 +153,13 @@ class Writer:
 
 
 def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:
-    """Rewrites a metrics.jsonl, atomically, without broken lines and without figures of steps after `last_step`;
-    returns the events of these. A roll-back to one of them no longer counts, and goes too."""
+    """Rewrites a metrics.jsonl atomically, without incomplete lines and without metrics of steps after `last_step`.
+
+    Returns the events of these steps. A roll-back to one of these steps no longer counts, so its event is removed too.
+    """
     if not path.exists():
         if last_step is not None and last_step > 0:
-            logging.warning("%s is missing: the curve begins after step %d", path, last_step)
+            logging.warning("%s is missing; the new one begins after step %d", path, last_step)
         return []
     old = path.read_bytes()
     rows = [(line, _parse(line)) for line in old.splitlines() if line.strip()]
@@ -164,13 +175,20 @@ def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:
 
 
 class Progress:
-    """The progress line. On a terminal one live line, anywhere else (a file, CI) one plain line an update.
+    """The progress line: one live line on a terminal, one plain line per update anywhere else (a file, CI).
 
     step 120/400  loss 3.412  ppl 30.3  12.3k tok/s  MFU 41 %  left 2:31  lr 8.1e-4
 
-    `tokens_per_step` and `peak_flops` are of all devices together; without a peak there is no MFU. `perplexity`: the
-    loss has one, that of a language model. Columns keep the width of the widest value so far. A terminal too narrow for
-    all fields loses the first in `_DROP_FIRST`.
+    Columns keep the width of the widest value so far. If the terminal is too narrow, fields are dropped in the order of
+    `_DROP_FIRST`.
+
+    Args:
+      total_steps: of the run.
+      tokens_per_step, peak_flops: of all devices together. Without a peak no MFU is shown.
+      flops_per_token: model FLOPs.
+      start_step: steps that were done before.
+      console: where to print; tests pass their own.
+      perplexity: whether the loss has a perplexity, which is true for language models.
     """
 
     _DROP_FIRST = ("lr", "ppl", "MFU", "tok/s", "left", "loss")
@@ -182,7 +200,7 @@ class Progress:
         self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
         self.console = console or Console()
         self.widths = {}
-        # No refresh thread: the line is drawn when there is something new, so it neither flickers nor takes time.
+        # Without a refresh thread the line is drawn only when there is something new: no flicker, and no time lost.
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_interactive else None
 
     def __enter__(self):
@@ -196,13 +214,13 @@ class Progress:
             self.live.stop()
 
     def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float):
-        """Shows the state after `step` steps; the time left is that of the steps left, at `seconds_per_step` each."""
+        """Shows the state after `step` steps. The time left is estimated from `seconds_per_step`."""
         tokens_per_second = self.tokens_per_step / seconds_per_step if seconds_per_step > 0 else math.nan
         fields = {
             "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
             "loss": f"{loss:.3f}",
             "ppl": short(math.exp(min(loss, 700.0))) if self.perplexity else "",
-            "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # nothing but compiling yet
+            "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # NaN while compiling
             "MFU": "",
             "left": duration((self.total_steps - step) * seconds_per_step),
             "lr": f"{learning_rate:.1e}".replace("e-0", "e-").replace("e+00", ""),
@@ -221,7 +239,7 @@ class Progress:
             self.console.print(_line(fields), soft_wrap=True)
 
     def message(self, text: str):
-        """Prints a line above the progress line. Markup in it is not interpreted: it may be a sample of the model."""
+        """Prints text above the progress line. Markup is not interpreted, because the model may have generated it."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -234,8 +252,8 @@ def _line(fields: dict[str, str]) -> Text:
 
 
 def short(value: float) -> str:
-    """Three significant digits: 8.21, 30.3, 512, 12.3k, 1.50M, 2.4e+16."""
-    if not abs(value) < 999.5e12:  # so written, nan too
+    """Formats a number with three significant digits: 8.21, 30.3, 512, 12.3k, 1.50M, 2.4e+16."""
+    if not abs(value) < 999.5e12:  # written like this, it is true for NaN
         return f"{value:.2g}"
     unit = 0
     while abs(value) >= 999.5:
@@ -245,7 +263,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """2:31, 1:02:31, 3d 04h; a dash while it isn't known."""
+    """Formats seconds: 2:31, 1:02:31, 3d 04h; a dash if they are not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, seconds = divmod(round(max(seconds, 0)), 60)

@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what devices can do at best (published, or measured here), and how much of it a run uses."""
+"""Model FLOPs utilization (MFU): the peak rate of devices, published or measured, and the share that a run uses."""
 
 import fnmatch
 import functools
@@ -16,8 +16,9 @@ MFU_CONVENTION = (
     "start-up."
 )
 
-# jax's device_kind -> published dense bf16 FLOP/s a device; the first match wins. Vendors' sheets, without the factor
-# of two for 2:4 sparsity that NVIDIA prints. A slice of a GPU (MIG) has no published rate: it is measured.
+# (pattern for jax's device_kind, published dense bf16 FLOP/s per device); the first match wins. The rates come from the
+# vendors' data sheets, without the factor of two for 2:4 sparsity that NVIDIA prints. A slice of a GPU (MIG) has no
+# published rate, so it is measured.
 DEVICE_FLOPS = (
     ("*MIG*", None),
     ("TPU v4", 275e12),
@@ -35,27 +36,29 @@ DEVICE_FLOPS = (
 
 
 def flops_rate(device) -> float | None:
-    """Published dense bf16 peak of one `jax.Device`, in FLOP/s; None for a device that is not in the table."""
+    """Returns the published dense bf16 peak of one `jax.Device` in FLOP/s, or None if it is not in the table."""
     return next((rate for pattern, rate in DEVICE_FLOPS if fnmatch.fnmatchcase(device.device_kind, pattern)), None)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _chain(x_NN, w_NN, products):
-    # Not inside its caller: jaxlib 0.12 aborts where a program with oneDNN products is dropped right after it ran.
+    # A module-level function keeps the program alive: jaxlib 0.12 aborts if a program with oneDNN matmuls is freed
+    # right after it ran.
     return functools.reduce(lambda x_NN, _: x_NN @ w_NN, range(products), x_NN)
 
 
 def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of a large square matmul in `dtype` on this process's first device.
+    """Returns the FLOP/s of a large square matmul in `dtype` on this process's first device.
 
-    The best of as many calls as fit into `seconds` (three at least), so that it is a ceiling and not a mean.
-    Operands are random: GPUs clock higher on zeros. Precision is jax's default, as it is in training.
+    It is the best of as many calls as fit into `seconds` (at least three), because a peak is wanted and not a mean.
+    Operands are random, because GPUs clock higher on zeros. The precision is jax's default, as in training.
     """
     device = jax.local_devices()[0]
-    # Large enough that the rate no longer grows; on accelerators several products a call, so that launching it is free.
+    # Large enough that the rate no longer grows. Several matmuls per call hide the launch time on accelerators.
     size, products = (2048, 1) if device.platform == "cpu" else (8192, 8)
 
-    # A mesh of its own: under the run's mesh every device would compute the whole product, 8 fake CPU devices in turn.
+    # A mesh of one device: under the run's mesh every device would compute the whole matmul, and 8 fake CPU devices
+    # would do so one after the other.
     with jax.set_mesh(jax.sharding.Mesh([device], ("one",))):
         x_NN = jax.random.normal(jax.random.key(0), (size, size), dtype)
         w_NN = x_NN / math.sqrt(size)  # unit variance in, unit variance out
@@ -70,16 +73,16 @@ def measure_matmul_rate(dtype, seconds: float = 0.5) -> float:
 
 
 def peak_flops(devices, dtype) -> tuple[float, str]:
-    """Peak FLOP/s of all `devices` together, and where the figure comes from, in words to print beside the MFU."""
+    """Returns the peak FLOP/s of all `devices` together, and a text that says where the number comes from."""
     kind, count = devices[0].device_kind, len(devices)
     if (rate := flops_rate(devices[0])) is not None:
         return rate * count, f"{count} x {kind}, published bf16 peak {rate / 1e12:g} TFLOP/s each"
-    if devices[0].platform == "cpu":  # the CPU devices of a process share its cores: one rate a process
+    if devices[0].platform == "cpu":  # the CPU devices of a process share its cores, so the rate counts per process
         count = len({device.process_index for device in devices})
     rate = measure_matmul_rate(dtype)
     return rate * count, f"{count} x {kind}, measured {jnp.dtype(dtype).name} matmul {rate / 1e9:,.0f} GFLOP/s each"
 
 
 def model_flops_utilization(flops_per_token: float, tokens_per_second: float, peak: float) -> float:
-    """MFU as a fraction; `tokens_per_second` and `peak` are of all devices together."""
+    """Returns the MFU as a fraction. `tokens_per_second` and `peak` are totals over all devices."""
     return flops_per_token * tokens_per_second / peak

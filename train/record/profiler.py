@@ -1,4 +1,4 @@
-"""The profiler's window of a run."""
+"""Profiles a window of steps."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ from train.record.metrics import Progress
 
 
 class Profiler:
-    """Traces steps [start, start + steps) into WORKDIR/profile, for TensorBoard or Perfetto; of several processes those
-    of the first."""
+    """Traces steps [start, start + steps) of process 0 into WORKDIR/profile, for TensorBoard or Perfetto."""
 
     def __init__(self, start: int, steps: int, workdir: Path, progress: Progress):
         self.start, self.stop, self.folder = start, start + steps, workdir / "profile"

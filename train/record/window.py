@@ -1,4 +1,4 @@
-"""Means of a run's metrics since they were last logged."""
+"""Averages metrics since they were last logged."""
 
 import math
 from typing import Any
@@ -7,8 +7,11 @@ import numpy as np
 
 
 class Window:
-    """Sums of the steps since the last log; of metrics that are arrays (large ones, of many experts), since the last
-    evaluation. Saved with a checkpoint, so a continued run logs the same means."""
+    """Weighted sums of metrics over steps.
+
+    Numbers are summed since the last log line. Arrays, which are large with many experts, are summed since the last
+    evaluation. The sums are saved with a checkpoint, so a continued run logs the same means.
+    """
 
     def __init__(self, saved: dict | None):
         saved = saved or {"numbers": {}, "arrays": {}}
@@ -24,7 +27,7 @@ class Window:
     def add(self, result: dict[str, np.ndarray]) -> None:
         self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
         if result["streak"]:
-            return  # what was skipped would make the mean NaN; `skipped` counts it
+            return  # a skipped update may be NaN, and would make the mean NaN; `skipped` counts it
         weight = float(result["weight"])
         for name, value in result.items():
             if name not in ("weight", "grad_norm", "skipped", "streak", "left_out"):
@@ -34,7 +37,8 @@ class Window:
             sums["weight"] = sums.get("weight", 0.0) + weight
 
     def flush(self) -> dict[str, float]:
-        """Means over the window's tokens, and the newest gradient norm and count of skipped steps."""
+        """Returns the means over the window's tokens, the newest gradient norm, and the number of skipped updates. The
+        window starts anew."""
         means, self.numbers = _means(self.numbers), {}
         return {"loss": math.nan} | means | self.latest
 

@@ -1,4 +1,4 @@
-"""What a report shows as inline SVG: curves over steps, and how evenly experts are used. No script, nothing loaded."""
+"""Draws the plots of a report as inline SVG, without scripts: curves over steps, and the load of experts."""
 
 import io
 import math
@@ -6,13 +6,15 @@ import re
 
 import numpy as np
 
-# matplotlib draws in these stand-ins; in the page they are CSS variables, so that plots follow light and dark.
+# matplotlib draws in these placeholder colours. The page replaces them by CSS variables, so that plots follow the light
+# and dark mode.
 INK, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
 VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", TRAIN: "var(--accent)", VALIDATION: "var(--second)"}
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about 3 % of the curve, over fewer points at its steep start; nan is passed over."""
+    """Returns an exponential moving average over about 3 % of the curve, over fewer points at its steep start. NaN is
+    ignored."""
     mean, seen, result = math.nan, 0, np.full(values.shape, math.nan)
     for i, value in enumerate(values):
         if math.isfinite(value):
@@ -23,7 +25,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """At most 3 points a bin, its first and its extremes, so that a long curve keeps every spike and stays small."""
+    """Returns at most 3 points per bin (the first and the extremes), so a long curve stays small and keeps spikes."""
     if values.size <= 3 * bins:
         return steps, values
     keep = []
@@ -35,8 +37,14 @@ def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.nda
 
 
 def curve(size, line, dots, raw: bool = False) -> str:
-    """Inline SVG of a curve (`raw`, or thin with its smoothed form over it) and of dots; empty if there are neither.
-    The axis is logarithmic where a smoothed curve spans more than a factor of 4."""
+    """Returns inline SVG of a curve and of dots, or '' if there are neither.
+
+    Args:
+      size: (width, height) in inches.
+      line, dots: (steps, values).
+      raw: True draws the values only. False draws them thin with a smoothed curve on top, on a logarithmic axis if they
+        span more than a factor of 4.
+    """
     values = np.concatenate([line[1], dots[1]])
     if not np.isfinite(values).any():
         return ""
@@ -56,14 +64,14 @@ def curve(size, line, dots, raw: bool = False) -> str:
 
 
 def scale(axes, name: str, values: np.ndarray) -> None:
-    """Make the axis 'x' or 'y' logarithmic where the finite `values` are above 0 and span more than a factor of 4."""
+    """Makes the axis 'x' or 'y' logarithmic if the finite `values` are positive and span more than a factor of 4."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     values = values[np.isfinite(values)]
     if not values.size or values.min() <= 0 or (span := values.max() / values.min()) <= 4:
         return
     digits: tuple[float, ...] = (1, 1.5, 2, 3, 4, 5, 7) if span < 15 else (1, 2, 5) if span < 1000 else (1,)
-    if name == "x":  # where labels stand side by side
+    if name == "x":  # labels are side by side, so there is room for fewer
         digits = (1, 2, 5) if span < 15 else (1, 3) if span < 2000 else (1,)
     axis = getattr(axes, f"{name}axis")
     getattr(axes, f"set_{name}scale")("log")
@@ -73,12 +81,14 @@ def scale(axes, name: str, values: np.ndarray) -> None:
 
 
 def svg(size, paint, whole: bool = True) -> str:
-    """Inline SVG of what `paint(axes)` draws in the colours of VARIABLES.
+    """Returns what `paint(axes)` draws, as inline SVG in the colours of VARIABLES.
 
     Args:
-      size: inches.  whole: the x axis is of whole numbers.
+      size: (width, height) in inches.
+      paint: draws on matplotlib axes.
+      whole: whether the x axis has only whole numbers.
     """
-    # Here and not above: half a second that the start of a training run need not pay. Figure keeps no global state.
+    # Imported here, because the import takes half a second at the start of a training run. Figure has no global state.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -108,10 +118,10 @@ def _tick(value: float, _) -> str:
 
 
 def loads(load_LE: np.ndarray) -> str:
-    """Inline SVG: a row of squares for each layer, one for each expert, the stronger the more tokens chose it.
+    """Returns inline SVG with a row of squares per layer and a square per expert, darker the higher its load is.
 
     Args:
-      load_LE: multiples of an even share; full colour from 2 on.
+      load_LE: load as a multiple of an even share; 2 and more get the full colour.
     """
     layers, experts = load_LE.shape
     squares = "".join(
@@ -119,7 +129,7 @@ def loads(load_LE: np.ndarray) -> str:
         for layer, row in enumerate(load_LE)
         for e, load in enumerate(row)
     )
-    # A square has at most 28 pixels.
+    # A square is at most 28 pixels wide.
     return (
         f'<svg viewBox="0 0 {experts} {layers}" style="max-width:{28 * experts}px" fill="var(--accent)">{squares}</svg>'
     )

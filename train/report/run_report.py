@@ -1,23 +1,23 @@
-"""The report of a run: one self-contained report.html (inline SVG, no script, nothing loaded), written from files only.
+"""The report of a run: one self-contained report.html (inline SVG, no scripts), written from files only.
 
-Reads from the workdir, each file and each key optional:
+It reads these files of the workdir. Each file and each key is optional:
 
     metrics.jsonl   training lines (loss, perplexity, learning_rate, grad_norm, tokens_per_second, mfu, skipped; with
-                    experts their load [layers, experts] and the part of choices dropped) and
-                    evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram, of labels
+                    experts their load [layers, experts] and the share of dropped choices) and
+                    evaluation lines (validation/loss, /perplexity, /bits_per_byte, /unigram; for labels
                     /accuracy and /majority_accuracy, or /mse and /mean_mse)
-    config.json     the config as run, nested
+    config.json     the config of the run, nested
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (seconds),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
-                    no_bits_per_byte (why there are none),
-                    mfu_convention, best {metric, value, step}, ended (why before the last step),
+                    no_bits_per_byte (the reason if there are none),
+                    mfu_convention, best {metric, value, step}, ended (the reason if it stopped early),
                     samples [{prompt, text: the continuation}],
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
                     shown [{prompt, reference, answer}]},
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
-What isn't there is left out or said to be missing, so the report of a run that goes on or failed can be written too.
-Left out: comparing runs, which is TensorBoard's.
+Missing parts are left out or marked as missing, so the report of a running or failed run can be written too. Comparing
+runs is left to TensorBoard.
 """
 
 import json
@@ -61,7 +61,7 @@ def write_report(workdir) -> Path:
     above = (" · ".join(filter(None, (run, when and "last logged " + when))), outcome)
     below = (
         str(summary.get("mfu_convention") or MFU_CONVENTION),
-        "Written from metrics.jsonl, config.json and summary.json, which lie beside this file.",
+        "Written from metrics.jsonl, config.json and summary.json in the same folder.",
     )
     path = workdir / "report.html"
     files.replace(path, page(workdir.resolve().name, above, sections, below))
@@ -77,14 +77,14 @@ def _load(path: Path) -> dict:
 
 
 def _series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the lines that have `key`; a value that was not finite is nan."""
+    """Returns the steps and values of the lines that have `key`. Values that were not finite are NaN."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
     steps, values = np.array(pairs, float).reshape(-1, 2).T
     return steps, values
 
 
 def _show(value, form) -> str:
-    """`value` by a format string or function, a dash where there is none."""
+    """Formats a value with a format string or a function; returns a dash if it is missing or NaN."""
     if not isinstance(value, int | float) or math.isnan(value):
         return "–"
     return form(value) if callable(form) else form.format(value)
@@ -107,7 +107,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
     facts = (
         ("Validation loss", _show(validation["loss"], "{:.3f}"), _show(validation["perplexity"], "perplexity {:.4g}")),
         ("Train loss", _show(float(train_loss[-1]) if train_loss.size else None, "{:.3f}"), "smoothed"),
-        ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} left out")),
+        ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} skipped")),
         ("Tokens per second", _show(median("tokens_per_second"), short), "median"),
         ("MFU", _show(100 * median("mfu"), "{:.1f} %"), "median, see below"),
         ("Wall time", _show(goodput.total(wall), duration) if wall else "–", f"goodput {goodput.share(wall):.1%}"),
@@ -121,16 +121,16 @@ def _headline(rows: list[dict], summary: dict) -> str:
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
     better = "Lower"
     if validation["accuracy"] is not None:
-        better, what, where = "Higher", "accuracy", "of labels that were held out"
+        better, what, where = "Higher", "accuracy", "on held-out labels"
         figures = {"this model": validation["accuracy"], "most frequent class": validation["majority_accuracy"]}
     elif validation["mse"] is not None:
-        what, where = "mean squared error", "of labels that were held out"
+        what, where = "mean squared error", "on held-out labels"
         figures = {"this model": validation["mse"], "mean of training": validation["mean_mse"]}
     elif validation["bits_per_byte"] is not None or validation["unigram"] is None:
         what, where = "bits per byte", "all on the same held-out files"
         figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
     else:
-        what, where = "nats a token", "of the tokens to be said of what was held out"
+        what, where = "nats per token", "on the target tokens of held-out data"
         figures = {"this model": validation["loss"], "token frequencies": validation["unigram"]}
     shown = {name: value for name, value in figures.items() if _show(value, str) != "–" and value > 0}
     bars = ""
@@ -138,7 +138,7 @@ def _headline(rows: list[dict], summary: dict) -> str:
         width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
     note = f"{better} is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
-    if what == "nats a token" and summary.get("no_bits_per_byte"):
+    if what == "nats per token" and summary.get("no_bits_per_byte"):
         note += f" No bits per byte, because {escape(summary['no_bits_per_byte'])}."
     chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
@@ -151,7 +151,7 @@ def _plots(rows: list[dict]) -> str:
         return "<section><h2>Curves</h2><p class=card>No metrics yet.</p></section>"
     none = _series([], "")
     key = '<span class="key"><i class="thin"></i>train<i></i>smoothed<i class="dot"></i>validation</span>'
-    wide, narrow = (9.6, 3.4), (4.3, 2.9)  # the loss in two shapes, since a wide plot is too small to read on a phone
+    wide, narrow = (9.6, 3.4), (4.3, 2.9)  # two shapes of the loss, because a wide plot is unreadable on a phone
     drawn = {
         f"Loss{key}": f'<div class="wide">{plots.curve(wide, loss, validation)}</div>'
         f'<div class="narrow">{plots.curve(narrow, loss, validation)}</div>',
@@ -165,7 +165,7 @@ def _plots(rows: list[dict]) -> str:
 
 
 def _wall(wall: dict) -> str:
-    """What the wall time went into."""
+    """Returns the section on wall time by phase."""
     parts, total, bars = goodput.parts(wall), goodput.total(wall), ""
     for name, seconds in parts.items():
         width = f'style="width:{100 * seconds / max(parts.values()):.1f}%"{" class=own" if name == "step" else ""}'
@@ -183,8 +183,8 @@ def _experts(rows: list[dict]) -> str:
         return ""
     step, load_LE = load["step"], np.asarray(load["experts/load"])
     note = (
-        f"Tokens of each expert in each layer, before step {step}: a row a layer, full colour from twice an even share "
-        f"on. The fullest has {load_LE.max():.2f} times that share; {dropped['experts/dropped']:.1%} of all "
+        f"Load of each expert before step {step}, one row per layer; full colour means twice an even share or more. "
+        f"The highest load is {load_LE.max():.2f} times an even share; {dropped['experts/dropped']:.1%} of all "
         "choices were dropped."
     )
     body = f'<figure class="card">{plots.loads(load_LE)}<p>{note}</p></figure>'

@@ -1,4 +1,4 @@
-"""WORKDIR/summary.json: what a report says about a run beside its curves."""
+"""WORKDIR/summary.json: the facts about a run that its report shows besides the curves."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,14 @@ from model.weights import trained
 
 
 def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dict:
-    """What is known before the first step.
+    """Returns the facts that are known before the first step.
 
     Args:
-      model: as it trains.  prepared: data.prepare.Prepared.
-      convention: how MFU is counted, in words.
+      model: the model that trains.
+      flops_per_token: model FLOPs.
+      mesh: of the run.
+      prepared: data.prepare.Prepared.
+      convention: a text that explains how MFU is counted.
     """
     corpus = [
         {
@@ -49,6 +52,7 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
 
 
 def headline(facts: dict) -> str:
+    """Returns the lines that a run prints first: its size, devices and the MFU convention."""
     model = facts["model"]
     trains = ""
     if model["trained_parameters"] != model["parameters"]:
@@ -64,12 +68,12 @@ def headline(facts: dict) -> str:
 
 
 def update(workdir, values: dict) -> dict:
-    """Merge `values` into the summary."""
+    """Merges `values` into summary.json and returns the whole summary."""
     path = Path(workdir) / "summary.json"
     try:
         summary = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
-        logging.warning("%s is damaged; what earlier processes wrote into it is left out", path)
+        logging.warning("%s is damaged; the facts that earlier processes wrote are lost", path)
         summary = {}
     summary |= values
     files.replace(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""What the report of a sweep draws, as inline SVG: values over trials, over each parameter, and over steps.
+"""Draws the plots of a sweep's report as inline SVG: values over trials, over each parameter, and over steps.
 
-Complete trials are full dots, others rings, the best one stands out, those without a value are crosses at the worse
-edge. Values far worse than most are arrows at that edge, so that the good ones can be told apart.
+Complete trials are dots and other trials are rings; the best one has another colour. Trials without a value are crosses
+at the worse edge. Values far worse than most are arrows at that edge, so that good values are not squeezed together.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _WIDE, _NARROW = (9.6, 3.0), (4.3, 2.9)
 
 
 def over_trials(rows: Sequence, best: int, lower: bool, metric: str) -> str:
-    """The value of every trial, and the best complete one until then. `best`: its number."""
+    """Returns a plot of the value of every trial and the best value so far. `best` is the number of the best trial."""
 
     def paint(axes) -> None:
         complete = [row for row in rows if row.state == "complete"]
@@ -31,13 +31,13 @@ def over_trials(rows: Sequence, best: int, lower: bool, metric: str) -> str:
 
 
 def over_parameter(rows: Sequence, field: str, kind: str, best: int, lower: bool) -> str:
-    """The value of every trial over one of its parameters. `kind`: of launch/sweeps/search.py."""
+    """Returns a plot of the value of every trial over one parameter. `kind` is one of launch/sweeps/search.py."""
     values = [row.parameters[field] for row in rows]
 
     def paint(axes) -> None:
         if kind == "choice":
             choices = sorted(set(values), key=lambda value: (str(type(value)), value))
-            # Moved aside a little by number: several trials of one choice are then not one dot.
+            # Shifted a little by trial number, so that trials with the same choice do not overlap.
             at = [choices.index(v) + 0.1 * (row.number % 5 - 2) for v, row in zip(values, rows, strict=True)]
             _dots(axes, rows, at, best, lower)
             axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
@@ -51,7 +51,7 @@ def over_parameter(rows: Sequence, field: str, kind: str, best: int, lower: bool
 
 
 def over_steps(rows: Sequence, best: int) -> str:
-    """The evaluations of every trial; the best one's line is strong, those of pruned ones end in a ring."""
+    """Returns a plot of the evaluations of every trial. The best trial has a strong line; pruned ones end in a ring."""
 
     def paint(axes) -> None:
         for row in sorted(rows, key=lambda row: row.number == best):  # the best one last, on top
@@ -75,7 +75,7 @@ def over_steps(rows: Sequence, best: int) -> str:
 
 
 def _both(paint) -> str:
-    """In two shapes, since a wide plot is too small to read on a phone."""
+    """Returns the plot in two shapes, because a wide plot is unreadable on a phone."""
     return f'<div class="wide">{svg(_WIDE, paint)}</div><div class="narrow">{svg(_NARROW, paint)}</div>'
 
 
@@ -96,7 +96,7 @@ def _dots(axes, rows: Sequence, x: Sequence, best: int, lower: bool) -> None:
 
 
 def limits(values: np.ndarray, lower: bool) -> tuple[float, float]:
-    """From the best value to the worst, but not further than three times the way to the median."""
+    """Returns the range of an axis: from the best value to the worst, but at most three times as far as the median."""
     if not values.size:
         return 0.0, 1.0
     signed = np.sort(values if lower else -values)

@@ -1,6 +1,6 @@
-"""What a sweep leaves: a table for the terminal and a self-contained sweep.html, of its trials alone.
+"""The results of a sweep: a table for the terminal and a self-contained sweep.html.
 
-Left out: how trials are chosen and run (launch/sweeps/trials.py).
+launch/sweeps/trials.py chooses and runs the trials; this file only reports them.
 """
 
 import math
@@ -16,18 +16,18 @@ from train.report.web_page import page
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as it stands."""
+    """The current state of one trial."""
 
     number: int
     state: str  # complete, pruned, failed or unfinished
     parameters: Mapping
     values: Mapping[int, float]  # {step: value of the metric} of its evaluations
-    lower: bool  # is better
-    why: str = ""  # it failed
+    lower: bool  # whether lower is better
+    why: str = ""  # the reason why it failed
 
     @property
     def step(self) -> int | None:
-        """Of its best evaluation; None if none was finite."""
+        """The step of its best evaluation; None if no value was finite."""
         finite = {step: value for step, value in self.values.items() if math.isfinite(value)}
         return (min if self.lower else max)(finite, key=lambda step: finite[step]) if finite else None
 
@@ -43,7 +43,7 @@ class Trial:
 
 
 def ranked(rows: Sequence[Trial], lower: bool) -> list[Trial]:
-    """The best first: complete ones, then those that were pruned or go on, then failed ones."""
+    """Returns the trials, the best first: complete ones, then unfinished, then pruned, then failed ones."""
 
     def key(row: Trial):
         value = math.inf if row.value is None else row.value if lower else -row.value
@@ -53,7 +53,7 @@ def ranked(rows: Sequence[Trial], lower: bool) -> list[Trial]:
 
 
 def cells(rows: Sequence[Trial], metric: str, lower: bool) -> list[list[str]]:
-    """The table, its head first: rank, trial, value, step, state, parameters. Only complete trials have a rank."""
+    """Returns a table, header first: rank, trial, value, step, state, parameters. Only complete trials get a rank."""
     fields = list(dict.fromkeys(field for row in rows for field in row.parameters))
     table = [["rank", "trial", metric, "step", "state", *_short(fields)]]
     for rank, row in enumerate(ranked(rows, lower), 1):
@@ -64,7 +64,7 @@ def cells(rows: Sequence[Trial], metric: str, lower: bool) -> list[list[str]]:
 
 
 def table(rows: Sequence[Trial], metric: str, lower: bool) -> str:
-    """`cells` as lines of text, and why trials failed."""
+    """Returns `cells` as lines of text, and the reasons why trials failed."""
     body = cells(rows, metric, lower)
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in body]
@@ -78,13 +78,13 @@ def write(
 
     Args:
       kinds: {field: 'float', 'log', 'int' or 'choice'}.
-      command: trains the best trial again; '' where none is complete.
+      command: the command that trains the best trial again; '' if no trial is complete.
     """
     states = ("complete", "pruned", "failed", "unfinished")
     counts = {state: sum(row.state == state for row in rows) for state in states}
     above = f"{len(rows)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     sections = _head(rows, metric, lower, command) + _plots(rows, metric, lower, kinds) + _table(rows, metric, lower)
-    written = "Written from sweep.db, which lies beside this file."
+    written = "Written from sweep.db in the same folder."
     path = workdir / "sweep.html"
     files.replace(path, page(f"Sweep {workdir.name}", [above], sections, [written]))
     return path
@@ -105,7 +105,8 @@ def _head(rows: Sequence[Trial], metric: str, lower: bool, command: str) -> str:
 
 
 def _plots(rows: Sequence[Trial], metric: str, lower: bool, kinds: Mapping[str, str]) -> str:
-    shown = [row for row in rows if set(kinds) <= set(row.parameters)]  # one may have been cut off before
+    # A trial may have been interrupted before it got all its parameters.
+    shown = [row for row in rows if set(kinds) <= set(row.parameters)]
     if not any(row.value is not None for row in shown):
         return ""
     best = ranked(shown, lower)[0].number
@@ -132,11 +133,11 @@ def _table(rows: Sequence[Trial], metric: str, lower: bool) -> str:
 
 
 def _short(fields: list[str]) -> list[str]:
-    """Names without the blocks they are in, where they still differ."""
+    """Returns the last part of each name, or the whole name if the last part is not unique."""
     last = [field.rpartition(".")[2] for field in fields]
     return [name if last.count(name) == 1 else field for field, name in zip(fields, last, strict=True)]
 
 
 def show(value) -> str:
-    """The value of a parameter, a number with three digits."""
+    """Formats the value of a parameter; numbers get three digits."""
     return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value)

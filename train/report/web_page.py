@@ -1,4 +1,4 @@
-"""A page of HTML in one file: its style stands in it, nothing is loaded."""
+"""An HTML page in one file, with its style inside, so that a browser loads nothing else."""
 
 from collections.abc import Iterable
 from html import escape
@@ -55,7 +55,7 @@ footer { margin-top: 44px; padding-top: 14px; border-top: 1px solid var(--line);
 
 
 def page(title: str, above: Iterable[str], sections: str, below: Iterable[str]) -> str:
-    """A whole page: lines of text `above` and `below` the `sections`, which are HTML."""
+    """Returns a whole page: lines of text `above` and `below` the `sections`, which are HTML."""
     above, below = ("\n".join(f"<p>{escape(line)}</p>" for line in lines if line) for lines in (above, below))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

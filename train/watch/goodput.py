@@ -1,13 +1,13 @@
-"""Where the wall time of a run goes, over all processes that have worked on it.
+"""Accounts for the wall time of a run, over all processes that have worked on it.
 
-    step      training steps that were kept: the goodput is their share
-    lost      steps that were done again, since a kill or a roll-back came before the next checkpoint
-    compile, start, restore, data, evaluate, save, barrier, check, log    as the phases of the loop (phases.py)
-    other     between them
-    between   no process was there: not counted in the wall time
+    step      training steps that were kept; goodput is their share of the wall time
+    lost      steps that had to be repeated, because a kill or a roll-back came before the next checkpoint
+    compile, start, restore, data, evaluate, save, barrier, check, log    the phases of the loop (phases.py)
+    other     time between phases
+    between   time without a process, which is not part of the wall time
 
-The seconds stand in metrics.jsonl, with each line that is logged, and in checkpoints; so what a process that was killed
-had done by its last line is known. `data` and `save` are waiting: what runs behind steps costs nothing.
+The seconds are written to metrics.jsonl with every logged line, and to checkpoints. So the time of a killed process is
+known up to its last line. `data` and `save` count only waiting, because work behind steps costs no time.
 """
 
 import contextlib
@@ -26,16 +26,18 @@ _APART = ("between", "starts")
 
 
 class Goodput:
-    """
+    """The wall time of a run, including earlier processes.
+
     Args:
-      earlier: `wall()` of the processes before this one (`continued`).
+      phases: of this process.
+      earlier: seconds of the earlier processes, as returned by `continued`.
     """
 
     def __init__(self, phases: Phases, earlier: Mapping[str, float]):
         self._phases, self._earlier = phases, earlier
 
     def wall(self) -> dict[str, float]:
-        """Seconds by what they went into, and `starts`: how many processes there were."""
+        """Returns the seconds by name, and `starts`, the number of processes so far."""
         seconds = self._phases.seconds()
         seconds["other"] = seconds.pop("", 0.0)
         names = sorted({*self._earlier, *seconds} - set(_APART))
@@ -44,12 +46,12 @@ class Goodput:
 
 
 def continued(saved: Mapping[str, float], last: Mapping[str, float], between: float) -> dict[str, float]:
-    """What the next process begins to count with.
+    """Returns the seconds that the next process starts to count from.
 
     Args:
-      saved: `wall()` in the checkpoint that it continues from, {} without one.
-      last: `wall()` of the last sign of life, {} without one.
-      between: seconds from then to the start of the process.
+      saved: `wall()` in the checkpoint that it continues from; {} without one.
+      last: the last known `wall()` of the process before; {} without one.
+      between: seconds from then to the start of the next process.
     """
     last = max(saved, last, key=age)
     found = {"starts": 0, "between": 0.0, **last}
@@ -62,52 +64,52 @@ def continued(saved: Mapping[str, float], last: Mapping[str, float], between: fl
 
 
 def rolled_back(saved: Mapping[str, float], last: Mapping[str, float]) -> dict[str, float]:
-    """`continued` in the same process."""
+    """Like `continued`, but for a roll-back in the same process."""
     return continued(saved, last, between=0.0) | {"starts": last["starts"]}
 
 
 def age(wall: Mapping[str, float]) -> tuple[float, float]:
-    """By which of two the later one is found."""
+    """Returns a key that orders two `wall()` by time."""
     return total(wall), wall.get("starts", 0)
 
 
 def total(wall: Mapping[str, float]) -> float:
-    """Seconds of wall time in which there was a process."""
+    """Returns the seconds in which a process existed."""
     return sum(seconds for name, seconds in wall.items() if name not in _APART)
 
 
 def share(wall: Mapping[str, float]) -> float:
-    """The goodput: from 0 to 1."""
+    """Returns the goodput, from 0 to 1."""
     return wall.get("step", 0.0) / max(total(wall), 1e-9)
 
 
 def parts(wall: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by name, the most first, without what rounds to nothing."""
+    """Returns the seconds by name, the longest first, without those that round to 0.0."""
     shown = {name: seconds for name, seconds in wall.items() if name not in _APART and seconds >= 0.05}
     return dict(sorted(shown.items(), key=lambda item: -item[1]))
 
 
 def line(wall: Mapping[str, float]) -> str:
-    """For a person, at the end."""
+    """Returns one line of text for the end of a run."""
     seconds = ", ".join(f"{name} {spell(seconds)}" for name, seconds in parts(wall).items())
     return f"goodput {share(wall):.1%} of {spell(total(wall))}: {seconds}{restarts(wall, '; ')}"
 
 
 def restarts(wall: Mapping[str, float], before: str = "") -> str:
-    """How often the run was started, '' if once."""
+    """Returns how often the run was started, as text; '' if once."""
     if wall.get("starts", 1) < 2:
         return ""
     return f"{before}{wall['starts']} starts, {spell(wall['between'])} between them"
 
 
 def spell(seconds: float) -> str:
-    """4.2 s, 2:31, 1:02:31"""
+    """Formats seconds: 4.2 s, 2:31, 1:02:31."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 @contextlib.contextmanager
 def counted(phases: Phases):
-    """Inside, what jax compiles is counted as such."""
+    """Inside this context, the time in which jax traces and compiles counts as compilation."""
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event in _COMPILING and threading.current_thread() is threading.main_thread():

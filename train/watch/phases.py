@@ -1,9 +1,9 @@
-"""What a run is doing now and what its time went into, and a watchdog that ends it if that takes far longer than ever
-before.
+"""Phases measure what a run spends its time on, and a watchdog ends a run that hangs in one.
 
-A device, a network or a disk that hangs leaves a process that waits for good: no error comes, and a cluster sees a
-process that lives. So each phase has a name and a history. The watchdog, a thread, first says which phase hangs and
-shows what every thread waits for, and after a while ends the process, so that the cluster starts it again.
+If a device, a network or a disk hangs, the process waits forever: there is no error, and a cluster sees a process that
+is alive. So each phase has a name and a history. If one takes far longer than ever before, the watchdog (a thread)
+reports the phase with the stack traces of all threads, and after a while ends the process, so that the cluster restarts
+it.
 """
 
 import contextlib
@@ -13,27 +13,29 @@ import threading
 import time
 from collections.abc import Callable
 
-_KNOWN = 3  # of a phase that has ended less often than this, only `first_seconds` is asked for
+_KNOWN = 3  # a phase that has ended less often than this may take `first_seconds`
 
 
 class Phases:
-    """Of one process, entered by its main thread: `with phases("save"): ...`. Inside another one, its time is its own.
-    Between phases there is the one without a name.
+    """Measures the phases of one process. Its main thread enters them: `with phases("save"): ...`.
+
+    The time of a nested phase does not count for the outer one. Time between phases counts for the phase ''.
 
     Args:
-      now: seconds, in a test others.
+      now: clock in seconds; tests pass their own.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now, self._stack = now, [("", now())]
-        self._inner: list[tuple[float, float]] = []  # begin and end of what was compiled in the current phase
+        self._inner: list[tuple[float, float]] = []  # (begin, end) of compilations in the current phase
         self.longest: dict[str, float] = {}
         self.times: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str, behind: Callable[[], bool] = lambda: False):
-        """Where `behind()` at its end, it was no waiting: its seconds are those of steps, which went on meanwhile."""
+        """Enters a phase. If `behind()` is true at its end, steps ran on the device meanwhile, so its time counts as
+        'step'."""
         self._ended()
         self._stack.append((name, self._now()))
         try:
@@ -45,20 +47,20 @@ class Phases:
             self._stack[-1] = (self._stack[-1][0], self._now())
 
     def _ended(self, counted_as: str | None = None) -> None:
-        """A piece of the current phase is over."""
+        """Adds the time since the current phase began or was resumed."""
         (name, begin), now = self._stack[-1], self._now()
         compiling = sum(e - b for b, e in self._inner)
         self.longest[name] = max(self.longest.get(name, 0.0), now - begin - compiling)
         self._seconds, self._inner = self._with(counted_as or name, begin), []
 
     def was_compiling(self, seconds: float) -> None:
-        """The last seconds went into compiling, and so did what was said before of a part of them."""
+        """Records that the last `seconds` went into compilation. Compilations recorded inside of them are merged."""
         now = self._now()
         begin = max(now - seconds, self._stack[-1][1])
         self._inner = [(b, e) for b, e in self._inner if b < begin] + [(begin, now)]
 
     def seconds(self) -> dict[str, float]:
-        """Of each phase so far; 'compile' is taken out of the others."""
+        """Returns the seconds of each phase so far. Compilation counts as 'compile', not for the phase around it."""
         return self._with(*self._stack[-1])
 
     def _with(self, name: str, begin: float) -> dict[str, float]:
@@ -69,18 +71,19 @@ class Phases:
         return found
 
     def current(self) -> tuple[str, float]:
-        """(name, seconds in it); '' between phases."""
-        name, begin = self._stack[-1]  # the main thread may leave it meanwhile
+        """Returns (name, seconds in it) of the current phase; ('', 0.0) between phases."""
+        name, begin = self._stack[-1]  # read once: the main thread may leave the phase meanwhile
         return name, self._now() - begin if name else 0.0
 
 
 class Watchdog:
-    """
+    """A thread that ends the process if a phase hangs.
+
     Args:
-      seconds: that any phase may take; also 20 times as long as it has ever taken, compiling aside, is allowed.
-      first_seconds: that a phase may take the first times, in which programs are compiled.
+      seconds: every phase may take this long, or 20 times its longest time so far without compilation if that is more.
+      first_seconds: a phase may take this long the first few times, because programs compile then.
       end_after: seconds from the warning to the end of the process.
-      end: ends the process with these last words, whatever its threads wait for.
+      end: (message) -> None; ends the process, whatever its threads wait for.
     """
 
     FACTOR = 20
@@ -101,7 +104,7 @@ class Watchdog:
         self._thread.join()
 
     def limit(self, phase: str) -> float:
-        """Seconds that it may take now."""
+        """Returns how many seconds the phase may take now."""
         if self._phases.times.get(phase, 0) < _KNOWN:
             return max(self._first, self._seconds)
         return max(self._seconds, self.FACTOR * self._phases.longest[phase])
@@ -112,9 +115,10 @@ class Watchdog:
         while not self._leaving.wait(interval):
             now = time.monotonic()
             phase, seconds = self._phases.current()
-            if abs(now - seconds - begin) > interval / 4:  # another one, or the same anew
+            if abs(now - seconds - begin) > interval / 4:  # another phase began, or the same one again
                 begin, asleep = now - seconds, 0.0
-            if now - awake > 2 * interval + 0.5:  # this process was stopped meanwhile (SIGSTOP, a laptop's lid)
+            # The process was suspended (SIGSTOP, a closed laptop): that time does not count as a hang.
+            if now - awake > 2 * interval + 0.5:
                 asleep += now - awake - interval
                 warned_at += now - awake - interval
             awake, seconds = now, seconds - asleep
@@ -125,8 +129,8 @@ class Watchdog:
                 self._warned, warned_at = phase, now
                 longest = self._phases.longest.get(phase, 0.0)
                 print(
-                    f"no progress: {phase!r} takes {seconds:,.0f} seconds by now (the longest before: {longest:,.1f}). "
-                    f"If it goes on, this process ends in {self._after:,.0f} seconds. What all threads do:",
+                    f"no progress: {phase!r} has taken {seconds:,.0f} seconds so far (longest before: {longest:,.1f}). "
+                    f"Unless it ends, this process ends in {self._after:,.0f} seconds. Stack traces of all threads:",
                     file=sys.stderr,
                     flush=True,
                 )

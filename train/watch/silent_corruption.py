@@ -1,12 +1,13 @@
-"""Devices that compute or keep wrong numbers without a word.
+"""Finds devices that silently compute or store wrong numbers.
 
-Two questions, both answered by hashes of what each device holds, which are compared on the host:
+Two checks hash the arrays on each device and compare the hashes on the host:
 
-    twice      the same step from the same state and batch, computed twice: every device must come to the same bits
+    twice      a step is computed twice from the same state and batch; each device must get the same bits both times
     replicas   devices that hold the same part of an array must hold the same bits
 
-Both find a difference of a single bit. Of two replicas it can't be told which one is right; of more, the few are named.
-That a device is wrong in the same way each time is found by the second alone, and only where there are replicas.
+Both find a difference of a single bit. If two replicas differ, nobody can know which one is right, so both are named;
+of more than two, the minority is named. A device that is wrong in the same way each time is found only by the second
+check, and only if there are replicas.
 """
 
 import dataclasses
@@ -24,34 +25,35 @@ from train.state import TrainState
 
 
 class SilentCorruption(Exception):
-    """A device's numbers can't be trusted; the message names it."""
+    """A device computed or stored wrong numbers. The message names it."""
 
 
 def differing_replicas(state: TrainState) -> dict[str, list[jax.Device]]:
-    """name of an array -> devices whose part of it is not what other devices with the same part hold."""
+    """Returns {name of an array: devices whose part differs from that of other devices with the same part}."""
     arrays = _arrays(state)
     return _differing(arrays, _sums(arrays))
 
 
 class Checker:
-    """
+    """Runs the two checks.
+
     Args:
       train_step: (state, batch) -> (state, metrics).
-      named: what a device is called in errors.
+      named: returns the name of a device for error messages.
     """
 
     def __init__(self, train_step: Callable, named: Callable[[jax.Device], str] = str):
         self._train_step, self._named = train_step, named
-        self._clean: int | None = None  # the last step after which all was well
+        self._clean: int | None = None  # the last step that passed
 
     def twice(self, state: TrainState, batch, step: int) -> tuple[TrainState, dict]:
-        """What train_step(state, batch) returns, computed twice; it takes room for another state.
+        """Returns train_step(state, batch) after computing it twice. This needs memory for a second state.
 
         Args:
-          step: its number.
+          step: its number, for error messages.
 
         Raises:
-          SilentCorruption: the two differ, or replicas do, before the step or after it.
+          SilentCorruption: the two results differ, or replicas differ before or after the step.
         """
         self.replicas(state, step - 1)
         first = _sums(_arrays(self._train_step(_copied(state), batch)[0]))
@@ -66,12 +68,13 @@ class Checker:
         return state, result
 
     def replicas(self, state: TrainState, step: int) -> None:
-        """
+        """Checks that replicas are equal.
+
         Args:
-          step: after which `state` is.
+          step: the number of steps that led to `state`, for error messages.
 
         Raises:
-          SilentCorruption: devices that should hold the same do not.
+          SilentCorruption: replicas differ.
         """
         if found := differing_replicas(state):
             raise self._error(f"after step {step}", found)
@@ -80,16 +83,16 @@ class Checker:
     def _error(self, when: str, found: dict[str, list[jax.Device]]) -> SilentCorruption:
         devices = list(dict.fromkeys(device for those in found.values() for device in those))
         arrays = ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        good = "; the first look" if self._clean is None else f"; nothing was found after step {self._clean}"
+        good = "; this was the first check" if self._clean is None else f"; the check after step {self._clean} passed"
         return SilentCorruption(
             f"silent corruption, {when}{good}: {', '.join(self._named(device) for device in devices)}, in {arrays}. "
-            "Nothing of this was saved. Take the device out, and start again: the run continues from its last "
+            "The corrupted state was not saved. Take the device out and start again; the run continues from its last "
             "checkpoint"
         )
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
-    """By name; what lies with the hosts is brought to the devices."""
+    """Returns the arrays of a state by name, with an offloaded optimizer state copied to the devices."""
     return weights.by_name(dataclasses.replace(state, opt_state=fetched(state.opt_state)))
 
 
@@ -121,7 +124,7 @@ def _differing(arrays: dict[str, jax.Array], sums_ADW: np.ndarray) -> dict[str, 
 
 
 def _by_device(arrays: dict[str, jax.Array], wrong_AD: np.ndarray) -> dict[str, list[jax.Device]]:
-    """name -> devices, of those that are wrong."""
+    """Returns {name: devices} of the arrays that are wrong on some device."""
     devices = list(jax.sharding.get_mesh().devices.flat)
     return {
         name: [devices[i] for i in np.flatnonzero(row)] for name, row in zip(arrays, wrong_AD, strict=True) if row.any()

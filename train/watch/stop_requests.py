@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, agreed on by all processes."""
+"""Handles signals that ask a run to stop. All processes agree on the step after which they stop."""
 
 import contextlib
 import os
@@ -9,15 +9,18 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-_PATIENCE = 2.0  # seconds in which a second SIGINT may end in the usual way
+_PATIENCE = 2.0  # seconds that Python gets to handle a second SIGINT, before the process is ended from a thread
 
 
 class StopRequests:
-    """True once SIGTERM or SIGINT has come: the loop ends its step, saves and returns. A second SIGINT interrupts, and
-    ends the process even where its main thread waits for a device, a disk or a compiler and sees no signal.
+    """True once SIGTERM or SIGINT has arrived. The loop then ends its step, saves and returns.
 
-    Of several processes all stop after the same step: jax's preemption service, whose C++ handler of SIGTERM stays,
-    tells all of a signal to one and chooses a step that none has reached. To ask costs no communication.
+    A second SIGINT interrupts at once. It ends the process even if its main thread waits for a device, a disk or a
+    compiler, where Python's signal handlers do not run.
+
+    Several processes all stop after the same step: jax's preemption service, whose C++ handler of SIGTERM stays
+    installed, tells all processes of a signal to one, and chooses a step that none has reached. `ask` costs no
+    communication.
     """
 
     def __init__(self):
@@ -27,7 +30,7 @@ class StopRequests:
         return self._agreed if self._several else bool(self._seen)
 
     def ask(self, step: int) -> None:
-        """After every step."""
+        """Updates the answer. Call it after every step."""
         if self._several and not self._agreed:
             self._agreed = multihost_utils.reached_preemption_sync_point(step)
 
@@ -39,7 +42,7 @@ class StopRequests:
             signal.raise_signal(signal.SIGTERM)
 
     def _listen(self, pipe: int) -> None:
-        """A thread that hears of signals at once; Python's handlers wait for the main thread."""
+        """Runs in a thread that learns of signals at once, while Python's handlers wait for the main thread."""
         heard = 0
         while (number := os.read(pipe, 1)) != b"\0":
             if number[0] not in (signal.SIGINT, signal.SIGTERM):
@@ -47,7 +50,8 @@ class StopRequests:
             heard += 1
             if heard == 1:
                 name = signal.Signals(number[0]).name
-                print(f"{name}: stops after this step and saves; Ctrl-C again: at once", file=sys.stderr, flush=True)
+                words = f"{name}: the run saves and stops after this step; Ctrl-C again stops it at once"
+                print(words, file=sys.stderr, flush=True)
             elif number[0] == signal.SIGINT and not self._left.wait(_PATIENCE):
                 os._exit(128 + signal.SIGINT)
         os.close(pipe)
@@ -65,7 +69,7 @@ class StopRequests:
     def __exit__(self, *_):
         self._left.set()
         signal.set_wakeup_fd(self._wakeup)
-        with contextlib.suppress(OSError):  # full of signals, of which one was the last word
+        with contextlib.suppress(OSError):  # the pipe may be full of signals
             os.write(self._end, b"\0")
         os.close(self._end)
         for number, handler in self._before.items():

@@ -40,7 +40,7 @@ def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypat
     monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(4, 5)))
     train(tiny, tmp_path / "run")
     said = capsys.readouterr().out
-    assert said.count("training goes on, and tries again after step") == 2 and "none is complete yet" in said
+    assert said.count("training continues, next attempt after step") == 2 and "none is complete yet" in said
     assert "File too large" in said
     rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
     events = [row["event"] for row in rows if "event" in row and "start" not in row["event"]]
@@ -84,7 +84,7 @@ def test_a_folder_that_turns_read_only(tiny, uninterrupted, reachable, monkeypat
     monkeypatch.setattr(Checkpoints, "save", locked(Checkpoints.save, step=4))
     capsys.readouterr()
     train(tiny, workdir)
-    assert "training goes on, and tries again after step 5" in (said := capsys.readouterr().out)
+    assert "training continues, next attempt after step 5" in (said := capsys.readouterr().out)
     assert "Permission denied" in said and "none is complete yet" in said
     assert_same_run(tiny, whole, workdir)
 
@@ -140,7 +140,7 @@ def test_a_first_checkpoint_that_can_not_be_read_ends_the_run(fault, tiny, tmp_p
     else:
         monkeypatch.setattr(manifest, "write", flipped(manifest.write))
     workdir = tmp_path / "a[b]" / "run"
-    refused(tiny, workdir, UnreadableCheckpoint, "checkpoint 4, the first of this run, was read back", "is not: ")
+    refused(tiny, workdir, UnreadableCheckpoint, "checkpoint 4, the first of this run, was read back", "is damaged: ")
     assert set(losses(workdir)) == {1, 2, 3, 4}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written on one mesh, read on another; what is kept; what a reader is told."""
+"""Checkpoints: written on one mesh and read on another, which ones are kept, and error messages."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Checkpoints in folders whose names etils would take for patterns or for buckets."""
+"""Checkpoints in folders whose names etils would interpret as patterns or as buckets."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every fault of a file is found and named, whoever reads."""
+"""Every damage to a file is found and reported."""
 
 import json
 

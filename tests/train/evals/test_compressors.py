@@ -1,4 +1,4 @@
-"""Compressors' figures against what they give in one go."""
+"""The compressors' bits per byte against compression in one call."""
 
 import gzip
 import lzma

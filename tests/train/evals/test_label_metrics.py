@@ -1,4 +1,4 @@
-"""Figures of labels against scikit-learn and SciPy."""
+"""Metrics of labels against scikit-learn and SciPy."""
 
 import numpy as np
 import pytest

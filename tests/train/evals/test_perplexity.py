@@ -1,4 +1,4 @@
-"""Held-out figures from known losses."""
+"""Metrics of held-out data, computed from known losses."""
 
 import math
 

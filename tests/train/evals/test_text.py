@@ -1,4 +1,4 @@
-"""train/evals/text.py against values of sacrebleu's and rouge-score's own tests, and against counts by hand."""
+"""Text metrics against values in sacrebleu's and rouge-score's own tests, and against counts by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The objective of labels, against PyTorch's losses and their gradients, and scikit-learn's confusion matrix."""
+"""The classification objective against PyTorch's losses and gradients, and scikit-learn's confusion matrix."""
 
 import dataclasses
 

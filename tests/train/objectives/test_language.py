@@ -1,4 +1,4 @@
-"""The language objective where there are experts: what is added, what is reported, and what moves the correction."""
+"""The language objective with experts: the router losses, the metrics, and the update of the correction biases."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Collectives of programs compiled here, whose bytes are known, and the forms that other compilers print."""
+"""Collectives of compiled programs with known bytes, and device groups in the forms that other compilers print."""
 
 import jax
 import jax.numpy as jnp

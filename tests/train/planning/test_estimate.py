@@ -1,4 +1,4 @@
-"""Targets against the table of peaks and published shapes; times worked out by hand."""
+"""Targets against the table of peaks and published shapes, and times against calculations by hand."""
 
 import fnmatch
 

@@ -1,4 +1,4 @@
-"""FLOPs of programs counted by hand, and of models against 6N + attention."""
+"""FLOPs of programs against counts by hand, and of models against 6N + attention."""
 
 import math
 

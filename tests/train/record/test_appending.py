@@ -25,14 +25,14 @@ def test_what_is_refused_waits(tmp_path, room, caplog):
     for line in (b"one\n", b"two\n", b"three\n", b"four\n"):  # the third is cut in two
         file.write(line)
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nth"
-    assert len(caplog.records) == 1 and "lines: File too large; what belongs there waits" in caplog.text
+    assert len(caplog.records) == 1 and "lines: File too large; its lines wait in memory" in caplog.text
     with pytest.raises(OSError, match=r"File too large; 9 bytes are not written.*lines"):
         file.sync()
     room()
     file.write(b"five\n")
     file.sync()
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nthree\nfour\nfive\n"
-    assert "can be written again: nothing is missing" in caplog.text
+    assert "can be written again; no data are missing" in caplog.text
     room(30)
     for _ in range(3):
         file.write(b"another\n")

@@ -1,4 +1,4 @@
-"""metrics.py and events.py of train/record/: what is on disk after a stop, the progress line, MFU and times."""
+"""metrics.py and events.py of train/record/: the files after a stop, the progress line, MFU and times."""
 
 import io
 import json

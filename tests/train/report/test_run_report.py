@@ -1,4 +1,4 @@
-"""train/report/run_report.py: complete, self-contained and escaped, and there for a run of which half is missing."""
+"""The run report is complete, self-contained and escaped, and can be written if half of a run's files are missing."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_complete_report(run):
     assert parsed.headings == ["Curves", "Wall time", "Samples", "Corpus", "Config as run"]
     # loss in two shapes, learning rate, gradient norm, throughput, validation bits per byte
     assert parsed.tags.count("svg") == 6 and "details" in parsed.tags and len(html) < 1_000_000
-    found = ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "goodput 91.0%", "1 left out")
+    found = ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "goodput 91.0%", "1 skipped")
     for text in (*found, "6:15, 91.0%", "12.0 s, 2.9%", "3 starts, 1:35 between them"):
         assert text in parsed.text, text
     assert "optimizer.learning_rate" in parsed.text and "3.60" in parsed.text  # bytes per token
@@ -137,7 +137,7 @@ def test_evaluation_of_a_run_without_metrics(tmp_path):
 def test_why_there_are_no_bits_per_byte(tmp_path):
     metrics.Writer(tmp_path).write(5, {"validation/loss": 2.5, "validation/unigram": 3.5})
     (tmp_path / "summary.json").write_text('{"no_bits_per_byte": "the tokenizer <loses> text"}')
-    assert "No bits per byte, as the tokenizer <loses> text." in page(tmp_path)[1].text
+    assert "No bits per byte, because the tokenizer <loses> text." in page(tmp_path)[1].text
 
 
 def test_broken_and_non_finite_files(tmp_path):
@@ -147,7 +147,7 @@ def test_broken_and_non_finite_files(tmp_path):
     (tmp_path / "summary.json").write_text('{"model": ')
     (tmp_path / "config.json").write_text("[1]")
     _, parsed = page(tmp_path)
-    assert "1 left out" in parsed.text and "No config.json" in parsed.text
+    assert "1 skipped" in parsed.text and "No config.json" in parsed.text
 
 
 def test_long_curves_stay_small_and_keep_spikes():

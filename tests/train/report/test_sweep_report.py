@@ -1,4 +1,4 @@
-"""What a sweep shows: ranks and figures by hand, nothing unescaped, a page for every state of a sweep."""
+"""The sweep report: ranks and values against calculations by hand, escaping, and a page for every state of a sweep."""
 
 import math
 import re

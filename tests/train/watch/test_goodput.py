@@ -1,4 +1,4 @@
-"""Seconds are counted once, over all processes of a run."""
+"""Goodput counts each second once, over all processes of a run."""
 
 import time
 

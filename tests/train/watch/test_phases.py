@@ -1,4 +1,4 @@
-"""A phase that takes far longer than before is named, shown, and ends the process."""
+"""The watchdog reports a phase that takes far longer than before, with stack traces, and ends the process."""
 
 import subprocess
 import sys

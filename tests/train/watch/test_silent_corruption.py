@@ -1,4 +1,4 @@
-"""One bit of one device is found, and the device is named."""
+"""A single wrong bit on one device is found, and the error names the device."""
 
 import jax
 import numpy as np
@@ -68,7 +68,7 @@ def test_a_flipped_bit_of_a_replica_is_named(run, name):
     assert device in devices and len(devices) == (1 if replicas > 2 else 2)
     checker = Checker(train_step, named=lambda d: f"<{d.id}>")
     with pytest.raises(
-        SilentCorruption, match=rf"after step 6; the first look: .*<{device.id}>.*, in .*{name}"
+        SilentCorruption, match=rf"after step 6; this was the first check: .*<{device.id}>.*, in .*{name}"
     ) as caught:
         checker.twice(wrong, rows, 7)
     assert "\n" not in str(caught.value)
@@ -91,6 +91,8 @@ def test_a_step_with_two_results_is_named(run, which):
         state, result = train_step(state, rows)
         return (flip(state, "attention/query", device, bit=20) if len(calls) == which + 1 else state), result
 
-    with pytest.raises(SilentCorruption, match=rf"step 4, computed twice, had two results.*3: <{device.id}>, in model"):
+    with pytest.raises(
+        SilentCorruption, match=rf"step 4, computed twice, had two results.*3 passed: <{device.id}>, in model"
+    ):
         Checker(faulty, named=lambda d: f"<{d.id}>").twice(state, rows, 4)
     assert len(calls) == 2
