@@ -238,7 +238,7 @@ def test_a_kind_must_bring_what_it_declares(tmp_path):
         packed(tmp_path, [segment(3, ())] * 2, own=())
     with pytest.raises(DataError, match=r"has the channels \[\], but its kind declares \['advantages', "):
         packed(tmp_path, segment(3, ()))
-    with pytest.raises(DataError, match=r"brings the channels \['advantages'"):
+    with pytest.raises(DataError, match=r"has the channels \['advantages'"):
         packed(tmp_path, segment(3), own=())
 
 
