@@ -34,7 +34,7 @@ class Notes:
                 replicas=lambda state, step: self._note(f"replicas {step}"),
             ),
             put=lambda batch: batch,
-            evaluate=lambda steps: (self._note(f"evaluate {steps}"), self.figures(steps))[1],
+            evaluate=lambda state: (self._note(f"evaluate {state.model}"), self.figures(state.model))[1],
             observe=lambda step, figures: self._note(f"observe {step}"),
             stopping=EarlyStopping("validation/loss", patience, 0.0),
             learning_rates=np.ones(100),

@@ -245,6 +245,6 @@ runtime.run(train.main)
 """
     done = started(program, tiny, tmp_path / "run")
     assert done.returncode == 1
-    assert "no progress: 'data' takes" in done.stderr and "in waits" in done.stderr
+    assert "no progress: 'data' has taken" in done.stderr and "in waits" in done.stderr
     assert "error: 'data' hangs" in done.stderr.splitlines()[-1]
     assert workdirs.steps(tmp_path / "run") == [4]

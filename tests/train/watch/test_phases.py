@@ -117,6 +117,6 @@ with Watchdog(phases, seconds=0.3, first_seconds=0.3, end_after=0.5, end=process
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith("no progress: 'save' takes") and "in waits_for_good" in done.stderr
+    assert done.stderr.startswith("no progress: 'save' has taken") and "in waits_for_good" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: 'save' hangs: no progress in")
     assert "The same command continues from the last checkpoint" in done.stderr
