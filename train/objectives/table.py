@@ -26,7 +26,7 @@ def make(settings: Mapping[str, Any]) -> Objective:
     given = dict(settings)
     name = given.pop("name", None)
     if name not in OBJECTIVES:
-        raise ValueError(f"objective.name is {name!r}; choose from {', '.join(OBJECTIVES)}")
+        raise ValueError(f"name is {name!r}; choose from {', '.join(OBJECTIVES)}")
     known = fields(name)
     if unknown := [field for field in given if field not in known]:
         raise ValueError(
