@@ -214,7 +214,7 @@ runtime.run(train.main)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: could not write checkpoint 30") and "last complete one is step 4" in last, last
-    said = re.findall(r"step (\d+): could not .*again after step (\d+)", done.stdout)
+    said = re.findall(r"step (\d+): could not .*next attempt after step (\d+)", done.stdout)
     tries = [tuple(map(int, found)) for found in said]
     assert [again - step for step, again in tries][:3] == [1, 2, 4], tries
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
