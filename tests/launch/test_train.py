@@ -173,7 +173,7 @@ def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
     out, err = capfd.readouterr()
     command = "To continue:\n  python -m launch.train '--config=a b.py' --workdir=run\n"
     assert (f"stopped after step 6, saved. {command}" in out) == (times == 1)
-    assert "SIGINT: stops after this step and saves; Ctrl-C again stops it at once" in err
+    assert "SIGINT: the run saves and stops after this step; Ctrl-C again stops it at once" in err
 
 
 def test_ctrl_c_where_the_main_thread_waits(tiny, tmp_path):
