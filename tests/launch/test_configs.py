@@ -48,7 +48,7 @@ def test_methods_are_those_of_their_own_configs(name):
         assert found.adapt == own.adapt and found.model.param_dtype == own.model.param_dtype
         assert found.optimizer.learning_rate == own.optimizer.learning_rate and not found.optimizer.weight_decay
         assert (found.objective, found.data) == (get_config().objective, get_config().data)
-    with pytest.raises(ValueError, match=r"unknown size 'lroa'.*; over config\.init_from also: lora, qlora, adapter"):
+    with pytest.raises(ValueError, match=r"unknown size 'lroa'.*; with config\.init_from also: lora, qlora, adapter"):
         get_config("lroa")
 
 
