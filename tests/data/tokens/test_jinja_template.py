@@ -5,10 +5,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from launch.answers.prompts import Inputs
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from data.examples.asking import Prompts
 from data.examples.chat import Chat
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
@@ -264,9 +264,9 @@ def test_what_a_template_writes_before_each_answer_is_no_part_of_it(backend):
     chat = Chat(words, {"template": "auto", "system": ""})
     ids, trained, _ = chat.encode([MESSAGES[0], {"role": "assistant", "content": "It is 4."}])
     assert words.decode(ids[trained]).startswith("<think>\n\n</think>\n\n")
-    given = Inputs([chat.prompt(MESSAGES[:1])], None, chat.ends, answers=True, lead=chat.lead)
-    assert given.continuation(words, ids[trained]) == "It is 4."
-    assert given.continuation(words, words.encode("It is 4.")) == "It is 4."
+    given = Prompts([chat.prompt(MESSAGES[:1])], None, chat.ends, lead=chat.lead)
+    assert given.answer(words, ids[trained]) == "It is 4."
+    assert given.answer(words, words.encode("It is 4.")) == "It is 4."
 
 
 def test_the_date_is_always_the_same(backend):

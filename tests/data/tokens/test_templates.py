@@ -6,11 +6,11 @@ import unicodedata
 
 import numpy as np
 import pytest
-from launch.answers.prompts import Inputs
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data.batch import DataError
+from data.examples.asking import Prompts
 from data.examples.chat import Chat
 from data.examples.conversations import conversation_of
 from data.prepare import prepare
@@ -37,8 +37,8 @@ def test_an_answer_ends_at_a_marker_that_is_no_special_token(plain_markers):
     ids, trained, _ = chat.encode(ANSWERED)
     assert plain_markers.decode([chat.ends[0]]) == "<|im_end|>"
     assert ids[trained][-1] == chat.ends[0]
-    given = Inputs([chat.prompt(QUESTION)], None, chat.ends, answers=True)
-    assert given.continuation(plain_markers, ids[trained]) == "It is 4."
+    given = Prompts([chat.prompt(QUESTION)], None, chat.ends)
+    assert given.answer(plain_markers, ids[trained]) == "It is 4."
 
 
 @pytest.mark.parametrize("name", [*MARKERS, "<think>"])
@@ -242,7 +242,7 @@ def test_what_is_trained_on_begins_where_a_model_is_asked(joining, template, kin
             assert chat.prompt(messages[:i]) == ids[:at].tolist()
         # A model that has learnt it says the answer, and no space before it that is not its own.
         for text, start, end in zip(said, edges[::2], edges[1::2], strict=True):
-            given = Inputs([], None, chat.ends, answers=True).continuation(words, ids[start:end].tolist())
+            given = Prompts([], None, chat.ends).answer(words, ids[start:end].tolist())
             normal = unicodedata.normalize("NFC", text).strip()
             assert given.strip().removesuffix(".").startswith(normal.removesuffix("."))
             if template not in ("llama2", "llama3", "gemma"):  # which write spaces of their own, or take some away
