@@ -66,7 +66,7 @@ def answered(workdir):
     (given,) = completer.completions([Request(MESSAGES[0]["content"], max_new_tokens=8)])
     with axes.use_mesh(mesh):
         (ids,) = completed(model, [given], jax.random.key(0))
-    return given.prompt, ids.tolist(), given.ends
+    return given.prompt, ids, given.ends
 
 
 @pytest.mark.parametrize(("template", "system"), [(name, "") for name in SAYS] + [("chatml", "Be brief.")])

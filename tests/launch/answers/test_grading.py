@@ -144,7 +144,7 @@ def test_refuses(run, tiny, tmp_path):
     config = Workdir(run).config
     for given, words in (
         ({"metrics": "bleu,meteor"}, "grade: unknown metric 'meteor'; choose from bleu"),
-        ({"tokenizer": "zz"}, "unknown tokenizer 'zz' of BLEU"),
+        ({"tokenizer": "zz"}, "unknown BLEU tokenizer 'zz'"),
         ({"max_new_tokens": 0}, "grade.max_new_tokens is 0; it must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=words):
