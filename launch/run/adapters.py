@@ -23,6 +23,7 @@ from model.interop import peft, peft_config, registry
 from model.interop.files.folder import Folder
 from model.interop.table import Table
 from model.patterns import restacked
+from model.roles import Role, role_of
 from model.weights import by_name, replaced, trained, variables
 from train import state
 
@@ -154,7 +155,7 @@ def _over(config: ModelConfig, run: Workdir, content: str, step: str):
     with contextlib.closing(run.checkpoints(content)) as checkpoints:
         arrays = by_name(trained(checkpoints.restore_model(shapes(run.architecture), find_step(checkpoints, step))))
     target = shapes(config)
-    if other := [name for name in trained(target) if not name.endswith(("/a", "/b"))]:
+    if other := [name for name, leaf in trained(target).items() if role_of(leaf) is not Role.LOW_RANK]:
         raise ConfigError(f"--adapter={run.path}: {other[0]} was trained beside the adapter, and rows can't share it")
     found = restacked(arrays, run.architecture, config, trained(target))
     places = variables(target)

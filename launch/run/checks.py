@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import jax
 from flax import nnx
@@ -16,6 +16,7 @@ from model.compress.quantize import quantize
 from model.config import ModelConfig
 from model.interop import peft, registry
 from model.interop.files.tensorfile import CheckpointFolderError
+from model.roles import Role, role_of
 from train.optimizer import UNREAD, fetched
 
 
@@ -88,13 +89,13 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list[str]:
-    """What a user would want to know of a run that can be made as it is.
+def notes(config: ConfigDict, model: ModelConfig, trains: Mapping[str, nnx.Variable]) -> list[str]:
+    """Returns notes about a valid run that its user would want to know.
 
     Args:
-      trains: names of what trains.
+      trains: the trained parameters by name (model.weights.trained).
     """
-    found, trains = [], list(trains)
+    found = []
     if not config.checkpoint_every:
         but = " but the best evaluations" if config.early_stopping.patience else ""
         found.append(
@@ -104,7 +105,7 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Iterable[str]) -> list
     if unread := UNREAD.get(config.optimizer.name):
         fields = ", ".join(f"config.optimizer.{field}" for field in unread)
         found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
-    routed = any(name.endswith("/router") for name in trains)
+    routed = any(role_of(leaf) is Role.ROUTER for leaf in trains.values())
     if routed and model.experts and not model.experts.correction and not config.objective.balance_loss:
         found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
     with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
