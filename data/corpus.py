@@ -11,6 +11,7 @@ from data import stage
 from data.batch import DataError
 from data.builders import text as corpora
 from data.clean.cleaned import clean
+from data.clean.steps import STEPS, with_text
 from data.copies import HeldOut
 from data.examples import kinds
 from data.read.sources import open_source
@@ -70,13 +71,16 @@ def read(spec: str, config: Mapping[str, Any], root: Path, log: Callable[[str], 
     settings = {"validation": config["validation"], "rule": config["split"] if kind == kinds.TEXT else "document"}
     before = source.fingerprint()
     inputs = {"spec": spec, "fingerprint": stage.digest(before)} | settings
+    # Without other steps there is no such field, so corpora are still found that were stored before there were steps.
+    if steps := [step.__name__ for step in STEPS if step is not with_text]:
+        inputs["steps"] = steps
 
     def make(folder: Path) -> dict:
         source.fetch()
         records = kind != kinds.TEXT
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             limits = {"max_bad_lines": config["max_bad_lines"], "records": records}
-            cleaned = clean(source, Path(temporary), **limits, **settings)
+            cleaned = clean(source, Path(temporary), steps=STEPS, **limits, **settings)
             if changed := _changed(before, source):
                 raise DataError(
                     f"The data source {spec} changed while it was read: {changed}. Run again when nobody writes to it."

@@ -27,9 +27,7 @@ def with_text(document: Document) -> Document | Dropped:
     return document if document.text else Dropped(EMPTY)
 
 
-# The steps of every corpus. A stored corpus is identified by its source alone. So whoever adds a step must also add it
-# to the inputs of the stage (data/corpus.py); otherwise corpora from before the step would be reused.
-STEPS: tuple[Step, ...] = (with_text,)
+STEPS: tuple[Step, ...] = (with_text,)  # of every corpus
 
 
 @dataclass

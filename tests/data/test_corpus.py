@@ -1,10 +1,8 @@
-import functools
-
 import pytest
 
 from data import stage
 from data.batch import DataError
-from data.clean import cleaned, steps
+from data.clean import steps
 from data.prepare import prepare
 
 
@@ -26,10 +24,12 @@ def test_what_a_step_drops_is_said_and_kept_with_the_corpus(corpus, settings, tm
     def few(document):
         return steps.Dropped("a file of its own") if document.name.startswith("doc 1") else document
 
-    monkeypatch.setattr("data.corpus.clean", functools.partial(cleaned.clean, steps=(few, *steps.STEPS)))
+    before = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path, quiet).sources[0].corpus
+    monkeypatch.setattr("data.corpus.STEPS", (few, *steps.STEPS))
     said = []
     prepared = prepare(settings(corpus[0], tokenizer={"kind": "byte"}), tmp_path, said.append)
     assert f"{corpus[0]}: 11 of 40 documents were dropped: a file of its own." in said
+    assert prepared.sources[0].corpus != before  # a corpus from before the step is not used again
     account = stage.manifest(prepared.sources[0].corpus.parents[2])["account"]
     assert account == {"read": 40, "kept": 29, "dropped": {"a file of its own": 11}}
     assert prepared.sources[0].train_documents + prepared.sources[0].validation_documents == 29
