@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from launch.program.checking import ConfigError, checking
 from launch.run import restore, workdirs
@@ -14,6 +13,7 @@ from model import architectures, axes
 from model.compress.quantize import Settings, footprint, quantize
 from model.weights import by_name
 from train import state as states
+from train.checkpoints import read_back
 from train.checkpoints.checkpoint import CheckpointError
 
 
@@ -64,13 +64,10 @@ def _bytes(model) -> int:
 
 
 def _read_back(written: Workdir, model) -> None:
-    """Where a disk lies, the float model may be gone before anybody notices."""
-    arrays = by_name(model)
-    like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in arrays.items()}
+    """Compares what is on disk with what is in memory. The float model may be deleted next, so a disk that stores wrong
+    numbers must be noticed now."""
     with contextlib.closing(written.checkpoints()) as checkpoints:
-        for name, found in checkpoints.restore_arrays(like):
-            pairs = zip(found.addressable_shards, arrays[name].addressable_shards, strict=True)
-            if any(np.asarray(one.data).tobytes() != np.asarray(other.data).tobytes() for one, other in pairs):
-                raise CheckpointError(
-                    f"{name} in {written.path} has other numbers than were written: delete that, and use another disk"
-                )
+        for name in read_back.differing(checkpoints, checkpoints.steps()[-1], "model", by_name(model)):
+            raise CheckpointError(
+                f"{name} in {written.path} has other numbers than were written: delete that, and use another disk"
+            )

@@ -5,7 +5,7 @@ otherwise train to its end and only then be found lost. Arrays are read one afte
 fit into memory. Later saves take the same path and are not read back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
       UnreadableCheckpoint: the checkpoint of `step` does not hold this state.
     """
     try:
-        wrong = next(_differing(checkpoints, step, state), "")
+        wrong = next(_of_state(checkpoints, step, state), "")
     except CheckpointError as error:
         wrong = str(error)
     if wrong:
@@ -35,12 +35,22 @@ def compare(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
         )
 
 
-def _differing(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[str]:
+def _of_state(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[str]:
     """Yields a message for each array that differs on disk. It reads `loop` last, so that an unreadable one raises."""
     for part, written in checkpoints.parts(state).items():
-        like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in written.items()}
-        for name, found in checkpoints.restore_arrays(like, step, part):
-            pairs = zip(found.addressable_shards, written[name].addressable_shards, strict=True)
-            if any(np.asarray(one.data).tobytes() != np.asarray(other.data).tobytes() for one, other in pairs):
-                yield f"{part}/{name} has other numbers than were written"
+        for name in differing(checkpoints, step, part, written):
+            yield f"{part}/{name} has other numbers than were written"
     checkpoints.loop(step)
+
+
+def differing(checkpoints: Checkpoints, step: int, part: str, written: Mapping[str, jax.Array]) -> Iterator[str]:
+    """Yields the names of those arrays of a part ('model' or 'training') whose bits on disk are not those in memory.
+
+    Raises:
+      CheckpointError: the step cannot be read.
+    """
+    like = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in written.items()}
+    for name, found in checkpoints.restore_arrays(like, step, part):
+        pairs = zip(found.addressable_shards, written[name].addressable_shards, strict=True)
+        if any(np.asarray(one.data).tobytes() != np.asarray(other.data).tobytes() for one, other in pairs):
+            yield name
