@@ -97,13 +97,17 @@ class Grader:
             name: list(islice(filter(_asks(source), prepared.validation_records(source)), wanted.rows or None))
             for name, source in self._sources.items()
         }
+        self._sources = {name: source for name, source in self._sources.items() if self._records[name]}
+        if not self._sources:
+            raise DataError(
+                f"No held-out conversation in {prepared.directory} has an answer to compare with, because all of them "
+                "say that theirs are not trained on: hold out others, or leave config.grade.metrics and --grade out."
+            )
 
     def answers(self, model) -> Iterator[Answer]:
         """The model's answers, on the mesh that is set."""
         for name, source in self._sources.items():
             records, new = self._records[name], self.settings.max_new_tokens
-            if not records:  # no answer of its conversations is to be trained on
-                continue
             given = self._completer.of_records(source.kind, records, self._seq_len, new)
             tokenizer, asking = self._completer.tokenizer, kinds.KINDS[source.kind].asking
             found = answers(

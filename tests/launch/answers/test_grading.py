@@ -161,3 +161,9 @@ def test_refuses(run, tiny, tmp_path):
     )
     with pytest.raises(DataError, match="No conversations or pairs of texts are held out"):
         grading.Grader(config, empty, Workdir(run).architecture, Workdir(run).tokenizer, grading.settings(config))
+
+
+def test_held_out_conversations_that_ask_for_no_answer(run, monkeypatch):
+    monkeypatch.setattr(grading, "_asks", lambda source: lambda record: False)
+    with pytest.raises(DataError, match=r"No held-out conversation in .* has an answer to compare with"):
+        grader(run)
