@@ -52,7 +52,6 @@ class Classification(Objective):
     router_z_loss: float = 0.0
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"from_data": True})
 
-    heads: ClassVar = ("sequence", "token")
     predicts_tokens: ClassVar = False
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from train.losses import Loss, cross_entropy
 from train.objectives.objective import HeldOut, Objective
 from train.objectives.routing import with_routers
 
+HEADS = ("language_model", "masked")  # those that give token logits
 # The config.data.corruption.kind that each architecture learns from.
 CORRUPTION = {"decoder": "none", "encoder": "masked", "encoder_decoder": "spans"}
 
@@ -34,20 +35,19 @@ class Language(Objective):
     balance_loss: float = 0.0
     router_z_loss: float = 0.0
 
-    heads: ClassVar = ("language_model", "masked")
     predicts_tokens: ClassVar = True
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
-        if model.head not in self.heads:
+        if model.head not in HEADS:
             raise ValueError(
                 f"config.model.head is {model.head!r}, which gives no token logits, but config.objective.name "
-                f"'language' needs them; set it to one of {', '.join(self.heads)}"
+                f"'language' needs them; set it to one of {', '.join(HEADS)}"
             )
         found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
-        if "labels" in found:
+        if others := sorted(kind for kind in found - {kinds.TEXT} if kinds.KINDS[kind].asking is None):
             raise ValueError(
-                "config.data has labels, which config.objective.name 'language' cannot learn; use "
-                "--config=configs/classify.py"
+                f"config.data has {', '.join(others)}, which config.objective.name 'language' cannot learn, because "
+                "their answers are not text; use a config for them, such as configs/classify.py for labels"
             )
         if (examples := sorted(found - {kinds.TEXT})) and model.architecture == "encoder":
             raise ValueError(

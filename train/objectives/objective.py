@@ -37,7 +37,6 @@ class HeldOut(NamedTuple):
 class Objective:
     """The base of all objectives."""
 
-    heads: ClassVar[tuple[str, ...]]  # the model heads (model/config.py) that it can train
     companions: ClassVar[tuple[Companion, ...]] = ()
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
