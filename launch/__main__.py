@@ -1,6 +1,6 @@
 """Lists the programs: python -m launch.
 
-Their docstrings are read, not imported, so the list is there before jax would be.
+It parses their docstrings instead of importing them, because importing jax takes seconds.
 """
 
 import ast
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def programs() -> dict[str, str]:
-    """What each program does, the first line of its docstring, by its name."""
+    """Returns the first line of each program's docstring, by the program's name."""
     files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("__"))
     return {path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0] for path in files}
 
@@ -21,7 +21,7 @@ def main(words: list[str]) -> None:
     lines = [f"  python -m launch.{name:{width}}  {what}" for name, what in found.items()]
     text = "\n".join(["Programs, each with --help:", "", *lines])
     if words and words[0] in found:
-        sys.exit(f"error: a program stands behind a point: python -m launch.{shlex.join(words)}")
+        sys.exit(f"error: write a dot before the program, not a space: python -m launch.{shlex.join(words)}")
     if words and words[0] not in ("--help", "-h"):
         sys.exit(f"error: there is no program {words[0]!r}.\n{text}")
     print(text)

@@ -25,7 +25,9 @@ from model.config import CHOICES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
 _OUT = flags.DEFINE_string("out", None, "New workdir. Required.", required=True)
-_METHOD = flags.DEFINE_enum("method", None, list(FORMS), "Form of the weights of linear layers. Required.")
+_METHOD = flags.DEFINE_enum(
+    "method", None, list(FORMS), "Form of the weights of linear layers. Required.", required=True
+)
 _DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too; by default they are.")
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
@@ -46,5 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["method"])
     runtime.run(main)

@@ -29,12 +29,12 @@ from launch.run import adapters, early_stopping, places
 from launch.run.workdirs import Workdir
 from model.interop.files import writer
 
-_FROM_HF = flags.DEFINE_string("from_hf", None, "Checkpoint folder to read.")
-_TO_HF = flags.DEFINE_string("to_hf", None, "Folder to write the model to; it must not exist, or be empty.")
-_FROM_PEFT = flags.DEFINE_string("from_peft", None, "Folder of an adapter to read, with --base.")
+flags.DEFINE_string("from_hf", None, "Checkpoint folder to read.")
+flags.DEFINE_string("to_hf", None, "Folder to write the model to; it must not exist, or be empty.")
+flags.DEFINE_string("from_peft", None, "Folder of an adapter to read, with --base.")
 _BASE = flags.DEFINE_string("base", None, "The workdir of the model that the adapter of --from_peft is for.")
-_TO_PEFT = flags.DEFINE_string("to_peft", None, "Folder to write the adapter to; it must not exist, or be empty.")
-_TO_WORKDIR = flags.DEFINE_string("to_workdir", None, "New workdir to write the merged model to.")
+flags.DEFINE_string("to_peft", None, "Folder to write the adapter to; it must not exist, or be empty.")
+flags.DEFINE_string("to_workdir", None, "New workdir to write the merged model to.")
 _DRAW_POOLER = flags.DEFINE_bool(
     "draw_pooler", False, "With --from_hf: give an encoder whose file has no pooler a random one, as transformers does."
 )
@@ -57,7 +57,7 @@ WAYS = {
     "from_hf": lambda workdir, folder: import_folder(folder, workdir, _DRAW_POOLER.value),
     "to_hf": lambda workdir, folder: export(workdir, folder, _STEP.value, _MERGE.value, _MERGE_INTO.value),
     "from_peft": lambda workdir, folder: adapters.from_peft(
-        folder, Workdir(Path(_BASE.value or "").absolute()), workdir, _STEP.value
+        folder, Workdir(Path(str(_BASE.value)).absolute()), workdir, _STEP.value
     ),
     "to_peft": lambda workdir, folder: adapters.to_peft(Workdir(workdir), folder, _STEP.value),
     "to_workdir": lambda workdir, new: adapters.merge(Workdir(workdir), new.absolute(), _STEP.value, _MERGE_INTO.value),

@@ -6,7 +6,7 @@ import optax
 
 from model import axes, patterns, weights
 from model.config import ModelConfig
-from model.roles import Role, role_of
+from model.roles import ELEMENTWISE, Role, role_of
 
 
 def schedule(name: str, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2):
@@ -167,17 +167,14 @@ UNREAD = {
 }
 
 
-# Roles without weight decay if config.optimizer.decay is empty: decay is meant to limit the size of matrices.
-UNDECAYED = (Role.NORM, Role.BIAS, Role.DISTANCE, Role.CORRECTION)
-
-
 def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
     """Returns the optimizer that config.optimizer describes: clip by global norm, then the named optimizer.
 
     Args:
       o: config.optimizer, with the fields
         name, beta1, beta2, epsilon, weight_decay;
-        decay: (pattern, whether it decays) pairs; if empty, all roles but UNDECAYED decay;
+        decay: (pattern, whether it decays) pairs; if empty, all roles but ELEMENTWISE decay,
+        because decay is meant to limit the size of matrices;
         rates: (pattern, factor of the learning rate) pairs; layers in one stacked array may have different factors;
         clip_norm: 0 turns clipping off;
         correction_rate: how far the biases that balance experts move per step (arXiv:2412.19437, section 2.1.2). They
@@ -196,7 +193,7 @@ def make_optimizer(o, rate, model: ModelConfig) -> optax.GradientTransformation:
 
     def mask(params):
         if not decay:
-            by_role = lambda w: jax.tree.map(lambda _: role_of(w) not in UNDECAYED, w)
+            by_role = lambda w: jax.tree.map(lambda _: role_of(w) not in ELEMENTWISE, w)
             return jax.tree.map(by_role, params, is_leaf=weights.is_variable)
         decays = patterns.by_array(model, weights.by_name(params), decay, "optimizer.decay")
         return jax.tree.map_with_path(lambda path, _: decays[weights.name(path)], params)

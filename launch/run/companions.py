@@ -76,7 +76,7 @@ def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, d
 def _path(config: ConfigDict, companion: Companion) -> str:
     value = config
     for part in companion.field.split("."):
-        value = value.get(part) or ""
+        value = value.get(part, "") if isinstance(value, ConfigDict) else ""
     return value
 
 

@@ -19,6 +19,7 @@ from flax import nnx
 
 from model import axes
 from model.adapt.lora import adapters, low_rank, low_rank_dims
+from model.platforms import products
 from model.roles import Role
 from model.weights import Frozen, Weight, einsum, gathered, is_variable, whole_name
 
@@ -44,7 +45,7 @@ class Bank(Weight):
     def einsum(self, spec, x, out):
         if self.rows is None:
             raise ValueError("the model has several adapters; choose one for each row (model.adapt.bank.chosen)")
-        y, (x_dims, w_dims, y_dims) = einsum(spec, x, self.base, out), spec.replace("->", ",").split(",")
+        y, (x_dims, w_dims, y_dims) = einsum(spec, x, self.base, out), products.dims(spec)
         rows_B, row = self.rows[...], x_dims[0]
         factors = zip(low_rank_dims(w_dims, self.inputs, experts=False), (self.a, self.b), strict=True)
         (a_dims, a), (b_dims, b) = ((row + dims, _of_rows(gathered(w, x.dtype), rows_B)) for dims, w in factors)

@@ -22,6 +22,7 @@ from model.compress.quantize import is_linear
 from model.compress.quantized import QuantizedWeight
 from model.layers import dropout
 from model.patterns import by_array, layers
+from model.platforms import products
 from model.roles import Role
 from model.weights import STACKED, Weight, contract, einsum, gathered, is_variable, param, whole_name
 
@@ -114,7 +115,7 @@ class LowRank(Weight):
         self.key = nnx.data(key)
 
     def einsum(self, spec, x, out):
-        y, (_, w_dims, _) = einsum(spec, x, self.base, out), spec.replace("->", ",").split(",")
+        y, (_, w_dims, _) = einsum(spec, x, self.base, out), products.dims(spec)
         if self.key is not None:
             x = dropout(x, self.rate, self.key)
         a_dims, b_dims = low_rank_dims(w_dims, self.inputs, self.experts)
@@ -158,7 +159,7 @@ def low_rank(
     Args:
       a, b: (dims, factor, gathered).
     """
-    x_dims, w_dims, y_dims = spec.replace("->", ",").split(",")
+    x_dims, w_dims, y_dims = products.dims(spec)
     # Multiply x first with the factor that has the summed dims: A, or B in absorbed latent attention.
     summed = set(x_dims) & set(w_dims) - set(y_dims)
     (first_dims, first), (second_dims, second) = (a, b) if summed <= set(a[0]) else (b, a)
