@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from launch.program.checking import ConfigError
-from launch.run import build, checks, continuing, models, workdirs
+from launch.run import build, continuing, models, workdirs
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
@@ -277,15 +277,6 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
     assert len(baselines) == 1 and 2 < baselines.pop() < np.log(257)
     assert "unigram" in capsys.readouterr().out
     assert not any("validation/bits_per_byte" in row for row in rows)
-
-
-def test_a_weight_that_is_too_small_for_this_run_is_noted(tiny):
-    (first,) = tiny.data.sources
-    tiny.data.sources, tiny.steps, tiny.batch_size = (first, ("stdlib", 1e-4)), 100, 8
-    (note,) = checks.notes(tiny, models.model_config(tiny, 64), {})
-    assert note.startswith("note: stdlib has 0.0001 of") and "less than a row in the 800 rows" in note
-    tiny.steps = 100_000
-    assert not checks.notes(tiny, models.model_config(tiny, 64), {})
 
 
 def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):

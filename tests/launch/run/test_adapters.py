@@ -1,4 +1,4 @@
-"""Workdirs of adapters: from peft and back, merged, several in one batch; against peft and transformers."""
+"""Workdirs of adapters: from peft and back, merged, refused; against peft and transformers."""
 
 import copy
 import dataclasses
@@ -11,78 +11,20 @@ import jax
 import numpy as np
 import peft
 import pytest
-import torch
-import transformers
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from data.tokens import tokenizer
 from launch import convert
 from launch.conversion import compressing
 from launch.program.checking import ConfigError
-from launch.run import adapters, models, restore, workdirs
-from launch.run.defaults import completed
+from launch.run import adapters, restore, workdirs
 from launch.run.workdirs import Workdir
 from model import axes
 from model.adapt.lora import Lora
 from model.adapt.tuning import Tuning
 from model.compress.quantize import Settings
 from model.decode.generate import generate
-from model.weights import replaced, trained
+from tests.launch.run.peft_adapters import LENGTH, PROMPT, TARGETS, opened, ours, theirs
 from train.checkpoints.checkpoint import CheckpointError
-
-PROMPT, LENGTH = [40, 41, 42, 43], 8
-TARGETS = {"wide": ["q_proj", "down_proj"], "narrow": r".*layers\.1\..*(v_proj|o_proj)"}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A LLaMA, two adapters of peft on it, and the workdirs that they become: (folder, model by adapter)."""
-    root = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    words = tokenizer.train(["some text, " * 50], "byte")
-    shape = dict(vocab_size=words.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    shape |= dict(intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=None)
-    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, eos_token_id=words.eot_id))
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape))
-    base.eval().save_pretrained(root / "hf")
-    words.save(root / "hf" / "tokenizer.json")
-    models = {"base": base}
-    for name, targets in TARGETS.items():
-        config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=targets, init_lora_weights=False)
-        models[name] = peft.get_peft_model(copy.deepcopy(base), config).eval()
-        with torch.no_grad():
-            for path, parameter in models[name].named_parameters():
-                if "lora_" in path:
-                    parameter.copy_(0.3 * torch.randn(parameter.shape))
-        models[name].save_pretrained(root / f"peft {name}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
-        convert.import_folder(root / "hf", root / "base")
-        config = root / "base" / "config.json"
-        config.write_text(config.read_text().replace("bfloat16", "float32"))
-        for name in TARGETS:
-            adapters.from_peft(root / f"peft {name}", Workdir(root / "base"), root / name)
-    return root, models
-
-
-def opened(base, *runs):
-    """The first arguments of adapters.several."""
-    return Workdir(base), [Workdir(run) for run in runs]
-
-
-def theirs(model):
-    """A greedy continuation."""
-    settings = transformers.GenerationConfig(max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0)
-    return model.generate(torch.tensor([PROMPT]), generation_config=settings)[0, len(PROMPT) :].numpy()
-
-
-def ours(workdir):
-    mesh, model, _ = restore.for_inference(Workdir(workdir))
-    with axes.use_mesh(mesh):
-        return generate(model, [PROMPT], jax.random.key(0), max_new_tokens=LENGTH).tokens[0]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -203,65 +145,6 @@ def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
         said = capsys.readouterr().err
         assert ("warning" in said) == warned
         assert not warned or f"was trained over {name}, but {root / 'base'} was imported from {root / 'hf'}" in said
-
-
-@pytest.fixture
-def early(made):
-    """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
-    root, _ = made
-    if not (root / "early").exists():
-        config, words = Workdir(root / "base").architecture, Workdir(root / "base").tokenizer
-        tuning = Tuning(Lora(targets=(("layer/0/.*query", True), (".*", False))))
-        record = {"model": dataclasses.asdict(config), "init_from": str(root / "base"), "seed": 0}
-        record |= {"adapt": {"method": "lora"} | dataclasses.asdict(tuning.method)}
-        config = models.model_config(ConfigDict(completed(record)))
-        assert config.cuts == (1,)
-        with axes.use_mesh(axes.make_mesh()):
-            model, content, _ = restore.pretrained(Workdir(root / "base"), config)
-            model = tuning.apply(model, jax.random.key(0))
-            noise = lambda w: w.replace(w[...] + jax.random.normal(jax.random.key(1), w.shape))
-            model = replaced(model, {name: noise(w) for name, w in trained(model).items()})
-            workdirs.create(root / "early", record, model, words, base=content)
-    return root / "early"
-
-
-def test_several_in_one_batch(made, early):
-    root, models = made
-    mesh, model, _ = adapters.several(*opened(root / "base", root / "narrow", early, root / "wide"))
-    with axes.use_mesh(mesh):
-        found = generate(model, [PROMPT] * 4, jax.random.key(0), max_new_tokens=LENGTH, adapters=[2, 1, 0, -1]).tokens
-    wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
-    assert len({tuple(row) for row in wanted}) == 4
-    np.testing.assert_array_equal(found, wanted)
-
-
-def test_in_another_precision(made, tmp_path):
-    """--dtype: alone, several in one batch, and over a quantized base, which keeps its parameters."""
-    root, _ = made
-    shutil.copytree(root / "wide", tmp_path / "quantized")
-    record = json.loads((root / "wide" / "config.json").read_text())
-    record["adapt"]["base"] = "int8"
-    (tmp_path / "quantized" / "config.json").write_text(json.dumps(record))
-    tables = {}
-    for name, given in {
-        "alone": restore.for_inference(Workdir(root / "wide"), dtype="bfloat16"),
-        "several": adapters.several(*opened(root / "base", root / "narrow", root / "wide"), dtype="bfloat16"),
-        "quantized": restore.for_inference(Workdir(tmp_path / "quantized"), dtype="bfloat16"),
-    }.items():
-        mesh, model, _ = given
-        assert model.config.dtype == "bfloat16"
-        tables[name] = model.inputs.tokens.table[...].dtype.name
-        with axes.use_mesh(mesh):
-            rows = {"adapters": [1]} if name == "several" else {}
-            assert generate(model, [PROMPT], jax.random.key(0), max_new_tokens=2, **rows).lengths == [2]
-    assert tables == {"alone": "bfloat16", "several": "bfloat16", "quantized": "float32"}
-
-
-def test_an_adapter_of_one_layer(early, tmp_path):
-    adapters.to_peft(Workdir(early), tmp_path / "out")
-    module = "base_model.model.model.layers.0.self_attn.q_proj"
-    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert found.keys() == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
 
 
 def test_the_commands(made, tmp_path):
