@@ -1,7 +1,7 @@
-"""Requests as completions, checked against what a model can take before anything runs or compiles.
+"""Turns requests into completions, and checks them against the model's limits before anything compiles or runs.
 
-So who takes requests from others can refuse one by itself. Errors are ValueErrors in the words of Request; programs say
-by which flags these were given.
+A server can therefore refuse a single request. Errors are ValueErrors that use the names of Request's fields; programs
+add the names of their flags.
 """
 
 import dataclasses
@@ -21,12 +21,14 @@ from model.decode.generate import check
 
 
 class Completer:
-    """What a model can be asked, by the recorded config of its run.
+    """Writes requests in the form that a model was tuned on.
 
     Args:
-      config: as it was recorded; it says what the model was tuned on, and by which template.
-      known: how many ids have a vector (model.inputs.tokens.rows); 0: as many as the vocabulary has.
-      adapters: configs of the runs of its adapters; each may have been tuned on something else.
+      config: the recorded config of the model's run, which says what it was tuned on, and with which template.
+      tokenizer: of the model.
+      model: its architecture.
+      known: number of ids that have a vector (model.inputs.tokens.rows); 0: the vocabulary size.
+      adapters: the recorded configs of its adapters' runs; each may have been tuned on other data.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class Completer:
         self._encoder = model.architecture == "encoder_decoder"
 
     def completions(self, requests: Sequence[Request]) -> list[Completion]:
-        """Of requests that may be of any kind; nothing is cut.
+        """Returns the requests as completions, in their order. Nothing is cut.
 
         Raises:
-          ValueError: a request that the model's run has no form for, or the template refuses; messages that are no
-            conversation; more tokens than the model has room for; an adapter that is not there.
-          DataError: the tokenizer lacks what the template or the text needs.
+          ValueError: the model's run has no form for a request, the template refuses it, the messages are not a
+            conversation, there are more tokens than the model has room for, or the adapter does not exist.
+          DataError: the tokenizer lacks tokens that the template or the text needs.
         """
-        alike: dict[tuple, list[int]] = {}  # a template is read once for all that it writes
+        alike: dict[tuple, list[int]] = {}  # requests of one form together, so that each template is compiled once
         for number, request in enumerate(requests):
             alike.setdefault((request.adapter, request.raw), []).append(number)
         found: dict[int, Completion] = {}
@@ -70,8 +72,10 @@ class Completer:
         return made
 
     def of_records(self, kind: str, records: Sequence[dict], seq_len: int, max_new_tokens: int) -> list[Completion]:
-        """What records of a kind of examples ask last, cut as they were in training, in rows of `seq_len` tokens. There
-        must be `room` for them."""
+        """Returns the last questions of records, cut as in training to rows of `seq_len` tokens.
+
+        `room` must be at least 1.
+        """
         prefix, room = models.prefix(self._config), self.room(seq_len, max_new_tokens)
         asking = _asking(kind)
         whole = self._questions(self._config, kind, [asking.question(record) for record in records])
@@ -87,7 +91,7 @@ class Completer:
         return [dataclasses.replace(one, cut=before != after) for one, before, after in pairs]
 
     def room(self, seq_len: int, max_new_tokens: int) -> int:
-        """Tokens that a prompt of `of_records` may have; below 1: there is no room for any."""
+        """Returns how many tokens a prompt of `of_records` may have; below 1 if there is no room for a prompt."""
         return min(seq_len, self._model.max_length - max_new_tokens) - len(models.prefix(self._config))
 
     def _config_of(self, adapter: int | None) -> ConfigDict:
@@ -116,7 +120,7 @@ class Completer:
             raise ValueError(f"the prompt can't be written as a question: {error}") from error
 
     def _behind(self, written: Prompts, requests: Sequence[Request], config: ConfigDict, answers: bool):
-        """Yields completions of what was written, behind the ids of prompt tuning."""
+        """Yields completions, with the ids of prompt tuning before their prompts or sources."""
         prefix = models.prefix(config)
         for number, request in enumerate(requests):
             prompt, source = written.prompts[number], None
@@ -130,7 +134,11 @@ class Completer:
 
 
 def _asking(kind: str) -> Asking:
-    """How a kind of examples asks."""
+    """Returns the functions with which a kind of examples asks.
+
+    Raises:
+      ValueError: the kind has none.
+    """
     asking = kinds.KINDS[kind].asking
     if asking is None:
         raise ValueError(f"examples of the kind {kind} ask for no answer in words")

@@ -1,4 +1,4 @@
-"""A completion: what a model is asked, as ids, and the text of what it says.
+"""A request to a model as token ids, and its answer as text.
 
 Request -> Completer (completer.py) -> Completion -> completed -> new ids -> Completion.text
 """
@@ -20,15 +20,17 @@ GREEDY = Settings()
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """
+    """What a user asks of a model.
+
     Args:
-      prompt: a text; or the messages of a conversation, {"role": ..., "content": ...}, the last of which is no answer.
-      system: of a text, what stands before it as the system's.
-      raw: go on with the text as it is, whatever the model was tuned on.
+      prompt: a text, or the messages of a conversation, {"role": ..., "content": ...}, without the answer.
+      system: system text before a text prompt.
+      raw: continue the text as it is, whatever the model was tuned on.
       tools: functions that an answer to messages may call, as JSON schemas.
-      settings: how tokens are drawn.
-      stop: ids that end it, beside those that end any answer of the model.
-      adapter: of a model with several adapters, the number of the one that answers; None: the model as it is.
+      max_new_tokens: upper limit of the answer's length.
+      settings: sampling settings.
+      stop: further ids that end the answer, besides the model's own.
+      adapter: index of the adapter that answers, for a model with several; None: only the base.
     """
 
     prompt: str | Sequence[Message]
@@ -43,10 +45,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A request as ids.
+    """A checked request as token ids.
 
-    `prompt` is what the model continues, `source` what its encoder reads, where it has one; `ends` the ids that end an
-    answer. `answers`: the new text stands alone; else it goes on with the prompt. `cut`: less is read than was asked.
+    `prompt` is what the model continues, and `source` what its encoder reads, if it has one. `ends` are the ids that
+    end the answer. If `answers`, the new text is an answer of its own; otherwise it continues the prompt. `cut` says
+    that the prompt was longer than the model can read.
     """
 
     request: Request
@@ -60,13 +63,13 @@ class Completion:
     cut: bool = False
 
     def text(self, ids: Sequence[int]) -> str:
-        """What new ids say, without a token that ends them; of an answer its own text alone."""
+        """Returns the new ids as text, without their end id and without what a template puts before answers."""
         if self.source is None or self.answers:
             return self.form.answer(self.tokenizer, ids)
         return self.tokenizer.decode_spans(ids[:-1] if len(ids) and ids[-1] in self.ends else ids)
 
     def whole(self, ids: Sequence[int]) -> str:
-        """The same behind the prompt that it goes on with, where it does."""
+        """Returns the prompt with its continuation, or an answer alone."""
         if self.answers or self.source is not None:
             return self.text(ids)
         kept = ids[:-1] if len(ids) and ids[-1] in self.request.stop else ids
@@ -74,10 +77,10 @@ class Completion:
 
 
 def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[int]]:
-    """New ids of each completion, up to the one that ends it; all in one batch, on the mesh that is set.
+    """Generates all completions in one batch on the current mesh, and returns their new ids, each with its end id.
 
     Raises:
-      ValueError: they are not drawn alike, not as long or not stopped alike, or some have an adapter and some none.
+      ValueError: their sampling settings, limits or stop ids differ, or only some of them have an adapter.
     """
     requests = [completion.request for completion in batch]
     if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:

@@ -1,4 +1,4 @@
-"""A workdir whose checkpoint keeps the weights of linear layers in few bits, made of one that has them as floats."""
+"""Makes a workdir with quantized weights from one with float weights."""
 
 import contextlib
 import shutil
@@ -18,17 +18,20 @@ from train.checkpoints.checkpoint import CheckpointError
 
 
 def compress(run: Workdir, out: Path, form: Settings, step: str = "", dtype: str | None = None) -> None:
-    """Reads a checkpoint of `run` array by array, quantizes each, writes them into the new workdir `out` and reads them
-    back.
+    """Reads a checkpoint array by array, quantizes each, writes the new workdir, and reads it back to compare.
 
     Args:
-      dtype: what stays is kept in it, weights are rounded to it before they are quantized, and the model computes in
-        it. None: as in `run`.
+      run: the workdir with float weights.
+      out: the new workdir.
+      form: how to quantize.
+      step: which checkpoint of `run` (Checkpoints.find).
+      dtype: for the parameters that are not quantized and for computation; weights are rounded to it before they are
+        quantized. None: that of `run`.
 
     Raises:
-      ConfigError: `out` is in use, the model in `run` is quantized or an adapter, or a weight of it has a number of
-        inputs that the form does not take.
-      CheckpointError: the checkpoint is damaged, or what was written is not what is read.
+      ConfigError: `out` is in use, the model in `run` is quantized or an adapter, or the form does not support a
+        weight's number of inputs.
+      CheckpointError: the checkpoint of `run` is damaged, or the new one does not hold what was written.
     """
     workdirs.check_new(out)
     if run.compression is not None:

@@ -1,8 +1,8 @@
-"""The frozen models beside the one that trains, out of the workdirs that a config names.
+"""Loads an objective's companions, frozen models beside the one that trains, from the workdirs that a config names.
 
-A companion is not saved with the run: its workdir, step and content hash are, and a run that continues must find the
-same model there. An adapter's reference is its own base with the adapter off, which takes no memory and is no workdir's
-business (train/step.py).
+A companion's arrays are not saved with the run. Its workdir, step and content hash are, and a run that continues must
+find the same model there. The reference of an adapter is the adapter's own base: the step turns the adapter off
+(train/step.py), so nothing is loaded and it takes no memory.
 """
 
 import contextlib
@@ -43,11 +43,13 @@ def check(objective: Objective, config: ConfigDict) -> None:
 
 
 def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, dict]) -> Companions:
-    """The companions of an objective.
+    """Loads the companions of an objective onto the current mesh.
 
     Args:
-      model: the one that trains, or its shapes; companions compute as it does (dtype, attention, ...).
-      recorded: what a checkpoint of the run has recorded; {} for a new run.
+      objective: names its companions.
+      config: holds their workdirs.
+      model: the model that trains, or its shapes; companions use its dtype, attention kernel and the like.
+      recorded: the record in the run's checkpoint; {} for a new run.
 
     Raises:
       ConfigError: a workdir holds another model than when the run began.
@@ -81,7 +83,7 @@ def _path(config: ConfigDict, companion: Companion) -> str:
 
 
 def _computing_like(config: ModelConfig, like: ModelConfig) -> ModelConfig:
-    """The architecture, computed as `like` is, without dropout and noise."""
+    """Returns the architecture with the dtype and kernels of `like`, without dropout, noise and remat."""
     same = ("dtype", "attention", "context", "scan_unroll", "pipeline_slots", "pipeline_groups")
     return dataclasses.replace(
         config, dropout=0.0, embedding_noise=0.0, remat="none", **{name: getattr(like, name) for name in same}

@@ -1,4 +1,4 @@
-"""Training a run, from its last checkpoint to its end: what launch.train and the trials of launch.sweep do."""
+"""Trains a run from its last checkpoint to its end. launch.train and the trials of launch.sweep call it."""
 
 import contextlib
 import dataclasses
@@ -48,12 +48,12 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
 
 
 class _Attempt:
-    """One attempt: from the last checkpoint to the end, a signal, or a roll-back.
+    """One attempt, from the last checkpoint to the end, a signal or a roll-back.
 
-    `run` is the order of things, the other methods are what happens.
+    `run` gives the order of the actions, and the other methods are the actions.
 
     Args:
-      back: the attempt before has rolled back, and this one goes on with the data behind those that it names.
+      back: the roll-back that ended the attempt before, if any; this one continues after the data that it names.
     """
 
     def __init__(self, workdir: Path, observe: Callable, back: loop.RollBack | None):
