@@ -5,6 +5,7 @@ because some tests read them.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,6 +30,12 @@ from jax.experimental.compilation_cache import compilation_cache
 pytest_plugins = ["tests.needs", "tests.fast"]
 
 jax.devices()  # starts the backend with these settings: importing a program of launch/ later adds none of its own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """Puts what tests make with tempfile into pytest's own folder, which keeps the last three runs and no more."""
+    tempfile.tempdir = str(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture

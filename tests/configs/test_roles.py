@@ -93,7 +93,7 @@ def test_decay(all_models):
         for name, _, variable in each(model):
             behind = name.endswith("_after/scale")
             if role_of(variable) is not Role.CORRECTION:
-                assert wanted[name] == (role_of(variable) not in optimizer.UNDECAYED or behind), (which, name)
+                assert wanted[name] == (role_of(variable) not in count.ELEMENTWISE or behind), (which, name)
 
 
 def test_what_decoding_keeps_in_float32(all_models):
@@ -151,7 +151,7 @@ def test_roles_stay_through_transformations():
     assert {name: role_of(update) for name, update in updates.items()} == wanted
     # And in effect, with gradients of zeros: what decays, and nothing else, moves.
     moved = {name for name, update in updates.items() if jnp.any(update[...])}
-    assert moved == {name for name, role in wanted.items() if role not in optimizer.UNDECAYED}
+    assert moved == {name for name, role in wanted.items() if role not in count.ELEMENTWISE}
 
 
 def test_a_parameter_without_a_role_is_an_error():

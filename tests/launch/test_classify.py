@@ -217,7 +217,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
             DataError,
             r"line 1: no field 'topic', only label, text; .*data\.labels\.label to",
         ),
-        ({"model.head": "token"}, ConfigError, "labels of config.data.labels.kind 'class' need 'sequence'"),
+        ({"model.head": "token"}, ConfigError, "head is 'token', but config.data.labels.kind 'class' needs 'sequence'"),
         ({"model.num_labels": 5}, ConfigError, "config.model.num_labels is 5, but the labels need 3"),
         (
             {"data.sources": (("stdlib", 1.0),)},
