@@ -23,9 +23,10 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.conversion import adapters
 from launch.conversion.hugging_face import export, import_folder
 from launch.program.checking import ConfigError
-from launch.run import adapters, early_stopping, places
+from launch.run import early_stopping, places
 from launch.run.workdirs import Workdir
 from model.interop.files import writer
 

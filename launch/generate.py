@@ -24,7 +24,7 @@ from absl import flags
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from launch.program.checking import checking
-from launch.run import adapters, early_stopping, restore
+from launch.run import adapter_bank, early_stopping, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
@@ -60,7 +60,7 @@ def main() -> None:
         settings = sampling.settings(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     run, adapted = Workdir(Path(_WORKDIR.value).absolute()), [Workdir(Path(path).absolute()) for path in _ADAPTER.value]
     if adapted:
-        mesh, model, tokenizer = adapters.several(run, adapted, step=_STEP.value, dtype=_DTYPE.value)
+        mesh, model, tokenizer = adapter_bank.several(run, adapted, step=_STEP.value, dtype=_DTYPE.value)
     else:
         mesh, model, tokenizer = restore.for_inference(run, step=_STEP.value, dtype=_DTYPE.value)
     known = model.inputs.tokens.rows

@@ -9,8 +9,9 @@ import jax
 from data.examples import kinds
 from data.tokens import hub
 from data.tokens.tokenizer import Tokenizer
+from launch.conversion import adapters
 from launch.program.checking import ConfigError
-from launch.run import adapters, restore, workdirs
+from launch.run import restore, workdirs
 from launch.run.workdirs import Workdir
 from model import architectures, axes, count
 from model.adapt.lora import Lora

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from launch.answers import held_out
+from launch.conversion import adapters
 from launch.program.checking import ConfigError
-from launch.run import adapters, build, checks, models, restore
+from launch.run import build, checks, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from data.tokens import tokenizer
 from launch import convert
 from launch.answers.classifier import Classifier
-from launch.conversion import compressing
+from launch.conversion import adapters, compressing
 from launch.program.checking import ConfigError
-from launch.run import adapters, init_from, models, restore, workdirs
+from launch.run import init_from, models, restore, workdirs
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import architectures, axes

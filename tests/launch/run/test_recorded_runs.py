@@ -22,8 +22,9 @@ from launch.answers import held_out
 from launch.answers.classifier import Classifier
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
+from launch.conversion import adapters
 from launch.program.checking import ConfigError
-from launch.run import adapters, build, models, restore
+from launch.run import build, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launch.run import peft_adapters
+from tests.launch.conversion import peft_adapters
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from launch.run import adapters, models, restore, workdirs
+from launch.conversion import adapters
+from launch.run import adapter_bank, models, restore, workdirs
 from launch.run.defaults import completed
 from launch.run.workdirs import Workdir
 from model import axes
@@ -18,7 +19,7 @@ from model.adapt.lora import Lora
 from model.adapt.tuning import Tuning
 from model.decode.generate import generate
 from model.weights import replaced, trained
-from tests.launch.run.peft_adapters import LENGTH, PROMPT, opened, ours, theirs
+from tests.launch.conversion.peft_adapters import LENGTH, PROMPT, opened, ours, theirs
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def early(made):
 
 def test_several_in_one_batch(made, early):
     root, models = made
-    mesh, model, _ = adapters.several(*opened(root / "base", root / "narrow", early, root / "wide"))
+    mesh, model, _ = adapter_bank.several(*opened(root / "base", root / "narrow", early, root / "wide"))
     with axes.use_mesh(mesh):
         found = generate(model, [PROMPT] * 4, jax.random.key(0), max_new_tokens=LENGTH, adapters=[2, 1, 0, -1]).tokens
     wanted = [theirs(models["wide"]), ours(early), theirs(models["narrow"]), theirs(models["base"])]
@@ -61,7 +62,7 @@ def test_in_another_precision(made, tmp_path):
     tables = {}
     for name, given in {
         "alone": restore.for_inference(Workdir(root / "wide"), dtype="bfloat16"),
-        "several": adapters.several(*opened(root / "base", root / "narrow", root / "wide"), dtype="bfloat16"),
+        "several": adapter_bank.several(*opened(root / "base", root / "narrow", root / "wide"), dtype="bfloat16"),
         "quantized": restore.for_inference(Workdir(tmp_path / "quantized"), dtype="bfloat16"),
     }.items():
         mesh, model, _ = given

@@ -14,16 +14,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch import convert
-from launch.conversion import compressing
+from launch.conversion import adapters, compressing
 from launch.program.checking import ConfigError
-from launch.run import adapters, restore, workdirs
+from launch.run import adapter_bank, restore, workdirs
 from launch.run.workdirs import Workdir
 from model import axes
 from model.adapt.lora import Lora
 from model.adapt.tuning import Tuning
 from model.compress.quantize import Settings
 from model.decode.generate import generate
-from tests.launch.run.peft_adapters import LENGTH, PROMPT, TARGETS, opened, ours, theirs
+from tests.launch.conversion.peft_adapters import LENGTH, PROMPT, TARGETS, opened, ours, theirs
 from train.checkpoints.checkpoint import CheckpointError
 
 
@@ -73,7 +73,7 @@ def test_over_a_base_that_is_stored_quantized(made, tmp_path):
         adapters.from_peft(root / f"peft {name}", Workdir(tmp_path / "base"), tmp_path / name)
     assert Workdir(tmp_path / "wide").record["adapt"]["base"] == "nf4"
     alone = [ours(tmp_path / name) for name in TARGETS]
-    mesh, model, _ = adapters.several(*opened(tmp_path / "base", *(tmp_path / name for name in TARGETS)))
+    mesh, model, _ = adapter_bank.several(*opened(tmp_path / "base", *(tmp_path / name for name in TARGETS)))
     with axes.use_mesh(mesh):
         together = generate(model, [PROMPT] * 2, jax.random.key(0), max_new_tokens=LENGTH, adapters=[0, 1]).tokens
     np.testing.assert_array_equal(together, alone)
@@ -210,7 +210,7 @@ def test_what_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
         adapters.merge(Workdir(root / "wide"), tmp_path / "left")
     with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
-        adapters.several(*opened(root / "base", root / "narrow"), step="7")
+        adapter_bank.several(*opened(root / "base", root / "narrow"), step="7")
     with pytest.raises(CheckpointError, match="was trained over a base with the content hash"):
         adapters.merge(Workdir(root / "wide"), tmp_path / "other")
-        adapters.several(*opened(tmp_path / "other", root / "narrow"))
+        adapter_bank.several(*opened(tmp_path / "other", root / "narrow"))

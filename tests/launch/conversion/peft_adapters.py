@@ -10,7 +10,8 @@ import transformers
 
 from data.tokens import tokenizer
 from launch import convert
-from launch.run import adapters, restore
+from launch.conversion import adapters
+from launch.run import restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.decode.generate import generate

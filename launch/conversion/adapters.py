@@ -1,31 +1,25 @@
-"""Workdirs of low-rank adapters: from and to folders of peft, merged into their base, several in one batch."""
+"""Converts workdirs of low-rank adapters: from and to folders of peft, and merged into their base."""
 
 import contextlib
 import dataclasses
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from launch.program.checking import ConfigError, checking
+from launch.program.checking import ConfigError
 from launch.run import models, restore, workdirs
+from launch.run.adapter_bank import lora
 from launch.run.early_stopping import find_step
 from launch.run.workdirs import Workdir
-from model import architectures, axes, count
-from model.adapt.bank import bank
-from model.adapt.lora import Lora
-from model.adapt.tuning import Tuning
+from model import axes, count
 from model.config import ModelConfig
 from model.interop import peft, peft_config, registry
 from model.interop.files.folder import Folder
 from model.interop.table import Table
-from model.patterns import restacked
-from model.roles import Role, role_of
-from model.weights import by_name, replaced, trained, variables
-from train import state
+from model.weights import trained
 
 INTO = ("original", "quantized")
 
@@ -81,7 +75,7 @@ def _model_name(path: str) -> str:
 
 def to_peft(run: Workdir, folder: Path, step: str = "") -> None:
     """The adapter of a workdir as a folder."""
-    _lora(run)
+    lora(run)
     _refuse_changed(run.base)
     published = run.base.config.get("imported_from")
     mesh, model, _ = restore.for_inference(run, restore.spread(run.architecture), step)
@@ -113,7 +107,7 @@ def merged(run: Workdir, mesh: jax.sharding.Mesh, step: str = "", into: str = "o
       into: one of INTO: the base's weights as they were before they were quantized, or as the adapter was trained over
         them, written out in the dtype of the original ones.
     """
-    note, tuning, quantized = restore.quantization_note(run), _lora(run), into == "quantized"
+    note, tuning, quantized = restore.quantization_note(run), lora(run), into == "quantized"
     if quantized and tuning.quantization is None:
         raise ConfigError(
             f"--merge_into=quantized is for adapters that were trained over quantized weights; the one in {run.path} "
@@ -124,51 +118,6 @@ def merged(run: Workdir, mesh: jax.sharding.Mesh, step: str = "", into: str = "o
     config = dataclasses.replace(run.architecture, cuts=(), param_dtype=restore.stored_dtype(run))
     with axes.use_mesh(mesh):
         return restore.pretrained(run, config, labels=run.labels, step=step, into_quantized=quantized)[0]
-
-
-def several(
-    base: Workdir,
-    runs: Sequence[Workdir],
-    mesh: jax.sharding.Mesh | None = None,
-    step: str = "",
-    dtype: str | None = None,
-):
-    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row; of each
-    the checkpoint `step`; in another precision than the base's, where `dtype` says one."""
-    config = dataclasses.replace(restore.in_precision(base, base.architecture, dtype), cuts=())
-    # Parted wherever an adapter parts its layers.
-    cuts = {cut for run in runs for cut in _lora(run).cuts(config, count.names(config))}
-    config = dataclasses.replace(config, cuts=tuple(sorted(cuts)))
-    mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
-    with axes.use_mesh(mesh):
-        model, content, _ = restore.pretrained(base, config)
-        adapted = [_over(config, run, content, step) for run in runs]
-        with checking("--adapter"):
-            return mesh, bank(model, adapted), base.tokenizer
-
-
-def _over(config: ModelConfig, run: Workdir, content: str, step: str):
-    """A model with the adapter of a workdir over shapes of its base, parted as in `config`."""
-    shapes = lambda config: state.abstract_model(
-        lambda rngs: run.tuning.apply(architectures.make(config, rngs), rngs.params())
-    )
-    with contextlib.closing(run.checkpoints(content)) as checkpoints:
-        arrays = by_name(trained(checkpoints.restore_model(shapes(run.architecture), find_step(checkpoints, step))))
-    target = shapes(config)
-    if other := [name for name, leaf in trained(target).items() if role_of(leaf) is not Role.LOW_RANK]:
-        raise ConfigError(f"--adapter={run.path}: {other[0]} was trained beside the adapter, and rows can't share it")
-    found = restacked(arrays, run.architecture, config, trained(target))
-    places = variables(target)
-    return replaced(target, {name: places[name].replace(array) for name, array in found.items()})
-
-
-def _lora(run: Workdir) -> Tuning:
-    """What trained there, low-rank adapters."""
-    method = run.tuning.method
-    if not isinstance(method, Lora):
-        kind = "no adapter" if method is None else f"{type(method).__name__.lower()} and no such adapter"
-        raise ConfigError(f"{run.path} holds {kind}; this is for low-rank ones (configs/lora.py)")
-    return run.tuning
 
 
 def _table(config: ModelConfig, model_type: str | None) -> Table:

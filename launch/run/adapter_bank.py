@@ -1,0 +1,66 @@
+"""Loads several low-rank adapters over one base, for batches whose rows choose among them (model/adapt/bank.py)."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from launch.program.checking import ConfigError, checking
+from launch.run import restore
+from launch.run.early_stopping import find_step
+from launch.run.workdirs import Workdir
+from model import architectures, axes, count
+from model.adapt.bank import bank
+from model.adapt.lora import Lora
+from model.adapt.tuning import Tuning
+from model.config import ModelConfig
+from model.patterns import restacked
+from model.roles import Role, role_of
+from model.weights import by_name, replaced, trained, variables
+from train import state
+
+
+def lora(run: Workdir) -> Tuning:
+    """What trained there, low-rank adapters."""
+    method = run.tuning.method
+    if not isinstance(method, Lora):
+        kind = "no adapter" if method is None else f"{type(method).__name__.lower()} and no such adapter"
+        raise ConfigError(f"{run.path} holds {kind}; this is for low-rank ones (configs/lora.py)")
+    return run.tuning
+
+
+def several(
+    base: Workdir,
+    runs: Sequence[Workdir],
+    mesh: jax.sharding.Mesh | None = None,
+    step: str = "",
+    dtype: str | None = None,
+):
+    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row; of each
+    the checkpoint `step`; in another precision than the base's, where `dtype` says one."""
+    config = dataclasses.replace(restore.in_precision(base, base.architecture, dtype), cuts=())
+    # Parted wherever an adapter parts its layers.
+    cuts = {cut for run in runs for cut in lora(run).cuts(config, count.names(config))}
+    config = dataclasses.replace(config, cuts=tuple(sorted(cuts)))
+    mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
+    with axes.use_mesh(mesh):
+        model, content, _ = restore.pretrained(base, config)
+        adapted = [_over(config, run, content, step) for run in runs]
+        with checking("--adapter"):
+            return mesh, bank(model, adapted), base.tokenizer
+
+
+def _over(config: ModelConfig, run: Workdir, content: str, step: str):
+    """A model with the adapter of a workdir over shapes of its base, parted as in `config`."""
+    shapes = lambda config: state.abstract_model(
+        lambda rngs: run.tuning.apply(architectures.make(config, rngs), rngs.params())
+    )
+    with contextlib.closing(run.checkpoints(content)) as checkpoints:
+        arrays = by_name(trained(checkpoints.restore_model(shapes(run.architecture), find_step(checkpoints, step))))
+    target = shapes(config)
+    if other := [name for name, leaf in trained(target).items() if role_of(leaf) is not Role.LOW_RANK]:
+        raise ConfigError(f"--adapter={run.path}: {other[0]} was trained beside the adapter, and rows can't share it")
+    found = restacked(arrays, run.architecture, config, trained(target))
+    places = variables(target)
+    return replaced(target, {name: places[name].replace(array) for name, array in found.items()})
