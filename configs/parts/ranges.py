@@ -5,9 +5,9 @@
     'int -1 or [1, inf)'  an integer of at least 1, or -1
     a name ending in []   applies to the number in each pair of a list ((pattern, number), ...)
 
-A run with a field outside its range is refused before it starts (launch/run/ranges.py). Ranges of the other fields of
-config.model stand beside their defaults in model/config.py and model/parts.py. A test fails if a numeric field has no
-range.
+A run with a field outside its range is refused before it starts (launch/run/ranges.py). Other ranges stand beside what
+they belong to: those of config.model in model/config.py and model/parts.py, those of config.objective in the classes of
+train/objectives/. A test fails if a numeric field has no range.
 """
 
 RANGES = {
@@ -39,10 +39,6 @@ RANGES = {
     "optimizer.rates[]": "float [0, inf)",
     "optimizer.clip_norm": "float [0, inf)",
     "optimizer.correction_rate": "float [0, inf)",
-    "objective.z_loss": "float [0, inf)",
-    "objective.label_smoothing": "float [0, 1)",
-    "objective.balance_loss": "float [0, inf)",
-    "objective.router_z_loss": "float [0, inf)",
     "data.sources[]": "float [0, inf)",
     "data.validation": "float [0, 1)",
     "data.seq_len": "int [1, inf)",
@@ -78,8 +74,8 @@ RANGES = {
     "profile_steps": "int [0, inf)",
 }
 # The other fields of a run: names, booleans, patterns and paths. A field in neither table is refused, because no code
-# reads it. Fields of config.model, config.objective and config.adapt are not listed here: the code that reads them
-# checks them.
+# reads it. Fields of config.model, config.objective, config.adapt and of kinds of examples (config.data.chat, ...) are
+# not listed here: the code that reads them checks them.
 OTHERS = (
     "data.sources",
     "data.path",
@@ -91,17 +87,6 @@ OTHERS = (
     "data.tokenizer.path",
     "data.tokenizer.mask",
     "data.tokenizer.chat",
-    "data.chat.template",
-    "data.chat.system",
-    "data.pairs.source",
-    "data.pairs.target",
-    "data.pairs.prefix",
-    "data.labels.kind",
-    "data.labels.text",
-    "data.labels.pair",
-    "data.labels.label",
-    "data.labels.split",
-    "data.labels.read",
     "data.corruption.kind",
     "data.corruption.whole_words",
     "optimizer.name",

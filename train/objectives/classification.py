@@ -19,8 +19,8 @@ from model import axes
 from model.config import ModelConfig
 from train.evals import entities, label_metrics
 from train.losses import Loss
+from train.objectives import routing
 from train.objectives.objective import HeldOut, Objective
-from train.objectives.routing import with_routers
 
 # Explanations that are printed beside the metrics of an evaluation.
 _MEANINGS = {
@@ -53,6 +53,7 @@ class Classification(Objective):
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"from_data": True})
 
     predicts_tokens: ClassVar = False
+    ranges: ClassVar = {"label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         others = sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(data)} - {"labels"})
@@ -90,7 +91,7 @@ class Classification(Objective):
             tags = entities.codes(self.names)
             total, metrics = _classes(scores_BTC, batch, self.label_smoothing, key is None, tags)
         loss = Loss(total, weights_BT.sum(), jax.lax.stop_gradient(metrics))
-        return with_routers(loss, hidden.router, self.balance_loss, self.router_z_loss)
+        return routing.with_routers(loss, hidden.router, self.balance_loss, self.router_z_loss)
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
         return label_metrics.figures(loss, _labels(held_out))

@@ -13,8 +13,8 @@ from model.architectures import Source
 from model.config import ModelConfig
 from train.evals import perplexity
 from train.losses import Loss, cross_entropy
+from train.objectives import routing
 from train.objectives.objective import HeldOut, Objective
-from train.objectives.routing import with_routers
 
 HEADS = ("language_model", "masked")  # those that give token logits
 # The config.data.corruption.kind that each architecture learns from.
@@ -36,6 +36,7 @@ class Language(Objective):
     router_z_loss: float = 0.0
 
     predicts_tokens: ClassVar = True
+    ranges: ClassVar = {"z_loss": "float [0, inf)", "label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         if model.head not in HEADS:
@@ -73,7 +74,7 @@ class Language(Objective):
         if self.z_loss:
             metrics["z_loss"] = loss.z_loss
         found = Loss(loss.total, weights_BT.sum(), metrics)
-        return with_routers(found, hidden.router, self.balance_loss, self.router_z_loss)
+        return routing.with_routers(found, hidden.router, self.balance_loss, self.router_z_loss)
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
         return perplexity.figures(loss, held_out.bytes_per_token)

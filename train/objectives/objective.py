@@ -40,6 +40,8 @@ class Objective:
     companions: ClassVar[tuple[Companion, ...]] = ()
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
+    # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
+    ranges: ClassVar[Mapping[str, str]] = {}
     # {metric of its evaluations: whether lower is better}, for metrics whose names do not show it (early_stopping.py).
     lower_is_better: ClassVar[Mapping[str, bool]] = {}
 

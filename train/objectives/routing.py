@@ -5,6 +5,9 @@ import jax
 from model.experts.router import RouterStats
 from train.losses import Loss
 
+# The ranges of the two coefficients, for objectives that have them as settings (Objective.ranges).
+RANGES = {"balance_loss": "float [0, inf)", "router_z_loss": "float [0, inf)"}
+
 
 def with_routers(loss: Loss, router: RouterStats | None, balance_loss: float, router_z_loss: float) -> Loss:
     """Returns `loss` plus the losses of the routers, and their metrics as experts/NAME. Without routers: `loss`.

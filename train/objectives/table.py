@@ -17,6 +17,11 @@ def fields(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in own if not field.metadata.get("from_data")}
 
 
+def ranges() -> dict[str, str]:
+    """Returns the range of each numeric field that config.objective may have under any name."""
+    return {field: interval for kind in OBJECTIVES.values() for field, interval in kind.ranges.items()}
+
+
 def make(settings: Mapping[str, Any]) -> Objective:
     """Returns the objective that config.objective describes: a name, and fields of the class with that name.
 

@@ -9,10 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.sizes import SIZES
+from data.examples import kinds
 from launch.program.checking import ConfigError
 from launch.run import ranges
 from launch.run.defaults import flat
 from tests.launch.conftest import refused
+from train.objectives.table import OBJECTIVES
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ARGUMENTS = {"benchmark": ["small", "small-lora", "small-qlora"]}
@@ -39,19 +41,26 @@ def numbers(fields):
             yield field, value
 
 
+RANGES = ranges.known_ranges()
 NUMBERS = {field: value for fields in published() for field, value in numbers(fields)}
 
 
 def test_every_number_has_a_range_and_lies_in_it():
-    missing = NUMBERS.keys() - ranges.RANGES.keys()
-    assert not missing, f"add a line to configs/parts/ranges.py, or beside the default in model/: {sorted(missing)}"
+    missing = NUMBERS.keys() - RANGES.keys()
+    places = "configs/parts/ranges.py, beside the default in model/, or `ranges` of the objective"
+    assert not missing, f"add a line to {places}: {sorted(missing)}"
     for fields in published():
         ranges.check(ConfigDict(nested(fields)))
 
 
 def test_no_range_is_left_over():
     """The fields of a model are not all set by some size; ModelConfig reads the ranges of the others."""
-    assert {field for field in ranges.RANGES if not field.startswith("model.")} <= NUMBERS.keys()
+    assert {field for field in RANGES if not field.startswith("model.")} <= NUMBERS.keys()
+
+
+def test_a_setting_has_the_same_range_in_every_objective():
+    found = {(field, interval) for kind in OBJECTIVES.values() for field, interval in kind.ranges.items()}
+    assert len(found) == len({field for field, _ in found})
 
 
 @pytest.mark.parametrize(
@@ -67,10 +76,9 @@ def test_a_field_that_nobody_reads_is_refused(field, near, tiny, tmp_path):
 
 def test_every_field_of_a_config_is_known():
     """Of the two tables in configs/parts/ranges.py, and none of them is left over."""
-    fields = {
-        field for fields in published() for field in fields if not field.startswith(("model.", "objective.", "adapt."))
-    }
-    assert {field for field in fields if field not in ranges.RANGES} == set(ranges.OTHERS)
+    elsewhere = ("model.", "objective.", "adapt.", *(f"data.{kind}." for kind in kinds.KINDS))
+    fields = {field for fields in published() for field in fields if not field.startswith(elsewhere)}
+    assert {field for field in fields if field not in RANGES} == set(ranges.OTHERS)
 
 
 def nested(fields):
@@ -86,10 +94,10 @@ def nested(fields):
 
 def outside(field):
     """Values below and above the range of a field, of another type, and what is no number."""
-    kind, low, high, right = re.fullmatch(r"(int|float).* ?[\[(](\S+), (\S+)([\])])", ranges.RANGES[field]).groups()
+    kind, low, high, right = re.fullmatch(r"(int|float).* ?[\[(](\S+), (\S+)([\])])", RANGES[field]).groups()
     values = [math.nan, math.inf, -math.inf, "1", True, (1,)]
     values += [1.5, 1.0] if kind == "int" else []
-    values += [None] if "None" not in ranges.RANGES[field] else []
+    values += [None] if "None" not in RANGES[field] else []
     values += [int(low) - 1, int(low) - 7, float(low) - 1e-3] if math.isfinite(float(low)) else []
     if math.isfinite(float(high)):
         values += [float(high) + 1e-3, 2 * int(high) + 1] + ([float(high)] if right == ")" else [])
