@@ -51,8 +51,7 @@ def on_rows(run, heads: tuple[Head, ...], arrays_BT: tuple[jax.Array, ...], *, a
         return run(names, heads, arrays_BT)
 
     def local(heads, arrays_BT):
-        # The transpose of this cast is the psum that adds the table's gradient over devices, once.
-        cast = lambda head: head._replace(**jax.lax.pcast({"w_VD": head.w_VD, "b_V": head.b_V}, names, to="varying"))
+        cast = lambda head: head._replace(**_varying({"w_VD": head.w_VD, "b_V": head.b_V}, names))
         found = run(names, tuple(map(cast, heads)), arrays_BT)
         return jax.lax.psum(found, names) if add else found
 
@@ -64,6 +63,14 @@ def on_rows(run, heads: tuple[Head, ...], arrays_BT: tuple[jax.Array, ...], *, a
     return jax.shard_map(local, axis_names=set(names), in_specs=specs, out_specs=whole if add else rows)(
         heads, arrays_BT
     )
+
+
+def _varying(arrays, names):
+    """Casts arrays to ones that differ between devices. The transpose of this cast adds their gradients, once."""
+    cast = lambda a: jax.lax.pcast(a, names, to="varying")
+    if table.here().narrow_sums:
+        return jax.tree.map(cast, arrays)
+    return jax.tree.map(lambda a: cast(a.astype(jnp.float32)).astype(a.dtype), arrays)
 
 
 def logits(head: Head, softcap: float, x_BCD: jax.Array) -> jax.Array:

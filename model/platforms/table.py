@@ -17,6 +17,9 @@ class Platform(NamedTuple):
     # Whether bfloat16 matmuls return float32. A CPU's compiler would then convert the operands to float32 and lose its
     # fast bfloat16 matmul.
     wide_products: bool = True
+    # Whether a shard_map over some of the mesh axes can add bfloat16 arrays. XLA's CPU compiler aborts on the sharding
+    # annotation that jax 0.10 writes into such an addition ("Invalid binary instruction opcode copy").
+    narrow_sums: bool = True
     unrolled: bool = False  # unroll scans over layers
     # Whether to read a small table by lookup. Otherwise a matmul with one-hot rows reads it, because the gradient of a
     # lookup adds row by row.
@@ -27,7 +30,15 @@ class Platform(NamedTuple):
 
 
 PLATFORMS = {
-    "cpu": Platform(cpu.contraction, "blocked", wide_products=False, unrolled=True, looks_up=True, unstacked=True),
+    "cpu": Platform(
+        cpu.contraction,
+        "blocked",
+        wide_products=False,
+        narrow_sums=False,
+        unrolled=True,
+        looks_up=True,
+        unstacked=True,
+    ),
     "tpu": Platform(attention="splash"),
     "gpu": Platform(attention="cudnn"),
 }

@@ -117,6 +117,23 @@ def test_vocabulary_and_rows_split_over_a_mesh(shape):
     np.testing.assert_allclose(dtable, dtable_expected, atol=1e-5)
 
 
+def test_bfloat16_over_a_mesh():
+    """A CPU adds the table's gradient over devices in float32; in bfloat16 its compiler would abort the process.
+
+    The tolerance is one step of bfloat16 (2^-8) for each of the four devices that are added.
+    """
+    x, table, targets, weights = (np.tile(a, (2,) + (1,) * (a.ndim - 1)) for a in inputs())
+    x, table = jnp.asarray(x, jnp.bfloat16), jnp.asarray(table[:V], jnp.bfloat16)
+    _, _, expected = value_and_gradients(x, table, targets, weights)
+    mesh = axes.make_mesh({"fsdp": 4, "tensor": 2})
+    with axes.use_mesh(mesh):
+        place = lambda a: axes.place(jnp.asarray(a), *("batch", "length", "features")[: a.ndim])
+        split = jax.device_put(table, jax.NamedSharding(mesh, axes.spec("vocab", "embed")))
+        _, _, found = value_and_gradients(place(x), split, place(targets), place(weights))
+    expected, found = (np.asarray(a, np.float32) for a in (expected, found))
+    assert np.linalg.norm(found - expected) <= 4 * 2**-8 * np.linalg.norm(expected)
+
+
 def sizes_in(jaxpr):
     """Numbers of elements of everything a program computes, in nested programs too."""
     for equation in jaxpr.eqns:
