@@ -201,10 +201,13 @@ def test_readme_tree_names_the_packages():
 
 
 def test_no_folder_is_crowded():
+    """launch/ and configs/ may have more files, because commands name them: python -m launch.NAME, configs/NAME.py."""
     counts = collections.Counter(
         str(Path(name).parent) for name in tracked() if not name.startswith(".") and not name.endswith("__init__.py")
     )
-    assert not {folder: count for folder, count in counts.items() if count > 15}
+    assert not {
+        folder: count for folder, count in counts.items() if count > (30 if folder in ("launch", "configs") else 15)
+    }
 
 
 @pytest.mark.parametrize("readme", ["README.md", *(f"{package}/README.md" for package in (*PACKAGES, "tests"))])
