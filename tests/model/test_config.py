@@ -115,7 +115,7 @@ def test_flops_are_those_of_the_program(name):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
 
 
-TUNED = {  # method, train_only; passes through the weights of each layer, through attention, through the output layer
+TUNED = {  # method, train_only; passes through each layer's weights, through attention, through the output layer
     "all": ({}, (), (3, 3), (3, 3), 3),
     "lora": (dict(method="lora", rank=3), (), (2, 2), (3, 3), 2),
     "adapter": (dict(method="adapter", reduction=8), (), (2, 2), (3, 3), 2),

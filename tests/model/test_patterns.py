@@ -87,7 +87,7 @@ def test_refuses(rules, words):
     ("given", "kind"),
     [
         (("query", "key"), bool),
-        ((".*", False), bool),  # a pair of brackets short
+        ((".*", False), bool),  # the outer brackets are missing
         ((("(", True),), bool),
         (((".*", 1),), bool),
         (((".*", True),), float),

@@ -1,4 +1,4 @@
-"""The block data.augment of a config: what it changes of a stream of batches, and its mistakes."""
+"""The config block data.augment: how it changes a stream of batches, and errors for wrong values."""
 
 import json
 

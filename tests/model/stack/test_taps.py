@@ -124,7 +124,7 @@ def test_gradients_equal_transformers():
     for found, expected in pairs:
         assert expected.abs().max() > 0.1
         np.testing.assert_allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
-    assert not np.any(block.feed_forward.up[2]), "the last layer is above all that was asked for"
+    assert not np.any(block.feed_forward.up[2]), "nothing that was requested depends on the last layer"
 
 
 def test_without_a_request_nothing_is_different(monkeypatch):

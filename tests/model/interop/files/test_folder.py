@@ -101,7 +101,7 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path):
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)]).returncode == 9
     assert [file.name for file in tmp_path.iterdir()] == ["out.partial"]
-    write(tmp_path / "out", TENSORS)  # and does not stand in the way
+    write(tmp_path / "out", TENSORS)  # the partial folder of a killed write does not block the next one
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
