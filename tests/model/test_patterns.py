@@ -1,4 +1,4 @@
-"""Patterns over parameters: names per layer, where lists split the stacks, and which lists are refused."""
+"""Patterns match parameters per layer and decide where stacks are split; broken lists are refused."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Names of parameters."""
+"""Parameters have stable, unique names."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Schedules equal their definition, AdamW and rates by pattern equal PyTorch's; weight decay; every optimizer."""
+"""Schedules equal their definitions; AdamW and rates by pattern equal PyTorch's; every optimizer decays and learns."""
 
 import jax
 import jax.numpy as jnp

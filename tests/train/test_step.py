@@ -1,4 +1,4 @@
-"""The training step: gradient accumulation, skipped updates, and a golden loss curve."""
+"""Gradient accumulation, skipped updates and the loss curve of the training step are correct."""
 
 import dataclasses
 

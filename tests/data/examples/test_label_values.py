@@ -1,4 +1,4 @@
-"""Which values count as labels, which of them are the same label, and how classes are ordered."""
+"""Labels are recognized, equal ones are merged, and classes have a fixed order."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The config block data.augment: how it changes a stream of batches, and errors for wrong values."""
+"""The config block data.augment changes a stream of batches as it says, and wrong values are refused."""
 
 import json
 

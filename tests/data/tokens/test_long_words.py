@@ -1,4 +1,4 @@
-"""Very long words: time of training a tokenizer and of encoding grows linearly with their length."""
+"""The time to train a tokenizer and to encode grows only linearly with the length of a word."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""Attention: blocked against one piece and numpy, values and gradients; grouped heads against repeated ones."""
+"""Blocked attention equals plain attention and numpy, with gradients; grouped heads equal repeated ones."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""transformers' checkpoints into a model and back: equal logits and bytes, on every mesh; and what is refused."""
+"""transformers' checkpoints load into a model and save back with equal logits and bytes, on every mesh."""
 
 import contextlib
 import dataclasses

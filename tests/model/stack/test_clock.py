@@ -1,4 +1,4 @@
-"""The clock of a pipeline against a simulation that follows each micro-batch."""
+"""The clock of a pipeline equals a simulation that follows each micro-batch."""
 
 import pytest
 

@@ -30,7 +30,7 @@ def tapped(model, *rows):
 
 
 def test_a_row_is_a_distribution_over_what_a_query_sees():
-    """Packed documents with a causal mask; layer 4 has a window of 5, and layer 3 none."""
+    """Rows are packed documents with a causal mask; layer 4 has a window of 5, and layer 3 has none."""
     _, segments, positions = ROWS
     probabilities = np.asarray(tapped(tiny.drawn(DEEP), *ROWS)[1].attention)
     assert probabilities.dtype == np.float32 and probabilities.shape == (2, 4, 16, 16, 16)
@@ -99,7 +99,7 @@ def test_every_mesh_equals_one_device(name, shape):
 
 
 def test_gradients_equal_transformers():
-    """A loss of a state and of attention probabilities, as in distillation, both from before the last layer."""
+    """The loss uses a hidden state and attention probabilities, as in distillation, both from before the last layer."""
     tokens, real, positions = padded("right", (20, 20, 20))
     rng = np.random.default_rng(5)
     of_state, of_attention = rng.normal(size=(3, 20, 32)), rng.normal(size=(3, 4, 20, 20))

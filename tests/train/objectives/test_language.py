@@ -1,4 +1,4 @@
-"""The language objective with experts: router losses, metrics, and the update of the correction biases."""
+"""With experts, the language objective adds router losses, reports loads, and updates the correction biases."""
 
 import dataclasses
 import functools

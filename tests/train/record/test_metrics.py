@@ -1,4 +1,4 @@
-"""metrics.py and events.py of train/record/: files after a stop, the progress line, MFU and times."""
+"""Metrics files stay correct over stops, and the progress line shows the right times and MFU."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The tables of config.json's fields against transformers' config classes; fields outside of the tables are refused."""
+"""The tables of config.json's fields equal transformers' config classes, and other fields are refused."""
 
 import contextlib
 import dataclasses

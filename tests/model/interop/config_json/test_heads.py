@@ -1,4 +1,4 @@
-"""transformers' classes with a known model_type but another structure."""
+"""transformers' classes with a known model_type but another structure are refused by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Folders and files, read and written, against the safetensors library; all the ways in which they can be broken."""
+"""Folders and files equal those of the safetensors library, and every kind of damage is named."""
 
 import json
 import os
