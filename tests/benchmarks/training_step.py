@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "gpt2"), default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--ours", action="append", default=[])
+    parser.add_argument(
+        "--ours", action="append", default=[], help="flags of launch.benchmark for a variant of our side"
+    )
     parser.add_argument("--python", default=sys.executable, help="Python interpreter that runs our side")
     parser.add_argument("--torch", default="eager,compile", help="PyTorch modes to run, comma-separated")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Parameters have stable, unique names."""
+"""A parameter, its array and its variable have the same name."""
 
 import jax
 import pytest

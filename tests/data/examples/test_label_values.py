@@ -1,4 +1,4 @@
-"""Labels are recognized, equal ones are merged, and classes have a fixed order."""
+"""Missing labels are recognized, labels that look alike are reported, and integer classes are ordered by value."""
 
 import json
 import math

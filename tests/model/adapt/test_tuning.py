@@ -101,7 +101,7 @@ def test_a_parted_stack_is_the_same_model():
 
 @pytest.mark.parametrize("activation", ["relu", "swish"])
 def test_an_adapter_by_pytorch(activation):
-    """An adapter is down, ReLU (or the named activation), up, as in AdapterHub. It starts at N(0, 0.02), biases at 0."""
+    """An adapter is down, ReLU (or another activation), up, as in AdapterHub; it starts as N(0, 0.02), biases as 0."""
     made = tuning.make(METHODS["pfeiffer"][0] | {"activation": activation})
     model = jax.jit(made.apply)(tiny.drawn(tiny.LLAMA), jax.random.key(3))
     adapter = model.stack.segments[0][0].feed_forward_adapter

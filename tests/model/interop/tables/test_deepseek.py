@@ -1,4 +1,4 @@
-"""DeepSeek's published configs are read, YaRN's factors survive a round trip, and additional tensors are ignored."""
+"""DeepSeek's published configs are read, YaRN's factors survive a round trip, and FP8 is refused."""
 
 import json
 import shutil
