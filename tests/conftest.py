@@ -1,7 +1,7 @@
-"""What every test runs under; set before jax is imported.
+"""Settings that all tests share. They must be in the environment before jax is imported.
 
-Eight devices, made of the CPU, so that meshes can be tested. Programs are kept between runs. Warnings of XLA are shown,
-because some tests read them.
+The CPU counts as eight devices, so that meshes can be tested. Compiled programs are cached between runs. XLA's warnings
+stay visible, because some tests read them.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
-# What a program of launch/ sets when it is imported is not for tests, but workers of xdist inherit it.
+# The programs of launch/ turn the cache off when they are imported. Workers of pytest-xdist inherit that; undo it.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
-# Most of the tests' time was LLVM's. Not to optimise halves it, and the older emitters of jaxlib 0.10 halve it again
-# (0.12 has none); what XLA does to a program before that stays the same.
+# LLVM took most of the tests' time. Turning its optimizations off halves that time, and the older emitters of jaxlib
+# 0.10 halve it again (jaxlib 0.12 has none). XLA's own passes over a program stay the same.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
@@ -29,18 +29,18 @@ from jax.experimental.compilation_cache import compilation_cache
 
 pytest_plugins = ["tests.needs", "tests.fast"]
 
-jax.devices()  # starts the backend with these settings: importing a program of launch/ later adds none of its own
+jax.devices()  # starts the backend with these settings, so that a later import from launch/ cannot change them
 
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
-    """Puts what tests make with tempfile into pytest's own folder, which keeps the last three runs and no more."""
+    """Puts the files that tests make with tempfile into pytest's folder, which keeps only the last three runs."""
     tempfile.tempdir = str(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture
 def compiled_afresh():
-    """A program from the cache prints no warning."""
+    """Turns the compilation cache off for one test, because a program from the cache prints no warnings."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
@@ -49,5 +49,5 @@ def compiled_afresh():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-families", action="store_true", help="walk through config.json of all families")
-    parser.addoption("--kills", type=int, default=5, help="how often tests/launch/training/test_kills.py kills its run")
+    parser.addoption("--all-families", action="store_true", help="vary config.json of every family, not only of some")
+    parser.addoption("--kills", type=int, default=5, help="number of kills in tests/launch/training/test_kills.py")

@@ -1,8 +1,9 @@
-"""`pytest --fast`: without what slow_tests.txt names, so that the rest is done in a few minutes.
+"""Adds `pytest --fast`, which skips the files of slow_tests.txt, so that the rest ends within a few minutes.
 
-A list of files, not of measured times: what is slow here is a kind of test (it compiles large programs, trains, starts
-processes), and a file holds one kind. So that the list stays true, a fast run ends with the tests that took too long
-for it. What counts is the processor's time, of child processes too: the machine may be busy with other things.
+The list names files and not measured times: a test is slow because of its kind (it compiles large programs, trains, or
+starts processes), and all tests of a file are of one kind. To keep the list up to date, a fast run ends with the names
+of the tests that took too long. It measures CPU time, child processes included, because the machine may be busy with
+other work.
 """
 
 import resource
@@ -12,16 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("slow_tests.txt")
-_TOO_LONG = 15.0  # seconds of processor time, with programs from the compile cache
+_TOO_LONG = 15.0  # seconds of CPU time, if the compiled programs are already cached
 _began = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fast", action="store_true", help="without the files and folders of tests/slow_tests.txt")
+    parser.addoption("--fast", action="store_true", help="skip the files and folders of tests/slow_tests.txt")
 
 
 def slow() -> list[Path]:
-    """Files and folders of slow_tests.txt."""
+    """Returns the files and folders that slow_tests.txt lists."""
     lines = (line.partition("#")[0].strip() for line in LIST.read_text().splitlines())
     return [ROOT / line for line in lines if line]
 
@@ -29,7 +30,7 @@ def slow() -> list[Path]:
 def pytest_ignore_collect(collection_path, config):
     if config.getoption("--fast") and any(collection_path.is_relative_to(path) for path in slow()):
         return True
-    return None  # others may have an opinion
+    return None  # None leaves the decision to other plugins
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,7 +40,7 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    if call.when == "teardown":  # the report takes the properties along, from workers too
+    if call.when == "teardown":  # the report carries the properties from xdist's workers to the main process
         item.user_properties.append(("processor_seconds", _processor_seconds() - item.stash[_began]))
     return (yield)
 
@@ -47,10 +48,10 @@ def pytest_runtest_makereport(item, call):
 def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--fast"):
         return
-    for report in terminalreporter.stats.get("", []):  # teardowns that went well
+    for report in terminalreporter.stats.get("", []):  # the key "" has the setups and teardowns that passed
         if (seconds := dict(report.user_properties).get("processor_seconds", 0.0)) > _TOO_LONG:
             terminalreporter.write_line(
-                f"slow: {report.nodeid} took {seconds:.0f} seconds of processor time; if it does again, name its file "
+                f"slow: {report.nodeid} took {seconds:.0f} seconds of CPU time; if this happens again, list its file "
                 "in tests/slow_tests.txt"
             )
 

@@ -1,6 +1,7 @@
-"""The marker of tests that need a program beside Python: `@pytest.mark.needs("chromium")` (system_packages.txt).
+"""Defines the marker of tests that need a program besides Python: `@pytest.mark.needs("chromium")`.
 
-Such a test is skipped where the program is missing, and the end of a run names it; with TESTS_SKIP_NOTHING=1 it fails.
+The programs are listed in system_packages.txt. Where one is missing, the test is skipped, and the end of the run says
+so. With TESTS_SKIP_NOTHING=1 the test fails instead.
 """
 
 import pytest
@@ -9,9 +10,7 @@ from tests import system
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "needs(*names): programs of tests/system_packages.txt without which it can't run"
-    )
+    config.addinivalue_line("markers", "needs(*names): programs of tests/system_packages.txt that the test needs")
 
 
 def pytest_runtest_setup(item):
@@ -26,4 +25,4 @@ def pytest_terminal_summary(terminalreporter):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         if reason.startswith("Skipped: needs "):
             name = reason.split()[2].rstrip(",")
-            terminalreporter.write_line(f"not run, as {name} is missing: {report.nodeid} (python -m tests.system)")
+            terminalreporter.write_line(f"not run, because {name} is missing: {report.nodeid} (python -m tests.system)")

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Set-up, lint, type check, tests.
+# Runs set-up, lint, type check and tests.
 #
-#   bash tests/run.sh                          all of them
-#   bash tests/run.sh fast                     without those of slow_tests.txt: a few minutes
-#   bash tests/run.sh tests/data -k packing    what pytest is given
+#   bash tests/run.sh                          all tests
+#   bash tests/run.sh fast                     without the files of slow_tests.txt; takes a few minutes
+#   bash tests/run.sh tests/data -k packing    these arguments go to pytest
 #
-# TESTS_SKIP_NOTHING=1: a missing program of system_packages.txt is an error; else tests that need it are skipped.
+# With TESTS_SKIP_NOTHING=1, a missing program of system_packages.txt is an error; otherwise, tests that need it are
+# skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup.sh tests/requirements.txt

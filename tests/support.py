@@ -1,8 +1,8 @@
-"""The table of supported families in model/README.md, made from the tables of the code.
+"""Makes the table of supported families in model/README.md from the tables of the code.
 
-    python -m tests.support     # writes it there, between the two comments that mark its place
+    python -m tests.support     # writes the table between the two comments that mark its place
 
-It stands with the tests, for it needs configs, which no package of the product imports.
+This file is in tests/ because it needs configs, which no package of the product imports.
 """
 
 from collections import defaultdict
@@ -75,7 +75,7 @@ COLUMNS["output"] = _output
 
 
 def _cell(column, configs: list[ModelConfig]) -> str:
-    """What the sizes of a family have in a column; where they differ, all of it."""
+    """Returns the text of a column for a family; where its sizes differ, the text has all the values."""
     found = []
     for values in zip(*map(column, configs), strict=True):
         if text := _either(list(dict.fromkeys(filter(None, values)))):
@@ -84,7 +84,7 @@ def _cell(column, configs: list[ModelConfig]) -> str:
 
 
 def _either(values: list[str]) -> str:
-    """`2 of 8 experts`, `2 of 16 experts` -> `2 of 8 or 2 of 16 experts`; of more such quantities, first and last."""
+    """Joins values: `2 of 8 experts`, `2 of 16 experts` -> `2 of 8 or 2 of 16 experts`; three or more give a range."""
     noun = " " + values[-1].split()[-1] if values else ""
     if len(values) < 2 or not all(value.endswith(noun) for value in values):
         return " or ".join(values)
@@ -92,7 +92,7 @@ def _either(values: list[str]) -> str:
 
 
 def _names(sizes: list[str]) -> str:
-    """a, b_1, b_2 -> `a` `b_{1,2}`"""
+    """Returns the names in code style: a, b_1, b_2 -> `a` `b_{1,2}`."""
     groups = defaultdict(list)
     for stem, line, end in (size.partition("_") for size in sizes):
         groups[stem + line].append(end)
@@ -104,12 +104,12 @@ def _names(sizes: list[str]) -> str:
 def table() -> str:
     families = defaultdict(dict)
     for name, fields in SIZES.items():
-        if fields["vocab_size"]:  # the others are ours, for a small machine
+        if fields["vocab_size"]:  # sizes without a vocabulary are our own, for small machines
             config = ModelConfig(**fields)
             family = CONFIGS[name]["model_type"] if name in CONFIGS else family_of(config)
             families[family][name] = config
     lacking = (FAMILIES.keys() | NAMES.keys()) - (families.keys() & NAMES.keys())
-    assert not lacking, f"no size in configs/sizes/, or no name here: {', '.join(sorted(lacking))}"
+    assert not lacking, f"no size in configs/sizes/ or no name in NAMES for: {', '.join(sorted(lacking))}"
     lines = [f"| | {' | '.join(COLUMNS)} | sizes |", "|" + "---|" * (len(COLUMNS) + 2)]
     for architecture, title in TITLES.items():
         members = [family for family in NAMES if next(iter(families[family].values())).architecture == architecture]
@@ -122,7 +122,7 @@ def table() -> str:
 
 
 def parts(text: str) -> list[str]:
-    """README before, between and after the marks."""
+    """Returns the parts of a README before, between and after the marks."""
     before, _, rest = text.partition(MARKS[0] + "\n")
     between, _, after = rest.partition(MARKS[1])
     return [before, between.strip(), after]

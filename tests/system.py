@@ -1,10 +1,10 @@
-"""Programs that tests need and pip cannot bring, listed in system_packages.txt.
+"""Installs the programs that tests need and pip cannot install; system_packages.txt lists them.
 
-    python -m tests.system        # installs what is missing: as root, where there is apt; else it says the one command
+    python -m tests.system        # installs what is missing, or prints the command if it is not root or has no apt
 
-A test that needs one is marked `@pytest.mark.needs("chromium")` and is skipped where it is missing (needs.py). With the
-variable TESTS_SKIP_NOTHING=1, which .ci/run sets, what is missing is an error, here and in the test. Imports the
-standard library alone.
+A test that needs such a program is marked `@pytest.mark.needs("chromium")`, and is skipped where the program is missing
+(needs.py). With TESTS_SKIP_NOTHING=1, which .ci/run sets, a missing program is an error, here and in the test. This
+file imports only the standard library, because it runs first.
 """
 
 import functools
@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 LIST = Path(__file__).with_name("system_packages.txt")
-_SECONDS = 600  # for all of it
-# A machine without a network should hear of it at once, and one that is installing something else is waited for.
+_SECONDS = 600  # time limit of each apt-get command
+# Without a network, fail at once. If another apt-get holds the lock, wait for it.
 _APT = ("-qq", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=120")
 
 
 class Program(NamedTuple):
-    """One line of the list."""
+    """One line of system_packages.txt."""
 
     name: str
     packages: tuple[str, ...]
-    command: str  # of a shell; its status says whether the program is there
+    command: str  # a shell command that exits with 0 if the program works
 
     def there(self) -> bool:
         done = subprocess.run(self.command, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
@@ -34,7 +34,7 @@ class Program(NamedTuple):
 
 
 def listed() -> dict[str, Program]:
-    """The programs of the list by name."""
+    """Returns the programs of system_packages.txt by name."""
     lines = (line for line in LIST.read_text().splitlines() if line.strip() and not line.startswith("#"))
     rows = ([part.strip() for part in line.split("|")] for line in lines)
     return {name: Program(name, tuple(packages.split()), command) for name, packages, command in rows}
@@ -42,12 +42,12 @@ def listed() -> dict[str, Program]:
 
 @functools.cache
 def missing() -> tuple[Program, ...]:
-    """Those that are not there, or don't work; asked once a process."""
+    """Returns the programs that are missing or don't work. Each process checks only once."""
     return tuple(program for program in listed().values() if not program.there())
 
 
 def lack(name: str) -> str | None:
-    """Why a test that needs this program can't run; None: it can.
+    """Returns why a test that needs this program cannot run, or None if it can.
 
     Raises:
       KeyError: the list has no such program.
@@ -55,11 +55,11 @@ def lack(name: str) -> str | None:
     program = listed()[name]
     if program not in missing():
         return None
-    return f"needs {name}, which is not there or does not work ({program.command}): {_command([program])}"
+    return f"needs {name}, which is missing or does not work ({program.command}): {_command([program])}"
 
 
 def strict() -> bool:
-    """Whether what is missing is an error."""
+    """Returns whether a missing program is an error."""
     return os.environ.get("TESTS_SKIP_NOTHING", "") not in ("", "0")
 
 
@@ -69,7 +69,7 @@ def _command(programs) -> str:
 
 
 def _install(programs) -> str:
-    """Try it; what went wrong, in a line."""
+    """Tries to install the programs. Returns one line on what went wrong, or ""."""
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for words in (("update",), tuple(_command(programs).split()[2:])):
         command = ["apt-get", *_APT, *words]
@@ -84,12 +84,12 @@ def _install(programs) -> str:
 
 
 def main() -> int:
-    """Install what is missing; 1 where something still is, and that is an error."""
+    """Installs what is missing. Returns 1 if a program is still missing and that is an error, else 0."""
     lacking, reason = missing(), ""
     if not lacking:
         return 0
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"installing {', '.join(program.name for program in lacking)} (a minute)", flush=True)
+        print(f"installing {', '.join(program.name for program in lacking)} (takes about a minute)", flush=True)
         reason = _install(lacking)
         missing.cache_clear()
         lacking = missing()

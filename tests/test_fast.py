@@ -1,4 +1,4 @@
-"""What a fast run leaves out is there to be left out."""
+"""`pytest --fast` skips exactly the listed files, and names the tests that took too long."""
 
 import os
 import subprocess

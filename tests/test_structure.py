@@ -1,4 +1,4 @@
-"""The rules that keep the code readable: who may import whom, floors inside a package, short files, a true README."""
+"""Rules that keep the code readable: allowed imports, layers inside a package, short files, complete READMEs."""
 
 import ast
 import collections
@@ -19,13 +19,13 @@ MAY_IMPORT = {
     "data": {"data"},
     "train": {"train", "model", "data"},
     "configs": {"configs"},
-    "launch": {"launch", "train", "model", "data", "configs"},  # of configs defaults and ranges alone
+    "launch": {"launch", "train", "model", "data", "configs"},  # of configs, only the defaults and ranges
 }
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def imports(path):
-    """Dotted names of the modules that a file imports, wherever in it."""
+    """Yields the dotted names of all modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -56,7 +56,7 @@ def test_configs_are_data():
 
 
 def test_programs_know_no_config_but_its_defaults_and_what_numbers_may_be():
-    """A config is chosen by a flag; what is in it, launch reads from the ConfigDict."""
+    """Programs read a config from the ConfigDict that a flag chooses, and import only defaults and ranges."""
     found = {name for path in FILES if module(path).startswith("launch.") for name in imports(path)}
     tables = {"defaults": ("DEFAULTS",), "ranges": ("RANGES", "OTHERS")}
     allowed = {f"configs.parts.{file}" for file in tables}
@@ -66,7 +66,7 @@ def test_programs_know_no_config_but_its_defaults_and_what_numbers_may_be():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_files_form_floors(package):
-    """No circle of imports: each file needs only files that could be read before it."""
+    """No imports form a circle."""
     modules = {module(path): path for path in FILES if module(path).split(".")[0] == package}
     graph = {name: {found for found in imports(path) if found in modules} - {name} for name, path in modules.items()}
     try:
@@ -76,7 +76,8 @@ def test_files_form_floors(package):
     assert len(order) == len(modules)
 
 
-# Rooms of a package from the bottom up; programs are the files beside them. A file uses its own room and lower ones.
+# The folders of a package from the bottom layer up; "programs" are the files beside them. A file may import from its
+# own folder and from lower layers.
 FLOORS = {"launch": ("program", "hosts", "run", "plans answers", "training conversion", "programs", "sweeps")}
 
 
@@ -96,7 +97,7 @@ def test_rooms_form_floors(package):
 
 
 def test_nothing_that_is_read_is_executed():
-    """What could run code out of a file, whatever it calls itself; chat templates run in jinja2's sandbox."""
+    """No module imports or calls what could run code from a file. Chat templates run in jinja2's sandbox instead."""
     modules = {
         "pickle",
         "cPickle",
@@ -139,7 +140,7 @@ def test_license_is_apache_2_unmodified():
 
 
 def test_commits_and_ci_check_by_the_same_commands():
-    """Hooks use what is installed, none is fetched."""
+    """Hooks run the same commands as CI, from the installed packages; pre-commit downloads nothing."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repository["repo"] for repository in hooks] == ["local"]
     hooks = {hook["id"]: hook for hook in hooks[0]["hooks"]}
@@ -149,11 +150,11 @@ def test_commits_and_ci_check_by_the_same_commands():
         assert re.search(rf"^{line}\b", script, re.MULTILINE)
         assert hooks[line.replace(" check", "").replace(" ", "-")]["entry"].startswith(line)
     assert hooks["structure"]["entry"].endswith("tests/test_structure.py")
-    assert hooks["shellcheck"]["types"] == ["shell"]  # in CI tests/launch/pods/test_launchers.py
+    assert hooks["shellcheck"]["types"] == ["shell"]  # CI runs it in tests/launch/pods/test_launchers.py
 
 
 def test_what_is_not_type_checked_yet_is_listed_by_file():
-    """No pattern: a new file is checked, and one that is gone leaves the list."""
+    """The list has no patterns, so new files are checked; a file that is gone must leave the list."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     (listed_modules,) = (entry["module"] for entry in settings["overrides"] if entry.get("ignore_errors"))
     assert {*listed_modules} <= {module(path) for path in FILES}
@@ -167,7 +168,7 @@ def tracked():
 
 
 def listed(readme):
-    """(files that the tree in a README names, folders of these)."""
+    """Returns (the files that the tree in a README names, their folders)."""
     block = re.search(r"## The tree\n.*?```\n(.*?)```", readme.read_text(), re.DOTALL)[1]
     files, all_folders, folders = [], [], []
     for line in filter(str.strip, block.splitlines()):
@@ -178,18 +179,18 @@ def listed(readme):
             all_folders.append("".join(folders))
         else:
             files.append("".join(folders) + name)
-            assert len(line.split()) > 2, f"the tree of {readme} does not say what {name} is for"
+            assert len(line.split()) > 2, f"the tree of {readme} does not describe {name}"
     return files, all_folders
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "tests"])
 def test_readme_trees_are_true(package):
-    """The tree in a package's README names every file once, with a word on what it is for."""
+    """The tree in a package's README names every file once and describes it."""
     files = [name.removeprefix(f"{package}/") for name in tracked() if name.startswith(f"{package}/")]
     files = [name for name in files if not name.endswith("__init__.py")]
     there, _ = listed(ROOT / package / "README.md")
     assert not (missing := sorted({*files} - {*there})), f"{package}/README.md does not name {missing}"
-    assert not (gone := sorted({*there} - {*files})), f"{package}/README.md names {gone}, which are gone"
+    assert not (gone := sorted({*there} - {*files})), f"{package}/README.md names {gone}, which do not exist"
     assert len(there) == len({*there})
 
 
@@ -216,11 +217,11 @@ def test_links_of_readmes_lead_somewhere(readme):
     for target in re.findall(r"\]\(([^)]+)\)", text):
         file, _, heading = target.partition("#")
         path = (ROOT / readme).parent / file if file else ROOT / readme
-        assert path.exists(), f"{readme} links to {target}"
+        assert path.exists(), f"{readme} links to {target}, which does not exist"
         if heading:
             headings = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
             names = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
-            assert heading in names, f"{readme} links to {target}"
+            assert heading in names, f"{readme} links to {target}, but has no such heading"
 
 
 def test_the_first_page_is_short():

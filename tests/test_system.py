@@ -1,4 +1,4 @@
-"""Programs beside Python: those of the list work, and what happens where one is missing, with stand-ins for apt."""
+"""The listed programs work, and a missing one is installed or reported; stand-ins replace apt-get."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_chromium_shows_the_report_of_a_run(tmp_path):
         writer.write(step, {"loss": 9.0 / step, "learning_rate": 0.1})
     writer.close()
     page, picture = run_report.write_report(tmp_path), tmp_path / "page.png"
-    # Root has no sandbox in chromium; a container has a small /dev/shm.
+    # Chromium's sandbox does not work as root, and a container has a small /dev/shm.
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     command += [f"--user-data-dir={tmp_path}/profile", "--window-size=800,600"]
     show = lambda what: subprocess.run([*command, what, page.as_uri()], check=True, capture_output=True, timeout=120)
@@ -31,7 +31,7 @@ def test_chromium_shows_the_report_of_a_run(tmp_path):
     show(f"--screenshot={picture}")
     pixels = matplotlib.image.imread(picture)
     assert pixels.shape[:2] == (600, 800)
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10  # text and curves, no empty page
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10  # the picture has text and curves
 
 
 @pytest.mark.needs("bubblewrap")
@@ -50,7 +50,7 @@ def test_java_answers():
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A list of one program, `wanted`, and an apt-get that writes down how it was called, and does `then`."""
+    """Makes a list with one missing program, `wanted`, and an apt-get that records its arguments and runs `then`."""
 
     def make(then: str, user: int = 0):
         programs, calls = tmp_path / "bin", tmp_path / "calls"
@@ -126,6 +126,6 @@ def test_the_marker_skips_by_name_and_fails_in_ci(strict, outcome, tmp_path):
     )
     assert outcome in done.stdout, done.stdout
     if strict:
-        assert "needs gone, which is not there" in done.stdout and "--yes package" in done.stdout
+        assert "needs gone, which is missing" in done.stdout and "--yes package" in done.stdout
     else:
-        assert "not run, as gone is missing: test_it.py::test_gone" in done.stdout
+        assert "not run, because gone is missing: test_it.py::test_gone" in done.stdout

@@ -1,10 +1,10 @@
-"""The accelerator's attention against plain XLA's: the largest differences, and the time of values and gradients.
+"""Compares the attention kernel of this device with plain XLA attention: largest differences, time with gradients.
 
     python -m tests.benchmarks.attention --length=4096
 
-Packed causal rows of three documents, bfloat16, on the first device: what model/attention/attend.py chooses there
-(splash, cuDNN, on a CPU blocks), and XLA's, interleaved. Differences are those from XLA's in float32, and so is what
-XLA itself is off by in bfloat16.
+The input is packed causal rows of three documents in bfloat16, on the first device. One side is the kernel that
+model/attention/attend.py chooses there (splash, cuDNN, or blocks on a CPU), the other is XLA's; they take turns.
+Differences are measured against XLA's attention in float32, for the kernel and for XLA's own bfloat16 result.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.model.tiny import packed_rows
 
 
 def inputs(rows: int, length: int, heads: int, group: int, features: int):
-    """(q, k, v, dy, mask) in float32; dy is 0 at padding."""
+    """Returns (q, k, v, dy, mask) in float32; dy is 0 at padding."""
     rng = np.random.default_rng(0)
     _, segments, positions = packed_rows(rows, length)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -55,7 +55,7 @@ def main() -> None:
     for name, run in runs.items():
         apart = [float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(run(), exact, strict=True)]
         words = ", ".join(f"{part} {value:.1e}" for part, value in zip(("y", "dq", "dk", "dv"), apart, strict=True))
-        print(f"{name:<5} largest difference, of the largest entry: {words}")
+        print(f"{name:<5} largest difference / largest entry: {words}")
     seconds = {name: [] for name in runs}
     for _ in range(args.rounds):
         for name, run in runs.items():

@@ -1,9 +1,10 @@
-"""Peak memory of loading a checkpoint folder: makes one of LLaMA's shape, loads it in a fresh process.
+"""Measures peak memory of loading a checkpoint folder: makes one like LLaMA's and loads it in a fresh process.
 
     python -m tests.benchmarks.checkpoint_memory --file_dtype=bfloat16 --param_dtype=float32 --layers=9 --devices=8
 
-Prints JSON: sizes in MB; the peak is VmHWM, all resident pages, file-backed ones too, from the start of the process.
-Fails where that is more than 1.3 times the model. Needs Linux and room for the checkpoint in the temporary folder.
+Prints JSON with sizes in MB. The peak is VmHWM: all resident pages since the start of the process, including
+file-backed ones. Fails if the peak is more than 1.3 times the model. Needs Linux, and room for the checkpoint in the
+temporary folder.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def write(path: Path, layers: int, dtype: np.dtype) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Resident memory of this process in MB."""
+    """Returns the resident memory of this process in MB."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {key: int(fields[key].split()[0]) * 1.024e-3 for key in ("VmRSS", "VmHWM", "RssAnon", "RssFile")}
 
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--file_dtype", default="float32")
     parser.add_argument("--param_dtype", default="float32")
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--measure", help="folder to load in this process")
+    parser.add_argument("--measure", help="load this folder in this process, and measure")
     args = parser.parse_args()
     if args.measure:
         measure(args.measure, args.layers, args.param_dtype, args.devices)

@@ -1,10 +1,10 @@
-"""Peak memory of a training step, planned and measured, on this machine's CPU.
+"""Compares planned and measured peak memory of a training step on this machine's CPU.
 
     python -m tests.benchmarks.planned_memory
 
-Planned: `launch.plan --target=cpu:1`. Measured: the most that a process holds during two steps, less what it held
-before the state was made, as the kernel counts it, with glibc's own allocator (launch/program/runtime.py's keeps what
-it has).
+Planned is what `launch.plan --target=cpu:1` says. Measured is the process's peak during two steps minus what it held
+before the state was made, as the kernel counts it. The process uses glibc's own allocator, because the one that
+launch/program/runtime.py sets does not return freed memory.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def config_of(name: str):
 
 
 def measure(name: str) -> None:
-    """In a process of its own: prints bytes."""
+    """Measures one model and prints bytes; runs in a process of its own."""
     import jax
     import numpy as np
 
@@ -53,7 +53,7 @@ def measure(name: str) -> None:
         compiled = step.lower(state.abstract(make, tx), shapes).compile()
         ctypes.CDLL(None).malloc_trim(0)
         before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the highest is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak counter
         train_state, batch = state.create(make, tx, 0), build.put(mesh)(batch)
         jax.block_until_ready(train_state)
         for _ in range(2):
@@ -68,7 +68,7 @@ def main() -> None:
     from launch.plans import candidates
     from train.planning import targets
 
-    print("| model | FLOPs a step | planned MiB | measured MiB | measured / planned |")
+    print("| model | FLOPs per step | planned MiB | measured MiB | measured / planned |")
     print("|---|---|---|---|---|")
     for name in MODELS:
         found = candidates.plan(config_of(name), targets.parse("cpu:1"), {"data": 1})

@@ -1,10 +1,10 @@
-"""What protection costs: the loop as it is against the loop without, saves, and reading a checkpoint to verify it.
+"""Measures what protection costs: guarded against unguarded steps, saves, and verifying a checkpoint.
 
     python -m tests.benchmarks.protection --model=small --steps=8 --rounds=8
 
-With: updates are judged (finite, spikes), a watchdog looks on, phases are timed. Without: none of it, and each update
-is made. Both run the same loop in one process, taking turns. Then saves: how long the loop waits for one, in steps, and
-how much longer steps take while it is written.
+Guarded: updates are checked (finite, no spike), a watchdog runs, and phases are timed. Unguarded: none of this, and
+every update is applied. Both run the same loop in one process, taking turns. The figures for saves are how long the
+loop waits for a save, in steps, and how much slower the steps are while it is written.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from train.watch.phases import Phases
 
 
 class Rows:
-    """The same random rows again and again."""
+    """Gives the same random rows at every step."""
 
     def __init__(self, config):
         rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ class Rows:
 
 
 def unguarded(objective, tx):
-    """train.step.make_train_step without a judgement of updates."""
+    """Returns train.step.make_train_step without the check of updates."""
     gradients = make_gradients(objective)
 
     def train_step(now, batch):
@@ -86,7 +86,7 @@ class NoPhases(Phases):
 
 
 class Runner:
-    """One of the two: `run(steps)` returns seconds."""
+    """Runs one of the two loops: `run(steps)` returns seconds."""
 
     def __init__(self, config, mesh, model, workdir: Path, protected: bool):
         self.config, self.step, self.protected = config, 0, protected
@@ -115,7 +115,7 @@ class Runner:
         )
 
     def save(self, steps: int) -> tuple[float, float]:
-        """(seconds that the loop waits for a save, seconds a step of those after it)"""
+        """Returns (seconds that the loop waits for a save, seconds per step of the steps after it)."""
         save, times = self.parts.checkpoints.save, []
 
         def timed(*arguments):
@@ -123,7 +123,7 @@ class Runner:
             save(*arguments)
             times.append((begin, time.perf_counter()))
 
-        self.step -= self.step % (2 * steps)  # the schedule saves at multiples
+        self.step -= self.step % (2 * steps)  # saves happen at multiples of 2 * steps
         self.parts.checkpoints.save = timed
         self.run(2 * steps, save_every=steps)
         self.parts.checkpoints.save = save
@@ -146,7 +146,7 @@ def spread(values) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="small", help="one of configs/benchmark.py")
+    parser.add_argument("--model", default="small", help="a model of configs/benchmark.py")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch_size", type=int, default=16)
     for name, default in (("steps", 8), ("rounds", 8)):

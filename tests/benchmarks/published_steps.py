@@ -1,17 +1,18 @@
-"""The planner's estimates beside published training steps, as the table of README.
+"""Compares the planner's estimates with published training steps, as a Markdown table for the README.
 
     python -m tests.benchmarks.published_steps
 
-Published: MaxText's tiers of optimized models (maxtext.readthedocs.io, reference/models/tiering), with the batch and
-split of its recipes (AI-Hypercomputer/tpu-recipes, and maxtext's benchmarks/maxtext_v5p_model_configs.py). Their remat
-policies keep or offload projections; ours is `full`. Rows of a chip are computed one after another (accumulate).
+The published figures are MaxText's tiers of optimized models (maxtext.readthedocs.io, reference/models/tiering), with
+batch and mesh from its recipes (AI-Hypercomputer/tpu-recipes, and maxtext's benchmarks/maxtext_v5p_model_configs.py).
+Their remat policies keep or offload projections; ours is `full`. The rows of a chip are computed one after another
+(accumulate).
 """
 
 from configs import pretrain_decoder
 from launch.plans import candidates
 from train.planning import page, targets
 
-# name, size, target, mesh, tokens of a row, rows a chip, micro-batches, published MFU
+# name, size, target, mesh, sequence length, rows per chip, micro-batches, published MFU
 STEPS = (
     ("Llama 2 70B", "llama2_70b", "v5p:8x8x8", {"data": 8, "fsdp": 64}, 4096, 4, 4, 0.654),
     ("Llama 3.1 8B", "llama3.1_8b", "v6e:16x16", {"fsdp": 256}, 8192, 4, 4, 0.4546),

@@ -1,9 +1,9 @@
-"""What does this function do? Instructions made of Python's standard library, to try fine-tuning on.
+"""Makes instructions from Python's standard library ("What does this function do?"), to try fine-tuning on.
 
     python -m tests.benchmarks.stdlib_docstrings --out=runs/docstrings.jsonl
 
-One line a documented public function: its first line of code as the question, the first sentence of its docstring as
-the answer.
+Each documented public function gives one line: the question is its first line of code, and the answer is the first
+sentence of its docstring.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def questions() -> Iterator[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/docstrings.jsonl"), help="Where to write them.")
+    parser.add_argument("--out", type=Path, default=Path("runs/docstrings.jsonl"), help="file to write")
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = list({json.dumps(row, ensure_ascii=False): None for row in questions()})

@@ -1,14 +1,14 @@
-"""Which module does this function come from? A labelled set made of Python's standard library, and a baseline.
+"""Makes a labelled data set from Python's standard library ("Which module is this function from?"), and a baseline.
 
     python -m tests.benchmarks.stdlib_functions --out=runs/functions.csv
     python -m launch.train --config=configs/classify.py --config.data.path=runs/functions.csv \
         --config.data.labels.split=split --workdir=runs/functions
 
-A text is a function's source without comments, docstrings and decorators, in which its own name, those of its module
-and of the class around it are replaced by `name`; the label is the module. The modules are the 12 with most functions;
-a function that stands in several of them, or twice, is left out, and a fifth of each module's are held out. Prints the
-figures of TF-IDF over words and pairs of words with logistic regression (scikit-learn) on that split, and of always
-saying the most frequent module.
+A text is the source of a function without comments, docstrings and decorators; the function's name and the names of its
+module and class are replaced by `name`. The label is the module. The data set has the 12 modules with the most
+functions. A function that occurs in several modules, or twice, is left out, and a fifth of each module is held out.
+Prints the held-out figures of two baselines: TF-IDF over words and word pairs with logistic regression (scikit-learn),
+and always predicting the most frequent module.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _LEFT_OUT |= {"encodings", "turtledemo", "ensurepip"}
 
 
 def functions(count: int) -> list[tuple[str, str]]:
-    """(text, module) of the `count` modules with most functions; a package is one module."""
+    """Returns (text, module) for the `count` modules with the most functions; a package counts as one module."""
     root, found = Path(sysconfig.get_path("stdlib")), defaultdict(dict)
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -73,12 +73,12 @@ def _shown(function: ast.FunctionDef, names: set[str]) -> str:
 
 
 def held_out(text: str, share: float = 0.2) -> bool:
-    """By a hash of the text, so that it is the same wherever the text comes from."""
+    """Decides by a hash of the text, so that the split is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 
 def baseline(rows: list[tuple[str, str, str]]) -> dict[str, dict[str, float]]:
-    """Figures on the held-out rows (split, label, text)."""
+    """Returns the baselines' figures on the held-out rows; a row is (split, label, text)."""
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,4 @@
-"""What the comparisons say when one side fails, and what is asked of the standard library."""
+"""The comparisons report why a side failed, and the questions about the standard library are well formed."""
 
 import sys
 import sysconfig
@@ -15,7 +15,7 @@ def test_a_worker_that_ends_early_says_why():
 
 
 def test_questions(tmp_path, monkeypatch):
-    """Public functions with a first sentence, asynchronous ones too."""
+    """Questions cover public functions, also asynchronous ones, whose docstring has a first sentence."""
     doc = '"""Read all that is there, to the end."""'
     source = f"def read(a, b=1):\n  {doc}\nasync def wait(*, c):\n  {doc}\ndef _own():\n  {doc}\ndef short():\n  pass\n"
     (tmp_path / "files.py").write_text(source)

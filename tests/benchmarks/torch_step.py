@@ -1,8 +1,9 @@
-"""A model of transformers in PyTorch, trained on random tokens: what our training step is compared with.
+"""Trains a model of transformers on random tokens in PyTorch, as the reference for the speed of our training step.
 
-A worker: prints {"compile_seconds", "trained_parameters"}, then for each number read from stdin times that many steps
-and prints the seconds of each as JSON. Same sizes, AdamW (fused), clipping and dtype rules as configs/benchmark.py; no
-dropout. With `lora` peft's low-rank adapters train (rank 8, of all linear layers) and nothing else.
+This is a worker process. It prints {"compile_seconds", "trained_parameters"}; then, for each number that it reads from
+stdin, it takes that many steps and prints the seconds of each as JSON. Sizes, AdamW (fused), clipping and dtypes are
+those of configs/benchmark.py; there is no dropout. With `lora`, only peft's low-rank adapters train (rank 8, on all
+linear layers).
 
     python tests/benchmarks/torch_step.py small float32 compile
     python tests/benchmarks/torch_step.py llama float32 compile lora
@@ -57,7 +58,7 @@ def main(size: str, dtype: str, mode: str, method: str = "") -> None:
     torch.manual_seed(0)
     model = made(size)
     if method == "lora":
-        import peft  # which the others need not have
+        import peft  # imported here, because the other modes work without peft
 
         model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     trained = [param for param in model.parameters() if param.requires_grad]

@@ -1,9 +1,11 @@
-"""Our training step against transformers' GPT-2 in PyTorch: workers kept alive, two steps in turn, paired ratios.
+"""Compares our training step with transformers' GPT-2 in PyTorch.
 
     python -m tests.benchmarks.training_step --size=small --dtype=float32 --rounds=8
 
-Needs tests/requirements.txt. `--ours` adds a variant of our side: extra launch.benchmark flags, with NAME=VALUE words
-before them as environment, e.g. --ours="--config.model.remat=full". `--python` runs our side in another interpreter.
+Each side is a worker process that stays alive. The workers take turns with two steps each, and ratios are paired by
+round, so that a busy machine slows both sides. Needs tests/requirements.txt. `--ours` adds a variant of our side: more
+flags of launch.benchmark, after environment variables as NAME=VALUE words, e.g. --ours="--config.model.remat=full".
+`--python` runs our side in another interpreter.
 """
 
 import argparse
@@ -17,11 +19,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TOKENS = {"small": 16 * 256, "llama": 16 * 256, "gpt2": 4 * 256}  # a step
+TOKENS = {"small": 16 * 256, "llama": 16 * 256, "gpt2": 4 * 256}  # tokens per step
 
 
 class Worker:
-    """A process that makes its step ready, says facts about it, and then takes steps when it is told."""
+    """A process that compiles its step, prints facts about it, and then takes steps on request."""
 
     def __init__(self, command: list[str], environment: dict[str, str] | None = None):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
@@ -37,7 +39,7 @@ class Worker:
         self.facts = self.read()
 
     def seconds(self, steps: int) -> float:
-        """Of each of so many steps, the mean."""
+        """Returns the mean seconds per step over `steps` steps."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return statistics.mean(self.read())
@@ -53,7 +55,7 @@ class Worker:
 
 
 def pytorch(size: str, dtype: str, *rest: str) -> Worker:
-    """`rest`: the mode, and the method if there is one."""
+    """Starts a PyTorch worker. `rest` is the mode, and the method if there is one."""
     return Worker([sys.executable, str(HERE / "torch_step.py"), size, dtype, *rest])
 
 
@@ -66,8 +68,10 @@ def ours(size: str, dtype: str, python: str, variant: str = "") -> Worker:
 
 
 def compare(workers: dict[str, Worker], references: list[str], rounds: int, tokens: int) -> None:
-    """Gives two steps in turn, prints what each worker reaches and its speed over that of each reference, paired by
-    round, and ends the workers."""
+    """Runs rounds of two steps per worker, prints tokens/s and speed over each reference, and ends the workers.
+
+    Speeds are compared within a round.
+    """
     seconds = {name: [] for name in workers}
     for worker in workers.values():
         worker.seconds(1)
@@ -76,7 +80,7 @@ def compare(workers: dict[str, Worker], references: list[str], rounds: int, toke
             seconds[name].append(worker.seconds(2))
     for worker in workers.values():
         worker.process.kill()
-    print(f"{rounds} rounds of 2 steps; speed over another's: median, smallest and largest of a round")
+    print(f"{rounds} rounds of 2 steps; speed ratios: median (smallest to largest) over the rounds")
     print(f"{'':44}  tokens/s      best" + "".join(f"  {'over ' + name:>24}" for name in references))
     for name, values in seconds.items():
         row = f"{name:44}  {tokens / statistics.median(values):8,.0f}  {tokens / min(values):8,.0f}"
@@ -92,8 +96,10 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "gpt2"), default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--ours", action="append", default=[])
-    parser.add_argument("--python", default=sys.executable, help="interpreter of our side")
+    parser.add_argument(
+        "--ours", action="append", default=[], help="flags of launch.benchmark for a variant of our side"
+    )
+    parser.add_argument("--python", default=sys.executable, help="Python interpreter that runs our side")
     parser.add_argument("--torch", default="eager,compile", help="PyTorch modes to run, comma-separated")
     args = parser.parse_args()
 

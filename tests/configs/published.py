@@ -1,7 +1,7 @@
-"""config.json of the released checkpoints, by the name of our size: what in them describes the architecture.
+"""config.json of the released checkpoints by the name of our size, only the fields that describe the architecture.
 
-They are in the form in which they were released (transformers 4: `rope_theta`, `rope_scaling`). What a release leaves
-to the defaults of transformers' configuration class is written out.
+The fields are in the format of the release (transformers 4: `rope_theta`, `rope_scaling`). Where a release relies on
+the defaults of transformers' configuration class, the values are written out.
 """
 
 from tests.configs import published_encoder_decoders as encoder_decoders
@@ -125,7 +125,7 @@ CONFIGS = {
     **released(
         "gemma",
         _GROUPED,
-        _GEMMA | dict(hidden_act="gelu"),  # which means the tanh one
+        _GEMMA | dict(hidden_act="gelu"),  # in these releases, gelu means the tanh approximation
         {"gemma_2b": (2048, 18, 8, 16384, 1), "gemma_7b": (3072, 28, 16, 24576, 16)},
     ),
     **released(

@@ -1,4 +1,4 @@
-"""config.json of released encoder-decoders; see published.py."""
+"""config.json of released encoder-decoders, in the form of published.py."""
 
 from tests.configs.released import released
 

@@ -1,4 +1,4 @@
-"""config.json of released encoders; see published.py."""
+"""config.json of released encoders, in the form of published.py."""
 
 from tests.configs.released import released
 

@@ -1,4 +1,4 @@
-"""config.json of released mixtures of experts; see published.py."""
+"""config.json of released mixtures of experts, in the form of published.py."""
 
 from tests.configs.released import released
 

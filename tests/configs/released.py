@@ -1,8 +1,8 @@
-"""Builds the tables of released checkpoints: a row of values for each size."""
+"""Builds the tables of released checkpoints from one row of values per size."""
 
 
 def released(model_type: str, names: str, shared: dict, sizes: dict[str, tuple]) -> dict[str, dict]:
-    """A config for each size; `names` are those of its values, after which may come a dict of further ones."""
+    """Returns a config for each size. `names` are the fields of a row's values; a dict at its end has other fields."""
     configs, names = {}, names.split()
     for size, values in sizes.items():
         further = values[len(names)] if len(values) > len(names) else {}

@@ -1,4 +1,4 @@
-"""Named meshes have as many chips as their name says, and fit the model that they are meant for."""
+"""Named meshes have as many chips as their name says, and hold the model that they are meant for."""
 
 import math
 import re

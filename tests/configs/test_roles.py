@@ -1,7 +1,7 @@
-"""Roles against names: over all published sizes, what a parameter's role decides is what its name would.
+"""Over all published sizes, each parameter's role decides the same as its name would.
 
-The names are those of the architectures today, written out here once more; a parameter of a new kind needs a role and
-not a name that one of these patterns happens to find.
+The names are those of today's architectures, written out here again. A parameter of a new kind needs a role, not just a
+name that one of these patterns happens to match.
 """
 
 import re
@@ -48,7 +48,7 @@ HEADS = {"decoder": ("language_model", "token"), "encoder": ("masked", "sequence
 
 
 def models():
-    """Of every size and head, and of every method over a few: (name, abstract model)."""
+    """Returns (name, abstract model) for each size and head, and for each method over a few of the models."""
     for name, fields in SIZES.items():
         fields = dict(fields, vocab_size=fields["vocab_size"] or 256)
         config = ModelConfig(**fields)
@@ -85,8 +85,11 @@ def test_muon(all_models):
 
 
 def test_decay(all_models):
-    """The published default, patterns over names, is what roles say; but for Gemma's norms behind a part of a block,
-    whose names do not call them norms: by that list they decay. A correction has an update of its own."""
+    """Roles decide on decay like the published default, patterns over names, except for Gemma's norms after a sublayer.
+
+    The names of those norms do not contain "norm", so by the patterns they would decay. The correction of experts is
+    skipped, because it has an update of its own.
+    """
     rules = base("tiny", DECODERS).optimizer.decay
     for which, model in all_models.items():
         wanted = by_array(model.config, variables(model), rules, "")
@@ -97,7 +100,7 @@ def test_decay(all_models):
 
 
 def test_what_decoding_keeps_in_float32(all_models):
-    """All that lies along dims of these names, whatever the model computes in."""
+    """Parameters along dims of these names stay in float32, whatever dtype the model computes in."""
     for which, model in all_models.items():
         model = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float16), model)
         kept = jax.eval_shape(lambda model: generate.narrowed(model, jnp.bfloat16), model)
@@ -119,7 +122,7 @@ def test_linear_corrections_routers_and_factors(all_models):
 
 
 def test_counting(all_models):
-    """Tables, and what is multiplied with each token."""
+    """Roles separate tables, which are looked up, from matrices, which multiply each token."""
     for which, model in all_models.items():
         for name, last, variable in each(model):
             role = role_of(variable)
@@ -134,7 +137,7 @@ def roles(model):
 
 
 def test_roles_stay_through_transformations():
-    """jit, shapes, marks of what trains, quantization and back, a step of the optimizer."""
+    """Roles survive jit, eval_shape, freezing, quantization and back, and an optimizer step."""
     model = tiny.drawn(tiny.SWITCH)
     wanted = roles(model)
     assert roles(jax.jit(lambda model: model)(model)) == wanted
@@ -149,7 +152,7 @@ def test_roles_stay_through_transformations():
         params
     )
     assert {name: role_of(update) for name, update in updates.items()} == wanted
-    # And in effect, with gradients of zeros: what decays, and nothing else, moves.
+    # Roles also have their effect: with zero gradients, exactly the decayed parameters move.
     moved = {name for name, update in updates.items() if jnp.any(update[...])}
     assert moved == {name for name, role in wanted.items() if role not in count.ELEMENTWISE}
 

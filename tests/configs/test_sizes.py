@@ -1,7 +1,7 @@
-"""Published sizes: what importing the released config.json gives, and parameters and FLOPs as published.
+"""Published sizes equal their released config.json, and have the published parameters and FLOPs.
 
-Parameters are counted three times: on our modules, on transformers' (on torch's meta device, from the released
-config.json), and by those who published the model. Three sources agree, then: the size, the importer and the release.
+Parameters are counted three times: on our modules, on transformers' modules (on torch's meta device, from the released
+config.json), and by the publisher of the model. So the size, the importer and the release must all agree.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from model.interop.table import expected
 from model.weights import by_name
 from tests.configs.published import CONFIGS
 
-OURS = {*tiny.DECODERS, *tiny.ENCODERS, *tiny.ENCODER_DECODERS, "gpt3_175b"}  # no checkpoint was released
+OURS = {*tiny.DECODERS, *tiny.ENCODERS, *tiny.ENCODER_DECODERS, "gpt3_175b"}  # sizes without a released checkpoint
 
-# Parameters, and those without embedding and output layer: as written by those who published the model, in its paper
-# or on its card. Zeros that stand for rounding are left out ("0.34B", and not "340M").
+# Parameters, and parameters without embedding and output layer, as the publisher states them in the paper or on the
+# model card. Zeros that come from rounding are left out ("0.34B" instead of "340M").
 FIGURES = {
     "gpt2": ("124M",),
     "gpt2_medium": ("355M",),
@@ -43,7 +43,7 @@ FIGURES = {
     "mistral_7b_v0.1": ("7.24B",),
     "qwen2_0.5b": ("0.49B", "0.35B"),
     "qwen2_1.5b": ("1.54B", "1.31B"),
-    "qwen2_72b": ("72.71B", "70.21B"),  # of 7b the 7.07B count one of its two tables
+    "qwen2_72b": ("72.71B", "70.21B"),  # the 7.07B of 7b count only one of its two tables
     "qwen3_0.6b": ("0.6B", "0.44B"),
     "qwen3_1.7b": ("1.7B", "1.4B"),
     "qwen3_4b": ("4.0B", "3.6B"),
@@ -122,7 +122,7 @@ def test_every_size_has_its_release():
 def test_a_size_is_what_its_config_json_says(name):
     fields = registry.model_fields(CONFIGS[name]["model_type"], CONFIGS[name])
     assert config(name) == ModelConfig(**fields)
-    assert set(fields) <= set(SIZES[name]), "a field that a flag could not override"
+    assert set(fields) <= set(SIZES[name]), "a flag could not override these fields"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -133,7 +133,7 @@ def test_a_size_describes_itself(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_can_be_exported(name):
-    """To a family that is found by its parts, and has a place for every parameter."""
+    """The exporter finds the family from the parts of the model, and has a place for every parameter."""
     ours = ModelConfig(**SIZES[name] | {"vocab_size": SIZES[name]["vocab_size"] or 64})
     leaves = by_name(jax.eval_shape(lambda key: make(ours, nnx.Rngs(key)), jax.random.key(0)))
     assert expected(FAMILIES[family_of(ours)].table(ours), leaves)
@@ -148,17 +148,19 @@ def test_parameters_are_those_of_transformers(name):
             transformers.AutoConfig.for_model(kind, **values)
         )
     count = theirs.num_parameters()
-    # DeepSeek-V3's biases of experts are trained, though not by gradients, and no parameters to torch.
+    # DeepSeek-V3 updates the biases of its experts without gradients, so torch has them as buffers, not parameters.
     count += sum(buffer.numel() for path, buffer in theirs.named_buffers() if path.endswith("correction_bias"))
     if kind == "t5" and not values.get("tie_word_embeddings", True):
-        count += theirs.lm_head.weight.numel()  # released with T5 1.1; transformers 5 makes it the embedding table
+        count += theirs.lm_head.weight.numel()  # T5 1.1 was released with its own; transformers 5 ties it
     assert num_params(config(name)) == count
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_parameters_are_as_published(name):
-    """Within one of a figure's last digit, for some were cut off and not rounded. Encoders were counted without a head,
-    but with the pooler."""
+    """Counts are within one of the figure's last digit, because some publishers cut digits off instead of rounding.
+
+    Encoders were counted without a head, but with the pooler.
+    """
     ours = config(name)
     ours = dataclasses.replace(ours, head="none") if ours.architecture == "encoder" else ours
     for figure, embedding in zip(FIGURES[name], (True, False), strict=False):
@@ -170,15 +172,18 @@ def test_parameters_are_as_published(name):
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_defaults_of_transformers_are_this_size(name):
-    """Where a configuration class has a released model's values as defaults: a second source of config.json."""
+    """Some configuration classes have a released model's values as defaults: a second source of config.json."""
     kind = CONFIGS[name]["model_type"]
     values = transformers.AutoConfig.for_model(kind).to_dict() | {"architectures": list(FAMILIES[kind].classes)[:1]}
     assert ModelConfig(**registry.model_fields(kind, values)) == config(name)
 
 
 def test_flops_are_near_published_training_compute():
-    """Both papers count 6 a parameter and token: no attention, which adds 1.4 % to GPT-3 at 2048 tokens and 4 % to
-    Llama 3 at 8192; the latter leaves the embedding table in, which multiplies nothing and takes 0.5 % off here."""
+    """Our FLOPs per token are near the 6 N of both papers.
+
+    The papers leave out attention, which adds 1.4 % to GPT-3 at 2048 tokens and 4 % to Llama 3 at 8192. Llama 3's count
+    includes the embedding table, which multiplies nothing; without it we are 0.5 % lower.
+    """
     gpt3, llama3 = config("gpt3_175b"), config("llama3.1_405b")
     assert flops_per_token(gpt3, 2048) * 300e9 == pytest.approx(3.14e23, rel=0.02)
     assert flops_per_token(llama3, 8192) * 15.6e12 == pytest.approx(3.8e25, rel=0.04)

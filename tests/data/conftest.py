@@ -1,6 +1,6 @@
-"""A small corpus with what real text has (code, other scripts, odd spaces), made by a seeded generator.
+"""A small corpus with what occurs in real text (code, other scripts, odd spaces), from a seeded generator.
 
-Helpers are fixtures that give functions, so that no test file has to import another.
+Helpers are fixtures that return functions, so that no test file imports another.
 """
 
 import json
@@ -28,7 +28,7 @@ def texts():
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A folder (with a space in its name) of 20 files and 20 lines of jsonl, and the 40 texts."""
+    """Makes a folder (with a space in its name) of 20 files and 20 lines of jsonl; returns it and the 40 texts."""
     folder = tmp_path_factory.mktemp("some corpus")
     texts = [make_text(i, 20 + 37 * i % 400) for i in range(40)]
     for i, text in enumerate(texts[:20]):
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def settings():
-    """Gives `settings(*sources, **changes)`: the data block of a config."""
+    """Returns `settings(*sources, **changes)`, which makes the data block of a config."""
 
     def settings(*sources, **changes) -> dict:
         defaults = {
@@ -61,7 +61,7 @@ def prepared(corpus, settings, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
-    """The folder of a BERT tokenizer of few words, as transformers writes it."""
+    """Makes the folder of a BERT tokenizer with a few words, as transformers writes it."""
     folder = tmp_path_factory.mktemp("bert")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "hello", "##s", "x"]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
@@ -71,7 +71,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def roberta(tmp_path_factory):
-    """The folder of a RoBERTa tokenizer without merges."""
+    """Makes the folder of a RoBERTa tokenizer without merges."""
     folder = tmp_path_factory.mktemp("roberta")
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))

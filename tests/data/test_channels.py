@@ -1,6 +1,7 @@
-"""A kind of examples that `data` knows nothing of: answers that are preferred to others, with floats for each token.
+"""A kind of examples that `data` does not know: preferred and rejected answers, with floats for each token.
 
-It goes from records to batches on a mesh, beside text, and comes back from a saved position, by its own declarations.
+Only its declarations tell how it goes from records to batches on a mesh, beside text, and is restored from a saved
+position.
 """
 
 import json
@@ -41,7 +42,7 @@ def text(record):
 
 
 def logprobs(ids):
-    """Floats of which none has a short mantissa."""
+    """Returns floats whose mantissas are not short, so that a loss of precision would show."""
     return np.array([-np.log(2 + i) / 3 for i in ids], np.float32)
 
 
@@ -107,12 +108,12 @@ def mixed(request, tmp_path, corpus, settings):
 
 
 def groups(batch):
-    """Of each example of the batch its segments, in order of their ranks: {name: what stands in the segment}."""
+    """Yields the segments of each example of the batch, in the order of their ranks, as {name: values}."""
     for row in range(len(batch["tokens"])):
         here = {name: array[row] for name, array in batch.items()}
         for group in range(1, here["group_ids"].max() + 1):
             inside = np.flatnonzero(here["group_ids"] == group)
-            assert np.array_equal(inside, np.arange(inside[0], inside[-1] + 1))  # beside each other
+            assert np.array_equal(inside, np.arange(inside[0], inside[-1] + 1))  # contiguous
             segments = list(dict.fromkeys(here["segment_ids"][inside].tolist()))
             ats = [here["segment_ids"] == segment for segment in segments]
             yield [{name: array[at] for name, array in here.items() if len(array) == len(at)} for at in ats]
@@ -189,7 +190,7 @@ def test_what_belongs_to_a_token_moves_with_it_when_words_are_swapped(mixed):
 
 
 def packed(folder, example, own=OWN, prefix=(), count=3):
-    """Rows [B, C, T] of some examples, each as this one, and the notes."""
+    """Packs `count` copies of an example; returns its channels as arrays [B, T], and the notes."""
     context = Context(tokenizers.train([], "byte"), SEQ_LEN, False, lambda: iter(()), prefix)
     channels = example_channels(own, encoder=False)
     given = ((f"line {i}", {}) for i in range(count))
@@ -198,7 +199,7 @@ def packed(folder, example, own=OWN, prefix=(), count=3):
 
 
 def segment(n, own=OWN):
-    """Of n tokens, the last one trained; floats count its places."""
+    """Returns a segment of n tokens; only the last is trained, and floats number the places."""
     floats = np.arange(n, dtype=np.float32)
     named = {channel.name: floats for channel in own if channel not in GROUPS and not channel.mark}
     return Example(*np.ones((2, n), np.int32), np.r_[np.zeros(n - 1), 1].astype(np.uint8), own=named)
@@ -222,7 +223,7 @@ def test_the_longest_segments_are_cut_until_all_fit_into_a_row(tmp_path, sizes, 
         assert [len(part["tokens"]) for part in example] == list(cut)
         for part, n in zip(example, sizes, strict=True):
             own = len(part["tokens"]) - prefix
-            kept = np.r_[np.zeros(prefix), np.arange(n - own, n)]  # the left is cut, of floats too
+            kept = np.r_[np.zeros(prefix), np.arange(n - own, n)]  # floats lose their left end too
             assert np.array_equal(part["advantages"], kept) and part["weights"][-1] == 1
     long = sum(sizes) + prefix * len(sizes) > SEQ_LEN
     assert notes == ({f"examples were longer than {SEQ_LEN} tokens and were cut": 3} if long else {})

@@ -1,4 +1,4 @@
-"""Copies of held-out documents in training: counted over all sources, and left out on request."""
+"""Training documents that are copies of held-out ones are counted over all sources, and left out on request."""
 
 import json
 
@@ -14,7 +14,7 @@ from data.tokens import tokenizer as tokenizers
 
 
 def quiet(line: str) -> None:
-    """A log that nobody reads."""
+    """Ignores a line of the log."""
 
 
 def test_what_a_copy_is():
@@ -36,7 +36,7 @@ def test_against_a_set_of_the_texts():
 
 @pytest.fixture
 def folder(tmp_path):
-    """100 documents, of which 30 are there again under another name; so some are on both sides."""
+    """Makes a folder of 100 documents and copies of 30 of them; some copies are in the other split."""
     folder = tmp_path / "in"
     folder.mkdir()
     for i in range(100):
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def unpacked(prepared, which: str) -> list[str]:
-    """The documents of the first source's rows, without white space."""
+    """Returns the documents in the rows of the first source, with normalized white space."""
     source, tokenizer = prepared.sources[0], tokenizers.load(prepared.tokenizer_path)
     reader = RowReader(getattr(source, which), prepared.seq_len)
     rows = reader.read(range(len(reader)))
@@ -76,7 +76,8 @@ def test_they_are_counted_and_left_out_on_request(settings, folder, tmp_path):
     assert any(f"{len(copies)} of {len(train)} training" in line and "left out" in line for line in said)
     (left,) = dropped.sources
     assert (left.train_documents, left.train_copies) == (len(train) - len(copies), len(copies))
-    assert left.train_tokens == left.train_bytes + left.train_documents  # of a byte tokenizer, with the ends
+    # A byte tokenizer adds one end token per document.
+    assert left.train_tokens == left.train_bytes + left.train_documents
     assert dropped.directory != kept.directory and load(dropped.directory) == dropped
     assert prepare(config, tmp_path / "out", quiet) == kept
 
@@ -92,7 +93,7 @@ def test_a_tokenizer_learns_nothing_from_what_is_dropped(settings, tmp_path):
 
 
 def test_over_sources(settings, tmp_path):
-    """A document that one source holds out is trained on by another; and a source that is only watched trains none."""
+    """One source trains on documents that another holds out; a source of weight 0 trains on nothing."""
     texts = [f"document {i} of many" for i in range(60)]
     for name, count in (("a", 60), ("b", 30), ("c", 60)):
         lines = [json.dumps({"text": text, "n": name}) for text in texts[:count]]
@@ -119,7 +120,8 @@ def test_records(settings, tmp_path):
     copies = kept.sources[0].train_copies
     assert copies > 3 and dropped.sources[0].train_documents == kept.sources[0].train_documents - copies
     assert dropped.sources[0].train_tokens < kept.sources[0].train_tokens
-    assert len(corpus(dropped.sources[0], "train")) == kept.sources[0].train_documents  # the corpus itself stays whole
+    # The corpus on disk stays complete.
+    assert len(corpus(dropped.sources[0], "train")) == kept.sources[0].train_documents
 
 
 def test_errors(settings, tmp_path):

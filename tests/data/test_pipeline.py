@@ -1,3 +1,5 @@
+"""The training stream restores exactly, on any number of processes and with any batch size."""
+
 import dataclasses
 import json
 from itertools import islice
@@ -34,7 +36,7 @@ def row_key(batch, i) -> bytes:
 
 @pytest.fixture(scope="module")
 def two(corpus, settings, tmp_path_factory):
-    """Two sources, the second with three times the weight."""
+    """Prepares two sources; the second has three times the weight."""
     files = corpus[0]
     sources = ((f"files:{files}/*.txt", 1.0), (f"files:{files}/*.jsonl", 3.0))
     return prepare(settings(sources=()) | {"sources": sources}, tmp_path_factory.mktemp("two"), log=lambda line: None)
@@ -42,7 +44,7 @@ def two(corpus, settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corruptible(corpus, settings, tmp_path_factory):
-    """Prepared data whose tokenizer has a mask token and sentinels."""
+    """Prepares data with a tokenizer that has a mask token and sentinels."""
     tokenizer = {"kind": "bpe", "vocab_size": 330, "mask": True, "sentinels": 4}
     config = settings(corpus[0], tokenizer=tokenizer, corruption={"kind": "spans"})
     return prepare(config, tmp_path_factory.mktemp("corruptible"), log=lambda line: None)
@@ -88,7 +90,7 @@ def test_restoring_is_exact_from_every_position(two):
 
 
 def test_restoring_is_exact_with_weights_that_no_short_order_has(two):
-    """The seam between two blocks of the order included."""
+    """This includes the boundary between two blocks of the order."""
     first, second = two.sources
     odd = dataclasses.replace(two, sources=(first, dataclasses.replace(second, weight=0.12345)))
     start = {"next_row": (1 << 16) - 60, "stream": train_pipeline(odd, 6, seed=1).position()["stream"]}
@@ -98,7 +100,7 @@ def test_restoring_is_exact_with_weights_that_no_short_order_has(two):
 
 
 def shares(count):
-    """The rows of a batch of 8 that each of `count` processes reads."""
+    """Returns, for each of `count` processes, the rows that it reads of a batch of 8."""
     return np.split(np.arange(8), count)
 
 
@@ -126,8 +128,10 @@ def test_another_number_of_processes_goes_on_without_skip_or_repeat(two):
 
 
 def test_any_rows_of_a_batch(two):
-    """Where a mesh follows a torus, a process's rows are not adjacent; along an axis that does not split the batch,
-    several processes read the same ones."""
+    """Where a mesh follows a torus, the rows of a process are not adjacent.
+
+    Along an axis that does not split the batch, several processes read the same rows.
+    """
     rows = np.array([0, 1, 4, 5])
     batches = zip(take(train_pipeline(two, 8, 0), 3), take(train_pipeline(two, 8, 0, rows), 3), strict=True)
     assert all(equal({key: array[rows] for key, array in whole.items()}, some) for whole, some in batches)
@@ -180,7 +184,7 @@ def test_validation_has_every_row_once_in_order(two, processes):
     for source in two.sources:
         expected += list(RowReader(source.validation, two.seq_len).read(range(source.validation_rows)))
     total = len(expected)
-    assert total % 8  # else nothing would be filled up
+    assert total % 8  # otherwise no batch would need padding
     np.testing.assert_array_equal(whole["tokens"][:total], [row[0] for row in expected])
     np.testing.assert_array_equal(whole["targets"][:total], [row[1] for row in expected])
     assert not whole["weights"][total:].any()

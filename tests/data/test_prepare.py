@@ -1,3 +1,5 @@
+"""Preparation runs once per configuration, survives kills, and has clear errors."""
+
 import os
 import subprocess
 import sys
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def quiet(line: str) -> None:
-    """A log that nobody reads."""
+    """Ignores a line of the log."""
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -30,7 +32,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def unpacked(folder: Path, prepared) -> list[str]:
-    """The documents in packed rows, put together again."""
+    """Returns the documents in packed rows, joined again."""
     tokenizer = tokenizers.load(prepared.tokenizer_path)
     reader = RowReader(folder, prepared.seq_len)
     batch = from_rows(reader.read(range(len(reader))))
@@ -89,7 +91,7 @@ def test_other_settings_and_other_text_overwrite_nothing(settings, tmp_path):
     assert first.content_hash == longer.content_hash != changed.content_hash
     after = files(tmp_path / "out")
     assert {name: after[name] for name in before} == before
-    # Touched, but the same text: read again, and found to be what was there.
+    # Only the time has changed: the file is read again, and the text found to be the same.
     os.utime(text, (1, 1))
     assert prepare(config, tmp_path / "out", quiet).directory == changed.directory
 
@@ -113,7 +115,7 @@ def test_a_killed_preparation_is_done_again(corpus, settings, tmp_path, monkeypa
     lines = []
     prepared = prepare(settings(corpus[0]), tmp_path / "out", lines.append)
     assert list((tmp_path / "out").rglob("*.partial")) == []
-    assert len(lines) == {"build": 3, "train": 2, "write_rows": 1}[broken]  # what was finished isn't written again
+    assert len(lines) == {"build": 3, "train": 2, "write_rows": 1}[broken]  # finished stages are not written again
     assert finished <= set(files(tmp_path / "out"))
     assert (prepared.sources[0].train / pack.ROWS_FILE).read_bytes() == (
         expected.sources[0].train / pack.ROWS_FILE
@@ -126,7 +128,7 @@ def test_a_second_process_waits(corpus, settings, tmp_path):
     with stage.lock(tmp_path, lines.append):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout.readline() == f"another process is preparing {tmp_path}: waiting for it\n"
-        time.sleep(0.5)  # ample: all imports are done
+        time.sleep(0.5)  # plenty of time, because all imports are done
         assert process.poll() is None
         assert not (tmp_path / "corpora").exists()
     assert "writing" in process.communicate(timeout=60)[0]
@@ -203,7 +205,7 @@ def test_settings_errors(corpus, settings, tmp_path, changes, message):
 
 
 def test_a_given_tokenizer_must_suit_the_corruption(corpus, settings, prepared, tmp_path):
-    """Before any of the work: nothing is written."""
+    """The check comes before any work, so nothing is written."""
     tokenizer = {"kind": "file", "path": str(prepared.tokenizer_path)}
     with pytest.raises(DataError, match=r"the tokenizer has no mask token"):
         prepare(settings(corpus[0], tokenizer=tokenizer, corruption={"kind": "masked"}), tmp_path / "out", quiet)
@@ -219,7 +221,7 @@ def test_a_folder_that_is_not_prepared(tmp_path):
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(settings, tmp_path):
-    """A limit on file size stands in for a full disk: the system refuses the write in the same way."""
+    """A limit on the file size replaces a full disk; the system refuses the write in the same way."""
     (tmp_path / "a.txt").write_bytes(np.random.default_rng(0).integers(32, 127, 300_000, dtype=np.uint8).tobytes())
     config = settings(tmp_path / "a.txt", split="tail", tokenizer={"kind": "byte"})
     program = (

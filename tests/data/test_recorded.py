@@ -1,5 +1,7 @@
-"""What earlier code prepared is found again and gives the same rows, streams and batches: digests of them, recorded
-when rows said of their arrays only how many they are."""
+"""Data that earlier code prepared is found again and gives the same rows, streams and batches.
+
+Their digests were recorded when manifests gave only the number of arrays in a row.
+"""
 
 import hashlib
 import json
@@ -75,7 +77,7 @@ def write(folder):
 
 
 def of_content(files):
-    """In place of a fingerprint, which depends on where and when files were written."""
+    """Replaces the fingerprint of files, which depends on where and when they were written."""
     return [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
 
 
@@ -129,7 +131,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def made(folder, monkeypatch):
-    """Gives `made(name)`: what is prepared of a case, and its corruption and augmentation."""
+    """Returns `made(name)`, which prepares a case and returns (prepared data, corruption, augmentation)."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("data.read.fingerprints.of_files", of_content)
 
@@ -149,7 +151,7 @@ def test_rows_and_streams_are_those_recorded(made, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_rows_that_say_only_how_many_arrays_they_have_are_read_alike(made, name):
-    """As they were recorded until channels were declared."""
+    """Manifests had only the number of arrays before channels were declared."""
     prepared, *both = made(name)
     path = prepared.directory / "manifest.json"
     written = path.read_text()

@@ -1,4 +1,4 @@
-"""The architectures: who attends to whom (by gradient), packing, and transformers' GPT-2 and LLaMA as references."""
+"""Tokens see only what they should (by gradient), packing changes nothing, and GPT-2 and LLaMA equal transformers'."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Meshes: their errors, and shardings."""
+"""Meshes shard arrays as planned, and wrong ones get clear errors."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""ModelConfig: its errors, and FLOP counts against those of the program."""
+"""ModelConfig refuses contradictions, and its FLOP counts equal those of the program."""
 
 import dataclasses
 import math
@@ -115,7 +115,7 @@ def test_flops_are_those_of_the_program(name):
         assert dot_flops(program.jaxpr) == flops_per_token(config, 2 * length, training=flag) * rows * length
 
 
-TUNED = {  # method, train_only; passes through the weights of each layer, through attention, through the output layer
+TUNED = {  # method, train_only; passes through each layer's weights, through attention, through the output layer
     "all": ({}, (), (3, 3), (3, 3), 3),
     "lora": (dict(method="lora", rank=3), (), (2, 2), (3, 3), 2),
     "adapter": (dict(method="adapter", reduction=8), (), (2, 2), (3, 3), 2),
@@ -127,7 +127,7 @@ TUNED = {  # method, train_only; passes through the weights of each layer, throu
 
 @pytest.mark.parametrize("name", TUNED)
 def test_flops_of_what_trains(name):
-    """Counts by hand, and of the program without gradients of frozen weights, which nothing would read."""
+    """FLOPs equal counts by hand and those of the program, which omits the unused gradients of frozen weights."""
     fields, train_only, passes, attention, output = TUNED[name]
     made = tuning.make(fields, train_only)
     config = dataclasses.replace(tiny.LLAMA, attention="xla")

@@ -1,4 +1,4 @@
-"""The content hash of a model: it depends on values, names and dtypes, but not on the mesh."""
+"""The hash of a model depends on values, names and dtypes, but not on the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_small_and_large_arrays_by_the_formula(shape, dtype):
 
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 0.2), (jnp.bfloat16, 1.2)])
 def test_memory(dtype, limit):
-    """Returns the extra memory of hashing a large array over its bytes. (On a CPU, bfloat16 is copied.)"""
+    """Hashing a large array needs little extra memory. (On a CPU, bfloat16 is copied.)"""
     array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
     beside = _sums.lower(array).compile().memory_analysis().temp_size_in_bytes
     assert beside < limit * array.size * array.dtype.itemsize

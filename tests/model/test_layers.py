@@ -1,4 +1,4 @@
-"""Norms and dropout against numpy; activations against PyTorch; noise against transformers."""
+"""Norms and dropout equal numpy's, activations equal PyTorch's, and noise equals transformers'."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_bias_gradient_is_summed_in_float32():
 
 
 def test_activations_in_bfloat16_are_rounded_once():
-    """Computed in float32: the float64 result with one rounding, 2^-8 (1e-6: float32's error of 1 + tanh)."""
+    """They are computed in float32, and rounded once, by 2^-8, from the float64 result (1e-6 is float32's error)."""
     x = jnp.linspace(-6, 6, 201, dtype=jnp.bfloat16)
     exact = torch.nn.functional.gelu(torch.tensor(np.asarray(x, np.float64)), approximate="tanh").numpy()
     np.testing.assert_allclose(np.asarray(activate(x, "gelu_tanh"), np.float64), exact, rtol=2**-8, atol=1e-6)

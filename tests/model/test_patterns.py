@@ -1,4 +1,4 @@
-"""Patterns over parameters: names per layer, where lists split the stacks, and which lists are refused."""
+"""Patterns match parameters per layer and decide where stacks are split; broken lists are refused."""
 
 import dataclasses
 import re
@@ -87,7 +87,7 @@ def test_refuses(rules, words):
     ("given", "kind"),
     [
         (("query", "key"), bool),
-        ((".*", False), bool),  # a pair of brackets short
+        ((".*", False), bool),  # the outer brackets are missing
         ((("(", True),), bool),
         (((".*", 1),), bool),
         (((".*", True),), float),

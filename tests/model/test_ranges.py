@@ -1,4 +1,4 @@
-"""Which values a range contains, and the messages for others."""
+"""A range contains the right values, and gives clear messages for others."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Names of parameters."""
+"""A parameter, its array and its variable have the same name."""
 
 import jax
 import pytest

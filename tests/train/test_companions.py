@@ -26,14 +26,14 @@ CONFIG = dataclasses.replace(tiny.LLAMA, num_layers=2)
 
 @dataclasses.dataclass(frozen=True)
 class Apart(Objective):
-    """The squared distance of the logits from those of a reference."""
+    """The squared distance between the logits of the model and of a reference."""
 
     companions: ClassVar = (Companion("reference", "init_from"),)
 
     def __call__(self, model, batch, key, *, reference) -> Loss:
         rows = [batch[name] for name in ("tokens", "segment_ids", "positions")]
         own, other = (m.output(m(*rows).x_BTD).logits() for m in (model, reference))
-        distance = jnp.square(own - other + 1).mean(-1)  # 1 away, so that there is a gradient at the start
+        distance = jnp.square(own - other + 1).mean(-1)  # the distance starts at 1, so that there is a gradient
         weights_BT = batch["weights"]
         return Loss((distance * weights_BT).sum(), weights_BT.sum(), {"loss": (distance * weights_BT).sum()})
 
@@ -55,7 +55,7 @@ def test_a_companion_is_looked_at_and_stays():
     model, reference = tiny.drawn(CONFIG), weights.frozen(tiny.drawn(CONFIG))
     names, before = list(weights.trained(model)), arrays(reference)
     current = state.beside(state.around(model, sgd()), {"reference": reference})
-    assert list(weights.trained(current.model)) == names  # the names of what trains do not change
+    assert list(weights.trained(current.model)) == names  # the trainable parameters keep their names
     train_step = step.make_train_step(Apart(), sgd())
     losses = []
     for _ in range(3):
@@ -99,7 +99,7 @@ def test_companions_are_not_saved(tmp_path):
 @pytest.mark.parametrize("method", [Lora(rank=2), Bottleneck(reduction=4), Bottleneck("houlsby", 4)], ids=repr)
 @pytest.mark.parametrize("kind", ["float", "nf4"])
 def test_the_base_under_an_adapter_is_the_reference(method, kind):
-    """The same arrays as the base's, the base's logits, and what trains keeps its names."""
+    """The reference shares the base's arrays and has its logits, and the trainable parameters keep their names."""
     base = tiny.drawn(CONFIG)
     base = quantize(base, Settings("nf4")) if kind == "nf4" else base
     rows = [batch()[name] for name in ("tokens", "segment_ids", "positions")]
@@ -112,7 +112,7 @@ def test_the_base_under_an_adapter_is_the_reference(method, kind):
     off = without_adapters(model)
     np.testing.assert_array_equal(logits(off), expected)
     mine = {id(array) for array in jax.tree.leaves(model)}
-    assert all(id(array) in mine for array in jax.tree.leaves(off))  # no copy
+    assert all(id(array) in mine for array in jax.tree.leaves(off))  # nothing is copied
     assert not np.allclose(logits(model), expected, atol=1e-3)  # `model` still has its adapter
     train_step = step.make_train_step(Apart(), sgd())
     current, metrics = train_step(state.around(model, sgd()), batch())

@@ -1,4 +1,4 @@
-"""Early stopping against counts by hand, and whether lower or higher is better for each metric."""
+"""Early stopping equals counts by hand, and knows for each metric whether lower or higher is better."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from train.early_stopping import EarlyStopping, UnknownMetric, lower_is_better
 
 
 def followed(values, metric="validation/loss", **settings):
-    """[(best so far, ended)] after each value, with the counters stored and read back in between."""
+    """Returns [(best so far, ended)] after each value; the counters are saved and restored in between."""
     seen, saved = [], None
     for step, value in enumerate(values, 1):
         stopping = EarlyStopping(metric, **settings, saved=saved)
@@ -19,7 +19,7 @@ def followed(values, metric="validation/loss", **settings):
 
 
 def test_waits_for_patience_evaluations_in_a_row():
-    """An improvement in between starts the waiting anew; an equal value is none."""
+    """An improvement resets the count; an equal value is no improvement."""
     seen, stopping = followed([3.0, 2.0, 2.5, 2.0, 1.9, 2.0, 2.1, 1.9], patience=3)
     assert [best for best, _ in seen] == [True, True, False, False, True, False, False, False]
     assert [ended for _, ended in seen] == [False] * 7 + [True]
@@ -28,7 +28,7 @@ def test_waits_for_patience_evaluations_in_a_row():
 
 
 def test_small_steps_are_waiting_but_the_last_of_them_is_the_best():
-    """By 0.1 each with min_delta 0.25: only every third counts; with 0.35 the third comes too late."""
+    """Values improve by 0.1. With min_delta 0.25 every third one resets the count; with 0.35 the third is too late."""
     values = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4]
     seen, stopping = followed(values, patience=3, min_delta=0.25)
     assert all(best for best, _ in seen) and not stopping.ended and stopping.step == 7

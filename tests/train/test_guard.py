@@ -37,7 +37,7 @@ def test_the_limit_is_that_of_the_median_and_the_mad(noise, which):
         reason, after = JUDGE(recent, jnp.float32(loss), jnp.float32(norm), 5.0)
         assert reason == expected
         if expected:
-            np.testing.assert_array_equal(after, recent)  # what is left out changes no later judgement
+            np.testing.assert_array_equal(after, recent)  # skipped values do not change later decisions
         else:
             np.testing.assert_allclose(after[:, -1], [loss, np.log(norm)], rtol=1e-5)
             np.testing.assert_array_equal(after[:, :-1], recent[:, 1:])

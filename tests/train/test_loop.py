@@ -1,4 +1,4 @@
-"""The order of the loop's actions, with parts that only record calls, and the objects that it releases at its end."""
+"""The loop acts in the right order (its parts only record calls here), and releases its objects at the end."""
 
 import contextlib
 import gc
@@ -15,14 +15,14 @@ from train.parts import Parts, Schedule
 
 
 class State:
-    """In place of a TrainState: the steps that it has had."""
+    """Replaces TrainState and counts the steps."""
 
     def __init__(self, steps: int):
         self.steps = self.model = steps
 
 
 class Notes:
-    """Parts that write down what the loop asks of them, in its order."""
+    """Parts that record the loop's calls in their order."""
 
     def __init__(self, bad=(), figures=lambda steps: {"validation/loss": 1.0}, patience=0):
         self.seen, self.taken, self.bad, self.figures = [], 0, bad, figures
@@ -112,7 +112,7 @@ def test_a_step_is_read_before_it_is_evaluated_and_saved():
         *("batch 3", "twice 3", "write 3: goodput"),
         *("evaluate 3", "write 3: validation/loss", "observe 3"),
         *("replicas 3", "meet for the save of step 3", "save 3: data 3, {'validation/loss': 1.0}"),
-        # The last step is saved to the end, whatever became of its first save.
+        # The last step is saved again and waited for, whatever happened to its first save.
         *("replicas 3", "meet for the save of step 3", "save 3: data 3, {'validation/loss': 1.0}"),
         *("wait", "wait", "flush"),
     ]
@@ -127,7 +127,7 @@ def test_the_best_evaluation_is_saved_and_too_many_others_end_the_run():
 
 
 def test_a_roll_back_lets_the_state_go_at_once():
-    """Another is restored beside it: two would not fit."""
+    """Another state is restored next, and two would not fit into memory."""
     notes = Notes(bad=(2,))
     state = State(0)
     gone, step = [], notes.parts.train_step

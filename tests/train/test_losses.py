@@ -1,4 +1,4 @@
-"""Cross-entropy against PyTorch in float64, and the promise that no [batch, length, vocabulary] array exists."""
+"""Cross-entropy equals PyTorch's in float64, and no [batch, length, vocabulary] array exists."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def inputs(seed=0, length=T):
 
 
 def reference(x, table, targets, weights, z_loss, smoothing, bias=None, softcap=0.0):
-    """(total, nats, dx, dtable[, dbias]) by PyTorch in float64."""
+    """Returns (total, nats, dx, dtable[, dbias]), computed by PyTorch in float64."""
     bias = np.zeros(V) if bias is None else bias
     x, table, bias = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (x, table, bias))
     targets, weights = torch.tensor(targets).long().flatten(), torch.tensor(weights, dtype=torch.float64).flatten()
@@ -50,7 +50,7 @@ def value_and_gradients(x, table, targets, weights, **settings):
 @pytest.mark.parametrize("length", [T, 7, 1])
 @pytest.mark.parametrize("z_loss, smoothing", [(0.0, 0.0), (0.01, 0.1)])
 def test_equals_float64(z_loss, smoothing, length):
-    """Values and gradients, also where the length does not divide into chunks."""
+    """Values and gradients are equal, also if the length does not divide into chunks."""
     arrays = inputs(length=length)
     loss, dx, dtable = value_and_gradients(*arrays, z_loss=z_loss, label_smoothing=smoothing)
     total, nats, dx_expected, dtable_expected, _ = reference(*arrays, z_loss, smoothing)
@@ -76,7 +76,7 @@ def test_bias_and_softcap_equal_float64():
 
 
 def test_bfloat16_stays_near():
-    """Inputs exact in bfloat16. Each logit (size 10) is rounded to 8 bits: 0.02 of a nat, averaged over many tokens."""
+    """Inputs are exact in bfloat16. Each logit (about 10) is rounded to 8 bits: 0.02 nats, averaged over all tokens."""
     x, table, targets, weights = inputs(length=64)
     x, table = (jnp.asarray(a, jnp.bfloat16) for a in (x, table))
     loss, dx, dtable = value_and_gradients(x, table, targets, weights)
@@ -90,7 +90,7 @@ def test_bfloat16_stays_near():
 
 
 def test_evaluation_and_training_agree():
-    """The forward pass alone (no gradient asked for) is another program; it must give the same sums."""
+    """The forward pass without a gradient is another program, and must give the same sums."""
     x, table, targets, weights = inputs()
     alone = cross_entropy(
         Output(jnp.asarray(x), nnx.Param(jnp.asarray(table)), None, 0.0), targets, weights, z_loss=0.01
@@ -135,7 +135,7 @@ def test_bfloat16_over_a_mesh():
 
 
 def sizes_in(jaxpr):
-    """Numbers of elements of everything a program computes, in nested programs too."""
+    """Yields the number of elements of everything a program computes, including nested programs."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars if hasattr(var.aval, "size"))
         for inner in jaxprs_in_params(equation.params):
@@ -152,4 +152,4 @@ def test_never_holds_all_logits(length):
     program = jax.make_jaxpr(jax.grad(total, (0, 1)))(x, table, targets, weights)
     largest, everything = max(sizes_in(program.jaxpr)), 4 * length * V * 64
     assert largest <= everything / 2
-    assert largest >= 4 * V * 64, "the chunks of logits were not seen, so this test sees nothing"
+    assert largest >= 4 * V * 64, "the program has no chunks of logits, so this test checks nothing"

@@ -1,4 +1,4 @@
-"""Schedules against their definition, AdamW and rates by pattern against PyTorch, weight decay, and every optimizer."""
+"""Schedules equal their definitions; AdamW and rates by pattern equal PyTorch's; every optimizer decays and learns."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_schedule_refuses(name, warmup, words):
 
 
 def test_adamw_equals_pytorch():
-    """Ten clipped steps on the same gradients. Bias correction, epsilon and decoupled decay all show."""
+    """Ten clipped steps use the same gradients; mistakes in bias correction, epsilon or decoupled decay would show."""
     rng = np.random.default_rng(0)
     start, grads = rng.normal(size=(5, 3)), rng.normal(size=(10, 5, 3))
     ours = optimizer.make_optimizer(
@@ -76,7 +76,7 @@ def test_adamw_equals_pytorch():
 
 
 def test_rates_by_pattern_equal_groups_in_pytorch():
-    """Layer-wise decay of the learning rate: each layer of one array is a group of its own, decay of weights too."""
+    """With layer-wise rates, each layer of a stacked array acts like its own parameter group, for weight decay too."""
     query, table, scale = "stack/segments/0/0/attention/query", "inputs/tokens/table", "norm/scale"
     rates = (("layer/0/", 0.25), ("layer/1/", 0.5), ("layer/.*/-1/", 0.8), ("norm", 0.0), (".*", 0.1))
     factors = {query: (0.25, 0.5, 0.8), table: (0.1,), scale: (0.0,)}
@@ -122,7 +122,7 @@ def test_norms_and_biases_do_not_decay():
     assert flat["stack/segments/0/0/attention/query"] and flat["inputs/tokens/table"]
     assert not any(value for name, value in flat.items() if "norm" in name or "bias" in name)
     assert len(flat) == len(jax.tree.leaves(model))
-    # And in effect: with zero gradients, what decays shrinks and the rest stays as it is.
+    # The list also has its effect: with zero gradients, decayed parameters shrink and others stay.
     tx = optimizer.make_optimizer(settings(), lambda step: 0.1, config)
     updates, _ = jax.jit(lambda model: tx.update(jax.tree.map(jnp.zeros_like, model), tx.init(model), model))(model)
     moved = {weights.name(p): bool(jnp.any(u != 0)) for p, u in jax.tree.leaves_with_path(updates)}
@@ -136,14 +136,17 @@ RATES = (("layer/0/", 0.5), ("feed_forward/up", 0.0), (".*", 1.0))
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_with_zero_gradients_an_optimizer_only_decays(name):
-    """Each parameter loses learning rate x its factor x weight decay x parameter where the pattern says that it decays;
-    every other one, and one that is frozen, stays as it is to the bit. A schedule counts, and so does each step."""
+    """Each decayed parameter loses learning rate x its factor x weight decay x parameter.
+
+    All others, and frozen ones, stay bit-identical. The learning rate follows its schedule at every step.
+    """
     config = ModelConfig(**TINY, qkv_bias=True, mlp_bias=True, norm="layernorm", cuts=(1,))
     rate = optimizer.schedule("cosine", 0.1, steps=6, warmup=2)
     tx = optimizer.make_optimizer(settings(name=name, weight_decay=0.3, decay=DECAY, rates=RATES), rate, config)
     model = jax.jit(lambda: Decoder(config, nnx.Rngs(0)))()
     draw = iter(jax.random.split(jax.random.key(1), 100))
-    model = jax.tree.map(lambda a: 1 + jax.random.uniform(next(draw), a.shape), model)  # also biases, which begin as 0
+    # Also biases, whose initial value is 0.
+    model = jax.tree.map(lambda a: 1 + jax.random.uniform(next(draw), a.shape), model)
     model = Tuning(train_only=(("inputs|layer/1/.*/key", False), (".*", True))).apply(model, jax.random.key(0))
     trains, factors = weights.trained(model), patterns.by_layer(config, weights.by_name(model), RATES, "")
     decays = patterns.by_array(config, weights.by_name(model), DECAY, "")
@@ -167,7 +170,7 @@ def test_with_zero_gradients_an_optimizer_only_decays(name):
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_what_an_optimizer_does_not_read_is_listed(name):
-    """A field that changes no update, of all that a config gives it."""
+    """UNREAD lists, for each optimizer, the config fields that change no update."""
     model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     draw = np.random.default_rng(0).normal
@@ -190,7 +193,7 @@ def test_what_an_optimizer_does_not_read_is_listed(name):
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_learns(name):
-    """Twenty steps on one batch lower its loss."""
+    """Twenty steps on one batch lower the loss."""
     model = Decoder(ModelConfig(**TINY), nnx.Rngs(0))
     tokens = jnp.arange(32).reshape(2, 16)
     rate = {"sgd": 0.5, "lion": 3e-3, "muon": 0.02, "adafactor": 0.5}.get(name, 0.01)
@@ -215,7 +218,7 @@ def test_learns(name):
 
 @pytest.mark.parametrize("latent", [None, Latent(kv_rank=8, content_dim=4, rope_dim=2, value_dim=4, query_rank=8)])
 def test_muon_takes_the_matrices(latent):
-    """Its momentum covers every hidden matrix and nothing else."""
+    """Muon's momentum covers every hidden matrix and nothing else."""
     fields = TINY | dict(num_kv_heads=0, latent=latent) if latent else TINY
     model = Decoder(ModelConfig(**fields), nnx.Rngs(0))
     tx = optimizer.make_optimizer(settings(name="muon"), lambda step: 0.01, model.config)

@@ -1,4 +1,4 @@
-"""The step: accumulation, skipped updates, and a golden loss curve."""
+"""Gradient accumulation, skipped updates and the loss curve of the training step are correct."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ ROWS, LENGTH = 8, 16
 
 
 def batch(seed=0):
-    """Rows whose number of weighted tokens differs widely."""
+    """Makes rows with very different numbers of weighted tokens."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 32, (ROWS, LENGTH + 1), np.int32)
     return {
@@ -45,7 +45,7 @@ def start(rate=0.01, **settings):
 
 
 def run(steps=3, accumulate=1, mesh=None, **settings):
-    """Metrics of each step, and the final parameters."""
+    """Returns the metrics of each step, and the final parameters."""
     with axes.use_mesh(mesh or axes.make_mesh({"data": 1}, jax.devices()[:1])) as mesh:
         tx, current = start(**settings)
         train_step = step.make_train_step(Language(), tx, accumulate=accumulate)
@@ -59,7 +59,7 @@ def run(steps=3, accumulate=1, mesh=None, **settings):
 
 @pytest.mark.parametrize("shape", [{"data": 1}, {"fsdp": 2}])
 def test_accumulation_changes_nothing(shape):
-    """1 micro-batch = 4 with uneven weights, as divided once. SGD, so that gradients show and not their signs."""
+    """One micro-batch equals four with uneven weights. SGD shows gradients, where Adam would show only their signs."""
     mesh = axes.make_mesh(shape, jax.devices()[: 2 if "fsdp" in shape else 1])
     whole, params = run(mesh=mesh, name="sgd", rate=0.5)
     parts, params_parts = run(mesh=mesh, name="sgd", rate=0.5, accumulate=4)
@@ -71,7 +71,7 @@ def test_accumulation_changes_nothing(shape):
 
 
 def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
-    """It lies there before the first step, after each, and after it was read from a checkpoint."""
+    """The state is on the host before the first step, after each step, and after it is restored from a checkpoint."""
     mesh = axes.make_mesh({"fsdp": 2}, jax.devices()[:2])
     seen, params = run(mesh=mesh)
     offloaded, params_offloaded = run(mesh=mesh, offload=True)
@@ -98,7 +98,7 @@ def test_an_optimizer_state_on_the_host_changes_nothing(tmp_path):
 
 
 def test_clipping_bounds_the_update():
-    """With SGD at rate 1 the update's norm is the clipped gradient's; the metric shows the norm before."""
+    """With SGD at rate 1, the update's norm is that of the clipped gradient; the metric is the norm before clipping."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(name="sgd", beta1=0.0, rate=1.0, clip_norm=0.1, weight_decay=0.0)
         before = jax.device_get(jax.tree.leaves(current.model))
@@ -132,7 +132,7 @@ def test_skips_what_is_not_finite():
 )
 @pytest.mark.parametrize("spike", [0.0, 10.0])
 def test_an_update_that_is_not_finite_changes_nothing(broken, spike):
-    """The loss and the gradient are finite, but what a learning rate makes of them is not: for one parameter or all."""
+    """Loss and gradient are finite, but a learning rate makes the update infinite or NaN, for one parameter or all."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start(**broken)
         before = jax.device_get(jax.tree.leaves((current.model, current.opt_state)))
@@ -146,7 +146,7 @@ def test_an_update_that_is_not_finite_changes_nothing(broken, spike):
 
 
 def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
-    """bfloat16 has 8 bits: added one by one to 256, 63 ones are lost. The sum is rounded once, to 320."""
+    """bfloat16 has 8 bits: if 63 ones are added to 256 one by one, they are lost. The sum is rounded once, to 320."""
     config = ModelConfig(**{**CONFIG.__dict__, "param_dtype": "bfloat16"})
     tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, config)
     current = state.create(lambda rngs: Decoder(config, rngs), tx, seed=0)
@@ -166,7 +166,7 @@ def test_the_gradient_norm_of_bfloat16_parameters_is_computed_in_float32():
 
 
 def test_a_spike_changes_nothing():
-    """Of the loss: labels at random, after a window of lower losses."""
+    """Random labels give a loss spike after a window of lower losses."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
         train_step = step.make_train_step(Language(), tx, spike=10.0)
@@ -200,7 +200,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed():
 
 
 def test_pure_bfloat16():
-    """Parameters, moments and updates all in bfloat16."""
+    """Parameters, moments and updates are all bfloat16."""
     config = ModelConfig(**{**CONFIG.__dict__, "dtype": "bfloat16", "param_dtype": "bfloat16"})
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx = optimizer.make_optimizer(pretrain_decoder.get_config().optimizer, lambda step: 0.01, CONFIG)
@@ -216,7 +216,7 @@ def test_pure_bfloat16():
 
 
 def test_golden_curve():
-    """Losses of a float32 AdamW run as PyTorch computes them from the same weights and batches, not a copy of ours."""
+    """The expected losses of float32 AdamW come from PyTorch, from the same weights and batches, and not from us."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         tx, current = start()
         model = jax.device_get(nnx.to_pure_dict(nnx.state(current.model)))
@@ -226,6 +226,6 @@ def test_golden_curve():
             current, metrics = train_step(current, batch(i % 3))
             ours.append(float(metrics["loss"]))
     theirs = losses_in_pytorch(CONFIG, model, [batch(i % 3) for i in range(12)], rate=0.01)
-    # Differences grow along the run as rounding does; a wrong detail shows at 1e-3 in a few steps.
+    # Rounding errors grow along the run; a wrong detail would cause 1e-3 within a few steps.
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
     assert ours[-1] < ours[0] - 0.25

@@ -1,5 +1,7 @@
-"""Log-probabilities, entropies and divergences of tokens against PyTorch in float64, alone and in losses made of them;
-and the promise that no [batch, length, vocabulary] array exists, forward or backward."""
+"""Log-probabilities, entropies and divergences of tokens equal PyTorch's in float64, alone and inside losses.
+
+No [batch, length, vocabulary] array exists, forward or backward.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ B, T, D, V = 4, 6, 8, 32
 
 
 def arrays(length=T, width=D, seed=0):
-    """x, table, bias of an output; more apart from another's by its seed."""
+    """Returns x, table and bias of an output; other seeds give other values."""
     rng = np.random.default_rng(seed)
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in ((B, length, width), (V, width), (V,)))
 
@@ -35,7 +37,7 @@ def output(x, table, bias=None, softcap=0.0):
 
 
 def log_softmax(x, table, bias=None, softcap=0.0):
-    """float64 log-probabilities [B, T, V] by PyTorch."""
+    """Computes float64 log-probabilities [B, T, V] with PyTorch."""
     logits = x @ table.T + (0 if bias is None else bias)
     return torch.log_softmax(softcap * torch.tanh(logits / softcap) if softcap else logits, -1)
 
@@ -53,7 +55,7 @@ def kl(log_p, log_q):
 
 
 def in_float64(function, given):
-    """(value, gradients) of a scalar function of tensors."""
+    """Returns (value, gradients) of a scalar function of tensors."""
     tensors = [torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in given]
     value = function(*tensors)
     value.backward()
@@ -63,14 +65,14 @@ def in_float64(function, given):
 def assert_equal(ours, expected, atol=5e-6):
     np.testing.assert_allclose(ours[0], expected[0], rtol=1e-5, atol=1e-5)
     for gradient, wanted in zip(ours[1], expected[1], strict=True):
-        assert np.abs(wanted).max() > 1e-3, "a gradient of zeros checks nothing"
+        assert np.abs(wanted).max() > 1e-3, "the gradient is zero, so this test checks nothing"
         np.testing.assert_allclose(gradient, wanted, rtol=2e-5, atol=atol)
 
 
 @pytest.mark.parametrize("length", [T, 7, 1])
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 def test_logprobs_and_entropies_equal_float64(softcap, length):
-    """Values, and gradients by any cotangent, also where the length does not divide into chunks."""
+    """Values, and gradients by any cotangent, are equal, also if the length does not divide into chunks."""
     given, ids, (a, b) = arrays(length), targets(length), (cotangents(length), cotangents(length, 4))
 
     def ours(x, table, bias):
@@ -92,7 +94,7 @@ def test_logprobs_and_entropies_equal_float64(softcap, length):
 
 @pytest.mark.parametrize("softcaps", [(0.0, 0.0), (3.0, 2.0)])
 def test_divergences_equal_float64(softcaps):
-    """Of two models of different widths, with gradients to both; in either direction, none is below 0."""
+    """The two models differ in width, and both get gradients; no divergence is negative in either direction."""
     p, q = arrays(), arrays(width=5, seed=1)
     a, b = cotangents(), cotangents(seed=4)
 
@@ -112,8 +114,10 @@ def test_divergences_equal_float64(softcaps):
 
 
 def test_preference_loss_equals_float64():
-    """DPO (arXiv:2305.18290, equation 7): the first half of the rows are chosen answers, the second rejected ones; the
-    weight of a token's gradient depends on all tokens of both."""
+    """In DPO (arXiv:2305.18290, equation 7), the weight of a token's gradient depends on all tokens of both answers.
+
+    The first half of the rows are chosen answers, the second half rejected ones.
+    """
     given, ids, reference, beta = arrays(), targets(), cotangents()[:, 0], 0.3
     answer = np.random.default_rng(7).random((B, T)) > 0.4
 
@@ -129,7 +133,7 @@ def test_preference_loss_equals_float64():
 
 
 def test_bfloat16_stays_near():
-    """Inputs exact in bfloat16. Each logit (size 10) is rounded to 8 bits: 0.02 of a nat."""
+    """Inputs are exact in bfloat16. Each logit (about 10) is rounded to 8 bits: 0.02 nats."""
     x, table, _ = (jnp.asarray(a, jnp.bfloat16) for a in arrays(64))
     ids, weights = targets(64), cotangents(64)
     ours = lambda x, table: (weights * token_logprobs(output(x, table), ids)).sum()
@@ -167,7 +171,7 @@ def test_every_mesh_equals_one_device(shape):
 
 
 def divergence_program(length):
-    """Of a divergence from a frozen model, with its gradient: traced, of shapes alone."""
+    """Traces the divergence from a frozen model with its gradient, from shapes only."""
     x, table = jax.ShapeDtypeStruct((4, length, 2), jnp.float32), jax.ShapeDtypeStruct((V * 64, 2), jnp.float32)
     total = lambda x, table, y, other: sum(d.sum() for d in token_divergences(output(x, table), output(y, other)))
     return jax.jit(jax.value_and_grad(total, (0, 1))).trace(x, table, x, table)
@@ -177,23 +181,23 @@ def divergence_program(length):
 def test_never_holds_all_logits(length):
     largest, everything = max(sizes_in(divergence_program(length).jaxpr.jaxpr)), 4 * length * V * 64
     assert largest <= everything / 2
-    assert largest >= 4 * V * 64, "the chunks of logits were not seen, so this test sees nothing"
+    assert largest >= 4 * V * 64, "the program has no chunks of logits, so this test checks nothing"
 
 
 def test_memory_does_not_grow_with_the_logits():
-    """Eight times the tokens, and thus logits (128 MB): the compiled program needs more for [B, T] figures alone."""
+    """With eight times the tokens (128 MB of logits), the program needs more memory only for [B, T] figures."""
     needs = lambda length: divergence_program(length).lower().compile().memory_analysis().temp_size_in_bytes
     assert needs(4096) < 1.1 * needs(512)
 
 
 def test_a_frozen_model_costs_no_product_backward():
-    """Three for the logits and their gradient, forward and back; one for those of the other model, twice."""
+    """Our logits cost one product forward, one again and two in the gradient; those of the frozen model only two."""
     products = divergence_program(64).lower().compile().as_text().count(" dot(")
     assert products == 2 * 2 + 2
 
 
 def test_a_measure_of_ones_own():
-    """Any figure of the logits: here the probability of the likeliest token, under a weight of each token."""
+    """by_token takes any function of the logits: here the largest probability, with a weight per token."""
     given, a = arrays(), cotangents()
     measure = lambda logits_BCV, a_BC: a_BC * jax.nn.softmax(logits_BCV).max(-1)
     ours = lambda *given: by_token(measure, (output(*given),), a).sum()

@@ -1,11 +1,11 @@
-"""A LLaMA-style decoder and its training in PyTorch float64, written from the papers: a golden curve."""
+"""A LLaMA-style decoder and its training in PyTorch float64, written from the papers, as a golden reference."""
 
 import numpy as np
 import torch
 
 
 def losses_in_pytorch(config, weights, batches, rate):
-    """The losses of AdamW (0.9, 0.95, decay 0.1 on matrices, clip 1.0) from `weights` (nested dict of ours)."""
+    """Returns the losses of AdamW (0.9, 0.95, decay 0.1 on matrices, clip 1.0) from `weights`, our nested dict."""
     f64 = lambda a: torch.nn.Parameter(torch.tensor(np.asarray(a), dtype=torch.float64))
     blocks, params = weights["stack"]["segments"][0][0], {}
     for layer in range(config.num_layers):
@@ -36,7 +36,7 @@ def losses_in_pytorch(config, weights, batches, rate):
         for layer in range(config.num_layers):
             get = lambda name, layer=layer: params[f"{layer}.{name}"]
             h = rms(x, get("attention_norm.scale"))
-            q = torch.einsum("btd,dkgh->btkh", h, get("attention.query"))  # one query per key head here
+            q = torch.einsum("btd,dkgh->btkh", h, get("attention.query"))  # here each key head has one query head
             k, v = (torch.einsum("btd,dkh->btkh", h, get(f"attention.{name}")) for name in ("key", "value"))
             scores = torch.einsum("btkh,bskh->bkts", rotate(q), rotate(k)) / config.head_dim**0.5
             probabilities = scores.masked_fill(~causal, -torch.inf).softmax(-1)

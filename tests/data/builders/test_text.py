@@ -1,3 +1,5 @@
+"""The TFDS dataset that data/builders writes has every document once, with its name."""
+
 import tensorflow_datasets as tfds
 
 from data.builders.text import build, read

@@ -1,3 +1,5 @@
+"""A source is read once, its documents pass all steps, and read = kept + dropped."""
+
 import json
 import os
 import re
@@ -14,7 +16,7 @@ from data.read.sources import open_source
 
 
 def cleaned(spec, directory, validation=0.2, rule="document", max_bad_lines=0, **settings):
-    """(facts, texts by split)."""
+    """Returns (facts, texts by split)."""
     directory.mkdir(exist_ok=True)
     settings |= {"validation": validation, "rule": rule, "max_bad_lines": max_bad_lines}
     found = clean(open_source(str(spec)) if isinstance(spec, str | os.PathLike) else spec, directory, **settings)
@@ -27,7 +29,8 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"one_txt has too few documents: .*none of .* falls into .*split = 'tail'"):
         cleaned(tmp_path / "one.txt", tmp_path / "out")
     (tmp_path / "short.txt").write_text("x")
-    with pytest.raises(DataError, match=r"too short to be split in two: add longer ones"):  # not split = 'tail' again
+    # The advice must not be split = 'tail', which is set already.
+    with pytest.raises(DataError, match=r"too short to be split in two: add longer ones"):
         cleaned(tmp_path / "short.txt", tmp_path / "out 4", rule="tail")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="empty_txt is empty"):
@@ -38,7 +41,7 @@ def test_errors(tmp_path):
 
 
 class Records:
-    """A source of documents that say which split they are for, or (None) do not."""
+    """A source whose documents name their split, or None."""
 
     name, notes = "made_up", ()
 
@@ -83,7 +86,7 @@ def test_a_source_is_read_once(tmp_path, splits):
     assert source.times == 1
     assert facts["account"] == {"read": len(splits), "kept": len(splits), "dropped": {}}
     assert facts["test"] == splits.count("test") == len(splits) - sum(map(len, texts.values()))
-    assert not list(tmp_path.iterdir())  # what was read is gone
+    assert not list(tmp_path.iterdir())  # the files of waiting documents are deleted after reading
 
 
 def test_documents_go_through_all_steps_and_the_account_closes(tmp_path):

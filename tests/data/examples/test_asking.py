@@ -1,4 +1,4 @@
-"""What a kind of examples asks a model is what stood before the answer in training, and its answers read alike."""
+"""A prompt to a model equals what comes before the answer in training, and answers are read back the same way."""
 
 import json
 
@@ -33,7 +33,7 @@ def words():
 def test_a_question_is_what_stood_before_the_answer_in_training(name, encoder, words):
     kind, settings, record = kinds.KINDS[name], SETTINGS[name], RECORDS[name]
     example = kind.encoding(settings, Context(words, 256, encoder, None)).encode(record)
-    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token at which the last answer is said first
+    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that predicts the answer's first token
     given = kind.asking.prompts(settings, words, [kind.asking.question(record)], encoder)
     assert given.prompts == [example.tokens[: begins + 1].tolist()]
     assert given.sources == ([example.source.tolist()] if encoder else None)
@@ -103,7 +103,7 @@ def test_a_kind_may_need_an_encoder_or_none(tmp_path, settings, monkeypatch, wan
     config, said = settings(f"pairs:{tmp_path}/a.jsonl", tokenizer={"kind": "byte"}), []
     with pytest.raises(DataError, match=f"Sources pairs:GLOB are for .*{message}"):
         prepare(config, tmp_path / "out", said.append, encoder=encoder)
-    assert not said  # before the work
+    assert not said  # the error comes before any work
     prepare(config, tmp_path / "out", said.append, encoder=not encoder)
 
 

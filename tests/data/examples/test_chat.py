@@ -1,3 +1,5 @@
+"""Chat templates give transformers' ids and masks, and no message can write a special token."""
+
 import dataclasses
 import json
 
@@ -13,8 +15,8 @@ from data.tokens import tokenizer as tokenizers
 from data.tokens.special import EOT
 from data.tokens.templates import TEMPLATES
 
-# The templates that models of each family bring along, without tools. `«` and `»` stand around what is trained on:
-# blocks {% generation %} where transformers is to tell its mask, nothing where it isn't.
+# The published chat templates of each family, without tools. `«` and `»` enclose the trained text. They become {%
+# generation %} blocks where transformers must return its mask, and are removed elsewhere.
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}«\
 {{ m['content'] + '<|im_end|>' }}»{{ '\\n' }}{% else %}{{ m['content'] + '<|im_end|>' + '\\n' }}{% endif %}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
@@ -74,7 +76,7 @@ CONVERSATIONS = [[{"role": role, "content": content} for role, content in turns]
 
 
 def quiet(line: str) -> None:
-    """A log that nobody reads."""
+    """Ignores a line of the log."""
 
 
 def without_marks(template: str) -> str:
@@ -86,7 +88,7 @@ def with_marks(template: str) -> str:
 
 
 def bringing(words: tokenizers.Tokenizer, template: str, begin: str, end: str) -> tokenizers.Tokenizer:
-    """The tokenizer with a chat template of its own."""
+    """Returns the tokenizer with a chat template of its own."""
     backend = tokenizers.Backend.from_str(words.to_json())
     config = {"chat_template": template, "bos_token": begin, "eos_token": end}
     return tokenizers.Tokenizer(backend, dataclasses.replace(words.special, tokenizer_config=config))
@@ -99,7 +101,7 @@ def words(texts):
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def family(request, words):
-    """(name, published template, begin, end, transformers' tokenizer)."""
+    """Returns (name, published template, begin, end, transformers' tokenizer)."""
     template, begin, end = PUBLISHED[request.param]
     backend = tokenizers.Backend.from_str(words.to_json())
     theirs = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, **({"bos_token": begin} if begin else {}))
@@ -107,7 +109,7 @@ def family(request, words):
 
 
 def theirs_of(family, messages):
-    """transformers' ids, and what it says is trained on."""
+    """Returns transformers' ids and its mask of trained tokens."""
     _, template, _, _, theirs = family
     found = theirs.apply_chat_template(
         messages, chat_template=with_marks(template), return_dict=True, return_assistant_tokens_mask=True
@@ -193,7 +195,7 @@ def test_a_template_that_the_tokenizer_can_not_write_is_refused(texts):
         ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
         ("{% generation %}{% endgeneration %}", "writes no answer"),
         ("{{ messages.__class__.__mro__ }}", "refuses the conversation: .*unsafe"),
-        # A turn that is written otherwise when others follow: what is trained on would be a guess.
+        # Earlier turns change when others follow, so the trained part of the text is unclear.
         ("{% for m in messages %}{{ loop.length ~ m.content }}{% endfor %}", "unclear which text to train on"),
     ],
 )
@@ -204,7 +206,7 @@ def test_templates_that_fail_say_why(words, template, message):
 
 @pytest.mark.parametrize("encoder", [False, True])
 def test_conversations_arrive_in_the_rows(settings, tmp_path, encoder):
-    """Each answer is trained on once; where there is an encoder, the last of each conversation."""
+    """A decoder trains on each answer once; an encoder-decoder trains on the last answer of each conversation."""
     turns = [[f"ask {i} {j}", f"answer {i} {j}" + " long" * (i % 5)] for i in range(40) for j in range(2)]
     records = [
         {"instruction": last[0], "output": last[1], "history": [first]}

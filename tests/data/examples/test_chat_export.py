@@ -1,4 +1,4 @@
-"""Templates exported with a tokenizer: transformers makes the same tokens as data/examples/chat.py."""
+"""With a template exported beside the tokenizer, transformers makes the same tokens as data/examples/chat.py."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def words(texts):
 
 
 def written(words, path):
-    """What AutoTokenizer makes of the files of an export."""
+    """Returns what AutoTokenizer makes of the files of an export."""
     path.mkdir()
     for file, text in hub.files(words).items():
         (path / file).write_text(text, encoding="utf-8")
@@ -33,7 +33,7 @@ def written(words, path):
 
 
 def assert_same(words, settings, path, conversations=CONVERSATIONS):
-    """As a prompt, and whole."""
+    """Asserts that transformers gives the same ids, for prompts and for whole conversations."""
     chat, theirs = Chat(words, settings), written(chat_export.hand_on(words, settings, encoder=False), path)
     ids = lambda messages, **options: theirs.apply_chat_template(messages, return_dict=False, **options)
     for messages in conversations:
@@ -94,7 +94,7 @@ def test_what_ends_an_answer_ends_a_text(words):
         ends = found.special.config["eos_token_id"]
         assert (ends if isinstance(ends, list) else [ends]) == list(chat.ends)
         assert found.special.config["pad_token_id"] == words.eot_id
-        assert found.encode("a<|im_end|>") == words.encode("a<|im_end|>")  # it is the same tokenizer
+        assert found.encode("a<|im_end|>") == words.encode("a<|im_end|>")  # the tokenizer itself is unchanged
 
 
 def test_the_date_is_that_of_training(words, tmp_path):
@@ -108,7 +108,7 @@ def test_the_date_is_that_of_training(words, tmp_path):
 
 
 def test_a_token_that_no_tokenizer_config_names(words, tmp_path):
-    """Here bos_token is then nothing, and in transformers an error."""
+    """An undefined bos_token is an empty string here, but an error in transformers."""
     own = bringing(words, "{{ bos_token + '' }}" + without_marks(PUBLISHED["chatml"][0]), "", "<|im_end|>")
     settings = {role: token for role, token in own.special.tokenizer_config.items() if role != "bos_token"}
     own = tokenizers.Tokenizer(
@@ -118,7 +118,7 @@ def test_a_token_that_no_tokenizer_config_names(words, tmp_path):
 
 
 def test_markers_that_are_only_in_the_vocabulary(words, tmp_path):
-    """They are found in a text once they are added tokens; their ids stay."""
+    """The export makes them added tokens, so that they are found in a text; their ids stay."""
     content = json.loads(words.to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if "<|im_" not in token["content"]]
     assert "<|im_end|>" in content["model"]["vocab"]
@@ -153,7 +153,7 @@ def test_an_encoder_reads_the_end_of_its_text(words, tmp_path):
 
 
 def test_what_other_libraries_would_encode_otherwise_is_refused(words):
-    """An added token that takes the spaces before it with it, where a text is encoded as a whole."""
+    """The marker is an added token with lstrip; when a text is encoded as a whole, it consumes the spaces before it."""
     content = Tokenizer.from_str(words.to_json())
     content.add_special_tokens([AddedToken("<|im_end|>", lstrip=True)])
     stripping = tokenizers.Tokenizer(content)

@@ -1,4 +1,4 @@
-"""Records of conversations in the forms that people publish, and what is wrong with others."""
+"""Records of conversations are read in all published forms, and others get a clear error."""
 
 import json
 import re
@@ -87,7 +87,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_field_that_is_null_counts_as_absent(form):
-    """Tables with a column for each field of each form have many."""
+    """A table with a column for every field of every form has many nulls."""
     record, own = FORMS[form], {form}
     names = ["messages", "conversations", "instruction", "output", "system", "input", "history", "tools", "weight"]
     names = [name for name in names if name not in record and name not in own]
@@ -135,7 +135,7 @@ def test_an_answer_may_be_left_out_of_the_training(field):
 
 
 def test_conversations_of_which_no_answer_is_trained_on_are_left_out_and_counted(settings, tmp_path):
-    """They are no broken records, of which too many would end the preparation."""
+    """They do not count as broken records, too many of which would stop the preparation."""
     records = [{"messages": [USER, SAID | {"weight": 0}]}] * 20 + [{"instruction": "q", "output": "a", "train": False}]
     records += [{"messages": [USER | {"content": f"q{i}"}, SAID]} for i in range(20)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -178,7 +178,7 @@ def test_a_weight_that_can_not_be_obeyed_is_refused_by_name(fields, message):
     ],
 )
 def test_advice_about_too_few_records_is_what_helps(settings, tmp_path, count, validation, message):
-    """Records are never parted, so data.split = 'tail' is no advice for them."""
+    """Records are never split, so data.split = 'tail' would be wrong advice for them."""
     (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(FORMS["instruction"])] * count))
     for split in ("document", "tail"):
         config = settings(f"chat:{tmp_path / 'a.jsonl'}", validation=validation, split=split)
@@ -192,7 +192,7 @@ def test_a_mask_beside_the_messages_is_refused_by_name():
 
 
 def test_calls_and_tools_keep_the_order_of_their_fields(settings, tmp_path):
-    """A template writes them out, so another order makes other tokens. Rows are made of what was written to disk."""
+    """A template writes the fields in their order, and another order gives other tokens; so the order must survive."""
     tools = [{"type": "function", "function": {"name": "f", "description": "d"}}]
     turns = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": ""}, SAID]
     found = conversation_of({"messages": turns, "tools": tools})

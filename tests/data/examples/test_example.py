@@ -1,3 +1,5 @@
+"""Examples are packed whole into rows, are cut if too long, mix with text, and need little memory."""
+
 import json
 import tracemalloc
 from itertools import pairwise
@@ -28,7 +30,7 @@ from data.tokens import tokenizer as tokenizers
 
 
 def quiet(line: str) -> None:
-    """A log that nobody reads."""
+    """Ignores a line of the log."""
 
 
 def some_examples(count: int, longest: int, sides: int, seed: int = 0) -> list[Example]:
@@ -46,8 +48,10 @@ def some_examples(count: int, longest: int, sides: int, seed: int = 0) -> list[E
 
 
 def unpacked(rows: np.ndarray) -> list[tuple]:
-    """The examples in packed rows, by their segment ids: tokens, targets, TRAINED, CONTENT, and of an encoder tokens,
-    ENCODER_CONTENT."""
+    """Returns the examples in packed rows by segment id: (tokens, targets, TRAINED, CONTENT).
+
+    With an encoder, its tokens and ENCODER_CONTENT follow.
+    """
     channels = example_channels((), rows.shape[1] == 6)
     batch = from_rows(rows, channels)
     batch["content"], batch["encoder_content"] = marked(rows, CONTENT), marked(rows, ENCODER_CONTENT)
@@ -55,7 +59,7 @@ def unpacked(rows: np.ndarray) -> list[tuple]:
     for i in range(len(rows)):
         for segment in range(1, batch["segment_ids"][i].max() + 1):
             at = batch["segment_ids"][i] == segment
-            assert np.array_equal(batch["positions"][i][at], np.arange(at.sum()))  # whole, and in one stretch
+            assert np.array_equal(batch["positions"][i][at], np.arange(at.sum()))  # the example is whole and contiguous
             parts = [batch[key][i][at] for key in ("tokens", "targets", "weights", "content")]
             if "encoder_tokens" in batch:
                 at = batch["encoder_segment_ids"][i] == segment
@@ -89,9 +93,7 @@ def test_packing_takes_little_memory(monkeypatch):
     rows = sum(len(block) for block in pack(given, 4096, example_channels((), encoder=False), np.dtype("<u2")))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert rows == 512 and peak < 2 * (9 << 18) + 2 * (
-        8 << 16
-    )  # bytes of a group, and of a block; and of the next ones
+    assert rows == 512 and peak < 2 * (9 << 18) + 2 * (8 << 16)  # bytes: two groups of examples and two blocks of rows
 
 
 def test_little_is_padding():
@@ -117,14 +119,14 @@ def test_the_next_id_is_the_target_and_nothing_stands_behind_the_last_trained_on
     assert example.trained.tolist() == [False, True, True]
 
 
-# begin 1, prompt 2 .. 6, answer 11 .. 13
+# The begin token is 1, the prompt is 2 .. 6, and the answer is 11 .. 13.
 @pytest.mark.parametrize(
     ("seq_len", "tokens", "targets"),
     [
         (8, [1, 2, 3, 4, 5, 6, 11, 12], [2, 3, 4, 5, 6, 11, 12, 13]),  # fits
-        (5, [1, 5, 6, 11, 12], [5, 6, 11, 12, 13]),  # the prompt's left is cut
-        (3, [1, 11, 12], [11, 12, 13]),  # the whole prompt
-        (2, [1, 11], [11, 12]),  # the answer's end
+        (5, [1, 5, 6, 11, 12], [5, 6, 11, 12, 13]),  # the prompt loses its left end
+        (3, [1, 11, 12], [11, 12, 13]),  # the prompt is gone
+        (2, [1, 11], [11, 12]),  # the answer loses its end
     ],
 )
 def test_prompts_are_cut_from_the_left_and_answers_at_the_end(seq_len, tokens, targets):
@@ -145,7 +147,7 @@ def test_a_quarter_of_a_row_is_the_prompts_however_long_the_answer():
     assert found.targets.tolist() == [9, 10, 11, *range(50, 63)]
     assert found.trained.tolist() == [False] * 3 + [True] * 13
     short = Example.of_ids([1, 2, *range(50, 80)], [False] * 2 + [True] * 30)
-    assert cut(short, 16, begin=1).tokens.tolist() == [1, 2, *range(50, 64)]  # all of it, where that is less
+    assert cut(short, 16, begin=1).tokens.tolist() == [1, 2, *range(50, 64)]  # a shorter prompt stays whole
 
 
 def test_of_several_answers_the_last_stays_whole_and_a_source_is_cut_like_a_prompt():
@@ -159,7 +161,7 @@ def test_of_several_answers_the_last_stays_whole_and_a_source_is_cut_like_a_prom
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A folder of 90 pairs in files of three kinds, and the pairs."""
+    """Makes a folder with 90 pairs in files of three kinds; returns it and the pairs."""
     folder = tmp_path_factory.mktemp("pairs")
     given = [(f"say {i} {'again ' * (i % 9)}", f"it is {i * i}, 'or \"so\"'") for i in range(90)]
     (folder / "a.tsv").write_text("\n".join(["id\tin\tout", *(f"7\t{a}\t{b}" for a, b in given[:30])]) + "\n")
@@ -171,7 +173,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["decoder", "encoder_decoder"])
 def mixed(request, pairs, corpus, settings, tmp_path_factory):
-    """Text and pairs in one mixture, prepared for a decoder, and with gaps in the text for an encoder-decoder."""
+    """Prepares text and pairs in one mixture, for a decoder and (with corrupted spans) for an encoder-decoder."""
     sources = ((f"pairs:{pairs[0]}", 1.0), (f"files:{corpus[0]}/*.txt", 2.0))
     tokenizer = {"kind": "bpe", "vocab_size": 330, "sentinels": 8}
     blocks = {"pairs": {"source": "in", "target": "out", "prefix": "Q: "}, "seq_len": 48}
@@ -224,7 +226,7 @@ def test_a_mixture_of_text_and_pairs_is_restored_exactly_by_any_number_of_proces
 
 
 def test_text_beside_examples_is_what_it_is_alone(mixed, corpus, settings, tmp_path):
-    """Rows of text, read in a mixture, equal those of the text by itself, but for padding of the decoder's side."""
+    """In a mixture, rows of text equal those of the text alone, except for padding on the decoder side."""
     prepared, corruption = mixed
     text = prepared.sources[1]
     (alone,) = validation_batches(prepared, text.validation_rows, corruption=corruption, only=text)

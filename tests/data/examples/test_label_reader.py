@@ -1,4 +1,4 @@
-"""What a model reads of texts to be labelled, against transformers' tokenizers."""
+"""Texts with labels become the ids that transformers' tokenizers give."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_a_tokenizer_trained_here_is_exported_with_what_stands_between_two_texts
 
 
 def test_two_texts_of_an_example_are_texts_of_their_own(settings, tmp_path):
-    """A word changes places with words of its own text alone, and one word of each text stays."""
+    """A word is swapped only with words of its own text, and deletion leaves at least one word of each text."""
     rows = [{"text": "a bb ccc dddd", "other": "e ff ggg hhhh", "label": i % 2} for i in range(100)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     block = {"pair": "other", "read": "first"}

@@ -1,4 +1,4 @@
-"""What counts as a label, which of them are one, and in what order classes stand."""
+"""Missing labels are recognized, labels that look alike are reported, and integer classes are ordered by value."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def write(folder, name: str, content: str):
 
 @pytest.fixture
 def config(settings):
-    """Gives `config(path, block, **changes)`: the data block of a config of labels."""
+    """Returns `config(path, block, **changes)`, which makes the data block of a config with labels."""
 
     def config(path, block=None, **changes) -> dict:
         block = {"read": "last"} | (block or {})

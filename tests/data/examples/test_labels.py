@@ -1,4 +1,4 @@
-"""Labelled texts, from files to batches."""
+"""Labelled texts come correctly from files to batches."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def write(folder, name: str, content: str):
 
 
 def texts(count: int):
-    """(text, label) of which the label is 'long', 'mid' or 'short'."""
+    """Returns (text, label) pairs; the label is 'long', 'mid' or 'short'."""
     for i in range(count):
         yield f"{i} " + " ".join(WORDS[: 1 + i % 9]), ("short", "mid", "long")[i % 9 // 3]
 
@@ -44,7 +44,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def config(settings):
-    """Gives `config(path, block, **changes)`: the data block of a config of labels."""
+    """Returns `config(path, block, **changes)`, which makes the data block of a config with labels."""
 
     def config(path, block=None, **changes) -> dict:
         block = {"read": "last"} | (block or {})
@@ -57,7 +57,7 @@ def config(settings):
 
 
 def examples(prepared, split="train"):
-    """(ids, {place: target}) of every example."""
+    """Yields (ids, {place: target}) for every example."""
     channels = prepared.sources[0].channels
     numbers = Channel("targets", "float32") in channels
     reader = RowReader(getattr(prepared.sources[0], split), prepared.seq_len, channels=channels)
@@ -115,7 +115,7 @@ def test_words_are_asked_at_their_first_token(config, tmp_path):
     assert prepared.sources[0].facts["names"] == ["B", "I", "O"]
     for ids, targets in examples(prepared):
         text = tokenizer.decode(ids)
-        begins = [0, 4, 12, 19]  # of New, York, bigger and the number, in characters
+        begins = [0, 4, 12, 19]  # where New, York, bigger and the number begin, in characters
         ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
         places = [next(i for i, end in enumerate(ends) if end > begin) for begin in begins]
         assert targets == dict(zip(places, [0, 1, 2, 2], strict=True)) and text.startswith("New York is bigger ")

@@ -1,4 +1,4 @@
-"""Pairs that are longer than a row, and what is packed with them."""
+"""Pairs that are longer than a row are cut, and packed with others."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def cut(words, seq_len, encoder, target=HEADLINE):
 
 
 def test_a_source_is_cut_as_by_transformers(words):
-    """Its scripts for translation and summarization truncate so: tokenizer(prefix + source, max_length)."""
+    """transformers' scripts for translation and summarization truncate with tokenizer(prefix + source, max_length)."""
     backend = tokenizers.Backend.from_str(words.to_json())
     backend.post_processor = processors.TemplateProcessing(single=f"$A {EOT}", special_tokens=[(EOT, words.eot_id)])
     theirs = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOT)

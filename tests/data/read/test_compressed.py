@@ -1,4 +1,4 @@
-"""Compressed files: what is whole is read whole, and what is damaged is an error that names the file."""
+"""Intact compressed files are read completely, and damaged ones raise an error that names the file."""
 
 import gzip
 
@@ -19,7 +19,7 @@ def read(tmp_path, name: str, content: bytes) -> bytes:
 
 
 def with_window(text: bytes, log: int) -> bytes:
-    """A zstd frame (RFC 8878) that asks for a window of 2**log bytes: header, and one raw block."""
+    """Returns a zstd frame (RFC 8878) that asks for a window of 2**log bytes: a header and one raw block."""
     block = (len(text) << 3 | 1).to_bytes(3, "little")
     return b"\x28\xb5\x2f\xfd\x00" + bytes([(log - 10) << 3]) + block + text
 

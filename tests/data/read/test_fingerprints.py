@@ -1,4 +1,4 @@
-"""Which changes of a file are noticed."""
+"""Fingerprints notice changes of files."""
 
 import os
 
@@ -9,7 +9,7 @@ from data.read import fingerprints
 
 
 def rewritten(path, content: bytes) -> None:
-    """New content at the old modification time."""
+    """Writes new content but keeps the modification time."""
     before = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Which files a path means: each real file once, whatever links there are, and nothing is left out in silence."""
+"""A path lists each real file once, whatever links exist, and every file that is not read is reported."""
 
 import glob
 import gzip
@@ -32,7 +32,7 @@ def notes(pattern) -> str:
 
 @pytest.fixture(params=["{}", "{}/**", "{}/**/*.txt", "{}/**/*.[t]xt"])
 def everything(request):
-    """Patterns for all the text below a folder."""
+    """Returns patterns that match all text files below a folder."""
     return request.param.format
 
 
@@ -40,7 +40,8 @@ def test_a_folder_that_links_lead_to_is_read_once(tmp_path, everything):
     data = make(tmp_path / "data", "b/x.txt", "b/y.txt", "c.txt")
     (data / "a").symlink_to(data / "b")
     (data / "z").symlink_to("b")
-    assert found(everything(data)) == ["b/x.txt", "b/y.txt", "c.txt"]  # by the path without links, whatever comes first
+    # Named by the path without links, not by the first path in the order.
+    assert found(everything(data)) == ["b/x.txt", "b/y.txt", "c.txt"]
     assert f"not read: further paths to files or folders that are read (2): {data}/a, {data}/z" in notes(
         everything(data)
     )
@@ -64,7 +65,7 @@ def test_a_link_that_is_added_later_renames_no_document(tmp_path, everything):
 
 
 def test_a_file_whose_kind_only_a_link_tells(tmp_path):
-    """As in Hugging Face's cache, where files are named by their hash."""
+    """In Hugging Face's cache, files are named by their hash, and links to them have the suffix."""
     hub = make(tmp_path / "hub", "blobs/0a1b")
     (hub / "snapshots").mkdir()
     (hub / "snapshots" / "train.txt").symlink_to("../blobs/0a1b")

@@ -1,4 +1,4 @@
-"""Records of files, and how what is wrong with one is named."""
+"""Records are read from files, and an error names the record."""
 
 import pytest
 
@@ -72,6 +72,6 @@ def test_files_without_records_are_counted(tmp_path):
 
 
 def test_json_in_another_encoding_is_refused(tmp_path):
-    """json guesses the encoding of bytes, and would read what is UTF-16 by chance."""
+    """Given bytes, json guesses the encoding, so some UTF-16 files would be read by chance."""
     with pytest.raises(ValueError, match="not UTF-8"):
         parsed_line('{"text": "ä"}'.encode("utf-16"))

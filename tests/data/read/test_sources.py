@@ -1,3 +1,5 @@
+"""Every kind of source gives its documents, and broken input is named."""
+
 import gzip
 import json
 import os
@@ -24,7 +26,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
     content = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
     if path.suffix == ".gz":
         content = gzip.compress(content)
-    elif path.suffix == ".zst":  # two frames, as tools that append write
+    elif path.suffix == ".zst":  # two frames, as from tools that append
         half = len(content) // 2
         content = zstandard.compress(content[:half]) + zstandard.compress(content[half:])
     path.write_bytes(content)
@@ -143,7 +145,7 @@ def test_errors(tmp_path, spec, message):
 
 
 class Reviews(tfds.core.GeneratorBasedBuilder):
-    """A dataset of someone else: two text features, a train and a test split."""
+    """A dataset by someone else, with two text features, a train split and a test split."""
 
     VERSION = tfds.core.Version("2.0.0")
 

@@ -1,4 +1,4 @@
-"""Tables: what common writers of .csv and .tsv write is read back, and what is not clear is refused."""
+"""Tables that common programs write as .csv and .tsv are read back, and unclear ones are refused."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def read(path, limit: int = 0) -> list[tuple[str, dict]]:
 
 
 def written(texts, **options) -> str:
-    """As pandas and Hugging Face's datasets write with sep='\\t': both leave it to the csv module."""
+    """Returns a table as pandas and Hugging Face's datasets write it with sep='\\t': both use the csv module."""
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter="\t", **({"lineterminator": "\n"} | options))
     writer.writerow(["n", "text", "more"])
@@ -62,7 +62,7 @@ def test_one_such_text_among_others(tmp_path, text):
 @pytest.mark.parametrize("text", [text for text in TEXTS if not set("\t\r\n") & set(text) and text not in ('"', '""')])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 def test_nothing_is_quoted(tmp_path, text, ending):
-    """As IANA's text/tab-separated-values says, and GLUE's files are."""
+    """IANA's text/tab-separated-values has no quoting, and neither have GLUE's files."""
     rows = [["n", "text"], ["1", text], ["2", "other"], ["3", 'a "b" c'], ["4", '"a" b']]
     path = write(tmp_path, "".join("\t".join(row) + ending for row in rows))
     assert [[record["n"], record["text"]] for _, record in read(path)] == rows[1:]
@@ -74,7 +74,7 @@ def test_nothing_is_quoted(tmp_path, text, ending):
         ['1\t"a', "2\tb"],  # never closed
         ['1\t"a', '2\tb"', "3\tc"],  # closed in another record
         ['1\t"a" b', "2\tc"],
-        ['1\t"a"', "2\tb"],  # of some fields of a column: the quotes are not needed
+        ['1\t"a"', "2\tb"],  # only some fields of the column have quotes, and no field needs them
         ['"1\ta', '2"\tb', "3\tc"],
         ['1\t"', '2\t"', "3\tc"],
     ],

@@ -1,4 +1,4 @@
-"""Augmentation by what it leaves as it was: the other words, their order, answers, labels, special tokens."""
+"""Augmentation keeps everything else: the other words, their order, answers, labels, special tokens."""
 
 import dataclasses
 import re
@@ -17,18 +17,18 @@ from data.rows.spans import span_counts
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
 
-COUNT = 200  # texts, each of a class of its own
+COUNT = 200  # texts; each is a class of its own
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token a byte: a word is a space and letters, or letters that a text begins with."""
+    """Returns a byte tokenizer; its words are a space with letters, or letters at the start of a text."""
     return tokenizers.train([], "byte", specials=tokenizers.specials(mask=True, sentinels=0))
 
 
 @pytest.fixture(scope="module")
 def given():
-    """Texts of 1 to 30 words, in which no word stands twice."""
+    """Returns texts of 1 to 30 words, without repeated words."""
     random = np.random.default_rng(0)
     name = lambda j: "abcdefghij"[j // 10] + "klmnopqrst"[j % 10] * (1 + j % 3)
     return [[name(j) for j in random.permutation(60)[:n]] for n in random.integers(1, 31, COUNT)]
@@ -40,12 +40,12 @@ def packed(examples, encoder=False):
 
 @pytest.fixture(scope="module")
 def rows(tokenizer, given):
-    """Each text with a period, at which its class is asked; a few texts a row."""
+    """Packs each text with a period, whose token predicts the class; a row has a few texts."""
     reader, examples = Reader(tokenizer, "last", 256), []
     for i, words in enumerate(given):
         ids, (place,), *_ = reader.text(" ".join(words) + ".")
         example = Example(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.full(len(ids), CONTENT, np.uint8))
-        example.marks[0] = 0  # of the begin token
+        example.marks[0] = 0  # the begin token
         example.targets[place], example.marks[place] = i, CONTENT | TRAINED
         examples.append(example)
     return packed(examples)
@@ -61,7 +61,7 @@ def run(tokenizer, rows, seed=3, first=100, **rates):
 
 
 def texts(batch, tokenizer) -> dict[int, str]:
-    """{class: text}, of a batch in which all else is as it must be."""
+    """Returns {class: text} of a batch, and asserts that everything else is as it must be."""
     check(batch, tokenizer.vocab_size, example_channels((), "encoder_tokens" in batch))
     found = {}
     for row in range(len(batch["tokens"])):
@@ -99,7 +99,7 @@ def test_deletion_leaves_whole_words_in_their_order(rows, tokenizer, given):
 
 @pytest.mark.parametrize("rate", [0.1, 0.25])
 def test_swaps_are_of_as_many_pairs_as_edas(rows, tokenizer, given, rate):
-    """n = max(1, int(rate * words)) of section 2 of arXiv:1901.11196; the first word, which has no space, stays."""
+    """A text has max(1, int(rate * words)) swaps (arXiv:1901.11196, section 2); the first word stays."""
     found = texts(run(tokenizer, rows, swap=rate), tokenizer)
     for i, words in enumerate(given):
         after = found[i].split(" ")
@@ -150,7 +150,7 @@ def test_answers_stay(tokenizer):
             at = np.flatnonzero(batch["segment_ids"][row] == segment)
             weighted = at[batch["weights"][row][at] > 0]
             assert batch["targets"][row][weighted].tolist() == answer + last
-            # What an answer's token stands behind is the answer's token before it.
+            # Within an answer, each token is predicted from the answer's token before it.
             for said in (weighted[: len(answer)], weighted[len(answer) :]):
                 assert np.array_equal(said, said[0] + np.arange(len(said)))
                 assert batch["tokens"][row][said[1:]].tolist() == batch["targets"][row][said[:-1]].tolist()
@@ -188,7 +188,7 @@ TALK = [
 
 
 def of_record(kind, record, settings, tokenizer, encoder):
-    """An example of a record in 20 rows."""
+    """Packs 20 copies of a record's example into rows."""
     settings = kinds.KINDS[kind].fields | settings
     context = Context(tokenizer, 256, encoder, lambda: iter([record]))
     example = kinds.KINDS[kind].encoding(settings, context).encode(record)
@@ -202,7 +202,7 @@ def test_what_a_template_writes_stays(template, encoder):
     plain = tokenizers.train([], "byte", specials=[*tokenizers.specials(mask=True, sentinels=0), *markers])
     special = dataclasses.replace(plain.special, tokenizer_config={"chat_template": OWN})
     tokenizer = tokenizers.Tokenizer(tokenizers.Backend.from_str(plain.to_json()), special)
-    space = " " if template == "tokenizer" else ""  # which the template takes off
+    space = " " if template == "tokenizer" else ""  # the template trims it
     record = {"messages": [{"role": role, "content": f"{space}{content}{space}"} for role, content in TALK]}
     check_frame(tokenizer, of_record("chat", record, {"template": template}, tokenizer, encoder))
 
@@ -214,7 +214,7 @@ def test_the_prefix_of_pairs_stays(tokenizer, encoder):
 
 
 def check_frame(tokenizer, rows):
-    """Each of the words zqa, zqb, ... can go, and all else stays."""
+    """Asserts that each of the words zqa, zqb, ... can change, and that everything else stays."""
     side = "encoder_" if rows.shape[1] == 6 else ""
     backend = tokenizers.Backend.from_str(tokenizer.to_json())
 
@@ -225,11 +225,11 @@ def check_frame(tokenizer, rows):
                 yield re.findall("zq[a-z]", text), re.sub("zq[a-z]|Ġ", "", text)
 
     (words, frame), *_ = parts(from_rows(rows, channels(rows)))
-    firsts = {"zqa", "zqe"}  # the space before them is not theirs, so no other word can take their place
+    firsts = {"zqa", "zqe"}  # the space before them is not their own, so they cannot be swapped
     for rates, changed in (({"delete": 0.4}, set(words)), ({"swap": 0.5}, set(words) - firsts)):
         after = list(parts(run(tokenizer, rows, **rates)))
         assert {rest for _, rest in after} == {frame}
-        assert all({*found[:4]} == {*words[:4]} for found, _ in after if "swap" in rates)  # each in its own message
+        assert all({*found[:4]} == {*words[:4]} for found, _ in after if "swap" in rates)  # words stay in their message
         assert {word for found, _ in after for i, word in enumerate(words) if found[i : i + 1] != [word]} == changed
     masked = run(tokenizer, rows, mask=0.3)[side + "tokens"] == tokenizer.mask_id
     hidden = {backend.id_to_token(int(i)) for i in from_rows(rows, channels(rows))[side + "tokens"][masked]}
@@ -237,7 +237,7 @@ def check_frame(tokenizer, rows):
 
 
 def test_the_ids_of_prompt_tuning_stay(tokenizer):
-    """They follow the vocabulary."""
+    """The ids of a prompt follow the vocabulary, and augmentation leaves them alone."""
     prompt, words = (tokenizer.vocab_size, tokenizer.vocab_size + 5), tokenizer.encode("one two six")
     example = Example.of_ids([*words, tokenizer.eot_id], [False] * len(words) + [True], [True] * len(words) + [False])
     rows = packed([prefixed(example, prompt)] * 10)  # one row

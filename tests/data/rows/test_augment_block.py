@@ -1,4 +1,4 @@
-"""The block data.augment of a config: what it changes of a stream of batches, and its mistakes."""
+"""The config block data.augment changes a stream of batches as it says, and wrong values are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files that change after they were written: what can't be read is named and counted, and moves nothing else."""
+"""Prepared files that change later: unreadable rows are named and counted, and all other rows stay in place."""
 
 import shutil
 
@@ -16,20 +16,20 @@ LINES = lambda line: None
 
 @pytest.fixture
 def own(prepared, tmp_path):
-    """Prepared data that a test may damage."""
+    """Returns a copy of the prepared data, which a test may damage."""
     folder = prepared.directory
     return load(shutil.copytree(folder.parents[1], tmp_path / "data") / "rows" / folder.name)
 
 
 def flip(path) -> None:
-    """Change one bit of some record: they lie in the file's first blocks of 64 KiB, padded with zeros."""
+    """Flips one bit of a record. Records are in the first blocks of 64 KiB of a file, which are padded with zeros."""
     content = bytearray(path.read_bytes())
     content[len(content[:65536].rstrip(b"\0")) // 2] ^= 16
     path.write_bytes(content)
 
 
 def damaged_row(source) -> int:
-    """Flips a bit of a row, and tells of which."""
+    """Flips a bit of a row and returns the number of the row."""
     flip(source.train / ROWS_FILE)
     damage = Damage(limit=source.train_rows)
     RowReader(source.train, 32, rows=source.train_rows, damage=damage).read(range(source.train_rows))
@@ -86,7 +86,7 @@ def test_held_out_rows_must_all_be_there(own):
 
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
 def test_a_file_that_was_cut_off(own, left):
-    """ArrayRecord finds no rows in it, and says nothing."""
+    """ArrayRecord silently finds no rows in such a file."""
     path = own.sources[0].train / ROWS_FILE
     path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
     with pytest.raises(DataError, match=rf"{path} (is damaged: {own.sources[0].train_rows} rows|can't be read)"):
@@ -100,7 +100,7 @@ def test_a_file_that_is_gone(own):
 
 
 def test_a_file_that_is_deleted_while_it_is_read(own):
-    """What is open stays; the next start says what is missing."""
+    """An open file stays readable, and the next start reports that it is missing."""
     reader = RowReader(own.sources[0].train, own.seq_len)
     before = reader.read([3, 5])
     (own.sources[0].train / ROWS_FILE).unlink()
@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_off_while_it_is_read(own):
 
 
 def test_rows_are_made_again_as_they_were(corpus, settings, tmp_path):
-    """What the errors advise."""
+    """The error messages advise to move the rows away and to prepare them again."""
     first = prepare(settings(corpus[0]), tmp_path, LINES)
     content = (first.sources[0].train / ROWS_FILE).read_bytes()
     shutil.move(first.directory, tmp_path / "away")
@@ -126,7 +126,7 @@ def test_rows_are_made_again_as_they_were(corpus, settings, tmp_path):
 @pytest.mark.parametrize("left", [None, 0, 60, "{}"])
 @pytest.mark.parametrize("stage", ["corpora", "tokenizers", "rows"])
 def test_a_stage_whose_manifest_is_damaged(corpus, settings, tmp_path, stage, left):
-    """It is set aside and made anew; what else there is stays."""
+    """The stage is set aside and made again; the other stages stay."""
     first = prepare(settings(corpus[0]), tmp_path, LINES)
     (path,) = (tmp_path / stage).glob("*/manifest.json")
     if left is None:

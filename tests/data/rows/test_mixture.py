@@ -1,3 +1,5 @@
+"""A mixture of sources has exact proportions at every place."""
+
 from fractions import Fraction
 
 import numpy as np
@@ -25,9 +27,9 @@ def test_exact_shares_spread_evenly(weights, counts):
     assert np.bincount(sources[:period]).tolist() == counts
     for source, count in enumerate(counts):
         mine = sources == source
-        # Each row of a source comes in order, none is left out.
+        # The rows of a source come in order, and none is left out.
         np.testing.assert_array_equal(ranks[mine], np.arange(3 * count))
-        # Nowhere is a source far ahead of its share or behind it.
+        # No source is ever far from its share.
         ahead = np.cumsum(mine) - np.arange(1, len(mine) + 1) * count / period
         assert np.abs(ahead).max() <= len(counts) / 2
 
@@ -57,7 +59,7 @@ def exact(weights) -> list[Fraction]:
 
 @pytest.mark.parametrize("weights", ODD)
 def test_odd_weights_are_met_exactly_everywhere(weights):
-    """No source is ever more than a few rows from its share, at the start, over blocks, and a trillion places on."""
+    """No source is ever more than a few rows from its share: at the start, across blocks, and after 10^12 places."""
     mixture = Mixture(weights)
     for first in (0, (1 << 16) - 500, 10**6, 10**12 - 7):
         places = np.arange(first, first + 70_000)
@@ -87,7 +89,7 @@ def test_any_place_of_odd_weights_is_found_without_walking(weights):
 
 
 def test_an_order_by_due_times_is_that_of_its_period():
-    """Rows of weights 4 and 1 are never due at once, so there is one order."""
+    """Weights 4 and 1 never make two rows due at once, so there is only one order."""
     repeating, other = Mixture([4, 1]), Mixture([4, 1 + 1e-13])
     assert repeating.period == [4, 1] and other.period is None
     for found, expected in zip(other.locate(np.arange(4000)), repeating.locate(np.arange(4000)), strict=True):

@@ -1,3 +1,5 @@
+"""Packing loses no token, and no target crosses documents."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +24,7 @@ def packed(docs, seq_len: int, groups: int = 1, begin: int | None = None) -> np.
 
 
 def reference(docs, seq_len: int, begin: int = EOT) -> list[list[tuple[int, int, int, int]]]:
-    """(token, target, segment, position) of each place, by one loop over everything."""
+    """Returns (token, target, segment, position) of each place, computed by a single loop."""
     rows, row, segment = [], [], 0
     for doc in docs:
         ids = [begin, *doc.tolist(), EOT]
@@ -72,7 +74,8 @@ def test_nothing_is_lost_or_repeated():
 
 
 def test_no_target_of_another_document():
-    # Each document has one id of its own: input and target are that id or EOT, never two documents'.
+    # Each document repeats one id, so a pair (input, target) may have that id and EOT, but not the ids of two
+    # documents.
     docs = [np.full(length, i) for i, length in enumerate([5, 1, 16, 40, 3, 15, 2], start=1)]
     for tokens, targets, segments in packed(docs, 16):
         for segment in range(1, segments.max() + 1):

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoint folders against transformers' own, on vocabularies made up here."""
+"""Tokenizers of checkpoint folders equal transformers' own, on small vocabularies made here."""
 
 import json
 
@@ -31,7 +31,7 @@ AWKWARD = [
 
 
 def write(path, **files):
-    """A folder with these files: a dict as JSON, else as text; '__' in a name stands for its dot."""
+    """Writes files into a folder: a dict as JSON, else text; '__' in a name means its dot."""
     for name, content in files.items():
         text = json.dumps(content) if isinstance(content, dict) else content
         (path / name.replace("__", ".")).write_text(text, encoding="utf-8")
@@ -39,7 +39,7 @@ def write(path, **files):
 
 
 def byte_level(path, family, special, alphabet=None, **settings):
-    """A folder of vocab.json and merges.txt."""
+    """Writes a folder with vocab.json and merges.txt."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet
@@ -64,7 +64,7 @@ def read(path):
 
 
 def written(ours, path):
-    """What AutoTokenizer makes of the files that an export writes."""
+    """Returns what AutoTokenizer makes of the files of an export."""
     (path / "out").mkdir()
     for file, text in hub.files(ours).items():
         (path / "out" / file).write_text(text, encoding="utf-8")
@@ -72,7 +72,7 @@ def written(ours, path):
 
 
 def assert_same(ours, theirs, texts=AWKWARD):
-    """The same ids of each text, where what looks like a special token is text."""
+    """Asserts the same ids for each text; text that looks like a special token is text."""
     for text in texts:
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
 
@@ -131,7 +131,7 @@ def test_added_tokens(tmp_path):
 
 
 def tokenizer_json(path, special, lead="", trail="", config=None, **files):
-    """A folder with a tokenizer.json whose post-processor puts `lead` and `trail` around a text."""
+    """Writes a folder with a tokenizer.json whose post-processor adds `lead` and `trail` around a text."""
     backend = Backend(models.BPE({token: i for i, token in enumerate([*special, "a", "b"])}, []))
     backend.add_special_tokens(special)
     ids = [(token, special.index(token)) for token in (lead, trail) if token]
@@ -145,7 +145,7 @@ def tokenizer_json(path, special, lead="", trail="", config=None, **files):
 ADDED = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "rstrip": False, "normalized": False}
 T5 = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
 LLAMA, QWEN = ["<unk>", "<s>", "</s>"], ["<|im_end|>", "<|endoftext|>"]
-# Files as the families publish them: what stands in them, then the begin token, the end tokens, ids for config.json.
+# Files as the families publish them: (contents, (the begin token, the end tokens, ids for config.json)).
 PUBLISHED = {
     "llama": (
         dict(special=LLAMA, lead="<s>", tokenizer_config__json={"bos_token": "<s>", "eos_token": ADDED}),
@@ -211,7 +211,7 @@ def test_written_files_give_the_ids_that_the_folder_gave(name, tmp_path):
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     ours = read(folder)
     ours.save(tmp_path / "tokenizer.json")
-    ours = load(tmp_path / "tokenizer.json")  # with its special tokens, as a run keeps it
+    ours = load(tmp_path / "tokenizer.json")  # a run saves the special tokens with it
     assert ours.published and ours.special == read(folder).special
     again = written(ours, tmp_path)
     assert again.encode("ab ba") == theirs.encode("ab ba")

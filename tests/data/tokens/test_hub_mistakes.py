@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoint folders that are missing, damaged or contradictory: each is refused by name."""
+"""Missing, damaged and contradictory tokenizer files in checkpoint folders are refused by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Templates that tokenizers bring along, against transformers' ids and masks."""
+"""The chat templates of tokenizers give transformers' ids and masks."""
 
 import dataclasses
 from functools import partial
@@ -13,8 +13,8 @@ from data.examples.chat import Chat
 from data.tokens import tokenizer as tokenizers
 from data.tokens.templates import TEMPLATES
 
-# What Qwen3's writes without tools: the answer to the last question begins with an empty thought, those before don't.
-# `«` and `»` stand around what is trained on.
+# Like Qwen3's template without tools: the answer to the last question begins with an empty thought, earlier ones don't.
+# `«` and `»` enclose the trained text.
 QWEN3 = r"""{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}
 {%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for m in messages %}{%- if m.role == 'assistant' %}{{- '<|im_start|>assistant\n' }}
@@ -23,8 +23,8 @@ QWEN3 = r"""{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.ro
 {%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
-# As Qwen3's whole one: thoughts are found in an answer or stand beside it, and stay from the last question on; tools,
-# their calls and their results are written with tokens of their own.
+# Like Qwen3's full template. An answer contains its thoughts or has them in a field of its own; only those after the
+# last question are kept. Tools, calls and results are written with their own tokens.
 THINKING = r"""{%- set ns = namespace(last=0) %}
 {%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- if tools %}{{- '<|im_start|>system\n' }}
@@ -133,7 +133,7 @@ def test_thoughts_and_calls_of_tools_are_those_of_transformers(backend, name, to
     for i in (i for i, message in enumerate(messages) if message["role"] == "assistant"):
         asked = chat.prompt(messages[:i], tools)
         assert asked == write(messages[:i], add_generation_prompt=True, return_dict=False)
-        # A thought that is dropped once a question follows stands in the prompts before it, as the template has it.
+        # A prompt still has a thought that the template removes from the whole conversation once a question follows.
         asked_as_text = write(messages[:i], add_generation_prompt=True, tokenize=False)
         if write(messages, tokenize=False).startswith(asked_as_text):
             assert asked == ids[: len(asked)].tolist() and trained[len(asked)]
@@ -145,7 +145,7 @@ def plain(template: str) -> str:
 
 @pytest.mark.parametrize("text", [*ADDED, "<|im_end|>", "<|im_<|im_end|>end|>", "<<think>", "".join(ADDED)])
 def test_only_what_the_template_has_rules_for_becomes_a_token(backend, text):
-    """The rules here are for the first <think> ... </think> of an answer; all other names in messages are text."""
+    """The template's rules cover only the first <think> ... </think> of an answer; other names in messages are text."""
     words = bringing(backend, plain(THINKING))
     chat = Chat(words, {"template": "auto", "system": ""})
     own = "" if "</think>" in text else text
@@ -171,7 +171,7 @@ def test_only_what_the_template_has_rules_for_becomes_a_token(backend, text):
 
 
 def test_a_name_in_an_answer_that_the_template_copies_is_text(backend):
-    """Of two, the template takes the first for the thought's end, and copies the one that stands in the rest."""
+    """The first </think> ends the thought for the template; a <think> after it is copied as text."""
     words = bringing(backend, plain(THINKING))
     chat = Chat(words, {"template": "auto", "system": ""})
     marks = [int(i) for i in words.encode("<think></think>")]
@@ -230,7 +230,7 @@ def test_the_template_of_several_that_is_for_tools(backend):
 
 
 def test_a_prompt_that_the_conversation_does_not_go_on_with_is_refused_if_its_answer_is_trained_on(backend):
-    """As QwQ's: an answer is asked for behind <think>, but one before the last question is written without it."""
+    """QwQ's template ends a prompt with <think>, but writes an answer before the last question without it."""
     words = bringing(backend, plain(QWEN3)[: -len("{%- endif %}")] + "{{- '<think>\\n' }}{%- endif %}")
     chat = Chat(words, {"template": "chatml", "system": ""})
     assert chat.encode(MESSAGES)

@@ -1,4 +1,4 @@
-"""Words without an end: a tokenizer is trained and used in time that grows with their length alone."""
+"""The time to train a tokenizer and to encode grows only linearly with the length of a word."""
 
 import random
 import time
@@ -15,7 +15,7 @@ DNA = "".join(random.Random(0).choices("ACGT", k=200_000))
 
 
 def test_training_does_not_take_the_square_of_a_words_length():
-    """As one word these letters take 40 seconds, and four times that if there are twice as many."""
+    """As one word, these letters would take 40 seconds, and twice as many would take four times as long."""
     start = time.process_time()
     tokenizer = train([DNA], "bpe", 1000)
     assert time.process_time() - start < 15
@@ -35,7 +35,7 @@ def test_any_run_is_cut(unit):
 
 
 def test_shorter_words_are_learnt_as_ever(texts):
-    """The library's own training, without pieces, gives the same file."""
+    """Training with the library, without cutting long words, gives the same file."""
     ours = Backend.from_str(train([*texts, "x" * LONGEST], "bpe", 400).to_json())
     plain = Backend(models.BPE())
     plain.pre_tokenizer = ours.pre_tokenizer
@@ -66,7 +66,7 @@ def test_encoding_takes_time_by_the_length_alone(kind):
         start = time.process_time()
         tokenizer.encode(part)
         seconds.append(time.process_time() - start)
-    assert seconds[1] < 10 * max(seconds[0], 0.05)  # 4 times as long; its square would be 16
+    assert seconds[1] < 10 * max(seconds[0], 0.05)  # the text is 4 times as long; quadratic time would be 16 times
 
 
 def test_they_are_counted():

@@ -1,4 +1,4 @@
-"""Templates over tokenizers of other kinds, their markers, and the prompts of Alpaca."""
+"""Chat templates work with tokenizers of other kinds and their markers; Alpaca's prompts are the published ones."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ ANSWERED = [*QUESTION, {"role": "assistant", "content": "It is 4."}]
 
 @pytest.fixture(scope="module")
 def plain_markers(texts):
-    """A tokenizer whose markers are added tokens, but not special ones."""
+    """Returns a tokenizer whose markers are added tokens, but not special ones."""
     backend = Tokenizer.from_str(tokenizers.train(texts, "bpe", 400).to_json())
     names = [*MARKERS, "<think>", "COVID-19"]
     backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
@@ -56,7 +56,7 @@ def test_words_that_were_added_are_text_and_keep_their_tokens(plain_markers):
     assert word in chat.prompt([{"role": "user", "content": "What is COVID-19?"}])
 
 
-# The two prompts of train.py in Stanford Alpaca's repository.
+# The two prompts in train.py of Stanford Alpaca's repository.
 ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -101,7 +101,7 @@ TURNS = "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.conten
 @pytest.mark.parametrize("begin", ["<s>", ""])
 @pytest.mark.parametrize("split", [False, True])
 def test_spaces_of_sentencepiece_are_those_of_transformers(texts, scheme, begin, split):
-    """Metaspace puts a space before a text: nowhere, at its begin, or after each special token too."""
+    """Metaspace puts a space before a text: never, at its start only, or also after each special token."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
     if split:
@@ -153,7 +153,7 @@ def test_a_template_that_can_not_be_written_is_refused_before_the_corpus_is_read
 
 
 def test_words_keep_their_spaces_where_a_tokenizer_parts_them_first(texts):
-    """T5's puts a space before each word, and not before the text as a whole."""
+    """T5's tokenizer splits words first, and then puts a space before each word instead of before the whole text."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
@@ -168,7 +168,7 @@ def test_words_keep_their_spaces_where_a_tokenizer_parts_them_first(texts):
     assert ids[trained].tolist() == [*words.encode("It is 4."), 1]
 
 
-# What an answer may begin with that a tokenizer would join with the last character of a prompt.
+# First characters of an answer that a tokenizer might merge with the last character of the prompt.
 FIRST = ["\n", "\n\n", "'s", ":", " ", "  ", "\t", "7", "\u0301", "東", "🙂", "\u200d", ".", "]", "\r\n", "ﬁ", "Yes"]
 JINJA = {
     "alpaca": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + "
@@ -183,7 +183,7 @@ NAMES = [EOT, *sorted({marker for template in TEMPLATES.values() for marker in t
 
 
 def hub(texts, kind: str) -> Tokenizer:
-    """A tokenizer as published ones are: without the words of our own, or as LLaMA's in both of its forms."""
+    """Returns a tokenizer like published ones: a byte-level one like GPT-2's, or one like LLaMA's in both forms."""
     if kind == "gpt2":
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -209,7 +209,7 @@ def hub(texts, kind: str) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def joining(texts):
-    """Gives a tokenizer by its kind, which has learnt to join what prompts end with and answers begin with."""
+    """Returns a function from a kind to its tokenizer, which has learnt to merge a prompt's end with an answer."""
     seen = [f"e{end}{first}" * 40 for end in (":", "\n", ": ", "]", "e") for first in FIRST]
     kinds = {"bpe": 900, "byte": 0}
 
@@ -237,14 +237,14 @@ def test_what_is_trained_on_begins_where_a_model_is_asked(joining, template, kin
         ids, trained, _ = chat.encode(messages)
         begins = [len(chat.prompt(messages[:i])) for i in (1, 3)]
         edges = np.flatnonzero(np.diff(np.concatenate([[0], trained, [0]])))
-        assert edges[::2].tolist() == begins  # nothing of a prompt is trained on, and of an answer all
+        assert edges[::2].tolist() == begins  # every trained part begins where a prompt ends
         for i, at in zip((1, 3), begins, strict=True):
             assert chat.prompt(messages[:i]) == ids[:at].tolist()
-        # A model that has learnt it says the answer, and no space before it that is not its own.
+        # The answer of a model that learnt this is the text, with no space added before it.
         for text, start, end in zip(said, edges[::2], edges[1::2], strict=True):
             given = Prompts([], None, chat.ends).answer(words, ids[start:end].tolist())
             normal = unicodedata.normalize("NFC", text).strip()
             assert given.strip().removesuffix(".").startswith(normal.removesuffix("."))
-            if template not in ("llama2", "llama3", "gemma"):  # which write spaces of their own, or take some away
+            if template not in ("llama2", "llama3", "gemma"):  # these templates add or remove spaces
                 text = unicodedata.normalize("NFC", text)
                 assert words.decode(ids[:start])[-1] + text in words.decode(ids)

@@ -1,3 +1,5 @@
+"""Trained tokenizers are lossless and deterministic, and saved files restore them."""
+
 import dataclasses
 import random
 
@@ -12,7 +14,7 @@ from data.tokens.tokenizer import MASK, Tokenizer, load, specials, train
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of characters from all over Unicode, controls and odd spaces included (surrogates aren't characters)."""
+    """Returns texts with characters from all of Unicode, including controls and odd spaces, but no surrogates."""
     random_ = random.Random(0)
     ranges = [(0, 0x20), (0x20, 0x7F), (0x80, 0x2FF), (0x300, 0x370), (0x2000, 0x2070), (0xE000, 0x10FFFF)]
     texts = []
@@ -56,7 +58,7 @@ def test_byte_ids_are_the_utf8_bytes():
 def test_char_ids_are_the_characters():
     tokenizer = train(["banana", "bad"], "char")
     assert tokenizer.vocab_size == 4 + 2
-    assert tokenizer.decode(tokenizer.encode("bad nab")) == "badnab"  # the space was never seen
+    assert tokenizer.decode(tokenizer.encode("bad nab")) == "badnab"  # training saw no space
     assert tokenizer.encode("bad nab").count(tokenizer.unknown_id) == 1
     assert len(tokenizer.encode(EOT)) == len(EOT)
 
@@ -84,7 +86,7 @@ def test_training_is_deterministic_and_reaches_the_size(texts):
     first, second = train(texts, "bpe", 320), train(iter(texts), "bpe", 320)
     assert first.fingerprint == second.fingerprint
     assert first.vocab_size == 320
-    # Merges are learned: fewer tokens than bytes.
+    # Merges were learnt, so there are fewer tokens than bytes.
     assert len(first.encode(texts[0])) < 0.6 * len(texts[0].encode())
 
 
@@ -222,7 +224,7 @@ def test_errors(tmp_path):
 
 
 def metaspace(tokens) -> Backend:
-    """As SentencePiece writes it: a space before the text, and '▁' for spaces."""
+    """Returns a backend like SentencePiece's: a space before the text, and '▁' for spaces."""
     backend = vocabulary(["</s>", *tokens])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Metaspace(prepend_scheme="always")

@@ -32,7 +32,7 @@ ADAPTERS = (
 )
 DENSE = dataclasses.replace(tiny.SWITCH, experts=None, mlp_pattern=("dense",))
 CONFIGS = {"llama": tiny.LLAMA, "latent": tiny.LATENT, "encoder-decoder": DENSE}
-TOLERANCE = dict(atol=2e-4, rtol=0)  # merging rounds
+TOLERANCE = dict(atol=2e-4, rtol=0)  # merging rounds the weights
 ROWS = [1, -1, 0, 2, 0, 1, 2, -1]
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters: no change at initialization, the paper's formula after training, merging without a difference."""
+"""LoRA changes nothing at initialization, follows the paper's formula after training, and merges exactly."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_merging_takes_the_place_of_the_base(dtype, limit):
 
 
 def test_the_formula():
-    """y = x W + scale (x A) B on attention's query, in float64 by numpy; A as peft draws it."""
+    """Attention's query is y = x W + scale (x A) B, computed by numpy in float64; A is drawn like peft's."""
     _, model = inserted("llama", rank_stabilized=True, targets=(("query", True), (".*", False)))
     query = model.stack.segments[0][0].attention.query
     assert isinstance(query, LowRank) and isinstance(query.base, Frozen)

@@ -1,4 +1,4 @@
-"""What trains and what doesn't: methods, patterns, split stacks; formulas of bottleneck adapters and prompts."""
+"""Each method trains what it should and nothing else; bottleneck adapters and prompts follow their formulas."""
 
 import dataclasses
 
@@ -101,7 +101,7 @@ def test_a_parted_stack_is_the_same_model():
 
 @pytest.mark.parametrize("activation", ["relu", "swish"])
 def test_an_adapter_by_pytorch(activation):
-    """down, ReLU (or the named activation), up, as in AdapterHub's layer; initially N(0, 0.02) and zero biases."""
+    """An adapter is down, ReLU (or another activation), up, as in AdapterHub; it starts as N(0, 0.02), biases as 0."""
     made = tuning.make(METHODS["pfeiffer"][0] | {"activation": activation})
     model = jax.jit(made.apply)(tiny.drawn(tiny.LLAMA), jax.random.key(3))
     adapter = model.stack.segments[0][0].feed_forward_adapter
@@ -120,7 +120,7 @@ def test_an_adapter_by_pytorch(activation):
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
 def test_a_block_with_adapters_by_pytorch(placement, norm_position):
-    """Where each adapter's input comes from and its output goes, as in AdapterHub's double_seq_bn and seq_bn."""
+    """Each adapter reads and writes at the same place as AdapterHub's double_seq_bn and seq_bn."""
     config = dataclasses.replace(tiny.GPT, num_layers=1, norm_position=norm_position, final_norm=False)
     model = shaken(jax.jit(tuning.make(METHODS[placement][0]).apply)(tiny.drawn(config), jax.random.key(0)))
     before, after = jax.jit(lambda model: model.tapped(*ROWS, hidden=(0, 1))[1].hidden)(model)
@@ -161,7 +161,7 @@ def test_a_block_with_adapters_by_pytorch(placement, norm_position):
 
 
 def test_prompts_are_rows_behind_the_table():
-    """Ids after the vocabulary's select the prompt; initially it is rows of the table, random or a given text's."""
+    """Ids after the vocabulary's select the prompt; it starts as rows of the table, random or of a given text."""
     made = tuning.make(dict(method="prompt", length=3, init_ids=(5, 9)))
     base = tiny.drawn(tiny.GPT)
     model = jax.jit(made.apply)(base, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Attention: blocked against one piece and numpy, values and gradients; grouped heads against repeated ones."""
+"""Blocked attention equals plain attention and numpy, with gradients; grouped heads equal repeated ones."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ def inputs(length, batch=2, heads=2, group=2, dim=8):
     rng = np.random.default_rng(length)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     _, segments, positions = tiny.packed_rows(batch, length, seed=length)
-    real = jnp.asarray(segments > 0)[:, :, None, None, None]  # what padding attends to is nobody's business
+    real = jnp.asarray(segments > 0)[:, :, None, None, None]  # the output at padding does not matter
     q, k, v = draw(batch, length, heads, group, dim), draw(batch, length, heads, dim), draw(batch, length, heads, dim)
     return q, k, v, draw(*q.shape) * real, masks.packed(jnp.asarray(segments), jnp.asarray(positions)), real
 

@@ -1,4 +1,4 @@
-"""Kernels equal plain attention: splash interpreted, on one device and over meshes."""
+"""Attention kernels equal plain attention; splash is interpreted, on one device and over meshes."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Latent attention: transformers' values and gradients, cached = full, the cost of a step, parameter counts."""
+"""Latent attention has transformers' values and gradients, and decodes from a cache at the expected cost."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ def as_theirs(tree):
 @pytest.mark.parametrize("implementation", ["xla", "blocked"])
 @pytest.mark.parametrize("version", ["v2", "v3"])
 def test_values_and_gradients_are_those_of_transformers(version, implementation):
-    """V2 with plain queries, V3 with a latent. Inputs are so small that the epsilon of the latents' norms matters."""
+    """V2 has plain queries, V3 has a latent for them. Inputs are so small that the epsilon of the norms matters."""
     config = dataclasses.replace(CONFIG if version == "v3" else PLAIN, attention_scale=0.0, attention=implementation)
     settings = dict(hidden_size=32, num_attention_heads=8, num_key_value_heads=8, rms_norm_eps=0.01)
     settings |= dict(kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, num_hidden_layers=1)
@@ -80,7 +80,7 @@ def test_values_and_gradients_are_those_of_transformers(version, implementation)
     places = np.broadcast_to(np.arange(length, dtype=np.int32), (2, length))
 
     @jax.jit
-    def run(ours, x, places):  # arguments, because XLA takes long to compile with large constants
+    def run(ours, x, places):  # arguments, because XLA compiles slowly with large constants
         shared = context(config, masks.packed(jnp.ones_like(places), places), places)
         return jax.vjp(lambda ours, x: ours(x, shared)[0], ours, x)
 
@@ -119,7 +119,7 @@ def test_cached_equals_full(config, rows):
 
 @pytest.mark.parametrize("queries", [1, 12, 28, 512])
 def test_the_way_with_fewer_flops_is_chosen(queries, monkeypatch):
-    """By XLA's count of both for 512 slots, expanding is cheaper from 19 queries on."""
+    """XLA counts fewer FLOPs for expanded keys from 20 queries on, for 512 slots; the code must choose the same."""
     latent = Latent(kv_rank=64, content_dim=16, rope_dim=8, value_dim=16)
     config = dataclasses.replace(PLAIN, latent=latent)
     layer = LatentAttention(config, nnx.Rngs(0), "global", causal=True)
@@ -138,8 +138,10 @@ def test_the_way_with_fewer_flops_is_chosen(queries, monkeypatch):
 
 
 def test_a_step_makes_no_keys_of_all_slots():
-    """A step costs the FLOPs of its weights and of attention to the latents; attention with expanded keys would cost
-    4.8 times as much."""
+    """A step costs the FLOPs of its weights and of attention to the latents.
+
+    Attention with expanded keys would cost 4.8 times as much.
+    """
     slots, one = 640, np.ones((1, 1), np.int32)
     program = extended.lower(model(), KVCache.create(CONFIG, 1, slots), one, one, one).compile()
     products = 2 * (num_params(CONFIG) - 64 * 32) + 2 * CONFIG.num_layers * slots * 8 * 2 * (16 + 4)
@@ -155,8 +157,11 @@ def test_generation_on_a_mesh():
 
 
 def test_counts():
-    """Parameters of V3's attention match transformers'; attention's FLOPs are computed by hand: scores of content and
-    rotary features, values of another width, half of the earlier tokens on average, and twice that backward."""
+    """Parameters of V3's attention equal transformers', and FLOPs of attention equal a count by hand.
+
+    The count covers scores of content and rotary features, values of another width, half of the earlier tokens on
+    average, and twice that backward.
+    """
     with torch.device("meta"):
         theirs = v3.DeepseekV3Attention(
             v3.DeepseekV3Config(rope_parameters=dict(rope_type="default", rope_theta=1e4)), 0

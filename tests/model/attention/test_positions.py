@@ -1,4 +1,4 @@
-"""Rotary positions: complex numbers as the reference, and dependence on relative positions only."""
+"""Rotary positions equal a rotation of complex numbers, and scores depend only on relative positions."""
 
 import contextlib
 
@@ -40,7 +40,7 @@ def test_scores_depend_on_the_distance_only():
 
 @pytest.mark.parametrize("shape", [None, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_relative_scores_are_those_of_a_look_up_on_every_platform(shape, monkeypatch):
-    """As a matmul, its gradient does not add up rows one after another."""
+    """On a TPU, the look-up is a matmul, so that its gradient does not add up rows one after another."""
     distance, weights = (np.random.default_rng(seed) for seed in (0, 1))
     distance, weights = distance.integers(-20, 20, (4, 6, 6), np.int32), weights.standard_normal((4, 8, 1, 6, 6))
     place = lambda bias: jax.tree.map(lambda leaf: axes.place(leaf, "positions", "kv_heads", "group"), bias)

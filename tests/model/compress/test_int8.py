@@ -1,4 +1,4 @@
-"""int8 against bitsandbytes."""
+"""int8 quantization equals that of bitsandbytes."""
 
 import bitsandbytes.functional as reference
 import jax

@@ -1,4 +1,4 @@
-"""NF4 against bitsandbytes."""
+"""NF4 quantization equals that of bitsandbytes."""
 
 import bitsandbytes.functional as reference
 import jax
@@ -49,7 +49,7 @@ def test_equals_bitsandbytes(layout, double):
 
 
 def test_every_code_comes_back():
-    """One block contains each code, and one only zeros."""
+    """One block contains every code, and one only zeros."""
     w = np.zeros((128, 1), np.float32)
     w[:64, 0] = 3 * np.tile(np.float32(CODES), 4)
     weight = nnx.Param(

@@ -1,4 +1,4 @@
-"""Models with a quantized base: equal on every mesh and after a checkpoint, small, and without float copies."""
+"""Models with a quantized base are equal on every mesh and after a checkpoint, small, and free of float copies."""
 
 import dataclasses
 import functools
@@ -121,13 +121,12 @@ def test_a_mesh_equals_one_device(compiled_afresh):
         np.testing.assert_allclose(gradient, want[which], atol=1e-5 * max(1, np.abs(want[which]).max()))
     travelling = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather", program.as_text())
     assert any(kind == "u8" for kind, _ in travelling)
-    tables_and_router = {"64,32", "32,32", "32,4"}  # and rows between parts that `tensor` splits
+    tables_and_router = {"64,32", "32,32", "32,4"}  # the shape added below is that of rows, between sublayers
     assert {shape for kind, shape in travelling if kind != "u8"} <= tables_and_router | {"2,16,32"}
 
 
 def test_memory_of_a_step_does_not_grow_by_weights():
-    """With eight layers instead of two, the memory that a step needs besides its arguments grows by some activations,
-    by less than a copy of the codes."""
+    """With eight layers instead of two, a step needs a few more activations, but not a copy of the codes."""
 
     def temporary(layers):
         config = dataclasses.replace(
@@ -145,8 +144,7 @@ def test_memory_of_a_step_does_not_grow_by_weights():
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize(("dtype", "limit"), [(jnp.float32, 1 / 8), (jnp.bfloat16, 1 + 1 / 4)])
 def test_memory_of_quantizing(kind, dtype, limit):
-    """Returns the extra memory of quantizing a stack of 12 matrices over its bytes: one of them in float32. (On a CPU,
-    bfloat16 is copied.)"""
+    """Quantizing 12 stacked matrices needs extra memory for one of them in float32. (On a CPU, bfloat16 is copied.)"""
     array = jax.ShapeDtypeStruct((12, 1024, 4096), dtype)
     weight = nnx.Param(
         array, out_sharding=("layers", "embed", "mlp"), inputs=("embed",), role=Role.MATRIX, eager_sharding=False
@@ -157,7 +155,7 @@ def test_memory_of_quantizing(kind, dtype, limit):
 
 @pytest.mark.parametrize(("kind", "limit", "whole"), [("nf4", 0.517, 0.574), ("int8", 1.001, 1.040)])
 def test_bytes_of_a_large_model(kind, limit, whole):
-    """Computed by hand for LLaMA-7B: 32 layers of 4 times 4096 x 4096 and 3 times 4096 x 11008."""
+    """The bytes are computed by hand for LLaMA-7B: 32 layers of 4 times 4096 x 4096 and 3 times 4096 x 11008."""
     config = ModelConfig(**sizes.SIZES["llama_7b"], param_dtype="bfloat16")
     found, count = footprint(abstract(make(config, Settings(kind)))), 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     matrices = [(4096, 4096)] * 4 + [(4096, 11008), (4096, 11008), (11008, 4096)]
@@ -185,7 +183,7 @@ def saved(tmp_path_factory):
 
 
 def test_bytes_on_devices(saved):
-    """Bytes that are allocated for a model whose shards all have whole blocks, against those of the float weights."""
+    """Bytes allocated for a model whose shards all have whole blocks are compared with those of the float weights."""
     _, model = saved
     quantized = [array for name, array in by_name(model).items() if re.search("/(codes|absmax|inner|mean)$", name)]
     shards = sum(shard.data.nbytes for array in quantized for shard in array.addressable_shards)

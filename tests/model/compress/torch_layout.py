@@ -1,4 +1,4 @@
-"""Weights of all layouts that layers have, in PyTorch's layout."""
+"""Weights in all layouts of our layers, and the same in PyTorch's layout."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""generate: greedy equals the argmax of full passes; rows are independent; ends, limits, meshes."""
+"""Greedy tokens are the argmax of full passes, rows are independent, and ends, limits and meshes work."""
 
 import dataclasses
 import functools

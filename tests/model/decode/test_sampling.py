@@ -1,4 +1,4 @@
-"""Sampling: which tokens are kept, against a sort in numpy; their frequencies; errors."""
+"""Sampling keeps the same tokens as a sort in numpy, with the right frequencies, and refuses wrong settings."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from model.decode import sampling
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (8, 40)).astype(np.float32)
-TIED = np.round(LOGITS)  # as after bfloat16: many tokens are equally likely
+TIED = np.round(LOGITS)  # bfloat16 also gives many equally likely tokens
 
 
 def kept(logits, temperature, top_k, top_p):
@@ -54,8 +54,10 @@ def test_tokens_come_as_often_as_they_should():
 
 @pytest.mark.parametrize("settings", [(0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 1e-6), (1e-6, 0, 1.0)])
 def test_what_amounts_to_greedy(settings):
-    """Temperature 0, a top-k of 1, a tiny top-p, a tiny temperature: all choose the lowest id of equal ones, except the
-    last, which samples between them."""
+    """Temperature 0, top-k 1, a tiny top-p and a tiny temperature all choose one token.
+
+    Of equally likely tokens it is the lowest id; only the last setting samples between them.
+    """
     keys = jax.random.split(jax.random.key(0), 8)
     logits = LOGITS if settings[0] == 1e-6 else TIED
     drawn = sampling.sample(jnp.asarray(logits), keys, sampling.settings(*settings))

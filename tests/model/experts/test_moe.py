@@ -1,4 +1,4 @@
-"""Mixtures of experts: equal to transformers' blocks and to a dense mixture."""
+"""Mixtures of experts equal transformers' blocks and a dense mixture."""
 
 import dataclasses
 import importlib
@@ -138,7 +138,7 @@ def test_equals_transformers(name):
 
 
 def test_losses_equal_transformers():
-    """Mixtral's loss over two layers and with padding; Switch's, which averages the losses of rows."""
+    """Mixtral's loss covers two layers and padding; Switch's loss averages the losses of rows."""
     torch = pytest.importorskip("torch")
     from transformers.models.mixtral import modeling_mixtral
     from transformers.models.switch_transformers import modeling_switch_transformers as switch
@@ -202,7 +202,7 @@ class Dense(MoE):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", ["mixtral", "deepseek3"])
 def test_equals_a_dense_mixture(name, platform, monkeypatch):
-    """Outputs and gradients, with padding, by blocks and by ragged matmuls."""
+    """Outputs and gradients are equal with padding, by blocks and by ragged matmuls."""
     moe, dense = drawn(VARIANTS[name]), drawn(VARIANTS[name])
     dense.__class__ = Dense
     expected = jax.jit(run)(dense, X, REAL)
@@ -249,7 +249,7 @@ def test_order_of_tokens_does_not_matter():
 
 @pytest.mark.parametrize("tokens", [1, 3, 50])
 def test_any_number_of_tokens(tokens):
-    """As few tokens as in decoding, and all of them with the same expert."""
+    """Tokens may be as few as in decoding, and all may choose the same expert."""
     moe = drawn(Experts(E, 1, F, normalize=False))
     x = np.broadcast_to(X[:1, :1], (1, tokens, D))
     expected = np.broadcast_to(forward(moe, X)[0][:1, :1], x.shape)
@@ -276,7 +276,7 @@ def test_correction_gets_the_excess_load():
 
 
 def test_router_is_float32():
-    """Also in a bfloat16 model: the choice equals that of the float32 product of the bfloat16 tokens."""
+    """This holds in a bfloat16 model too: the choice equals that of the float32 product of the bfloat16 tokens."""
     moe = drawn(Experts(E, 2, F))
     x = jnp.asarray(X, jnp.bfloat16)
     y, stats = forward(moe, x)

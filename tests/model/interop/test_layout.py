@@ -1,4 +1,4 @@
-"""Entries: both directions against hand-written indices, minimal reads, and errors for inconsistent entries."""
+"""Entries equal indices written by hand in both directions, read only what is needed, and must be consistent."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from model.interop.layout import Entry
 
-CASES = {  # theirs, ours, slot; their index of (d, k, g, h) for sizes 4, 3, 2, 5
+CASES = {  # their layout, our layout, slot; their index of (d, k, g, h) for sizes 4, 3, 2, 5
     "linear": ("(k g h) d", "d k g h", None, lambda d, k, g, h: (k * 10 + g * 5 + h, d)),
     "gpt2": ("d (3 k g h)", "d k g h", 1, lambda d, k, g, h: (d, 30 + k * 10 + g * 5 + h)),
     "bloom": ("(k 3 g h) d", "d k g h", 2, lambda d, k, g, h: (k * 30 + 20 + g * 5 + h, d)),

@@ -1,4 +1,4 @@
-"""transformers' checkpoints into a model and back: equal logits and bytes, on every mesh; and what is refused."""
+"""transformers' checkpoints load into a model and save back with equal logits and bytes, on every mesh."""
 
 import contextlib
 import dataclasses
@@ -239,7 +239,7 @@ def test_gathering_over_devices_of_other_processes(small):
     """`save` runs this program if a process does not have all of a parameter; here all devices are in one process."""
     abstract, values = small
     like = by_name(abstract)["experts"]
-    values["experts"][0, 0, 0, 1] = np.nan  # no folder with it is read, but training may make one
+    values["experts"][0, 0, 0, 1] = np.nan  # a folder with NaN is refused when read, but training may produce one
     experts = jax.device_put(values["experts"], like.sharding)
     with jax.set_mesh(like.sharding.mesh):
         for layer, expert in ((0, 0), (3, 5)):
@@ -274,12 +274,12 @@ def test_absent_in_some_layers_only(small, tmp_path):
         {"key": Entry("key", "kv.{layer}", "(head nope) latent", "layer latent head nope")},  # value has another shape
         {
             "value": Entry("value", "v.{layer}", "(head nope+value) latent", "layer latent head value")
-        },  # nope: how large?
+        },  # the size of nope is unknown
         {
             "key": Entry("key", "kv.{layer}", "(head nope+value) latent", "layer latent head value")
-        },  # twice the same part
+        },  # the same part twice
         {"bias": Entry("bias", "bias.{layer}", "embed", "layer embed", layers=range(3))},
-        {"bias": Entry("bias", "bias.{layer}", "(2 embed)", "layer embed", slot=0)},  # where is the other half?
+        {"bias": Entry("bias", "bias.{layer}", "(2 embed)", "layer embed", slot=0)},  # the other half is missing
     ],
 )
 def test_entries_that_contradict_each_other_or_the_model(small, changes, tmp_path):

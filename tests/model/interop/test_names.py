@@ -1,4 +1,4 @@
-"""Which tensor of a file is read: names with and without a prefix, tied tensors under either name, separate heads.
+"""Tensors are found with and without a prefix, tied under either name, and with separate heads.
 
 Each case is a file that transformers can load too, so the logits must equal transformers'.
 """
@@ -211,7 +211,7 @@ def test_tables_of_two_sides_that_differ_are_refused(tmp_path):
 
 
 def test_scores_divided_by_the_number_of_the_layer(tmp_path):
-    """scale_attn_by_inverse_layer_idx, and scores that are not scaled by the head's width."""
+    """scale_attn_by_inverse_layer_idx works, and so do scores that are not scaled by the head's width."""
     for change in ({"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}):
         same_logits(changed(tmp_path, hub.reference("gpt2")[1], lambda t: t, change), CAUSAL)
 

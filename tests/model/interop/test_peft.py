@@ -1,4 +1,4 @@
-"""Adapters against Hugging Face's peft: reading its folders, peft reading ours, merging, a training step."""
+"""Adapters work with Hugging Face's peft: we read its folders, it reads ours; merging; a training step."""
 
 import copy
 import dataclasses

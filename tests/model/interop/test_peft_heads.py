@@ -1,4 +1,4 @@
-"""Adapters of classification models: written here with their heads, then read by peft and again by us."""
+"""Adapters of classification models are written with their heads, and read by peft and by us."""
 
 import dataclasses
 import functools

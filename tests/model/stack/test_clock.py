@@ -1,4 +1,4 @@
-"""The clock of a pipeline against a simulation that follows each micro-batch."""
+"""The clock of a pipeline equals a simulation that follows each micro-batch."""
 
 import pytest
 
@@ -17,8 +17,8 @@ def test_every_micro_batch_passes_all_groups_and_is_home(stages, groups, slots):
             assert place not in at_work, "two micro-batches at one stage"
             at_work[place] = step // stages
         done = begins + groups * stages - 1
-        back = done + stages - 1 - lies_at  # from the last stage to the left
-        assert home.setdefault(slot, back) == back, "the rows of a slot are home at the same turn"
+        back = done + stages - 1 - lies_at  # from the last stage, moving left
+        assert home.setdefault(slot, back) == back, "the rows of a slot must come home at the same turn"
     assert max(turn for turn, _ in at_work) == clock.turns - 1
     for (turn, stage), group in at_work.items():
         assert clock.group(turn, stage) == group and clock.since(turn, stage) >= 0

@@ -30,7 +30,7 @@ def tapped(model, *rows):
 
 
 def test_a_row_is_a_distribution_over_what_a_query_sees():
-    """Packed documents with a causal mask; layer 4 has a window of 5, and layer 3 none."""
+    """Rows are packed documents with a causal mask; layer 4 has a window of 5, and layer 3 has none."""
     _, segments, positions = ROWS
     probabilities = np.asarray(tapped(tiny.drawn(DEEP), *ROWS)[1].attention)
     assert probabilities.dtype == np.float32 and probabilities.shape == (2, 4, 16, 16, 16)
@@ -99,7 +99,7 @@ def test_every_mesh_equals_one_device(name, shape):
 
 
 def test_gradients_equal_transformers():
-    """A loss of a state and of attention probabilities, as in distillation, both from before the last layer."""
+    """The loss uses a hidden state and attention probabilities, as in distillation, both from before the last layer."""
     tokens, real, positions = padded("right", (20, 20, 20))
     rng = np.random.default_rng(5)
     of_state, of_attention = rng.normal(size=(3, 20, 32)), rng.normal(size=(3, 4, 20, 20))
@@ -124,7 +124,7 @@ def test_gradients_equal_transformers():
     for found, expected in pairs:
         assert expected.abs().max() > 0.1
         np.testing.assert_allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
-    assert not np.any(block.feed_forward.up[2]), "the last layer is above all that was asked for"
+    assert not np.any(block.feed_forward.up[2]), "nothing that was requested depends on the last layer"
 
 
 def test_without_a_request_nothing_is_different(monkeypatch):

@@ -28,7 +28,7 @@ def make(rngs):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(directory, leaves on the host) of a state that was sharded over data, fsdp and tensor."""
+    """Returns (directory, leaves on the host) of a state that was sharded over data, fsdp and tensor."""
     directory = tmp_path_factory.mktemp("sharded")
     with axes.use_mesh(axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
         made = state.create(make, TX, seed=1)
@@ -41,7 +41,7 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize("shape", [{"fsdp": 4, "tensor": 2}, {"data": 1}])
 def test_read_on_another_mesh(written, shape):
-    """The same bits, placed as the new mesh wants them and not as they were written."""
+    """The values are bit-identical, and have the shardings of the new mesh instead of those they were written with."""
     directory, expected = written
     devices = jax.devices()[: 1 if "data" in shape else 8]
     with axes.use_mesh(axes.make_mesh(shape, devices)):
@@ -58,8 +58,11 @@ def test_read_on_another_mesh(written, shape):
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
-    """Losses 3, 1, 2, 4: of six steps the two newest stay and the one of loss 1; a step without a loss is no rival.
-    Another process, which continues after each step, knows the losses of all."""
+    """Of six steps with losses 3, 1, none, 2, 4 and 3.5, the two newest stay and the one with loss 1.
+
+    A step without a loss is never the best. Each step is saved by a new Checkpoints object, which must know the losses
+    of all earlier ones.
+    """
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         made = state.create(make, TX, seed=1)
         for step, loss in enumerate((3.0, 1.0, None, 2.0, 4.0, 3.5), start=1):
@@ -70,7 +73,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_finds_what_a_user_means(tmp_path):
-    """By accuracy, where 0 and what is not finite are a value and none; '' means the best once the run ended early."""
+    """Steps are found by accuracy; 0 counts as a value, inf and nan don't. '' is the best step after an early stop."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         made = state.create(make, TX, seed=1)
         checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=2, metric="validation/accuracy")
@@ -95,7 +98,7 @@ def test_who_only_reads_leaves_what_is_being_written(tmp_path, capfd):
     unfinished = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "checkpoints" / "3", unfinished)
     assert Checkpoints(tmp_path, reading=True).latest_step == 3
-    time.sleep(1)  # Orbax tidies up in the background, within milliseconds
+    time.sleep(1)  # Orbax deletes unfinished steps in the background, within milliseconds
     assert unfinished.exists()
     again = Checkpoints(tmp_path)
     for _ in range(200):
@@ -107,7 +110,7 @@ def test_who_only_reads_leaves_what_is_being_written(tmp_path, capfd):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Calling it makes saves fail, when all is written; calling it again ends that."""
+    """Returns a switch: the first call makes saves fail after all data is written, the next one ends that."""
     write, full = manifest.write, []
 
     def fails(folder):
@@ -120,7 +123,7 @@ def full_disk(monkeypatch):
 
 
 def test_a_save_that_fails_takes_no_good_one_with_it(tmp_path, full_disk, monkeypatch):
-    """Whoever asks for errors first: Orbax's own thread, which deletes old steps where it hears of none, comes late."""
+    """The errors are read before Orbax's own thread wakes up; it deletes old steps if it hears of no error."""
     late = lambda self, then=ocp.AsyncCheckpointer.wait_until_finished: (time.sleep(0.3), then(self))
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", late)
     checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0)

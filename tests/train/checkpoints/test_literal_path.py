@@ -1,4 +1,4 @@
-"""Checkpoints in folders whose names etils would interpret as patterns or as buckets."""
+"""Checkpoints work in folders whose names etils would interpret as patterns or as buckets."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from train.checkpoints.checkpoint import Checkpoints
 from train.checkpoints.literal_path import LiteralPath
 
-# (the folder, another one beside it that its name as a pattern would find)
+# (the folder, another one beside it that its name would match as a pattern)
 NAMES = [
     ("a[bc]", "ab"),
     ("a*b", "axb"),
@@ -23,7 +23,7 @@ NAMES += [(name, "other") for name in ("sp ace", "日本 ü", "q'\"", "$HOME", "
 
 @pytest.mark.parametrize(("name", "other"), NAMES)
 def test_a_folder_is_taken_by_its_own_name(name, other, tmp_path):
-    """What is saved there is listed, kept and read, array by array too; what lies beside it is not touched."""
+    """Steps of the folder are listed, kept and read, also array by array, and the folder beside it is untouched."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=device)}
     for folder, steps in ((other, (7,)), (name, (1, 2, 3))):

@@ -1,4 +1,4 @@
-"""Every damage to a file is found and reported."""
+"""Every damage to a file of a checkpoint is found and reported."""
 
 import json
 
@@ -11,7 +11,7 @@ CHUNK = manifest._CHUNK
 
 @pytest.fixture
 def folder(tmp_path):
-    """A step of four files: small ones, an empty one, and one of two chunks and a bit."""
+    """Makes a step of four files: small ones, an empty one, and one a little longer than two chunks."""
     (tmp_path / "model" / "d").mkdir(parents=True)
     (tmp_path / "model" / "d" / "large").write_bytes(bytes(range(256)) * (2 * CHUNK // 256) + b"tail")
     (tmp_path / "model" / "empty").write_bytes(b"")
@@ -33,7 +33,7 @@ def test_one_flipped_bit(folder, at):
     flip(folder / "model/d/large", at)
     line = f"model/d/large has other bytes than were written, from byte {at // CHUNK * CHUNK:,} on"
     assert manifest.problems(folder) == [line]
-    # Of several processes one has the chunk.
+    # The chunks are shared among several processes, and one of them finds the damage.
     assert [found for i in range(3) for found in manifest.problems(folder, share=(i, 3))] == [line]
     assert manifest.problems(folder, "sizes") == manifest.problems(folder, "off") == []
     assert manifest.problems(folder, "sampled") in ([line], [])
@@ -70,7 +70,7 @@ def test_a_step_without_a_good_manifest(folder):
 
 
 def test_every_bit_of_a_manifest(tmp_path):
-    """Whichever is flipped, the step is damaged, or nothing that is read has changed."""
+    """Any flipped bit makes the step damaged, unless it changes nothing that is read."""
     (tmp_path / "loop").write_text("{}")
     manifest.write(tmp_path)
     whole = (tmp_path / manifest.NAME).read_bytes()
@@ -80,11 +80,11 @@ def test_every_bit_of_a_manifest(tmp_path):
         content[bit // 8] ^= 1 << bit % 8
         (tmp_path / manifest.NAME).write_bytes(content)
         good += not manifest.problems(tmp_path)
-    assert good <= 8 * 4  # blanks between
+    assert good <= 8 * 4  # bits of spaces between JSON tokens
 
 
 def test_a_path_that_leaves_the_folder(folder, tmp_path_factory):
-    """A manifest that was forged can't have other files read."""
+    """A forged manifest cannot make other files be read."""
     secret = tmp_path_factory.mktemp("outside") / "secret"
     secret.write_bytes(b"abc")
     content = json.loads((folder / manifest.NAME).read_text())

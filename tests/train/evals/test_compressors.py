@@ -1,4 +1,4 @@
-"""The compressors' bits per byte against compression in one call."""
+"""The compressors' bits per byte equal those of compression in one call."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""Metrics of labels against scikit-learn and SciPy."""
+"""Metrics of labels equal those of scikit-learn and SciPy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RANDOM = np.random.default_rng(0)
 ANSWERS = {
     "two classes": (RANDOM.integers(0, 2, 50), RANDOM.integers(0, 2, 50), 2),
     "some classes": (RANDOM.integers(0, 4, 60), RANDOM.integers(0, 4, 60), 4),
-    # Of 6 classes, one is never true, one never said, one neither.
+    # Of 6 classes, one is never true, one is never predicted, and one occurs in neither.
     "classes that lack": (RANDOM.choice([0, 1, 2, 3], 40), RANDOM.choice([0, 1, 2, 4], 40), 6),
     "one class said": (RANDOM.integers(0, 3, 20), np.full(20, 1), 3),
     "all right": (np.arange(12) % 3, np.arange(12) % 3, 3),

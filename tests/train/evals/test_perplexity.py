@@ -29,7 +29,7 @@ def test_tokens_of_four_bytes_share_their_bits():
 
 
 def test_each_token_counts_once():
-    """9 tokens at 1 nat and 1 at 11 are 2 on average, whatever batches they came in."""
+    """9 tokens at 1 nat and 1 token at 11 nats have a mean of 2, however they are divided into batches."""
     assert run([(1.0, 9), (11.0, 1), (5.0, 0)])["loss"] == pytest.approx(2)
 
 
@@ -38,7 +38,7 @@ def test_a_diverged_model_gives_a_number():
 
 
 def test_sources_that_are_read_in_part_count_by_what_they_hold():
-    """3 tokens at 1 nat, read whole; 2 at 4 nats, of which half is read."""
+    """One source has 3 tokens at 1 nat and is read completely; the other has 2 at 4 nats, and half of it is read."""
     loss = lambda nats, tokens: Loss(jnp.inf, tokens, {"loss": nats * tokens, "counts": jnp.ones(2) * tokens})
     both = added([loss(1.0, 3.0), loss(4.0, 1.0)], [1.0, 2.0])
     assert figures(both, None)["loss"] == pytest.approx(11 / 5)

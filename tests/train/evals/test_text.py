@@ -1,4 +1,4 @@
-"""Text metrics against values in sacrebleu's and rouge-score's own tests, and against counts by hand."""
+"""Text metrics equal values in sacrebleu's and rouge-score's own tests, and counts by hand."""
 
 import math
 
@@ -13,7 +13,7 @@ def one(prediction, reference, metric, **options):
 
 def test_bleu_by_its_formula():
     found = grade(["a b c d e", "a b c d"], ["a b c d f", "a b c d e g"], ["bleu"])["bleu"]
-    precisions = (8 / 9, 6 / 7, 4 / 5, 2 / 3)  # counts of both texts, pooled
+    precisions = (8 / 9, 6 / 7, 4 / 5, 2 / 3)  # counts are added over both texts
     assert found == pytest.approx(100 * math.exp(1 - 11 / 9) * math.prod(precisions) ** (1 / 4))
 
 
@@ -21,12 +21,12 @@ def test_bleu_splits_chinese_as_told():
     text, reference = "我爱北京天", "我爱北京人"
     expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
     assert one(text, reference, "bleu", tokenizer="zh")["bleu"] == pytest.approx(expected)
-    assert one(text, reference, "bleu")["bleu"] == 0  # one word, and another
+    assert one(text, reference, "bleu")["bleu"] == 0  # different single words
     assert "tok:zh" in signatures(["bleu"], "zh")["bleu"] and "nrefs:1" in signatures(["bleu"])["bleu"]
 
 
-# The first three from test/test_chrf.py of sacrebleu, where orders that don't occur count as 1e-16 instead of nothing.
-# The last: one letter of two, none of the pairs.
+# The first three are from test/test_chrf.py of sacrebleu, where orders that don't occur count as 1e-16 instead of
+# nothing. In the last, one letter of two matches, and no pair does.
 @pytest.mark.parametrize(
     ("prediction", "reference", "score"),
     [
@@ -53,7 +53,7 @@ def test_chrf_as_published(prediction, reference, score):
 
 
 def test_rouge_by_hand():
-    """The first text is that of rouge-score's own test; the second shares a, c, d in this order, and one pair."""
+    """The first text is from rouge-score's own test; the second shares a, c, d in this order, and one pair."""
     found = grade(["testing", "a c x d"], ["testing one two", "A, b c d"], ["rouge"])
     first, second = 2 * 1 * (1 / 3) / (1 + 1 / 3), 3 / 4
     assert found["rouge1"] == pytest.approx(50 * (first + second))
@@ -76,7 +76,8 @@ def test_exact_match_and_f1_by_squads_rules():
     assert words("The  Eiffel-Tower, in\nan U.S. city!") == ["eiffeltower", "in", "us", "city"]
     found = grade(["The Broncos.", "in 1990 the"], ["broncos", "1990"], ["exact_match", "f1"])
     assert found == {"exact_match": 50.0, "f1": pytest.approx(50 * (1 + 2 * (1 / 2) / (1 / 2 + 1)))}
-    assert one("b b c", "b c c", "f1")["f1"] == pytest.approx(100 * 2 / 3)  # each word as often as both have it
+    # A word counts as often as both texts have it.
+    assert one("b b c", "b c c", "f1")["f1"] == pytest.approx(100 * 2 / 3)
     assert one("the", "...", "f1")["f1"] == 100 and one("", "x", "f1")["f1"] == 0
 
 

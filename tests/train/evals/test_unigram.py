@@ -1,4 +1,4 @@
-"""The unigram baseline against a count by hand."""
+"""The unigram baseline equals a count by hand."""
 
 import math
 from itertools import repeat
@@ -20,7 +20,8 @@ def mean(train, held_out, vocab_size):
 
 
 def test_a_count_by_hand():
-    train = [batch([0, 1, 1, 2], [1, 1, 1, 0]), batch([1, 3, 0, 0], [1, 1, 0, 0])]  # counts 1, 3, 0, 1; 5 of 4 kinds
+    # The counts are 1, 3, 0, 1: 5 tokens, 4 kinds.
+    train = [batch([0, 1, 1, 2], [1, 1, 1, 0]), batch([1, 3, 0, 0], [1, 1, 0, 0])]
     held_out = [batch([1, 2, 3], [1, 1, 0]), batch([1, 0, 0], [0.5, 0, 0])]
     expected = -(1.5 * math.log(4 / 9) + math.log(1 / 9)) / 2.5
     assert mean(train, held_out, 4) == pytest.approx(expected)

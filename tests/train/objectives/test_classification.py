@@ -1,4 +1,4 @@
-"""The classification objective against PyTorch's losses and gradients, and scikit-learn's confusion matrix."""
+"""The classification objective equals PyTorch's losses and gradients, and scikit-learn's confusion matrix."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from train.objectives.classification import Classification
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Scorer:
-    """A model whose scores are its parameters."""
+    """A model whose logits are its parameters."""
 
     scores_BTC: jax.Array
     router: RouterStats | None = None
@@ -48,7 +48,7 @@ def scorer(classes):
 
 
 def outcome(model, rows, **settings):
-    """(loss as evaluated, gradients as trained)."""
+    """Returns (loss in evaluation, gradients in training)."""
     objective = Classification(**settings, names=("B-X", "I-X", "O"))
     both = lambda model: (objective(model, rows, jax.random.key(0)).total, objective(model, rows, None))
     gradients, loss = jax.jit(jax.grad(both, has_aux=True))(model)
@@ -94,7 +94,7 @@ NAMES = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
 
 @pytest.mark.parametrize("likely", [[1, 1, 1, 1, 1], [1, 1, 3, 3, 2]])
 def test_entities_are_those_of_seqeval(likely):
-    """Tags at random, of which many begin with I, over packed sentences with words that have no tag between."""
+    """Tags are random, many entities begin with an I tag, sentences are packed, and some words have no tag."""
     rows, random = batch(rows=64), np.random.default_rng(3)
     shape, odds = rows["targets"].shape, np.array(likely) / sum(likely)
     rows["targets"] = random.choice(5, shape, p=odds).astype(np.int32)

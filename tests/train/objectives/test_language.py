@@ -1,4 +1,4 @@
-"""The language objective with experts: the router losses, the metrics, and the update of the correction biases."""
+"""With experts, the language objective adds router losses, reports loads, and updates the correction biases."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def test_loads_of_all_experts_are_reported():
     assert loss.metrics["experts/dropped"] == 0
     full = loss_of(dataclasses.replace(CONFIG, experts=dataclasses.replace(CONFIG.experts, capacity=2)))
     kept = 1 - full.metrics["experts/dropped"] / full.weight
-    assert 0.1 < kept <= 2 * 8 * 4 / (2 * batch()["weights"].sum())  # places over choices
+    assert 0.1 < kept <= 2 * 8 * 4 / (2 * batch()["weights"].sum())  # capacity / choices
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def test_the_correction_moves_against_the_load(settings):
 
 
 def test_nothing_else_knows_of_the_correction():
-    """Counts of tokens are neither in the gradient's norm nor do they change how it is clipped."""
+    """Token counts of experts neither enter the gradient norm nor change how the gradient is clipped."""
     (_, one, metrics), (_, other, _) = run(correction_rate=0.125), run(correction_rate=0.0)
     assert 0 < metrics["grad_norm"] < 5  # a load that is off by 3 tokens in 16 places would make it 12
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

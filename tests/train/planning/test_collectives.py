@@ -1,4 +1,4 @@
-"""Collectives of compiled programs with known bytes, and device groups in the forms that other compilers print."""
+"""Collectives of compiled programs have known bytes, and device groups are parsed in the forms of other compilers."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def test_forms_of_groups(groups, expected):
     assert first_group(instruction, 8) == expected
 
 
-# As TPU's compiler prints: a gather taken into two fusions, in a loop without a known trip count.
+# As printed by the TPU compiler: a gather that is fused twice, in a loop without a known trip count.
 _TPU = """
 %part.1 (p: bf16[8,64]) -> bf16[16,64] {
   %p = bf16[8,64]{1,0:T(8,128)(2,1)} parameter(0)

@@ -1,4 +1,4 @@
-"""Targets against the table of peaks and published shapes, and times against calculations by hand."""
+"""Targets match the table of peaks and the published shapes, and times match calculations by hand."""
 
 import fnmatch
 
@@ -42,7 +42,7 @@ def test_targets_that_do_not_exist(text, slices, words):
 
 
 def row(target, dim=0):
-    """All chips along one dim of a slice."""
+    """Returns all chips along one dim of a slice."""
     point = lambda i: tuple(i if d == dim else 0 for d in range(len(target.shape)))
     return [Place(0, point(i)) for i in range(target.shape[dim])]
 
@@ -53,8 +53,8 @@ def gather(n, payload=64e6, kind="all-gather"):
 
 def test_rings_of_a_torus_and_lines_of_a_part():
     v5p, v5e = parse("v5p:4x4x8"), parse("v5e:16x16")
-    assert ring_rate(row(v5p), v5p) == 2 * 90e9  # a dim of 4 closes
-    assert ring_rate(row(v5p)[:2], v5p) == 90e9  # half of it does not
+    assert ring_rate(row(v5p), v5p) == 2 * 90e9  # the whole dim of 4 forms a ring
+    assert ring_rate(row(v5p)[:2], v5p) == 90e9  # half of it is a line
     assert ring_rate(row(v5e), v5e) == 2 * 45e9
     assert ring_rate(row(parse("v5e:8x8")), parse("v5e:8x8")) == 45e9
     plane = [Place(0, (i, j, 0)) for i in range(4) for j in range(4)]
@@ -67,7 +67,8 @@ def test_seconds_of_collectives():
     assert collective_seconds(gather(4), row(v5p), v5p) == pytest.approx(once)
     assert collective_seconds(gather(4, kind="all-reduce"), row(v5p), v5p) == pytest.approx(2 * once)
     assert collective_seconds(gather(4, kind="collective-permute"), row(v5p)[:2], v5p) == pytest.approx(64e6 / 90e9)
-    # Each chip has 64 MB for all: 4 x 64 MB in all, of which an all-gather would take 3/4, and this a quarter of that.
+    # Each chip holds 64 MB, 4 x 64 MB in total. An all-gather would move 3/4 of the total; an all-to-all moves 1/4 of
+    # that.
     assert collective_seconds(gather(4, kind="all-to-all"), row(v5p), v5p) == pytest.approx(once)
 
 
@@ -89,7 +90,7 @@ def test_products_take_the_longer_of_flops_and_bytes():
     assert compute_seconds([square], chip) == pytest.approx(3 * 2 * 8192**3 / 918e12)
     thin = Product("dot_general", (1, 1, 1024, 1024), 1, 2 * 1024**2, runs=1)
     assert compute_seconds([thin], chip) == pytest.approx(2 * 1024**2 / 1638e9)
-    padded = Product("dot_general", (1, 1024, 1024, 130), 1, 0.0, 1)  # 130 fills two halves of two tiles
+    padded = Product("dot_general", (1, 1024, 1024, 130), 1, 0.0, 1)  # 130 columns are padded to 256
     assert compute_seconds([padded], chip) == pytest.approx(2 * 1024**2 * 256 / 918e12)
 
 

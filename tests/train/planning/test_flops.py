@@ -1,4 +1,4 @@
-"""FLOPs of programs against counts by hand, and of models against 6N + attention."""
+"""FLOPs of programs equal counts by hand, and FLOPs of models equal 6N + attention."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_the_dearest_branch_counts():
 
 def test_what_is_computed_again_counts_again():
     f = jax.checkpoint(lambda a, b: jnp.sin(jnp.sin(a @ b) @ b.T).sum())
-    # Forward 2, again 1 or 2 (the last is not needed for its own gradient), backward 4.
+    # Forward costs 2, recomputation 1 or 2 (the gradient does not need the last product), backward 4.
     assert flops(jax.grad(f, argnums=(0, 1)), A, B) in (7 * ONE, 8 * ONE)
     assert flops(jax.jit(f), A, B) == 2 * ONE
 
@@ -87,7 +87,7 @@ def test_rows_meet_the_matrix_of_their_group_alone():
     sizes = jax.ShapeDtypeStruct((5,), jnp.int32)
     assert flops(jax.lax.ragged_dot, rows, experts, sizes) == ONE
     grad = jax.grad(lambda a, b, s: jax.lax.ragged_dot(a, b, s).sum(), (0, 1))
-    assert flops(grad, rows, experts, sizes) in (2 * ONE, 3 * ONE)  # the forward product itself is not needed
+    assert flops(grad, rows, experts, sizes) in (2 * ONE, 3 * ONE)  # the gradient does not need the forward product
 
 
 @pytest.mark.parametrize("name", ["gelu", "kernel"])
@@ -113,7 +113,7 @@ def test_pallas_kernels_by_what_they_say_or_by_their_grid(name):
 
 @pytest.mark.parametrize("name, products", [("fwd", 2), ("bwd", 5)])
 def test_attention_of_cudnn_by_the_name_of_its_primitive(name, products):
-    """A stand-in: to trace the real one needs cuDNN."""
+    """A primitive of the same name replaces cuDNN's, because tracing the real one needs cuDNN."""
     primitive = jax.extend.core.Primitive(f"dot_product_attention_{name}_wrapper")
     primitive.def_abstract_eval(lambda q, k, v: q)
     q, k = jax.ShapeDtypeStruct((2, 8, 4, 16), jnp.bfloat16), jax.ShapeDtypeStruct((2, 6, 4, 16), jnp.bfloat16)
@@ -127,7 +127,7 @@ def test_what_one_device_computes():
         split = lambda f, *args: count(jax.make_jaxpr(f)(*args), dict(mesh.shape))
         work = split(lambda a, b: a @ b, place(A, "x"), place(B, None, "y"))
         assert (work.total, work.per_device, work.products[0].dims) == (ONE, ONE / 8, (1, 2, 2, 16))
-        work = split(lambda a, b: a @ b, place(A, "x"), place(B))  # along y both devices do the same
+        work = split(lambda a, b: a @ b, place(A, "x"), place(B))  # devices along y do the same work
         assert (work.total, work.per_device) == (ONE, ONE / 4)
         mapped = jax.shard_map(
             lambda a, b: a @ b, in_specs=(jax.P("x"), jax.P()), out_specs=jax.P("x"), axis_names={"x"}
@@ -137,7 +137,7 @@ def test_what_one_device_computes():
 
 
 def step_of(model, mesh, batch_size, length):
-    """(traced step, work) of a train step over abstract arrays."""
+    """Returns (traced step, work) of a training step over abstract arrays."""
     config = pretrain_decoder.get_config()
     config.data.seq_len, config.batch_size = length, batch_size
     tx = make_optimizer(config.optimizer, lambda step: 1e-3, model)
@@ -161,7 +161,7 @@ def model(remat="none", **fields):
     ids=["llama", "tied", "gpt"],
 )
 def test_a_model_is_6n_and_attention(fields):
-    """6 a matmul weight and token, and 12 T a feature of the heads: what is masked is computed all the same."""
+    """A matmul weight costs 6 per token, and a feature of the heads 12 T, because masked scores are computed too."""
     config, rows, length = model(**fields), 4, 64
     features, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = config.embed_dim * (2 * features + 2 * kv + (3 if config.gated else 2) * config.mlp_dim)
@@ -172,7 +172,7 @@ def test_a_model_is_6n_and_attention(fields):
     assert work.total == rows * length * (6 * weights + attention)
     assert flops_per_token(config, length) == 6 * weights + attention / 2
     _, again = step_of(model("full", **fields), mesh, rows, length)
-    # Forward again, but for the last product, whose result nothing needs.
+    # Remat repeats the forward pass except for the last product, whose result nothing needs.
     more = config.num_layers * (2 * (layer - config.embed_dim * config.mlp_dim) + 4 * length * features)
     assert again.total - work.total == rows * length * more
 

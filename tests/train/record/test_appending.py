@@ -1,3 +1,5 @@
+"""Lines that a full disk refuses are kept in memory and written later."""
+
 import json
 import resource
 
@@ -9,7 +11,7 @@ from train.record.appending import AppendedFile
 
 @pytest.fixture
 def room():
-    """Sets how many bytes a file may have, as a quota does; without a word that is unlimited again."""
+    """Returns `room(bytes)`, which limits the file size like a quota; without an argument it lifts the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def room(size: int = soft) -> None:
@@ -22,7 +24,7 @@ def room():
 def test_what_is_refused_waits(tmp_path, room, caplog):
     file = AppendedFile(tmp_path / "lines")
     room(10)
-    for line in (b"one\n", b"two\n", b"three\n", b"four\n"):  # the third is cut in two
+    for line in (b"one\n", b"two\n", b"three\n", b"four\n"):  # the third line is cut in two
         file.write(line)
     assert (tmp_path / "lines").read_bytes() == b"one\ntwo\nth"
     assert len(caplog.records) == 1 and "lines: File too large; its lines wait in memory" in caplog.text
@@ -36,11 +38,11 @@ def test_what_is_refused_waits(tmp_path, room, caplog):
     room(30)
     for _ in range(3):
         file.write(b"another\n")
-    assert len(caplog.records) == 3, "said once a time"
+    assert len(caplog.records) == 3, "each failure is reported only once"
 
 
 def test_metrics_outlive_a_full_disk(tmp_path, room):
-    """Those for people and those for TensorBoard."""
+    """Both metrics.jsonl and the TensorBoard files are complete afterwards."""
     writers = [metrics.Writer(tmp_path / name) for name in ("full", "room")]
     for step in range(1, 9):
         room(*[100] * (step in (2, 3, 4, 5)))

@@ -1,4 +1,4 @@
-"""metrics.py and events.py of train/record/: the files after a stop, the progress line, MFU and times."""
+"""Metrics files stay correct over stops, and the progress line shows the right times and MFU."""
 
 import io
 import json
@@ -29,9 +29,9 @@ def test_resume_leaves_each_step_once(tmp_path):
     run(tmp_path, range(1, 11))
     run(tmp_path, range(7, 13), resume_step=6)
     assert steps(tmp_path) == list(range(1, 13))
-    run(tmp_path, range(3), resume_step=-1)  # over again: nothing stays
+    run(tmp_path, range(3), resume_step=-1)  # starts over: nothing stays
     assert steps(tmp_path) == [0, 1, 2]
-    run(tmp_path, [3])  # no resume_step: everything stays
+    run(tmp_path, [3])  # without resume_step, everything stays
     assert steps(tmp_path) == [0, 1, 2, 3]
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -43,7 +43,8 @@ def test_every_cut_of_the_last_line_is_repaired(tmp_path):
     first = whole.index(b"\n") + 1
     for cut in range(first, len(whole)):
         path.write_bytes(whole[:cut])
-        # A reader beside the run sees no broken line. At the last cut only the newline is missing: nothing is lost.
+        # A reader of a running job sees no broken line. At the last cut only the newline is missing, and nothing is
+        # lost.
         kept = [1, 2] if cut == len(whole) - 1 else [1]
         assert steps(tmp_path) == kept
         metrics._trim(path, None)
@@ -56,8 +57,8 @@ def test_values_that_json_has_not(tmp_path):
     writer = metrics.Writer(tmp_path)
     values = {"nan": math.nan, "inf": -math.inf, "array": jnp.float32(0.1), "numpy": np.float64(2), "count": 3}
     writer.write(np.int64(5), values)
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()  # there before any flush
-    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()  # written before any flush
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row["nan"] is None and row["inf"] is None and row["step"] == 5 and row["time"] > 1e9
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert math.isnan(row["nan"]) and math.isnan(row["inf"])
@@ -75,7 +76,7 @@ def test_only_an_enabled_writer_touches_files(tmp_path):
 
 
 def records(path):
-    """The messages of an event file, their checksums checked."""
+    """Yields the messages of an event file, and checks their checksums."""
     data = path.read_bytes()
     while data:
         (size,) = struct.unpack("<Q", data[:8])
@@ -86,17 +87,17 @@ def records(path):
 
 
 def test_event_files(tmp_path):
-    # CRC-32C of "123456789" is the standard's check value; then the mask of the TFRecord format.
+    # The standard gives CRC-32C of "123456789" as a check value; TFRecord then masks it.
     masked = ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
     assert events._checksum(b"123456789") == struct.pack("<I", masked)
     run(tmp_path, [1, 300])
     run(tmp_path, [2], resume_step=1)
     first, second = (list(records(path)) for path in sorted((tmp_path / "tensorboard").iterdir()))
     assert len(first) == 3 and len(second) == 3
-    # Bytes as protobuf writes them: step 300, one summary value of tag "loss" and a float32; purge from step 2 on.
+    # The bytes are protobuf's: step 300, one summary value with tag "loss" and a float32; purge from step 2 on.
     assert first[2][9:] == b"\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15" + struct.pack("<f", 1 / 301)
     assert second[1][9:] == b"\x10\x02\x3a\x02\x08\x01"
-    assert events._float(2, -1e300) == b"\x15" + struct.pack("<f", -math.inf)  # past float32
+    assert events._float(2, -1e300) == b"\x15" + struct.pack("<f", -math.inf)  # beyond the range of float32
 
 
 def progress_output(width=200, terminal=False, peak=1e12):
@@ -109,8 +110,8 @@ def progress_output(width=200, terminal=False, peak=1e12):
 
 
 def test_plain_progress():
-    first, message, last = progress_output(width=40).splitlines()  # not wrapped, however narrow
-    # 280 steps of half a second; 4096 tokens in half a second; 1e8 FLOPs a token of 1e12 a second
+    first, message, last = progress_output(width=40).splitlines()  # not wrapped, however narrow the terminal is
+    # 280 steps of half a second are left; 4096 tokens take half a second; a token needs 1e8 of 1e12 FLOPs per second.
     assert first == "step 120/400  loss 3.412  ppl 30.3  8.19k tok/s  MFU 82 %  left 2:20  lr 8.1e-4"
     assert message == "[bold]kept as it is[/]"
     assert "loss   nan" in last and "left 0:00" in last and len(last) == len(first)
@@ -144,7 +145,7 @@ def test_short_numbers_and_durations():
 
 
 def test_mfu():
-    # 1e9 FLOPs a token at 100k tokens/s is 1e14 FLOP/s, of two devices with 1e14 each
+    # 1e9 FLOPs per token at 100k tokens/s are 1e14 FLOP/s; two devices have 1e14 each.
     assert mfu.model_flops_utilization(1e9, 1e5, 2e14) == 0.5
 
 
@@ -178,7 +179,7 @@ def test_peak_of_many_devices(monkeypatch):
     assert peak == 8 * 275e12 and "published" in source
     cpus = [SimpleNamespace(device_kind="cpu", platform="cpu", process_index=i // 4) for i in range(8)]
     peak, source = mfu.peak_flops(cpus, jnp.float32)
-    assert peak == 2 * 5e11 and "measured float32" in source  # cores are shared within a process
+    assert peak == 2 * 5e11 and "measured float32" in source  # devices of one process share its cores
 
 
 def test_matmul_rate_is_plausible():
@@ -195,5 +196,5 @@ def test_clock_counts_steps_only():
         assert clock.lap(step) == 0.5
     now += 20.0  # evaluation
     clock.skip(41)
-    now += 500.0  # one slow lap doesn't move the median
+    now += 500.0  # one slow lap doesn't change the median
     assert clock.lap(51) == 0.5

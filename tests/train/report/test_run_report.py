@@ -1,4 +1,4 @@
-"""The run report is complete, self-contained and escaped, and can be written if half of a run's files are missing."""
+"""The run report is complete, self-contained and escaped, even if half of a run's files are missing."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def run(tmp_path):
 def test_complete_report(run):
     html, parsed = page(run)
     assert parsed.headings == ["Curves", "Wall time", "Samples", "Corpus", "Config as run"]
-    # loss in two shapes, learning rate, gradient norm, throughput, validation bits per byte
+    # loss in two plots, learning rate, gradient norm, throughput, validation bits per byte
     assert parsed.tags.count("svg") == 6 and "details" in parsed.tags and len(html) < 1_000_000
     found = ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "goodput 91.0%", "1 skipped")
     for text in (*found, "6:15, 91.0%", "12.0 s, 2.9%", "3 starts, 1:35 between them"):
@@ -103,7 +103,7 @@ def test_complete_report(run):
 
 
 def test_text_from_files_is_escaped(run):
-    html, parsed = page(run)  # which finds no script tag
+    html, parsed = page(run)  # the parser finds no script tag
     assert html.count("&lt;script&gt;") >= 9 and parsed.text.count("<script>alert('&')</script>") >= 9
     assert "<mark>\ndef &lt;script" in html
 

@@ -1,4 +1,4 @@
-"""The sweep report: ranks and values against calculations by hand, escaping, and a page for every state of a sweep."""
+"""The sweep report has ranks and values as computed by hand, escapes text, and exists in every state of a sweep."""
 
 import math
 import re
@@ -32,7 +32,7 @@ def rows(lower=True):
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_ranks(lower):
-    """Complete ones by their best finite value, then the one that goes on, pruned and failed ones."""
+    """Complete trials come first, by their best finite value; then the unfinished one, pruned ones and failed ones."""
     assert [row.number for row in ranked(rows(lower), lower)] == [3, 0, 5, 4, 2, 1]
     assert [(row.value, row.step) for row in rows(lower)[:2]] == [(2 if lower else -2, 20), (None, None)]
 
@@ -84,7 +84,7 @@ def test_sweeps_that_have_just_begun(tmp_path):
 
 
 def test_far_values_do_not_hide_the_good_ones():
-    """From the best to three times the way to the median, or to the worst where that is nearer."""
+    """The axis ends three times as far from the best value as the median, or at the worst value if that is nearer."""
     far = np.array([1.2, 1.0, 50.0, 1.3, 1.1])
     np.testing.assert_allclose(sweep_plots.limits(far, lower=True), (1.0, 1.6))
     np.testing.assert_allclose(sweep_plots.limits(-far, lower=False), (-1.6, -1.0))

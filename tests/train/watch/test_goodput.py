@@ -12,7 +12,7 @@ from train.watch.phases import Phases
 
 
 def test_a_run_that_was_killed_twice():
-    """10 s in each process: 2 of start, 8 of steps; a checkpoint after 4 s of steps, the kill after 8."""
+    """Each process takes 10 s: 2 to start and 8 of steps, with a checkpoint after 4 s of steps and a kill after 8."""
     saved, last, now = {}, {}, [0.0]
     for start in range(1, 4):
         phases = Phases(lambda: now[0])
@@ -41,7 +41,7 @@ def test_a_roll_back_is_no_start():
 
 
 def test_starts_that_came_to_nothing():
-    """Twice after the same save, before a line was logged."""
+    """Two starts after the same checkpoint ended before they logged a line."""
     saved = {"step": 4.0, "starts": 1, "between": 0.0}
     first = continued(saved, {}, 5.0)
     second = continued(saved, first, 7.0)
@@ -59,7 +59,7 @@ def test_without_a_checkpoint_all_steps_are_lost():
 
 
 def test_what_jax_compiles_is_counted():
-    """Tracing, lowering and compiling of one program, and of those inside it, once; running is none of it."""
+    """Tracing, lowering and compiling of a program and of its inner programs count once; running does not count."""
     phases = Phases()
     with goodput.counted(phases), phases("step"):
         program = jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c) @ c, None), x, None, 7)[0])
@@ -73,4 +73,4 @@ def test_what_jax_compiles_is_counted():
     before = phases.seconds()["compile"]
     with phases("step"):
         jax.jit(lambda x: x * 17)(jnp.ones(3))
-    assert phases.seconds()["compile"] == before  # nobody listens any more
+    assert phases.seconds()["compile"] == before  # nothing listens after the context

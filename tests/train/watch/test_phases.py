@@ -27,7 +27,7 @@ def test_a_phase_inside_another_has_its_own_time():
 
 
 def test_compiling_is_taken_out_of_the_phase():
-    """What jax reports ends after its parts, and counts them again."""
+    """jax reports a compilation after its inner ones, whose time it includes."""
     now = [0.0]
     phases = Phases(lambda: now[0])
     now[0] += 1
@@ -36,12 +36,12 @@ def test_compiling_is_taken_out_of_the_phase():
         phases.was_compiling(1.0)
         now[0] += 2
         phases.was_compiling(0.5)
-        phases.was_compiling(3.5)  # of both of these
+        phases.was_compiling(3.5)  # includes both of the above
         now[0] += 3
         phases.was_compiling(2.0)
     with phases("save"):
         now[0] += 1
-        phases.was_compiling(9.0)  # it did not begin before its phase
+        phases.was_compiling(9.0)  # only the part inside the phase counts
     assert phases.seconds() == {"": 1.0, "step": 1.5, "save": 0.0, "compile": 6.5}
 
 
@@ -52,7 +52,7 @@ def test_the_limit_follows_the_history():
     for seconds, expected in ((3.0, 100), (0.1, 100), (0.1, 60)):
         with phases("save"):
             now[0] += seconds
-        assert watchdog.limit("save") == expected  # 20 times the longest, once it is known
+        assert watchdog.limit("save") == expected  # 20 times the longest phase, once there is a history
     for _ in range(3):
         with phases("data"):
             now[0] += 0.1
@@ -69,7 +69,7 @@ def test_work_that_goes_on_is_left_alone(capfd):
 
 
 def test_a_process_that_was_stopped_goes_on():
-    """SIGSTOP, as Ctrl-Z sends it: the time until SIGCONT is nobody's."""
+    """The time between SIGSTOP (Ctrl-Z) and SIGCONT counts for nothing."""
     code = """
 import os, signal, subprocess, time
 from train.watch.phases import Phases, Watchdog

@@ -13,7 +13,7 @@ from train.watch.silent_corruption import Checker, SilentCorruption, differing_r
 
 
 def flipped(array: jax.Array, device: jax.Device, bit: int = 0) -> jax.Array:
-    """The array, but one bit of the middle of what `device` holds of it is another."""
+    """Returns the array with one bit flipped, in the middle of the shard on `device`."""
     parts = []
     for shard in array.addressable_shards:
         data = np.array(shard.data)
@@ -24,7 +24,7 @@ def flipped(array: jax.Array, device: jax.Device, bit: int = 0) -> jax.Array:
 
 
 def flip(state, name: str, device: jax.Device, bit: int = 0):
-    """The state with one array flipped, the first that ends with this name."""
+    """Returns the state with one flipped array: the first whose name ends with `name`."""
     done = []
 
     def one(path, leaf):
@@ -41,7 +41,7 @@ def flip(state, name: str, device: jax.Device, bit: int = 0):
 
 @pytest.fixture(params=[{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "fsdp": 2}], ids=str)
 def run(request):
-    """(mesh, state, train step, a batch on the devices)"""
+    """Yields (mesh, state, train step, a batch on the devices)."""
     with axes.use_mesh(axes.make_mesh(request.param)) as mesh:
         tx, state = start(offload=request.param.get("tensor") == 2)
         train_step = step.make_train_step(Language(), tx)
@@ -82,7 +82,7 @@ def same_part(state, name, one, other) -> bool:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_step_with_two_results_is_named(run, which):
-    """The device is wrong once, in one bit, in a part that it shares with nobody or with all."""
+    """The device is wrong once, by one bit, in a shard that it alone has or that all devices have."""
     mesh, state, train_step, rows = run
     device, calls = mesh.devices.flat[3], []
 

@@ -14,7 +14,7 @@ def tokenizer(texts):
 
 @pytest.fixture(scope="session")
 def packed(tokenizer):
-    """Gives rows [N, 3, T] of random documents, many of them tiny or empty; the last row is padded."""
+    """Returns rows [N, 3, T] of random documents, many of them tiny or empty; the last row is padded."""
 
     def packed(seq_len: int, documents: int = 60, longest: int = 40, seed: int = 0) -> np.ndarray:
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Of both kinds: a row depends on its place and the seed alone; what settings and tokenizers are refused."""
+"""Corruption of a row depends only on its place and the seed; settings and tokenizers that do not fit are refused."""
 
 import numpy as np
 import pytest

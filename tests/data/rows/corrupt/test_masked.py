@@ -1,4 +1,4 @@
-"""Masked corruption: exact counts, published shares, whole words."""
+"""Masked corruption has exact counts and the published shares, and masks whole words."""
 
 from collections import Counter
 
@@ -38,9 +38,9 @@ def test_shares_are_the_published_ones(tokenizer, packed):
     assert len(replaced) / len(old) == pytest.approx(0.1, abs=0.01)
     assert not np.isin(replaced, tokenizer.special_ids).any()
     ordinary = tokenizer.vocab_size - len(tokenizer.special_ids)
-    assert len(set(replaced.tolist())) > 0.95 * ordinary  # from all over the vocabulary
+    assert len(set(replaced.tolist())) > 0.95 * ordinary  # drawn from the whole vocabulary
     assert Counter(replaced.tolist()).most_common(1)[0][1] < 6 * len(replaced) / ordinary
-    column = np.mean(batch["weights"][: len(rows) // 4 * 4], axis=0)  # no place in the row is preferred
+    column = np.mean(batch["weights"][: len(rows) // 4 * 4], axis=0)  # no place in the row is more likely
     assert column.std() < 0.03
 
 

@@ -1,4 +1,4 @@
-"""Span corruption: T5's counts, nothing lost, nothing across documents."""
+"""Span corruption has T5's counts, loses no token, and mixes no documents."""
 
 from collections import Counter
 from itertools import chain, groupby, pairwise, product
@@ -13,7 +13,7 @@ from data.rows.spans import decoder_length, span_counts
 
 
 def pieces(tokens, segments) -> dict[int, list[int]]:
-    """{segment: its tokens} of a row; segments are whole and in order, padding stands behind."""
+    """Returns {segment: its tokens} of a row; checks that segments are contiguous and ordered, before any padding."""
     pairs = zip(tokens, segments, strict=True)
     found = [(key, [int(token) for token, _ in group]) for key, group in groupby(pairs, lambda pair: pair[1])]
     ids = [int(key) for key, _ in found]
@@ -35,7 +35,7 @@ def test_counts_are_those_of_t5(rate, mean_length):
 
 
 def cut_spans(batch, row: int, tokenizer) -> list[int]:
-    """Lengths of the spans of a row, from the decoder's side."""
+    """Returns the lengths of a row's spans, from the decoder's targets."""
     targets = batch["targets"][row][batch["segment_ids"][row] > 0].tolist()
     marks = [i for i, token in enumerate(targets) if token in tokenizer.sentinel_ids or token == tokenizer.eot_id]
     return [after - mark - 1 for mark, after in pairwise(marks) if targets[mark] != tokenizer.eot_id]
@@ -53,7 +53,7 @@ def test_a_row_of_one_document_has_the_counts(tokenizer):
 
 
 def test_every_division_into_spans_is_as_likely(tokenizer):
-    """7 tokens, 3 of noise in 2 spans: text is cut in 3 ways and noise in 2."""
+    """Of 7 tokens, 3 are noise in 2 spans: there are 3 ways to divide the text and 2 to divide the noise."""
     letters = np.arange(7) + tokenizer.vocab_size - 7
     rows = np.zeros((6000, 3, 7), np.int32)
     rows[:, 1], rows[:, 2] = letters, 1
@@ -79,7 +79,7 @@ def test_decoder_and_encoder_give_back_the_documents(tokenizer, packed, seq_len,
     np.testing.assert_array_equal(batch["weights"], batch["segment_ids"] > 0)
     sentinels = tokenizer.sentinel_ids
     taken_out = 0
-    for i, (_, tokens, segments) in enumerate(rows):  # an encoder reads what was to be predicted
+    for i, (_, tokens, segments) in enumerate(rows):  # the encoder reads the targets of the packed row
         encoder = pieces(batch["encoder_tokens"][i], batch["encoder_segment_ids"][i])
         decoder = pieces(batch["targets"][i], batch["segment_ids"][i])
         inputs = pieces(batch["tokens"][i], batch["segment_ids"][i])
@@ -121,7 +121,7 @@ def test_spans_that_do_not_fit_stay_in_the_encoder(tokenizer):
 
 
 def test_an_encoder_reads_in_training_what_it_reads_when_prompted(tokenizer):
-    """The text and its end; where a span was, its sentinel."""
+    """The encoder reads the text and its end token; a sentinel takes the place of a span."""
     text = "the cat sat on the mat"
     row = Packer(32, tokenizer.eot_id, np.dtype("<u2"))
     row.add([np.array(tokenizer.encode(text))])

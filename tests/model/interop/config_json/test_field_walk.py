@@ -1,7 +1,7 @@
 """Sets every field of every family's config class, one at a time, to another legal value.
 
-The logits must then equal transformers', or the error must name the field. The ordinary tests walk one family of a
-kind; `pytest tests/model/interop/config_json/test_field_walk.py --all-families` walks all of them. transformers writes
+The logits must then equal transformers', or the error must name the field. An ordinary run covers one family of each
+kind; `pytest tests/model/interop/config_json/test_field_walk.py --all-families` covers all of them. transformers writes
 the checkpoint itself, so a field that changes shapes changes them in the file too.
 """
 
@@ -160,7 +160,7 @@ def made(name: str, change: dict):
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         model.save_pretrained(folder)
         return model, folder
-    except Exception:  # not a legal value here, as transformers says in its many ways
+    except Exception:  # transformers refuses illegal values with many kinds of exceptions
         return None
 
 
@@ -173,7 +173,7 @@ def theirs(name: str, model) -> np.ndarray | None:
     try:
         with torch.no_grad():
             return model(tokens, **second).logits.float().numpy()
-    except Exception:  # a value with which the model can be made, but not run
+    except Exception:  # the model can be made with this value, but not run
         return None
 
 
@@ -195,14 +195,14 @@ _logits = jax.jit(lambda model, *rows, **source: model.logits(*rows, **source))
 @pytest.mark.parametrize("name", hub.each(WALKED))
 def test_a_walk_through_all_fields(name, request):
     if name not in ORDINARY and not request.config.getoption("--all-families"):
-        pytest.skip("needs --all-families")
+        pytest.skip("this family runs only with --all-families")
     wrong, walked, refused = [], 0, set()
     for field, value in walks(name):
         if (found := made(name, {field: value})) is None or (wanted := theirs(name, found[0])) is None:
             continue
         folder = found[1]
         given = json.loads((folder / "config.json").read_text())
-        if field in UNDECLARED or given.get(field, value) != value:  # as a person would have written it
+        if field in UNDECLARED or given.get(field, value) != value:  # as a user would write it
             (folder / "config.json").write_text(json.dumps(given | {field: value}))
         walked += 1
         try:
@@ -215,6 +215,6 @@ def test_a_walk_through_all_fields(name, request):
         if not difference < TOLERANCE["atol"]:
             wrong.append(f"{field}={value!r} moves the logits by {difference:.3g}")
     print(f"{name}: {walked} values, refused: {', '.join(sorted(refused))}")
-    jax.clear_caches()  # the programs of one family are of no use to the next
+    jax.clear_caches()  # the next family needs none of these programs
     assert not wrong, "\n".join(wrong)
     assert walked > 15

@@ -1,4 +1,4 @@
-"""The tables of config.json's fields against transformers' config classes; fields outside of the tables are refused."""
+"""The tables of config.json's fields equal transformers' config classes, and other fields are refused."""
 
 import contextlib
 import dataclasses
@@ -208,7 +208,8 @@ def test_values_that_can_not_be_read_are_refused_by_name(size, change, words, tm
 def test_an_absent_field_is_transformers_default(tmp_path):
     """For every family, an empty config.json gives the model of transformers' empty config class."""
     for name in FAMILIES:
-        lacking = {"num_experts_per_tok": 2} if name == "deepseek_v2" else {}  # None there: not a model
+        # Its default is None, which gives no model.
+        lacking = {"num_experts_per_tok": 2} if name == "deepseek_v2" else {}
         given = CONFIG_MAPPING[name](**lacking).to_dict()
         ours, theirs = (registry.model_fields(name, values) for values in ({"model_type": name, **lacking}, given))
         assert ModelConfig(**ours) == ModelConfig(**theirs), name

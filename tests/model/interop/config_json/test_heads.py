@@ -1,4 +1,4 @@
-"""transformers' classes with a known model_type but another structure."""
+"""transformers' classes with a known model_type but another structure are refused by name."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def described(source, path, name):
             "LlamaForQuestionAnswering",
             "LlamaForCausalLM, LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification",
         ),
-        ("LlamaBidirectionalModel", "LlamaForCausalLM"),  # the same tensors, another function
+        ("LlamaBidirectionalModel", "LlamaForCausalLM"),  # the same tensors, but another function
         ("MistralForCausalLM", "LlamaForCausalLM"),
         ("LlamaForRewardModel", "LlamaForCausalLM"),
     ],

@@ -1,4 +1,4 @@
-"""Folders and files, read and written, against the safetensors library; all the ways in which they can be broken."""
+"""Folders and files equal those of the safetensors library, and every kind of damage is named."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path):
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)]).returncode == 9
     assert [file.name for file in tmp_path.iterdir()] == ["out.partial"]
-    write(tmp_path / "out", TENSORS)  # and does not stand in the way
+    write(tmp_path / "out", TENSORS)  # the partial folder of a killed write does not block the next one
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 

@@ -92,7 +92,7 @@ def refused(folder, words):
         read(folder)
     message = str(error.value)
     assert "\n" not in message and str(folder.path) in message and "quantized weights" in message
-    assert "missing" not in message  # the cause, and not what follows from it
+    assert "missing" not in message  # the message names the cause, not its consequences
 
 
 @pytest.mark.parametrize("name", METHODS)

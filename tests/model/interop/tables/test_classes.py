@@ -1,4 +1,4 @@
-"""Decoders with classification heads against transformers, in both directions."""
+"""Decoders with classification heads equal transformers', in both directions."""
 
 import functools
 import json

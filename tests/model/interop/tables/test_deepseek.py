@@ -1,4 +1,4 @@
-"""DeepSeek's published config.json files; YaRN's factors in both directions; published folders' additional tensors."""
+"""DeepSeek's published configs are read, YaRN's factors survive a round trip, and FP8 is refused."""
 
 import json
 import shutil

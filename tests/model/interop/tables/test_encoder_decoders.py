@@ -1,4 +1,4 @@
-"""T5 and Switch Transformers against transformers: logits, hidden states, generation, and export."""
+"""T5 and Switch Transformers equal transformers': logits, hidden states, generation, and export."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from model.interop.files.folder import Folder
 from tests.model.interop import hub
 from tests.model.interop.tables.test_families import TOLERANCE, assert_same_attention, assert_same_states, batch, padded
 
-LENGTHS = (17, 9, 12)  # of targets
+LENGTHS = (17, 9, 12)  # of the targets
 # In "switch full" experts are full, and transformers gives padding places; see test_a_full_expert_drops_tokens.
 ROOMY = [name for name in hub.ENCODER_DECODERS if name != "switch full"]
 logits = jax.jit(lambda model, rows, source: model.logits(*rows, source=source))

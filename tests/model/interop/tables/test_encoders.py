@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and ALBERT with each head against transformers."""
+"""BERT, RoBERTa and ALBERT equal transformers' with each head."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every family against transformers: logits, hidden states, generation, and export."""
+"""Every family equals transformers': logits, hidden states, generation, and export."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from tests.model.interop import hub
 
-# The error of float32; the smallest wrong detail (another kind of gelu) changes such models' logits by 1e-3.
+# Float32 errors are this large; even a small mistake (another kind of gelu) changes these models' logits by 1e-3.
 TOLERANCE = dict(atol=2e-4, rtol=0)
 PAD = 1
 logits = jax.jit(lambda model, *batch: model.logits(*batch))
@@ -50,7 +50,7 @@ def padded(side, lengths=(20, 13, 1), width=20):
 def theirs(name, tokens, real, positions, **arguments):
     model = hub.reference(name)[0]
     arguments["attention_mask"] = torch.tensor(real.astype(np.int64))
-    if hub.CHECKPOINTS[name][0] is not transformers.BloomConfig:  # it counts the mask
+    if hub.CHECKPOINTS[name][0] is not transformers.BloomConfig:  # BLOOM takes its positions from the mask
         arguments["position_ids"] = torch.tensor(positions)
     with torch.no_grad():
         return model(torch.tensor(tokens), **arguments)
@@ -90,7 +90,7 @@ def test_hidden_states_and_attention_of_every_layer(name):
 def assert_same_states(found, expected, real):
     """Compares states where tokens are real."""
     for mine, reference in zip(found, expected, strict=True):
-        if mine.shape == reference.shape:  # OPT's projects its last one
+        if mine.shape == reference.shape:  # OPT projects its last hidden state to another width
             np.testing.assert_allclose(np.asarray(mine)[real], reference.numpy()[real], **TOLERANCE)
 
 
@@ -124,11 +124,11 @@ def test_the_way_back_is_exact(name, tmp_path):
     for tensor in old.tensors:
         np.testing.assert_array_equal(old.read(tensor), new.read(tensor))
     given, name = new.config(), old.config()["model_type"]
-    if given.pop("rope_parameters", None):  # without it, there is what transformers 4 reads
+    if given.pop("rope_parameters", None):  # without it, transformers 4's field remains
         assert registry.model_fields(name, given) == registry.model_fields(name, old.config())
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     tokens = torch.arange(20)[None] + 2
-    with torch.no_grad():  # of equal tensors, see above; torch's products depend on where these lie in memory
+    with torch.no_grad():  # the tensors are equal, but torch's products depend on memory addresses
         torch.testing.assert_close(again(tokens).logits, reference(tokens).logits, rtol=1e-5, atol=1e-6)
 
 
