@@ -5,14 +5,19 @@ from typing import Any
 
 from data.batch import TEXT as TEXT_CHANNELS
 from data.batch import Channel, DataError, example_channels, united
-from data.examples import chat_examples, labels, pairs
+from data.examples import chat_examples, labels, pairs, preferences
 from data.examples.example import Kind
 from data.read.records import RecordSource
 from data.settings import merged
 
 _PARSED = 2  # part of the hash of example corpora: raise it when `parse` returns something else for the same records
 
-KINDS: dict[str, Kind] = {"chat": chat_examples.KIND, "pairs": pairs.KIND, "labels": labels.KIND}
+KINDS: dict[str, Kind] = {
+    "chat": chat_examples.KIND,
+    "pairs": pairs.KIND,
+    "labels": labels.KIND,
+    "preferences": preferences.KIND,
+}
 
 TEXT = "text"
 

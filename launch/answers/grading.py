@@ -62,7 +62,8 @@ def settings(config: ConfigDict, **given) -> Settings:
     read = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
     if names and not read.intersection(KINDS):
         raise ConfigError(
-            f"grade: answers to conversations and pairs of texts are graded, and this run reads {', '.join(read)} alone"
+            f"grade: answers to conversations, pairs of texts and preferences are graded, and this run reads "
+            f"{', '.join(read)} alone"
         )
     return found
 

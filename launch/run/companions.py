@@ -13,9 +13,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
-from launch.run import restore
+from launch.run import models, restore
 from launch.run.early_stopping import find_step
 from launch.run.workdirs import Workdir
+from model.adapt.prompt import Prompt
 from model.adapt.tuning import stands_on_frozen_base
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
@@ -29,7 +30,13 @@ class Companions(NamedTuple):
 
 
 def check(objective: Objective, config: ConfigDict) -> None:
-    """Refuses a config that does not name a workdir for each companion, before anything is read."""
+    """Refuses a config that does not name a workdir for each companion, or whose rows are not for companions, before
+    anything is read."""
+    if objective.companions and isinstance(models.tuning(config).method, Prompt):
+        raise ConfigError(
+            f"config.adapt.method prompt puts vectors into the rows, which the {objective.companions[0].name} of "
+            f"config.objective.name {config.objective.name!r} does not have; choose another method, such as lora"
+        )
     for companion in objective.companions:
         field = f"config.{companion.field}"
         path = _path(config, companion)

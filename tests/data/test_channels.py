@@ -80,7 +80,7 @@ KIND = Kind(
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
-    monkeypatch.setitem(kinds.KINDS, "preferences", KIND)
+    monkeypatch.setitem(kinds.KINDS, "ranked", KIND)
 
 
 def records(count=80):
@@ -100,7 +100,7 @@ def records(count=80):
 @pytest.fixture(params=[False, True], ids=["decoder", "encoder_decoder"])
 def mixed(request, tmp_path, corpus, settings):
     (tmp_path / "preferred.jsonl").write_text("\n".join(map(json.dumps, records())))
-    sources = ((f"files:{corpus[0]}/*.txt", 1.0), (f"preferences:{tmp_path}/preferred.jsonl", 2.0))
+    sources = ((f"files:{corpus[0]}/*.txt", 1.0), (f"ranked:{tmp_path}/preferred.jsonl", 2.0))
     config = settings(seq_len=SEQ_LEN, tokenizer={"kind": "byte"}) | {"sources": sources}
     prepared = prepare(config, tmp_path / "out", lambda line: None, encoder=request.param)
     assert load(prepared.directory) == prepared
@@ -268,13 +268,13 @@ def test_what_follows_from_other_channels_can_not_be_declared(name):
 
 def test_other_channels_make_other_rows(tmp_path, settings, monkeypatch):
     (tmp_path / "preferred.jsonl").write_text("\n".join(map(json.dumps, records())))
-    config = settings(f"preferences:{tmp_path}/preferred.jsonl", seq_len=SEQ_LEN, tokenizer={"kind": "byte"})
+    config = settings(f"ranked:{tmp_path}/preferred.jsonl", seq_len=SEQ_LEN, tokenizer={"kind": "byte"})
     first = prepare(config, tmp_path / "out", lambda line: None)
     more = KIND._replace(
         channels=lambda settings: (*OWN, Channel("margins", "float32")),
         encoding=lambda settings, context: with_margins(encoding(settings, context)),
     )
-    monkeypatch.setitem(kinds.KINDS, "preferences", more)
+    monkeypatch.setitem(kinds.KINDS, "ranked", more)
     second = prepare(config, tmp_path / "out", lambda line: None)
     assert first.directory != second.directory and first.sources[0].corpus == second.sources[0].corpus
     assert {channel.name for channel in second.channels} - {channel.name for channel in first.channels} == {"margins"}

@@ -12,11 +12,11 @@ from tests.launch.test_train import losses
 from train.checkpoints.checkpoint import Checkpoints
 from train.record import metrics
 
-# Of the others test_every_architecture_beats_token_frequencies, test_classify.py, test_grading.py and test_tuning.py
-# run more than two steps.
+# Of the others test_every_architecture_beats_token_frequencies, test_classify.py, test_dpo.py, test_grading.py and
+# test_tuning.py run more than two steps.
 FILES = {path.stem for path in (Path(__file__).resolve().parents[2] / "configs").glob("*.py")} - {
     *("__init__", "pretrain_moe", "pretrain_encoder", "pretrain_encdec"),
-    *("classify", "text2text", "sft", "lora", "adapter", "prompt", "qlora"),
+    *("classify", "text2text", "sft", "lora", "adapter", "prompt", "qlora", "dpo"),
 }
 ARGUMENTS = {"pretrain_decoder": ["gpt2", "llama3_8b"], "benchmark": ["small", "one_b"]}
 RUNS = [(name, argument) for name in sorted(FILES) for argument in ARGUMENTS.get(name, [""])]

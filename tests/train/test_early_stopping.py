@@ -49,12 +49,16 @@ def test_without_patience_it_never_ends():
     assert not any(ended for _, ended in followed([1.0] + [2.0] * 50)[0])
 
 
-@pytest.mark.parametrize("name", ["loss", "perplexity", "bits_per_byte", "mse", "mae", "answer_loss"])
+LOWER = ["loss", "perplexity", "bits_per_byte", "mse", "mae", "answer_loss", "rejected_reward"]
+HIGHER = ["accuracy", "f1", "matthews", "pearson", "bleu", "rougeL", "chrf", "exact_match", "margin", "chosen_reward"]
+
+
+@pytest.mark.parametrize("name", LOWER)
 def test_lower_is_better(name):
     assert lower_is_better(f"validation/{name}") and lower_is_better(f"validation/accuracy/{name}")
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "pearson", "bleu", "rougeL", "chrf", "exact_match"])
+@pytest.mark.parametrize("name", HIGHER)
 def test_higher_is_better(name):
     assert not lower_is_better(f"validation/{name}") and not lower_is_better(f"validation/loss/{name}")
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from data.batch import GROUPS
 from data.examples import kinds
 from model.architectures import Source
 from model.config import ModelConfig
@@ -49,6 +50,11 @@ class Language(Objective):
             raise ValueError(
                 f"config.data has {', '.join(others)}, which config.objective.name 'language' cannot learn, because "
                 "their answers are not text; use a config for them, such as configs/classify.py for labels"
+            )
+        if ranked := sorted(kind for kind in found if GROUPS[0] in kinds.channels(kind, kinds.checked(data), False)):
+            raise ValueError(
+                f"config.data has {', '.join(ranked)}, of which config.objective.name 'language' would learn the "
+                "rejected answers too; use a config that compares answers, such as configs/dpo.py"
             )
         if (examples := sorted(found - {kinds.TEXT})) and model.architecture == "encoder":
             raise ValueError(

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.objectives.classification import Classification
+from train.objectives.dpo import Dpo
 from train.objectives.language import Language
 from train.objectives.objective import Objective
 
-OBJECTIVES: dict[str, type[Objective]] = {"language": Language, "labels": Classification}
+OBJECTIVES: dict[str, type[Objective]] = {"language": Language, "labels": Classification, "dpo": Dpo}
 
 
 def fields(name: str) -> dict[str, Any]:
@@ -36,6 +37,6 @@ def make(settings: Mapping[str, Any]) -> Objective:
     if unknown := [field for field in given if field not in known]:
         raise ValueError(
             f"{unknown[0]} is not a field of objective {name!r}, which has {', '.join(known)}; start from a config "
-            "with this objective (for labels configs/classify.py, or configs/classify.py:lora for a frozen model)"
+            "with this objective (configs/classify.py for labels, configs/dpo.py for dpo, both also with :lora)"
         )
     return OBJECTIVES[name](**given)

@@ -1,0 +1,155 @@
+"""Preferences are two conversations with one prompt, in one row, which are cut alike; bad records are named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data.batch import DataError, from_rows
+from data.examples import chat_examples, kinds
+from data.examples.example import CUT, Context, LeftOut
+from data.prepare import prepare
+from data.rows.pack import RowReader
+from data.tokens import tokenizer as tokenizers
+
+RECORD = {"prompt": "What is a list?", "chosen": "A row of things.", "rejected": "No."}
+# Stanford Alpaca's prompt without an input, which its README prints.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{}\n\n### Response:"
+)
+KIND = kinds.KINDS["preferences"]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizers.train(["a"], "byte", specials=["<|im_start|>", "<|im_end|>"])
+
+
+def block(**changes):
+    return kinds.checked({"preferences": changes})["preferences"]
+
+
+def encoded(words, seq_len=1024, record=RECORD, prefix=(), **changes):
+    context = Context(words, seq_len, False, lambda: iter(()), prefix)
+    return KIND.encoding(block(**changes), context).encode(record)
+
+
+def test_both_answers_follow_the_prompt(words):
+    for example, name in zip(encoded(words), ("chosen", "rejected"), strict=True):
+        begin = len(example.tokens) - example.trained.sum() + 1  # tokens before the answer
+        assert example.trained.tolist() == [False] * (begin - 1) + [True] * (len(example.tokens) - begin + 1)
+        assert words.decode(example.tokens[:begin]) == ALPACA.format(RECORD["prompt"])
+        assert words.decode(example.targets[example.trained]) == RECORD[name]
+        assert example.targets[-1] == words.eot_id and not example.notes
+        assert np.array_equal(example.tokens[1:], example.targets[:-1])
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chatml"])
+def test_each_is_what_the_model_learnt_as_a_conversation(template, words):
+    chat = chat_examples.KIND.encoding(
+        {"template": template, "system": "Be brief."}, Context(words, 1024, False, lambda: iter(()))
+    )
+    pair = encoded(words, template=template, system="Be brief.")
+    for example, name in zip(pair, ("chosen", "rejected"), strict=True):
+        turns = (("user", RECORD["prompt"]), ("assistant", RECORD[name]))
+        wanted = chat.encode({"messages": [{"role": role, "content": text} for role, text in turns]})
+        for field in ("tokens", "targets", "trained"):
+            np.testing.assert_array_equal(getattr(example, field), getattr(wanted, field))
+
+
+def test_a_model_is_asked_as_in_training(words):
+    asking, (example, _) = KIND.asking, encoded(words)
+    questions = [asking.question(RECORD), asking.of_text(RECORD["prompt"], "")]
+    prompts = asking.prompts(block(), words, questions, False)
+    begin = len(example.tokens) - example.trained.sum() + 1
+    assert prompts.prompts == [example.tokens[:begin].tolist()] * 2
+    assert asking.reference(block(), words, RECORD) == RECORD["chosen"]
+    assert asking.shown(questions[0]) == RECORD["prompt"]
+    assert prompts.answer(words, example.targets[example.trained]) == RECORD["chosen"]
+
+
+@pytest.mark.parametrize("prefix", [(), (300, 301)])
+@pytest.mark.parametrize("lengths", [(1, 4), (20, 20), (90, 3), (3, 200), (200, 150)], ids=str)
+@pytest.mark.parametrize("prompt", [1, 40, 300])
+@pytest.mark.parametrize("seq_len", [16, 61, 400])
+def test_what_is_too_long_is_cut_alike(seq_len, prompt, lengths, prefix, words):
+    record = {"prompt": "p" * prompt, "chosen": "c" * lengths[0], "rejected": "r" * lengths[1]}
+    whole, pair = encoded(words, 4096, record), encoded(words, seq_len, record, prefix)
+    room, size = seq_len - 2 * len(prefix), lambda found: sum(len(example.tokens) for example in found)
+    if size(whole) <= room:
+        assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(whole, pair, strict=True))
+        assert not pair[0].notes
+        return
+    assert room - 1 <= size(pair) <= room and pair[0].notes == (CUT.format(seq_len),) and not pair[1].notes
+    begins = [len(example.tokens) - example.trained.sum() + 1 for example in pair]
+    assert begins[0] == begins[1] >= min(len(whole[0].tokens) - whole[0].trained.sum() + 1, max(room // 8, 1))
+    assert pair[0].tokens[: begins[0]].tolist() == pair[1].tokens[: begins[0]].tolist()
+    for example, before in zip(pair, whole, strict=True):  # the prompt's end and the answer's start stay
+        said, everything = example.targets[example.trained], before.targets[before.trained]
+        assert len(said) and said.tolist() == everything[: len(said)].tolist()
+        prompt_ids = before.tokens[: len(before.tokens) - before.trained.sum() + 1]
+        kept = example.tokens[: begins[0]]
+        assert kept[1:].tolist() == prompt_ids[len(prompt_ids) - len(kept) + 1 :].tolist()
+        assert kept[0] in (prompt_ids[0], prompt_ids[len(prompt_ids) - len(kept)])
+    if begins[0] > max(room // 8, 1):  # answers are cut only if the prompt can't give more room
+        assert [example.trained.sum() for example in pair] == [example.trained.sum() for example in whole]
+
+
+def test_the_same_answer_twice_teaches_nothing(words):
+    with pytest.raises(LeftOut, match="the same answer twice"):
+        encoded(words, record=RECORD | {"rejected": RECORD["chosen"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"chosen": [{"role": "user", "content": "a"}]}, "field 'chosen' is not a string but list"),
+        ({"rejected": " "}, "field 'rejected' is empty"),
+        ({"prompt": None}, "field 'prompt' is null"),
+    ],
+)
+def test_bad_records_are_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        KIND.parse(RECORD | change, block())
+    with pytest.raises(ValueError, match=r"set config\.data\.preferences\.prompt to one of them"):
+        KIND.parse(RECORD, block(prompt="question"))
+
+
+def test_bad_settings_are_named(words, settings, tmp_path):
+    with pytest.raises(DataError, match=r"data\.preferences\.chosen must be a string, not 3"):
+        kinds.checked({"preferences": {"chosen": 3}})
+    with pytest.raises(DataError, match=r"data\.preferences\.template must be one of auto, "):
+        kinds.checked({"preferences": {"template": "none"}})
+    with pytest.raises(DataError, match=r"data\.preferences\.template is 'llama3', but the tokenizer has no token"):
+        encoded(words, template="llama3")
+    config = settings(f"preferences:{tmp_path}/a.jsonl", preferences={"template": "chatml"})
+    with pytest.raises(DataError, match=r"set data\.tokenizer\.chat to 'chatml', or data\.preferences\.template"):
+        prepare(config, tmp_path / "out", lambda line: None)
+    with pytest.raises(DataError, match="preferences:GLOB are for decoders"):
+        prepare(settings(f"preferences:{tmp_path}/a.jsonl"), tmp_path / "out", lambda line: None, encoder=True)
+
+
+def test_from_a_file_to_rows(settings, tmp_path):
+    records = [{"q": f"{i}?", "good": f"yes {i}", "bad": "no" * (1 + i % 3)} for i in range(40)]
+    records[7]["bad"] = records[7]["good"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    names = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    config = settings(
+        f"preferences:{tmp_path}/a.jsonl", seq_len=640, tokenizer={"kind": "byte"}, preferences=names, validation=0.2
+    )
+    said = []
+    prepared = prepare(config, tmp_path / "out", said.append)
+    words, (source,) = tokenizers.load(prepared.tokenizer_path), prepared.sources
+    assert any("1 preferences have the same answer twice, and are skipped" in line for line in said), said
+    found = {}
+    for split in ("train", "validation"):
+        reader = RowReader(getattr(source, split), 640, channels=source.channels)
+        batch = from_rows(reader.read(range(len(reader))), source.channels)
+        for row in range(len(reader)):
+            groups, ranks, trained = (batch[name][row] for name in ("group_ids", "ranks", "weights"))
+            for group in range(1, groups.max() + 1):
+                at = [(groups == group) & (ranks == rank) for rank in (0, 1)]
+                good, bad = (words.decode(batch["targets"][row][a & (trained > 0)][:-1]) for a in at)
+                found[good] = bad
+    assert found == {record["good"]: record["bad"] for i, record in enumerate(records) if i != 7}
