@@ -33,6 +33,7 @@ from train.planning.analyse import analyse
 def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]) -> dict:
     """What is known of the step of `config`; 'missing' says what is not, for want of a compiler."""
     missing = ""
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     with checking("--target, --mesh"):
         try:
             mesh = compile.mesh(target, mesh_shape)
