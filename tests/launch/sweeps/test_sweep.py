@@ -42,12 +42,8 @@ def loss(config, step):
 
 
 def pretend(kill=None):
-    """Returns a replacement for launch.train.train.
-
-    Args:
-      kill: (trial, step): the process ends before this step; if the step is negative, after its evaluation is reported
-        and before it is saved.
-    """
+    """Returns a replacement for launch.train.train. `kill`: (trial, step) before which the process ends. A negative
+    step means: after its evaluation is reported, before it is saved."""
 
     def train(config, workdir, chosen, observe):
         workdir.mkdir(parents=True, exist_ok=True)
