@@ -73,9 +73,8 @@ def _died(code: int, messages: str) -> str:
     why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     killed = " Perhaps this machine has too little memory for the compiler." if code == -signal.SIGKILL else ""
     lines = messages.splitlines()
-    fatal = [
-        line for line in lines if line.startswith("F") and "Check failed" in line
-    ]  # the stack trace after it is useless
+    # If a check of the compiler failed, only its message is shown, because the stack trace after it has only addresses.
+    fatal = [line for line in lines if line.startswith("F") and "Check failed" in line]
     last = "\n".join(fatal or lines[-15:])
     return f"the process of the compiler ended with {why}.{killed} Its last messages:\n{last}"
 

@@ -106,7 +106,7 @@ def configure(kind: str = "") -> None:
     """Applies the tables above, and turns on the compilation cache (in JAX_COMPILATION_CACHE_DIR).
 
     Args:
-      kind: of program, 'training' or ''.
+      kind: the kind of program, 'training' or ''.
     """
     os.environ.update(settings(platform(), kind))
     if platform() == "cpu" and importlib.util.find_spec("libtpu"):  # for launch.plan; without a TPU it prints warnings
