@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up and runs one process of a pod, on its host. Each line that the process prints gets a prefix with the process and
-# the host, as in "[3/16 host-name] step 100 ...". The launchers call this script; it works by hand, too.
+# Sets up and runs one process of a pod, on its host. Each line that the process prints gets a prefix with the process
+# and the host, as in "[3/16 host-name] step 100 ...". The launchers call this script; it works by hand, too.
 set -euo pipefail
 
 usage() {
@@ -11,7 +11,7 @@ bash launch/pods/worker.sh SUBCOMMAND
                      ends with 0; MESHLM_STOPPED_STATUS=N makes that N, for schedulers that restart only failed jobs
   start -- COMMAND   does the same in the background, independent of the connection that started it
   tail [LINES]       prints the last lines of the log (20), then follows it
-  status             prints whether the run is running, and the last line of its log
+  status             prints whether a run is active, and the last line of its log
   stop [SECONDS]     sends SIGTERM, so that training saves, and waits until it has ended (600 seconds at most)
   install            creates .venv with the requirements of training on a TPU
 

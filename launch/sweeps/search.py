@@ -62,7 +62,9 @@ def check(space: Space, config: ConfigDict) -> None:
     for field, form in space.items():
         if field not in known:
             near = difflib.get_close_matches(field, known, 1)
-            raise ConfigError(f"search: the config has no field {field!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ConfigError(
+                f"search: the config has no field {field!r}" + (f"; did you mean {near[0]}?" if near else "")
+            )
         if field.startswith("early_stopping."):
             raise ConfigError(f"search: {field} decides which trial is best, so it must be the same in all trials")
         if not isinstance(form, tuple) or not form or form[0] not in FORMS:

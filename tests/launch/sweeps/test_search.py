@@ -16,7 +16,10 @@ RATE = "optimizer.learning_rate"
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"optimizer.lerning_rate": ("log", 1e-5, 1e-2)}, "no field 'optimizer.lerning_rate'; did you mean optimizer.lear"),
+        (
+            {"optimizer.lerning_rate": ("log", 1e-5, 1e-2)},
+            "no field 'optimizer.lerning_rate'; did you mean optimizer.lear",
+        ),
         ({"optimizer": ("choice", 1)}, "no field 'optimizer'"),
         ({RATE: [1e-5, 1e-2]}, "must have one of the forms ('float', low, high[, step]), ('log', low, high)"),
         ({RATE: ("uniform", 1e-5, 1e-2)}, "('uniform', 1e-05, 0.01) must have one of the forms"),
