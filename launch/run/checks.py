@@ -20,7 +20,7 @@ from model.roles import Role, role_of
 from train.optimizer import UNREAD, fetched
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh | None, new: bool = True) -> None:
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None, new: bool = True) -> None:
     """Everything that can be known before data are prepared and programs compiled.
 
     Args:
@@ -64,7 +64,7 @@ def _check_training(config: ConfigDict, model: ModelConfig, new: bool) -> None:
                 patterns.check_used(model, names, rules, of)
 
 
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Every device gets the same number of rows of every micro-batch, and of tokens of each row."""
     split = {axis: mesh.shape[axis] for axis in axes.spec("batch")[0]} | {"accumulate": config.accumulate}
     parts = math.prod(split.values())

@@ -85,7 +85,7 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
         ),
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.model.experts=1"],
-            "the config has no field 'experts': flags change what it sets",
+            "the config has no field 'experts'; flags can only change fields that it has",
         ),
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.learning_rate=nan"],
