@@ -1,4 +1,4 @@
-"""A request to a model as token ids, and its answer as text.
+"""Requests to a model as token ids, and its answers as text.
 
 Request -> Completer (completer.py) -> Completion -> completed -> new ids -> Completion.text
 """

@@ -113,7 +113,10 @@ def test_the_commands(trained, tmp_path):
     (tmp_path / "none.csv").write_text("text\n")
     for flag, words in (
         ("--text=a --step=7", "holds no step '7'"),
-        (f"--file={tmp_path / 'other.jsonl'}", "line 1: no field 'text', only title; name a field as in the data of"),
+        (
+            f"--file={tmp_path / 'other.jsonl'}",
+            "line 1: no field 'text', only title; name the fields as in the data of",
+        ),
         (f"--file={tmp_path / 'broken.jsonl'}", "broken.jsonl, line 2: "),
         (f"--file={tmp_path / 'none.csv'}", "none.csv holds no texts"),
     ):

@@ -68,7 +68,7 @@ def test_in_and_out(folder, tmp_path):
     for name in old.tensors:
         np.testing.assert_array_equal(old.read(name), new.read(name))
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
-    with pytest.raises(ConfigError, match="reads no data"):
+    with pytest.raises(ConfigError, match="has no data"):
         _ = Workdir(tmp_path / "run").prepared
     with pytest.raises(ConfigError, match="holds a run already"):
         convert(tmp_path / "run", from_hf=folder)
@@ -202,7 +202,7 @@ def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
 
 
 def test_a_folder_where_a_workdir_is_wanted(folder):
-    with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*no workdir; .*--from_hf={folder}"):
+    with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*not a workdir; .*--from_hf={folder}"):
         restore.for_inference(Workdir(folder))
 
 

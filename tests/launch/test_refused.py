@@ -66,7 +66,7 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
 def test_unknown_model_field(tiny, tmp_path):
     with tiny.model.unlocked():
         tiny.model.embed_dims = 3
-    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "is it embed_dim?")
+    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "did you mean embed_dim?")
 
 
 def test_vocabulary_that_does_not_fit(tiny, tmp_path):

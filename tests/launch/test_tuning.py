@@ -194,7 +194,9 @@ def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corp
         train(configured("lora", source, data_dir, examples, init_step="5"), tmp_path / "new")
     # Moved away: said at once, also how to go on.
     shutil.move(source, tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=r"source, which is gone: bring it back, or write its new place into init_f"):
+    with pytest.raises(
+        ConfigError, match=r"source, which is gone: bring it back, or set init_from in .*config.json to its new"
+    ):
         restored(tmp_path / "run")
     recorded = tmp_path / "run" / "config.json"
     recorded.write_text(
@@ -213,7 +215,7 @@ def test_what_can_not_be_begun_with_is_refused_before_anything_is_made(base, dat
     shutil.copytree(base, tmp_path / "prompt")
     (tmp_path / "prompt" / "config.json").write_text(json.dumps(record))
     with pytest.raises(
-        ConfigError, match=f"can't be merged into its base .prompt.; begin with the base itself, {base}"
+        ConfigError, match=f"method prompt, which can't be merged into the base; begin with the base itself, {base}"
     ):
         train(configured("sft", tmp_path / "prompt", data_dir, examples), tmp_path / "run")
     assert not (tmp_path / "run").exists()

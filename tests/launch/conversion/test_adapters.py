@@ -160,7 +160,7 @@ def test_the_commands(made, tmp_path):
     heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
     assert heads == ["--- 1 of 2 ---", "--- 2 of 2 ---"], done
     done = run("launch.convert", f"--workdir={tmp_path / 'new'}", f"--from_peft={root / 'peft wide'}")
-    assert "--from_peft, and no other, needs --base" in done.stderr
+    assert "--from_peft needs it: the workdir of the model" in done.stderr
 
 
 def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
@@ -194,7 +194,7 @@ def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
 
 def test_what_is_refused(made, tmp_path):
     root, _ = made
-    with pytest.raises(ConfigError, match=r"over a base \(lora\), and a .* --merge puts"):
+    with pytest.raises(ConfigError, match=r"over a base \(lora\), but a .* --merge puts"):
         convert.export(root / "wide", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds no adapter"):
         adapters.to_peft(Workdir(root / "base"), tmp_path / "out")
@@ -207,7 +207,7 @@ def test_what_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match="holds a run already"):
         adapters.from_peft(root / "peft wide", Workdir(root / "base"), root / "wide")
     (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no config\.json, so it was not finished; delete it"):
         adapters.merge(Workdir(root / "wide"), tmp_path / "left")
     with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
         adapter_bank.several(*opened(root / "base", root / "narrow"), step="7")

@@ -150,7 +150,7 @@ def test_the_command_and_the_programs(base, tmp_path, capsys):
     said = command("generate", f"--workdir={out}", "--prompt=fox", "--temperature=0", "--max_new_tokens=4")
     assert said.returncode == 0 and said.stdout.startswith("fox"), said.stderr
     again = command("compress", f"--workdir={out}", "--method=int8", f"--out={tmp_path / 'more'}")
-    assert again.returncode == 1 and "are in nf4 already; begin with the float model" in again.stderr
+    assert again.returncode == 1 and "are in nf4 already; use the float model" in again.stderr
     wrong = command(
         "compress", f"--workdir={base}", "--method=int8", "--nodouble_quantization", f"--out={tmp_path / 'x'}"
     )
@@ -160,7 +160,7 @@ def test_the_command_and_the_programs(base, tmp_path, capsys):
 
 def test_an_export_has_the_weights_as_floats(compressed, base, tmp_path, capsys):
     convert.export(compressed("int8"), tmp_path / "hf")
-    assert "are in int8; here they are float32" in capsys.readouterr().out
+    assert "are in int8; they become float32" in capsys.readouterr().out
     convert.import_folder(tmp_path / "hf", tmp_path / "again")
     _, model, _ = restore.for_inference(Workdir(compressed("int8")))
     again = by_name(restore.for_inference(Workdir(tmp_path / "again"))[1])
@@ -272,7 +272,9 @@ def test_refuses(base, compressed, tuned, tmp_path):
     for name, record in (("adapter", adapter), ("narrow", narrow)):
         shutil.copytree(base, tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=f"over the model in {base}, and only a whole model is compressed: merge it"):
+    with pytest.raises(
+        ConfigError, match=f"over the model in {base}, but only a whole model can be compressed: merge it"
+    ):
         compressing.compress(Workdir(tmp_path / "adapter"), tmp_path / "new", FORMS["nf4"])
     with pytest.raises(ConfigError, match=r"/down can't be quantized: it has 40 inputs.*int8 takes any"):
         compressing.compress(Workdir(tmp_path / "narrow"), tmp_path / "new", FORMS["nf4"])

@@ -107,7 +107,7 @@ def test_from_a_run(tiny, tmp_path):
 @pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])
 def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     tiny.init_from = str(imported[0])
-    with pytest.raises(ConfigError, match=rf"says otherwise; leave these flags out:\n  config.{field}: "):
+    with pytest.raises(ConfigError, match=rf"contradicts these flags; leave them out:\n  config.{field}: "):
         train(tiny, tmp_path / "run", [field, "model.dtype", "optimizer.learning_rate"])
     assert not (tmp_path / "run").exists()
 
@@ -117,7 +117,7 @@ def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     [
         (
             "--config.model.num_layers=7",
-            "says otherwise; leave these flags out:\n  config.model.num_layers: 3 there, 7 now",
+            "contradicts these flags; leave them out:\n  config.model.num_layers: 3 there, 7 now",
         ),
         ("--config.data.seq_len=64", "config.data.seq_len 64 is longer than config.model.max_length 48"),
         ("--config.data.dir=elsewhere", "leave --config.data.dir out"),

@@ -108,7 +108,8 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     with locks.alone(tmp_path, "trains"):
         pass
     assert re.search(
-        r"note: the file system of .* has no locks .*: nothing keeps a second run out", capsys.readouterr().err
+        r"note: the file system of .* has no locks .*, so a second run in this folder would not",
+        capsys.readouterr().err,
     )
 
 
@@ -116,13 +117,13 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_SECONDS", 0.0)
     with locks.alone(tmp_path, "trains"):
         (tmp_path / ".run.lock").write_text("{")
-        with pytest.raises(ConfigError, match="another process is at work in"), locks.alone(tmp_path, "trains"):
+        with pytest.raises(ConfigError, match="an unknown process is at work in"), locks.alone(tmp_path, "trains"):
             pass
 
 
 def test_a_folder_that_can_not_be_made():
     with (
-        pytest.raises(ConfigError, match=r"/proc/x/\.run\.lock can't be made or opened"),
+        pytest.raises(ConfigError, match=r"/proc/x/\.run\.lock can't be created or opened"),
         locks.alone(Path("/proc/x"), "trains"),
     ):
         pass

@@ -36,7 +36,7 @@ def test_a_workdir_of_all_characters(tiny, tmp_path, capsys):
     [
         ("file", "is a file"),
         ("file/run", "file is a file"),
-        ("link", "is a link to nothing"),
+        ("link", "is a broken symbolic link"),
         ("file_inside", "checkpoints is a file"),
         ("gs:/bucket/run", "'gs:' looks like the address of a bucket"),
         ("logs:/run", "'logs:' looks like the address of a bucket"),
@@ -61,7 +61,7 @@ def test_a_workdir_that_can_not_be_one(place, words, tiny, tmp_path):
 
 def test_a_workdir_that_may_not_be_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    refused(tiny, tmp_path / "new" / "run", ConfigError, f"{tmp_path} may not be written")
+    refused(tiny, tmp_path / "new" / "run", ConfigError, f"{tmp_path} is not writable")
 
 
 def test_an_empty_workdir_is_not_this_folder():

@@ -134,7 +134,7 @@ def test_a_renamed_field_keeps_its_value(tiny, tmp_path, monkeypatch):
     there = holding(tmp_path, tiny, without("optimizer.final"))  # of today: its default
     assert there.config.optimizer.final == DEFAULTS["optimizer"]["final"]
     there = holding(tmp_path, tiny, lambda fields: fields.update(lr=0.25))  # a name of yesterday in a config of today
-    with pytest.raises(ConfigError, match=r"config\.json has the field lr, which nothing here reads"):
+    with pytest.raises(ConfigError, match=r"config\.json has the field lr, which this code does not know"):
         _ = there.config
 
 
@@ -168,7 +168,9 @@ def test_a_field_that_nobody_knows_is_refused_by_name(name, tiny, tmp_path):
         fields[last] = 1
 
     holding(tmp_path, tiny, change)
-    refused(tiny, tmp_path, ConfigError, f"{tmp_path / 'config.json'} has the field {name}, which nothing here reads")
+    refused(
+        tiny, tmp_path, ConfigError, f"{tmp_path / 'config.json'} has the field {name}, which this code does not know"
+    )
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", '{"model": 3}', "", "\x00", '{"model": '])
