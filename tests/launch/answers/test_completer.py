@@ -1,4 +1,4 @@
-"""Requests as ids: what models of each tuning are asked, what is refused before anything runs, and what ids say."""
+"""Tests requests as ids: prompts for models of each tuning, early errors, and ids turned back into text."""
 
 import dataclasses
 import importlib
@@ -29,7 +29,7 @@ def words():
 
 
 def config(kind="", **fields):
-    """Of a run that learnt from examples of a kind, or from text."""
+    """Returns the config of a run that learnt from examples of a kind, or from text ('')."""
     found = importlib.import_module("configs.sft").get_config()
     found.data.update(path="a.jsonl" if kind else "", format=kind or "chat", sources=(("stdlib", 1.0),))
     found.data.pairs.prefix = "translate: "
@@ -61,7 +61,7 @@ def test_a_text_is_continued_and_a_question_answered(words):
 
 
 def test_requests_of_all_kinds_in_one_order(words):
-    """Also where each adapter was tuned on something else, and some ids end a request of their own."""
+    """Each adapter was tuned on other data, and one request has a stop id of its own."""
     model = completer(words, "chat", adapters=[config("pairs"), config()])
     requests = [Request("b", adapter=1), Request("a"), Request("b", adapter=0), Request("c", raw=True, stop=(5,))]
     found = model.completions(requests)
@@ -156,7 +156,9 @@ def test_of_a_record_the_model_reads_what_it_read_before_the_last_answer_in_trai
     asked = completer(words, kind, tiny.SWITCH if encoder else tiny.LLAMA)
     encoding = kinds.KINDS[kind].encoding(config(kind).data[kind].to_dict(), Context(words, 256, encoder, None))
     example = encoding.encode(RECORDS[kind])
-    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that the last answer is said at first
+    begins = (
+        max(np.flatnonzero(~example.trained), default=-1) + 1
+    )  # the position that predicts the first token of the last answer
     (given,) = asked.of_records(kind, [RECORDS[kind]], 256, 8)
     assert given.prompt == example.tokens[: begins + 1].tolist() and not given.cut
     assert given.source == (example.source.tolist() if encoder else None)

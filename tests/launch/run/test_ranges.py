@@ -1,4 +1,4 @@
-"""Every number of every published config has a range, and a value outside of it is refused before anything is made."""
+"""Tests that every number of every config has a range, and that values outside are refused first of all."""
 
 import importlib
 import math
@@ -19,7 +19,7 @@ ARGUMENTS = {"benchmark": ["small", "small-lora", "small-qlora"]}
 
 
 def published():
-    """The fields of every config in configs/, by their names with dots; a list of pairs as that of its numbers."""
+    """Yields the fields of every config in configs/ and of every size, by their names with dots."""
     for path in sorted(CONFIGS.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if hasattr(module, "get_config"):
@@ -30,7 +30,7 @@ def published():
 
 
 def numbers(fields):
-    """(field, value) of what is a number, or stands for one that is not set; of pairs too."""
+    """Yields (field, value) of each number, or None in place of one, also inside lists of pairs (as `field[]`)."""
     is_number = lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     for field, value in fields.items():
         if isinstance(value, tuple) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
@@ -50,7 +50,7 @@ def test_every_number_has_a_range_and_lies_in_it():
 
 
 def test_no_range_is_left_over():
-    """The fields of a model are not all set by some size; ModelConfig reads the ranges of the others."""
+    """Fields of `model` are left out: some are set by no size, and their ranges are read by ModelConfig."""
     assert {field for field in ranges.RANGES if not field.startswith("model.")} <= NUMBERS.keys()
 
 
@@ -66,7 +66,7 @@ def test_a_field_that_nobody_reads_is_refused(field, near, tiny, tmp_path):
 
 
 def test_every_field_of_a_config_is_known():
-    """Of the two tables in configs/parts/ranges.py, and none of them is left over."""
+    """The two tables in configs/parts/ranges.py have every field, and no others."""
     fields = {
         field for fields in published() for field in fields if not field.startswith(("model.", "objective.", "adapt."))
     }
@@ -85,7 +85,7 @@ def nested(fields):
 
 
 def outside(field):
-    """Values below and above the range of a field, of another type, and what is no number."""
+    """Returns values below and above the range of a field, values of another type, and non-finite numbers."""
     kind, low, high, right = re.fullmatch(r"(int|float).* ?[\[(](\S+), (\S+)([\])])", ranges.RANGES[field]).groups()
     values = [math.nan, math.inf, -math.inf, "1", True, (1,)]
     values += [1.5, 1.0] if kind == "int" else []
@@ -98,7 +98,7 @@ def outside(field):
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_a_value_outside_of_its_range_is_refused_first(field, tiny, tmp_path):
-    """By the name that a flag has. The name of the norm is wrong too, which any later check would say."""
+    """The error names the field as its flag does. The norm is wrong too, which a later check would report first."""
     fields = flat(tiny.to_dict()) | {"model.norm": "none of these"}
     for value in outside(field):
         if field.endswith("[]"):
