@@ -170,7 +170,7 @@ def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, ex
 
 
 def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corpus, tmp_path):
-    """An adapter stays over the step that it was trained over while that is kept; else the error lists the kept ones."""
+    """An adapter stays over the step that it was trained over; if that is gone, the error lists the kept ones."""
     source = tmp_path / "source"
     shutil.copytree(base, source)
     config = configured("lora", str(source) + "/", data_dir, examples)

@@ -24,7 +24,7 @@ from train.record import metrics
 
 @pytest.fixture
 def ruined(tiny):
-    """A config whose learning rate ruins the model after a few steps; it evaluates every 2 steps and saves only the best."""
+    """A config whose learning rate ruins the model after a few steps; it saves only its best evaluations."""
     tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 40, 2, 1000, 1
     tiny.optimizer.update(schedule="constant", learning_rate=0.3, warmup_steps=0)
     tiny.early_stopping.patience, tiny.log_every = 3, 1000
