@@ -1,7 +1,4 @@
-"""Checks every number of a config against its range.
-
-This comes before all other checks, so that those meet neither a nan nor a string in place of a number.
-"""
+"""Checks every number of a config against its range, before any other check, so that none meets a nan or a word."""
 
 import difflib
 
@@ -16,15 +13,14 @@ from model import parts, ranges
 
 RANGES = {f"model.{name}": interval for name, interval in model_config.RANGES.items()}
 RANGES |= {f"model.{part}.{name}": interval for part, of in parts.RANGES.items() for name, interval in of.items()}
-RANGES |= OF_RUNS  # last: a config may leave fields to its data (vocab_size 0) that a model needs
+RANGES |= OF_RUNS  # last, as a config may leave to its data what a model has to know
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every field of a config.
-
+    """
     Raises:
-      ConfigError: a number is outside of its range, a value has another type, or no run has such a field. The message
-        names the field as its flag does.
+      ConfigError: a number is outside of its range, a field holds something else, or no run has such a field; names the
+        field as a flag does.
     """
     for field, value in flat(config.to_dict()).items():
         if not known(field):
@@ -35,14 +31,12 @@ def check(config: ConfigDict) -> None:
             _check(f"config.{field}", value, RANGES[field])
         elif f"{field}[]" in RANGES and isinstance(value, tuple | list):
             for place, pair in enumerate(value):
-                if (
-                    isinstance(pair, tuple | list) and len(pair) == 2
-                ):  # other items are refused by the code that reads the list
+                if isinstance(pair, tuple | list) and len(pair) == 2:  # what is not is refused by its reader
                     _check(f"config.{field}[{place}]", pair[1], RANGES[f"{field}[]"])
 
 
 def known(field: str) -> bool:
-    """Returns whether a run reads a field of this name. The blocks `model`, `objective` and `adapt` check their own."""
+    """Whether a run reads a field of this name; of `model`, `objective` and `adapt` their readers know."""
     block = field.partition(".")[0]
     if field == "model_type":  # init_from adds it to a config
         return True

@@ -50,7 +50,7 @@ def test_every_number_has_a_range_and_lies_in_it():
 
 
 def test_no_range_is_left_over():
-    """Fields of `model` are left out: some are set by no size, and their ranges are read by ModelConfig."""
+    """The fields of a model are not all set by some size; ModelConfig reads the ranges of the others."""
     assert {field for field in ranges.RANGES if not field.startswith("model.")} <= NUMBERS.keys()
 
 
@@ -66,7 +66,7 @@ def test_a_field_that_nobody_reads_is_refused(field, near, tiny, tmp_path):
 
 
 def test_every_field_of_a_config_is_known():
-    """The two tables in configs/parts/ranges.py have every field, and no others."""
+    """Of the two tables in configs/parts/ranges.py, and none of them is left over."""
     fields = {
         field for fields in published() for field in fields if not field.startswith(("model.", "objective.", "adapt."))
     }
@@ -85,7 +85,7 @@ def nested(fields):
 
 
 def outside(field):
-    """Returns values below and above the range of a field, values of another type, and non-finite numbers."""
+    """Values below and above the range of a field, of another type, and what is no number."""
     kind, low, high, right = re.fullmatch(r"(int|float).* ?[\[(](\S+), (\S+)([\])])", ranges.RANGES[field]).groups()
     values = [math.nan, math.inf, -math.inf, "1", True, (1,)]
     values += [1.5, 1.0] if kind == "int" else []
