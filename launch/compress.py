@@ -27,7 +27,7 @@ _OUT = flags.DEFINE_string("out", None, "New workdir. Required.", required=True)
 _METHOD = flags.DEFINE_enum(
     "method", None, list(FORMS), "Quantization of the weights of linear layers. Required.", required=True
 )
-_DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too. Default: true.")
+_DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too. Default: yes.")
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype",

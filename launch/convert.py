@@ -44,8 +44,8 @@ _MERGE_INTO = flags.DEFINE_enum(
     "merge_into",
     "original",
     adapters.INTO,
-    "Which weights --merge adds an adapter to that was trained over quantized weights: the original ones, or the "
-    "quantized ones, dequantized to the dtype of the original ones.",
+    "For an adapter that was trained over quantized weights: --merge into the original weights, or into the quantized "
+    "ones, dequantized to the dtype of the original ones.",
 )
 _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string(

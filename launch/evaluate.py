@@ -84,10 +84,10 @@ def main() -> None:
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
         figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
-        said = completed(model, batch, jax.random.key(config.seed)) if batch else []
+        new_ids = completed(model, batch, jax.random.key(config.seed)) if batch else []
         samples = [
             {"prompt": prompt + "\n" * one.answers, "text": one.text(ids)}
-            for prompt, one, ids in zip(_PROMPTS.value, batch, said, strict=True)
+            for prompt, one, ids in zip(_PROMPTS.value, batch, new_ids, strict=True)
         ]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
     # Compressors are comparable only if the model predicts the whole text; else the unigram baseline remains.

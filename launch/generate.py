@@ -40,7 +40,7 @@ _ADAPTER = flags.DEFINE_multi_string(
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
 _SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
-_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
+_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, even if the model was tuned on questions.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Number of continuations of each prompt.", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 100, "Maximum length of a continuation, in tokens; it also ends at the end of a document."

@@ -47,8 +47,9 @@ class Classifier:
           texts: pairs (text, second text or None); for a model that labels words, (words, None).
 
         Yields:
-          The probabilities of the classes, float [1, C]; for words [words, C], with nan for words that have no token of
-          their own or lie beyond the end of the row; or for a model that gives numbers, the number [1, 1].
+          For each text an array of floats: the probabilities of the classes [1, C]; for a model that labels words
+          [words, C], with nan for words without a token of their own or beyond the end of the row; for a model that
+          predicts numbers, the number [1, 1].
 
         Raises:
           ValueError: a text has no tokens.

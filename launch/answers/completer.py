@@ -147,7 +147,7 @@ def asking_of(kind: str) -> Asking:
     """
     asking = kinds.KINDS[kind].asking
     if asking is None:
-        raise ValueError(f"examples of the kind {kind} ask for no answer in words")
+        raise ValueError(f"examples of the kind {kind} have no questions with a text as answer")
     return asking
 
 

@@ -155,8 +155,8 @@ class Grader:
         return figures
 
     def _grade(self, found: Iterable[Answer]) -> dict[str, float]:
-        said, references = zip(*((answer.answer, answer.reference) for answer in found), strict=True)
-        return text.grade(said, references, self.settings.metrics, self.settings.tokenizer)
+        answered, references = zip(*((answer.answer, answer.reference) for answer in found), strict=True)
+        return text.grade(answered, references, self.settings.metrics, self.settings.tokenizer)
 
     def facts(self, found: Sequence[Answer]) -> dict[str, Any]:
         """Returns the entry `grade` of summary.json."""

@@ -106,8 +106,8 @@ def to_peft(run: Workdir, folder: Path, step: str = "") -> None:
     with axes.use_mesh(mesh):
         peft.write(model, _table(run.architecture, run.config.get("model_type")), folder, published)
     way = "--merge --to_hf" if run.base.tuning.method else "--to_hf"
-    stands = published or f"the model in {run.base.path} (launch.convert {way} writes that)"
-    print(f"{run.path} -> {folder}: an adapter for peft, over {stands}")
+    base = published or f"the model in {run.base.path} (launch.convert {way} writes that)"
+    print(f"{run.path} -> {folder}: an adapter for peft, over {base}")
 
 
 def merge(run: Workdir, out: Path, step: str = "", into: str = "original") -> None:

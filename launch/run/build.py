@@ -89,8 +89,8 @@ def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corr
 def put(mesh: jax.sharding.Mesh):
     """Returns a function from a host batch to a global batch on the mesh.
 
-    Each process passes its own rows of the batch (`batch_rows`).
-    If rows are split over the axis `context`, their tokens are reordered for it (axes.zigzag).
+    Each process passes its own rows of the batch (`batch_rows`). If rows are split over the axis `context`, their
+    tokens are reordered for it (axes.zigzag).
     """
     around = mesh.shape["context"]
     mine, parts = axes.batch_parts(mesh)

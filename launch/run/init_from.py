@@ -67,9 +67,8 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
         source = workdir.base  # still needed, so a missing one is an error now
     taken = _recorded(workdir, config) if begun else _found(source, config)
     own = {*RUNNING}
-    if models.objective(config).head(
-        config.data
-    ):  # the head depends on the data; `create` loads the source's head if it fits
+    # A head for labels depends on the data; `create` loads the source's head if it fits.
+    if models.objective(config).head(config.data):
         own |= {"head", "num_labels"}
     _refuse_contradictions(config, taken.model, [name for name in chosen if name.removeprefix("model.") not in own])
     config = _with(config, taken, own)

@@ -45,9 +45,9 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
     fields |= _left_to_data(config, fields, tokenizer_size, num_labels)
     with checking("config.model"):
         model = ModelConfig(**fields)
-    parted = tuning(config)  # layers that train differently are in separate stacks
+    trains = tuning(config)  # layers that train differently are in separate stacks
     with checking("config"):
-        model = dataclasses.replace(model, cuts=parted.cuts(model, count.names(model)))
+        model = dataclasses.replace(model, cuts=trains.cuts(model, count.names(model)))
     if config.data.seq_len > model.max_length:
         raise ConfigError(
             f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {model.max_length}"

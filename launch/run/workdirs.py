@@ -159,7 +159,7 @@ def check_new(workdir: Path) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
-    """Writes the config, the tokenizer and the folder of the prepared data of a new run to its workdir."""
+    """Writes the config, the tokenizer and the path of the prepared data of a new run to its workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace(workdir / "data.json", json.dumps({"directory": str(prepared.directory)}) + "\n")
     _describe(workdir, config, tokenizers.load(prepared.tokenizer_path), prepared.labels)
