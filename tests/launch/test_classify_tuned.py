@@ -34,10 +34,8 @@ def language_model(data_dir, tmp_path_factory):
 
 def test_a_language_model_becomes_a_classifier_whose_head_is_kept(language_model, news, data_dir, tmp_path, capsys):
     config = small(data_dir, news)
-    config.init_from, config.optimizer.learning_rate = (
-        str(language_model),
-        0.0,
-    )  # so that it ends with the parameters that it starts with
+    # A rate of 0, so that it ends with the parameters that it starts with.
+    config.init_from, config.optimizer.learning_rate = str(language_model), 0.0
     train(config, tmp_path / "first")
     assert f"begins with the parameters of {language_model}; new: classifier/weight\n" in capsys.readouterr().out
     base, first = parameters(language_model), parameters(tmp_path / "first")

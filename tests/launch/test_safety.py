@@ -44,9 +44,8 @@ def test_a_run_that_goes_on(tiny, tmp_path, heard):
     tiny.steps, tiny.checkpoint_every = 6, 3
     train(tiny, tmp_path / "run")
     jax.clear_caches()
-    (
-        tmp_path / "run" / "checkpoints" / "6" / "manifest.json"
-    ).unlink()  # so that it continues from the previous checkpoint
+    # So that it continues from the previous checkpoint:
+    (tmp_path / "run" / "checkpoints" / "6" / "manifest.json").unlink()
     assert train(tiny, tmp_path / "run")
     restore.for_inference(Workdir(tmp_path / "run"))
     assert heard == {}

@@ -156,9 +156,8 @@ def test_of_a_record_the_model_reads_what_it_read_before_the_last_answer_in_trai
     asked = completer(words, kind, tiny.SWITCH if encoder else tiny.LLAMA)
     encoding = kinds.KINDS[kind].encoding(config(kind).data[kind].to_dict(), Context(words, 256, encoder, None))
     example = encoding.encode(RECORDS[kind])
-    begins = (
-        max(np.flatnonzero(~example.trained), default=-1) + 1
-    )  # the position that predicts the first token of the last answer
+    # The position that predicts the first token of the last answer.
+    begins = max(np.flatnonzero(~example.trained), default=-1) + 1
     (given,) = asked.of_records(kind, [RECORDS[kind]], 256, 8)
     assert given.prompt == example.tokens[: begins + 1].tolist() and not given.cut
     assert given.source == (example.source.tolist() if encoder else None)

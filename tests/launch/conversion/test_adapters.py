@@ -37,9 +37,8 @@ def test_from_peft_and_back(name, made, tmp_path):
     assert old.keys() == new.keys()
     for tensor in old:
         np.testing.assert_array_equal(old[tensor], new[tensor])
-    found = peft.AutoPeftModelForCausalLM.from_pretrained(
-        tmp_path / "out"
-    )  # which loads the base that the adapter names
+    # This loads the base that the adapter names.
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     np.testing.assert_array_equal(theirs(found), theirs(models[name]))
 
 

@@ -38,10 +38,9 @@ def imported(tmp_path_factory):
     config = transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
+        # Noise, so that the loss differs from that of other untrained models.
         for parameter in model.parameters():
-            parameter.add_(
-                0.1 * torch.randn(parameter.shape)
-            )  # so that its loss differs from that of other untrained models
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     convert.import_folder(folder, folder / "run")
     return folder / "run", model
