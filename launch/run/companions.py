@@ -36,7 +36,7 @@ def check(objective: Objective, config: ConfigDict) -> None:
         if not path:
             raise ConfigError(
                 f"{field} is empty, but config.objective.name {config.objective.name!r} needs a {companion.name} "
-                "beside the model that trains: set it to the workdir of one"
+                "beside the model that trains: set it to the workdir of that model"
             )
         if not (Path(path) / "config.json").exists():
             raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")

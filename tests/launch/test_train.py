@@ -291,7 +291,7 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
     (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
     assert np.shape(loads) == (2, 4)
     said = capsys.readouterr().out
-    assert "note: nothing keeps the load of the experts even" in said
+    assert "note: nothing balances the load of the experts" in said
     (note,) = [line for line in said.splitlines() if "checkpoint_every" in line]
-    assert note.startswith("note: config.checkpoint_every is 0, so nothing is saved, neither before the end nor at it;")
+    assert note.startswith("note: config.checkpoint_every is 0, so nothing is saved, not even at the end;")
     assert said.index(note) < said.index("goodput") and not workdirs.steps(tmp_path)
