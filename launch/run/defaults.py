@@ -67,8 +67,8 @@ def _model(given: dict) -> dict:
 def _adapt(method: str) -> dict:
     kind = tuning.METHODS.get(method)
     own = {} if kind is None else _of(kind)
-    if method == "prompt":  # a config has the text, from which the run's tokenizer makes the ids
-        own = {name: value for name, value in own.items() if name != "init_ids"} | {"init_text": ""}
+    if own.pop("init_ids", None) is not None:  # a config has the text, from which the run's tokenizer makes the ids
+        own["init_text"] = ""
     return {"method": DEFAULTS["adapt"]["method"]} | own | tuning.BASE
 
 
