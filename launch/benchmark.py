@@ -1,11 +1,11 @@
-"""Time the training step of a config on random tokens.
+"""Time the train step of a config on random tokens.
 
     python -m launch.benchmark --config=configs/benchmark.py:small --config.model.dtype=float32
 
-No data are read and nothing is written. Prints compile time, tokens a second (median), peak memory and MFU.
+This prints compile time, median tokens per second, peak memory and MFU. It reads no data and writes nothing.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.benchmark")
 
 from launch.program import runtime
@@ -34,12 +34,12 @@ from train import state
 from train.record import mfu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compiling and two more.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time, after compilation and two warmup steps.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 _SERVE = flags.DEFINE_bool(
     "serve",
     False,
-    "Print facts, then time as many steps as each line of stdin says; for comparisons with other programs.",
+    "Print facts, then time as many steps as each line of stdin says. For comparisons, in turns with other programs.",
 )
 
 
@@ -49,7 +49,10 @@ def main() -> None:
     checks.check(config, mesh)
     model = models.model_config(config)
     if model.architecture == "encoder_decoder":
-        raise ConfigError("launch.benchmark times decoders and encoders; of others launch.train prints tokens/s")
+        raise ConfigError(
+            "launch.benchmark times only decoders and encoders, but config.model.architecture is encoder_decoder; "
+            "launch.train prints its tokens/s"
+        )
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.data.seq_len)
     tokens = rng.integers(0, model.vocab_size, (shape[0], shape[1] + 1), np.int32)
@@ -89,7 +92,7 @@ def main() -> None:
             for line in sys.stdin:
                 print(json.dumps(timed(int(line))), flush=True)
             return
-        # The peak is measured before and after: a shared machine's speed drifts.
+        # The peak is measured before and after, because the speed of a shared machine drifts.
         before = mfu.peak_flops(mesh.devices.flat, model.dtype)[0]
         seconds = timed(_STEPS.value)
         peak, words = mfu.peak_flops(mesh.devices.flat, model.dtype)
@@ -118,7 +121,7 @@ def main() -> None:
 
 
 def random_model(config, model):
-    """With what config.adapt puts over it."""
+    """Returns a model with random parameters, quantized and with adapters as config.adapt says."""
     tuning = models.tuning(config)
     made = jax.jit(lambda key: architectures.make(model, nnx.Rngs(key)))(jax.random.key(config.seed))
     if tuning.quantization:
@@ -127,7 +130,7 @@ def random_model(config, model):
 
 
 def peak_memory(mesh: jax.sharding.Mesh) -> int:
-    """Bytes at most in use on one device; on a CPU, of the whole process."""
+    """Returns the peak of bytes in use on the first device; on a CPU, that of the whole process."""
     stats = mesh.devices.flat[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

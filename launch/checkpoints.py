@@ -1,12 +1,12 @@
-"""List the checkpoints of a run: steps, sizes, times, and whether their files are all there.
+"""List the checkpoints of a run: steps, sizes, times, and whether their files are complete.
 
     python -m launch.checkpoints --workdir=runs/quickstart
     python -m launch.checkpoints --workdir=runs/quickstart --verify     # reads every byte
 
-Exit status 1 where one is damaged. Nothing is changed: training sets aside what it cannot continue from.
+The exit status is 1 if a checkpoint is damaged. This changes nothing; training sets damaged checkpoints aside.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.checkpoints")
 
 from launch.program import runtime
@@ -21,7 +21,7 @@ from absl import flags
 from launch.training import recovery
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
-_VERIFY = flags.DEFINE_bool("verify", False, "Read every byte, and compare with the hashes of when it was written.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Read every byte and compare it with the hashes of the manifest.")
 
 
 def main() -> None:

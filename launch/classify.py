@@ -3,9 +3,10 @@
     python -m launch.classify --workdir=DIR --text="the match was lost" --text="shares fell"
     python -m launch.classify --workdir=DIR --file=new.csv > labels.tsv
 
-Writes a line a text: label, probability and text with tabs between them (of numbers the number and the text; of words a
-line a word, and an empty line behind each text). A file is .csv, .tsv, .jsonl or .json with the fields of the run's
-data, labels left out, or .txt with a text a line. A text that is longer than the rows of training loses its end.
+Writes one line per text: label, probability and text, separated by tabs. A model that predicts numbers gives the number
+and the text. A model that labels words gives one line per word, and an empty line after each text. A file is .csv,
+.tsv, .jsonl or .json with the fields of the run's data except the labels, or .txt with one text per line. Texts longer
+than the rows of training are cut at the end.
 """
 
 from launch.program import runtime
@@ -33,31 +34,35 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Workdir of a trained classifier, or of one that launch.convert imported. Required.", required=True
 )
 _TEXT = flags.DEFINE_multi_string(
-    "text", [], "Text to label; may be given several times. A run that labels words splits it at spaces."
+    "text", [], "Text to label; may be given several times. A model that labels words splits it at spaces."
 )
-_PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, where a run has two.")
+_PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, for a model of pairs of texts.")
 _FILE = flags.DEFINE_string("file", None, "File of texts to label, instead of --text.")
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
-)
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Dtype of parameters and computation. Default: the run's.")
 
 
 class _Refused(BadLines):
-    """Every text gets a line, so none is skipped."""
+    """Raises an error for a record that can't be read, because every text must get a line."""
 
     def add(self, where: str, why: str) -> None:
         raise DataError(f"{where}: {why}.")
 
 
 def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
-    """The texts of the flags."""
+    """Yields (text or words, second text or None) from the flags.
+
+    Args:
+      settings: the run's data.labels, which name the fields of a record.
+    """
     if bool(_TEXT.value) == bool(_FILE.value):
         raise ConfigError("give either --text or --file")
     if not _FILE.value:
         pairs: Sequence[str | None] = _PAIR.value or [None] * len(_TEXT.value)
         if len(pairs) != len(_TEXT.value):
-            raise ConfigError(f"{len(_TEXT.value)} --text and {len(pairs)} --pair; each text has its own, or none")
+            raise ConfigError(
+                f"there are {len(_TEXT.value)} --text but {len(pairs)} --pair; give one for each text, or none"
+            )
         yield from zip(_lines(_TEXT.value, settings), pairs, strict=True)
         return
     path = Path(_FILE.value)
@@ -76,7 +81,7 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
         try:
             fields = text_fields(record, settings)
         except records.MissingField as error:
-            raise DataError(f"{path}, {where}: {error.what}; name a field as in the data of the run.") from error
+            raise DataError(f"{path}, {where}: {error.what}; name the fields as in the data of the run.") from error
         except ValueError as error:
             raise DataError(f"{path}, {where}: {error}.") from error
         yield fields["text"] if "text" in fields else fields["tokens"], fields.get("pair")
@@ -87,7 +92,7 @@ def _lines(texts: Iterable[str], settings: dict) -> Iterable[str | list[str]]:
 
 
 def _best(row: np.ndarray, names: list[str] | None) -> str:
-    """The likeliest class and its probability, or the number."""
+    """Returns the most likely class and its probability, or the number."""
     if not names:
         return f"{row[0]:.6g}"
     return "\t" if np.isnan(row).any() else f"{names[row.argmax()]}\t{row.max():.4f}"
@@ -105,7 +110,7 @@ def main() -> None:
             missing = int(np.isnan(found).any(1).sum())
             if missing and kind == "token":
                 print(
-                    f"{missing} of {len(text)} words get no label: they have no token of their own, or stand behind "
+                    f"{missing} of {len(text)} words get no label: they have no token of their own, or come after "
                     f"the first {classifier.length} tokens",
                     file=sys.stderr,
                 )

@@ -1,11 +1,10 @@
-"""Keep a model in few bits: a workdir whose checkpoint holds quantized weights, of one that holds floats.
+"""Quantize a model: write a new workdir whose checkpoint holds quantized weights.
 
     python -m launch.compress --workdir=DIR --method=nf4 --out=NEW
     python -m launch.compress --workdir=DIR --method=int8 --out=NEW --dtype=bfloat16
 
-Generation, evaluation and classification read NEW as any workdir. Adapters train over its weights where
-config.init_from names it.
-The float model is read one array at a time, so a host needs room for what is written and one array more.
+Generation, evaluation and classification read NEW like any other workdir. Adapters train over it if config.init_from
+names it. The float model is read one array at a time, so the host needs memory for the quantized model and one array.
 """
 
 from launch.program import runtime
@@ -26,16 +25,16 @@ from model.config import CHOICES
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run or of an imported model. Required.", required=True)
 _OUT = flags.DEFINE_string("out", None, "New workdir. Required.", required=True)
 _METHOD = flags.DEFINE_enum(
-    "method", None, list(FORMS), "Form of the weights of linear layers. Required.", required=True
+    "method", None, list(FORMS), "Quantization of the weights of linear layers. Required.", required=True
 )
-_DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too; by default they are.")
+_DOUBLE = flags.DEFINE_bool("double_quantization", None, "Quantize the scales of nf4 too. Default: yes.")
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     CHOICES["dtype"],
-    "Dtype of what stays (embedding tables, norms) and of the computation; weights are rounded to it before they are "
-    "quantized. By default those of the run; bfloat16 gives the base of configs/qlora.py.",
+    "Dtype of the parameters that are not quantized (embedding tables, norms) and of the computation. Weights are "
+    "rounded to it before they are quantized. Default: those of the run; bfloat16 gives the base of configs/qlora.py.",
 )
 
 

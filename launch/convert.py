@@ -1,18 +1,18 @@
-"""Read and write checkpoints of Hugging Face, and low-rank adapters of peft.
+"""Convert models from and to checkpoints of Hugging Face, and low-rank adapters from and to peft.
 
-    python -m launch.convert --from_hf=FOLDER --workdir=DIR     # a folder -> a workdir to generate from and export
+    python -m launch.convert --from_hf=FOLDER --workdir=DIR     # import a folder as a workdir
     python -m launch.convert --workdir=DIR --to_hf=FOLDER       # config.json, safetensors, tokenizer, chat template
 
-Low-rank adapters are read and written as peft keeps them, or are merged into the model:
+Low-rank adapters are read and written in peft's format, or merged into the model:
 
     python -m launch.convert --from_peft=FOLDER --base=BASE --workdir=DIR   # BASE: the workdir of the adapter's model
     python -m launch.convert --workdir=DIR --to_peft=FOLDER                 # adapter_config.json, safetensors
     python -m launch.convert --workdir=DIR --merge --to_hf=FOLDER           # a whole model
-    python -m launch.convert --workdir=DIR --merge --to_workdir=NEW         # the same, as a workdir
-    python -m launch.convert --workdir=DIR --merge --merge_into=quantized --to_hf=FOLDER   # of an adapter over nf4
+    python -m launch.convert --workdir=DIR --merge --to_workdir=NEW         # a whole model, as a workdir
+    python -m launch.convert --workdir=DIR --merge --merge_into=quantized --to_hf=FOLDER   # an adapter over nf4
 
-A folder of a model needs config.json, safetensors and a tokenizer (data/tokens/hub.py). Tensors pass one at a time,
-onto as many devices as the model can be split over.
+A model's folder needs config.json, safetensors and a tokenizer (data/tokens/hub.py). Tensors are read and written one
+at a time, and the model is split over as many devices as possible.
 """
 
 from launch.program import runtime
@@ -32,28 +32,28 @@ from model.interop.files import writer
 
 flags.DEFINE_string("from_hf", None, "Checkpoint folder to read.")
 flags.DEFINE_string("to_hf", None, "Folder to write the model to; it must not exist, or be empty.")
-flags.DEFINE_string("from_peft", None, "Folder of an adapter to read, with --base.")
-_BASE = flags.DEFINE_string("base", None, "The workdir of the model that the adapter of --from_peft is for.")
+flags.DEFINE_string("from_peft", None, "Folder of an adapter to read; needs --base.")
+_BASE = flags.DEFINE_string("base", None, "Workdir of the model under the adapter of --from_peft.")
 flags.DEFINE_string("to_peft", None, "Folder to write the adapter to; it must not exist, or be empty.")
 flags.DEFINE_string("to_workdir", None, "New workdir to write the merged model to.")
 _DRAW_POOLER = flags.DEFINE_bool(
-    "draw_pooler", False, "With --from_hf: give an encoder whose file has no pooler a random one, as transformers does."
+    "draw_pooler", False, "With --from_hf: give an encoder without a pooler a random one, as transformers does."
 )
-_MERGE = flags.DEFINE_bool("merge", False, "Put the adapter into the parameters of its base.")
+_MERGE = flags.DEFINE_bool("merge", False, "Merge the adapter into the parameters of its base.")
 _MERGE_INTO = flags.DEFINE_enum(
     "merge_into",
     "original",
     adapters.INTO,
-    "Where --merge puts an adapter that was trained over quantized weights: into the original ones, or into those, "
-    "written out in the dtype of the original ones.",
+    "For an adapter that was trained over quantized weights: --merge into the original weights, or into the quantized "
+    "ones, dequantized to the dtype of the original ones.",
 )
 _STEP = early_stopping.define_step()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of a run to write from, or a new one for what is read. Required.", required=True
+    "workdir", None, "Workdir to export, or the new one for an import. Required.", required=True
 )
 
 
-# What is read or written, by the flag that names where: (workdir of --workdir, the other place).
+# What to do, by the flag that names the other place: functions of (--workdir, the other place).
 WAYS = {
     "from_hf": lambda workdir, folder: import_folder(folder, workdir, _DRAW_POOLER.value),
     "to_hf": lambda workdir, folder: export(workdir, folder, _STEP.value, _MERGE.value, _MERGE_INTO.value),
@@ -66,17 +66,23 @@ WAYS = {
 
 
 def _check(way: str) -> None:
-    """Whether the other flags are for what is done."""
+    """Checks that the other flags apply to this conversion.
+
+    Raises:
+      ConfigError: a flag is missing, or does not apply.
+    """
     if (_BASE.value is not None) != (way == "from_peft"):
-        raise ConfigError("--from_peft, and no other, needs --base: the workdir of the model that the adapter is for")
+        raise ConfigError(
+            "--base goes with --from_peft, and --from_peft needs it: the workdir of the model under the adapter"
+        )
     if _STEP.value and way == "from_hf":
-        raise ConfigError("--step is of a run's checkpoints; a folder of --from_hf has none")
+        raise ConfigError("--step chooses a checkpoint of a run, but a folder of --from_hf has only one")
     if _MERGE.value not in {"to_hf": (True, False), "to_workdir": (True,)}.get(way, (False,)):
         raise ConfigError("--merge needs --to_workdir or --to_hf, and --to_workdir needs --merge")
     if _DRAW_POOLER.value and way != "from_hf":
-        raise ConfigError("--draw_pooler is for --from_hf: it adds a part that the file of an encoder lacks")
+        raise ConfigError("--draw_pooler needs --from_hf: it adds a part that an imported encoder lacks")
     if _MERGE_INTO.value != "original" and not _MERGE.value:
-        raise ConfigError("--merge_into says where --merge puts an adapter; it needs --merge")
+        raise ConfigError("--merge_into needs --merge: it says which weights the adapter is merged into")
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
     python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
     python -m launch.evaluate --workdir=DIR --grade=bleu,chrf,rouge,exact_match,f1 --grade_rows=200 --max_new_tokens=64
 
-Held-out text is measured beside compressors, labels beside the most frequent one. Graded are answers to conversations
-and pairs of texts that were held out; they are also written to DIR/predictions.jsonl. All of it goes into the report.
+Held-out text is compared with compressors, and labels with always predicting the most frequent one. --grade compares
+the model's answers to held-out conversations and pairs of texts with the true ones, and writes them to
+DIR/predictions.jsonl. All results go into the report.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.evaluate")
 
 from launch.program import runtime
@@ -34,32 +35,28 @@ from train.step import make_eval_step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
-)
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Dtype of parameters and computation. Default: the run's.")
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
 _TOKENS = flags.DEFINE_integer(
     "max_new_tokens",
     None,
-    "Length of a sample (by default 100), and the most of an answer (by default config.grade.max_new_tokens).",
+    "Maximum length of a sample (default: 100) and of a graded answer (default: config.grade.max_new_tokens).",
 )
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.8, "Temperature of the samples; 0 takes the most likely token.", lower_bound=0
-)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Temperature of the samples; 0: greedy.", lower_bound=0)
 _TOP_P = flags.DEFINE_float(
-    "top_p", 0.95, "Draw from the fewest tokens that together have this probability.", lower_bound=0, upper_bound=1
+    "top_p", 0.95, "Sample from the fewest tokens that together have this probability.", lower_bound=0, upper_bound=1
 )
 _GRADE = flags.DEFINE_string(
-    "grade", None, "Metrics of answers, with commas (train/evals/text.py); by default config.grade.metrics."
+    "grade", None, "Metrics of answers, separated by commas (train/evals/text.py). Default: config.grade.metrics."
 )
-_GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Held-out examples of each source to answer; 0: all.")
+_GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Number of held-out examples of each source to grade; 0: all.")
 _GRADE_TOKENIZER = flags.DEFINE_string(
-    "grade_tokenizer", None, "How BLEU splits text, as zh; by default config.grade.tokenizer."
+    "grade_tokenizer", None, "How BLEU splits text, such as zh. Default: config.grade.tokenizer."
 )
 
 
 def _grader(run: Workdir) -> grading.Grader | None:
-    """What is asked of the model; mistakes in it are found before the model is read."""
+    """Returns what grades the model; None: nothing is to be graded. It finds mistakes before the model is loaded."""
     given = {"metrics": _GRADE.value, "tokenizer": _GRADE_TOKENIZER.value, "max_new_tokens": _TOKENS.value}
     given = {name: value for name, value in given.items() if value is not None}
     wanted = grading.settings(run.config, rows=_GRADE_ROWS.value, **given)
@@ -87,13 +84,13 @@ def main() -> None:
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
         figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
-        said = completed(model, batch, jax.random.key(config.seed)) if batch else []
+        new_ids = completed(model, batch, jax.random.key(config.seed)) if batch else []
         samples = [
             {"prompt": prompt + "\n" * one.answers, "text": one.text(ids)}
-            for prompt, one, ids in zip(_PROMPTS.value, batch, said, strict=True)
+            for prompt, one, ids in zip(_PROMPTS.value, batch, new_ids, strict=True)
         ]
     figures = {name.removeprefix("validation/"): value for name, value in figures.items()}
-    # Where not the whole text is predicted, compressors are no measure; what token frequencies reach is.
+    # Compressors are comparable only if the model predicts the whole text; else the unigram baseline remains.
     whole = "bits_per_byte" in figures
     compressors = compressed_bits_per_byte(prepared.validation_texts()) if whole else {}
     about = evaluate.about(compressors=compressors)

@@ -2,9 +2,9 @@
 
     python -m launch.generate --workdir=DIR --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
 
-Several --prompt are one batch; where there is an encoder, it reads them. Writes each prompt with its continuation (of
-an encoder-decoder the continuation alone) to stdout, so that it can be piped. A model tuned on conversations or on
-pairs of texts gets the prompt as these had their questions, and its answer alone is written.
+Several --prompt form one batch. Each prompt is written to stdout with its continuation, so that it can be piped. If
+there is an encoder, it reads the prompt, and only the continuation is written. A model that was tuned on conversations
+or on pairs of texts gets the prompt as a question in the same form, and only its answer is written.
 
     python -m launch.generate --workdir=BASE --adapter=DIR1 --adapter=DIR2 --prompt="def main("
 
@@ -32,26 +32,22 @@ from model.decode import sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, CHOICES["dtype"], "Dtype of parameters and computation; by default that of the run."
-)
+_DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Dtype of parameters and computation. Default: the run's.")
 _ADAPTER = flags.DEFINE_multi_string(
     "adapter",
     [],
-    "Workdir of a low-rank adapter over the model of --workdir; where several are given, each one answers.",
+    "Workdir of a low-rank adapter over the model of --workdir; may be given several times, and each one answers.",
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [""], "Text to continue; may be given several times.")
 _SYSTEM = flags.DEFINE_string("system", "", "System text before the question; for models tuned on conversations.")
-_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, whatever the model was tuned on.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.", lower_bound=1)
+_RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as it is, even if the model was tuned on questions.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Number of continuations of each prompt.", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", 100, "The most tokens of a continuation; the end of a document ends it too."
+    "max_new_tokens", 100, "Maximum length of a continuation, in tokens; it also ends at the end of a document."
 )
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.8, "At 0 always the most likely token, at 1 the model's distribution."
-)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from so many of the most likely tokens; 0: from all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens that together have this probability; 1: all.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Sampling temperature; 0: greedy, 1: the model's distribution.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from this many of the most likely tokens; 0: all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens that together have this probability; 1: all.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 
 

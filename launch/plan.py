@@ -1,13 +1,13 @@
-"""Plan a training run for accelerators that are not here: what fits, what is sent, how long it takes.
+"""Plan a training run for accelerators that you don't have: memory, communication and time.
 
     python -m launch.plan --config=configs/pretrain_decoder.py:llama3_8b --target=v5p:4x4x4 --mesh=fsdp=16,tensor=4
     python -m launch.plan --config=configs/pretrain_decoder.py:llama3_8b --target=h100:2x8 --search
 
-The real train step is compiled for the target in a process of its own; compilers for absent accelerators come with
+The real train step is compiled for the target, in a separate process. To install the compilers:
 `pip install --no-deps -r launch/plans/requirements.txt`.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.plan")
 
 from launch.program import runtime
@@ -27,11 +27,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _TARGET = flags.DEFINE_string(
     "target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N. Required.", required=True
 )
-_SLICES = flags.DEFINE_integer("slices", 1, "Slices of a TPU target, connected by the data center's network.")
-_MESH = flags.DEFINE_string("mesh", "", "Sizes of axes, as fsdp=16,tensor=4; the rest is data. Empty: config.mesh.")
-_TOKENS = flags.DEFINE_float("tokens", 0, "Budget of training tokens; 0: 20 a parameter (Chinchilla).", lower_bound=0)
-_SEARCH = flags.DEFINE_bool("search", False, "Try other meshes and remat policies, and rank those that fit.")
-_TRIES = flags.DEFINE_integer("tries", 12, "Programs that --search compiles at most.", lower_bound=1)
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of slices of a TPU target, connected by the data center's network.")
+_MESH = flags.DEFINE_string(
+    "mesh", "", "Sizes of mesh axes, as in fsdp=16,tensor=4; the other devices go to data. Empty: config.mesh."
+)
+_TOKENS = flags.DEFINE_float("tokens", 0, "Training tokens; 0: 20 per parameter (Chinchilla).", lower_bound=0)
+_SEARCH = flags.DEFINE_bool("search", False, "Try other meshes and remat policies, and rank those that fit by time.")
+_TRIES = flags.DEFINE_integer("tries", 12, "How many programs --search compiles at most.", lower_bound=1)
 
 
 def main() -> None:
@@ -41,10 +43,10 @@ def main() -> None:
     mesh = candidates.mesh_of(_MESH.value, config)
     if _SEARCH.value:
         if not target.chip.flops:
-            raise ConfigError(f"--search ranks by estimated time, and of {target.name} no rates are published")
+            raise ConfigError(f"--search ranks by estimated time, but no rates are published for {target.name}")
         show = lambda row: print(page.table([row], target).splitlines()[-1], file=sys.stderr, flush=True)
         rows = candidates.search(config, target, mesh if _MESH.value else {}, _TRIES.value, show)
-        print(f"{words} on {target}, {config.batch_size} x {config.data.seq_len} tokens a step")
+        print(f"{words} on {target}, {config.batch_size} x {config.data.seq_len} tokens per step")
         print(page.table(rows, target))
         return
     for text in candidates.pages(config, target, mesh, words, _TOKENS.value):

@@ -2,8 +2,8 @@
 
     python -m launch.prepare --config=configs/NAME.py:ARG --data_dir=DIR
 
-What is made are array_record files (TFDS). Training does the same by itself where it is missing; this is for doing it
-beforehand, on a machine without accelerators.
+Writes array_record files (with TFDS). Training prepares missing data by itself; this program does it beforehand, on a
+machine without accelerators.
 """
 
 from launch.program import runtime
@@ -25,12 +25,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file whose .data block says what to prepare. Required."
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder for prepared data; what is finished there is used again. Required.", required=True
+    "data_dir", None, "Folder for prepared data; finished parts are reused. Required.", required=True
 )
 
 
 def summary(prepared: Prepared) -> str:
-    """What was prepared, one line a source and split."""
+    """Returns a table with a line for each source and split, and the facts that all sources share."""
     head = ("source", "split", "documents", "bytes", "tokens", "bytes/token", "rows", "skipped")
     lines = []
     for source in prepared.sources:
@@ -47,7 +47,7 @@ def summary(prepared: Prepared) -> str:
         cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         table.append("  ".join(cells).rstrip())
     counts = [source.train_copies for source in prepared.sources if source.weight]
-    # Data that were prepared before copies were counted do not say.
+    # None: prepared by a version that did not count copies.
     copies = "not counted; prepare the data again" if None in counts else f"{sum(counts):,} training documents"
     weights = ", ".join(f"{source.spec} {source.weight:.15g}" for source in prepared.sources)
     return "\n".join(
@@ -67,7 +67,7 @@ def summary(prepared: Prepared) -> str:
 def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     if "data.dir" in chosen:
-        raise ConfigError("the folder is that of --data_dir; leave --config.data.dir out")
+        raise ConfigError("--data_dir names the folder; leave --config.data.dir out")
     config, _ = init_from.resolve(_CONFIG.value, Workdir(Path(_DATA_DIR.value)), chosen)
     checks.check(config, None)  # the run's devices may be elsewhere
     with config.unlocked():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained, sampled language model: set-up, data, training, evaluation, samples, report.
-# A second call continues where the first one was stopped, or says that it is done.
+# Sets up an environment, prepares data, trains and evaluates a language model, samples from it, and writes a report.
+# A second call continues an interrupted run; a finished one is only evaluated again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/setup.sh requirements.txt
@@ -15,6 +15,6 @@ What next:
   python -m launch.generate --workdir=$run --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --top_p=0.95
   python -m launch.train --config=configs/pretrain_decoder.py:tiny --workdir=runs/mine --config.data.sources="(('files:$HOME/texts/*.txt', 1.0),)"
   python -m launch.benchmark --config=configs/benchmark.py:small
-(first: . .venv/bin/activate)
+(activate the environment first: . .venv/bin/activate)
 The report: $run/report.html
 END

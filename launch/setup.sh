@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced with a requirements file as argument, from the checkout: makes or reuses .venv there, installs what is
-# missing, and puts it first on the PATH. Nothing is installed twice: a stamp remembers the files' content.
+# Source this from the checkout with a requirements file as argument. It creates or reuses .venv there, installs the
+# requirements and puts .venv first on the PATH. A stamp with the files' content avoids installing them twice.
 
 find_python() {
   local name

@@ -1,14 +1,14 @@
-"""Search over hyper-parameters: many runs of launch.train, their values chosen by Optuna.
+"""Search for good hyperparameters: many runs of launch.train with values that Optuna chooses.
 
     python -m launch.sweep --config=configs/NAME.py:ARG --search=configs/searches/NAME.py --trials=20 --workdir=DIR
 
-What varies, and over what, stands in the search file (launch/sweeps/search.py). Each trial is a run in
-DIR/trials/NUMBER; trials are ranked by the best of their evaluations, by config.early_stopping.metric. DIR/sweep.db
-(SQLite) holds all that is known of them, so that the same command goes on after any end, and a larger --trials adds
-more. Only the best trial and the one that runs have checkpoints. DIR/sweep.html shows the table and plots.
+The search file names the fields that vary and their values (launch/sweeps/search.py). Each trial is a run in
+DIR/trials/NUMBER. Trials are ranked by their best evaluation, measured by config.early_stopping.metric. DIR/sweep.db
+(SQLite) records all trials, so the same command continues an interrupted sweep, and a larger --trials adds more trials.
+Only the best trial and the running one keep checkpoints. DIR/sweep.html shows a table and plots.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.sweep")
 
 from launch.program import runtime
@@ -27,25 +27,28 @@ from launch.sweeps import search
 from launch.sweeps.trials import Trials
 from train.report import sweep_report
 
-# Those of launch.train, which the trials import; so --help shows them.
+# These flags come from launch.train, which the trials import. Declared as key flags, they are shown by --help.
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 _SEARCH = flags.DEFINE_string(
-    "search", None, "Search file: which fields vary, and over what (launch/sweeps/search.py). Required.", required=True
+    "search",
+    None,
+    "Search file with the fields that vary and their values (launch/sweeps/search.py). Required.",
+    required=True,
 )
-_TRIALS = flags.DEFINE_integer("trials", 20, "All trials of the sweep, those included that are done.", lower_bound=1)
+_TRIALS = flags.DEFINE_integer("trials", 20, "Number of trials, including those already done.", lower_bound=1)
 _SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How the values of a trial are chosen.")
 _PRUNER = flags.DEFINE_enum(
     "pruner",
     "median",
     ["median", "none"],
-    "Which trials end early. median: those that, after a quarter of their steps, never were as good as the median of "
-    "the others at the same step, once there are 5.",
+    "Which trials end early. median: once 5 trials are done, those that after a quarter of their steps were never as "
+    "good as the median of the others at the same step.",
 )
 
 
 def command(values: dict, workdir: Path) -> str:
-    """The command that trains one trial again."""
+    """Returns the command that trains a model with the values of one trial."""
     flag = flags.FLAGS["config"]
     fields = config_flags.get_override_values(flag) | values
     words = [f"--config={config_flags.get_config_filename(flag)}", f"--workdir={workdir}"]
@@ -54,7 +57,7 @@ def command(values: dict, workdir: Path) -> str:
 
 
 def _quoted(word: str) -> str:
-    """As a shell reads it back; readable also where names of files are quoted inside."""
+    """Quotes a word for a shell; uses double quotes if they are more readable, as around the file names of a list."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
@@ -66,7 +69,7 @@ def main() -> None:
     done = False
     try:
         done = trials.run(_TRIALS.value)
-    except KeyboardInterrupt:  # while a trial began or ended; its loop saves by itself
+    except KeyboardInterrupt:  # it came while a trial began or ended; during training, the loop handles it and saves
         pass
     finally:
         report(trials, workdir)
@@ -75,7 +78,7 @@ def main() -> None:
 
 
 def report(trials: Trials, workdir: Path) -> None:
-    """Print the table and the command that trains the best trial again; write sweep.html."""
+    """Prints the table and the command that trains the best trial again, and writes sweep.html."""
     rows = trials.rows()
     best = sweep_report.ranked(rows, trials.lower)[0] if rows else None
     again = command(dict(best.parameters), workdir / "best") if best and best.state == "complete" else ""
@@ -83,7 +86,7 @@ def report(trials: Trials, workdir: Path) -> None:
     print("\n" + sweep_report.table(rows, trials.metric, trials.lower))
     print(f"\nreport: {sweep_report.write(workdir, rows, trials.metric, trials.lower, kinds, again)}")
     if best and again:
-        print(f"the best run is in {trials.directory(best.number)} (--step=best), this trains it again:\n  {again}")
+        print(f"the best run is in {trials.directory(best.number)} (--step=best); to train it again:\n  {again}")
 
 
 if __name__ == "__main__":

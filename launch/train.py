@@ -1,12 +1,12 @@
-"""Train a model by a config, or continue the run of a workdir.
+"""Train the model of a config, or continue the run of a workdir.
 
     python -m launch.train --config=configs/NAME.py:ARG --workdir=DIR --config.optimizer.learning_rate=3e-4
 
-The same command again continues the run, or says that it is done. SIGTERM or Ctrl-C saves first. On several hosts the
-same command on each of them: launch/hosts/distributed.py.
+The same command continues the run, or reports that it is done. On SIGTERM or Ctrl-C the run saves before it stops. For
+several hosts, run the same command on each of them (launch/hosts/distributed.py).
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.train")
 
 from launch.program import runtime
@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string(
 _REPLAY = flags.DEFINE_integer(
     "replay",
     None,
-    "Do a step that the run has taken again, from the checkpoint before it, and show it.",
+    "Repeat this step of the run, from the checkpoint before it, and print its loss, norms and rows.",
     lower_bound=1,
 )
 flags.adopt_module_key_flags(distributed)

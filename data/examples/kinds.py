@@ -5,18 +5,21 @@ from typing import Any
 
 from data.batch import TEXT as TEXT_CHANNELS
 from data.batch import Channel, DataError, example_channels, united
-from data.examples import chat_examples, labels, pairs, preferences
+from data.examples.chat_examples import KIND as CHAT
 from data.examples.example import Kind
+from data.examples.labels import KIND as LABELS
+from data.examples.pairs import KIND as PAIRS
+from data.examples.preferences import KIND as PREFERENCES
 from data.read.records import RecordSource
 from data.settings import merged
 
 _PARSED = 2  # part of the hash of example corpora: raise it when `parse` returns something else for the same records
 
 KINDS: dict[str, Kind] = {
-    "chat": chat_examples.KIND,
-    "pairs": pairs.KIND,
-    "labels": labels.KIND,
-    "preferences": preferences.KIND,
+    "chat": CHAT,
+    "pairs": PAIRS,
+    "labels": LABELS,
+    "preferences": PREFERENCES,
 }
 
 TEXT = "text"

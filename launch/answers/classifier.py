@@ -1,4 +1,4 @@
-"""A trained classifier that labels texts."""
+"""Labels texts with a trained classifier."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,12 +12,21 @@ from launch.run import models, restore
 from launch.run.workdirs import Workdir
 from model import axes
 
-BATCH = 32  # texts at a time, each a row of its own
+BATCH = 32  # texts per batch, one in each row
 _ROUND = 32  # rows are as long as their longest text, rounded up to a multiple of this
 
 
 class Classifier:
-    """A trained model with what its labels mean."""
+    """A trained model and its labels.
+
+    Args:
+      run: the workdir of the model.
+      step: which checkpoint (Checkpoints.find).
+      dtype: the precision (restore.in_precision); None: the run's.
+
+    Raises:
+      ConfigError: the model gives no labels.
+    """
 
     def __init__(self, run: Workdir, step: str = "", dtype: str | None = None):
         config, labels = run.config, run.labels
@@ -32,11 +41,18 @@ class Classifier:
         self._scores = jax.jit(lambda model, types, *rows: model.classes(model(*rows, types_BT=types).x_BTD))
 
     def __call__(self, texts: Iterable[tuple[str | list[str], str | None]]) -> Iterator[np.ndarray]:
-        """For each (text or words, second text): probabilities of the classes [1, C], or the number [1, 1]; of words
-        [words, C], with nan where a word has no token of its own, or none that a row has room for.
+        """Yields the scores of each text.
+
+        Args:
+          texts: pairs (text, second text or None); for a model that labels words, (words, None).
+
+        Yields:
+          For each text an array of floats: the probabilities of the classes [1, C]; for a model that labels words
+          [words, C], with nan for words without a token of their own or beyond the end of the row; for a model that
+          predicts numbers, the number [1, 1].
 
         Raises:
-          ValueError: a text without tokens.
+          ValueError: a text has no tokens.
         """
         texts = iter(texts)
         while chunk := list(islice(texts, BATCH)):

@@ -72,12 +72,16 @@ class Completer:
         return made
 
     def of_records(self, kind: str, records: Sequence[dict], seq_len: int, max_new_tokens: int) -> list[Completion]:
-        """Returns the last questions of records, cut as in training to rows of `seq_len` tokens.
+        """Returns the last questions of records as completions, cut to rows of `seq_len` tokens as in training.
 
-        `room` must be at least 1.
+        Args:
+          kind: the kind of the examples (kinds.KINDS).
+          records: the examples; each must ask (Asking.question).
+          seq_len: length of a row, in tokens.
+          max_new_tokens: upper limit of an answer's length; `room` must be at least 1 for it.
         """
         prefix, room = models.prefix(self._config), self.room(seq_len, max_new_tokens)
-        asking = _asking(kind)
+        asking = asking_of(kind)
         whole = self._questions(self._config, kind, [asking.question(record) for record in records])
         begin = self.tokenizer.special.begin
         part = lambda ids, n: cut_end(ids, n) if whole.keeps_start else cut_prompt(ids, n, begin)
@@ -107,13 +111,15 @@ class Completer:
             given = "a system text is" if request.system else "messages are"
             if request.system or not isinstance(request.prompt, str):
                 if request.raw:
-                    raise ValueError(f"{given} for questions, and this is to be continued as it is; give a text alone")
+                    raise ValueError(
+                        f"{given} for questions, but the prompt is to be continued as it is; give a text alone"
+                    )
                 raise ValueError(f"{given} for models that were tuned on conversations; give a text alone")
             texts.append(request.prompt)
         return Prompts(**self.tokenizer.inputs(texts, self._encoder), ends=self.tokenizer.special.end)
 
     def _questions(self, config: ConfigDict, kind: str, questions: Sequence) -> Prompts:
-        settings, asking = kinds.checked(config.data)[kind], _asking(kind)
+        settings, asking = kinds.checked(config.data)[kind], asking_of(kind)
         try:
             return asking.prompts(settings, self.tokenizer, questions, self._encoder)
         except ValueError as error:
@@ -133,22 +139,22 @@ class Completer:
             yield Completion(request, prompt, source, ends, answers, form, len(prefix), self.tokenizer)
 
 
-def _asking(kind: str) -> Asking:
-    """Returns the functions with which a kind of examples asks.
+def asking_of(kind: str) -> Asking:
+    """Returns how examples of a kind are turned into questions.
 
     Raises:
-      ValueError: the kind has none.
+      ValueError: the kind has no questions.
     """
     asking = kinds.KINDS[kind].asking
     if asking is None:
-        raise ValueError(f"examples of the kind {kind} ask for no answer in words")
+        raise ValueError(f"examples of the kind {kind} have no questions with a text as answer")
     return asking
 
 
 def _question(request: Request, kind: str):
-    asking = _asking(kind)
+    asking = asking_of(kind)
     if isinstance(request.prompt, str):
         return asking.of_text(request.prompt, request.system)
     if request.system:
-        raise ValueError("a system text beside messages; make it the first message")
+        raise ValueError("a system text can't be given along with messages; make it the first message")
     return asking.of_messages(request.prompt, request.tools)

@@ -1,4 +1,4 @@
-"""A request to a model as token ids, and its answer as text.
+"""Requests to a model as token ids, and its answers as text.
 
 Request -> Completer (completer.py) -> Completion -> completed -> new ids -> Completion.text
 """
@@ -25,7 +25,7 @@ class Request:
     Args:
       prompt: a text, or the messages of a conversation, {"role": ..., "content": ...}, without the answer.
       system: system text before a text prompt.
-      raw: continue the text as it is, whatever the model was tuned on.
+      raw: continue the text as it is, even if the model was tuned on questions.
       tools: functions that an answer to messages may call, as JSON schemas.
       max_new_tokens: upper limit of the answer's length.
       settings: sampling settings.
@@ -48,8 +48,8 @@ class Completion:
     """A checked request as token ids.
 
     `prompt` is what the model continues, and `source` what its encoder reads, if it has one. `ends` are the ids that
-    end the answer. If `answers`, the new text is an answer of its own; otherwise it continues the prompt. `cut` says
-    that the prompt was longer than the model can read.
+    end the answer. If `answers`, the new text is an answer of its own; otherwise it continues the prompt. `cut` is
+    true if the prompt was longer than the model can read.
     """
 
     request: Request
@@ -57,8 +57,8 @@ class Completion:
     source: list[int] | None
     ends: tuple[int, ...]
     answers: bool
-    form: Prompts  # how an answer is read; without questions
-    prefix: int  # how many ids before the text are those of prompt tuning, which stand for none
+    form: Prompts  # how to read an answer; its prompts are left out
+    prefix: int  # number of ids before the text that belong to prompt tuning and have no text
     tokenizer: Tokenizer
     cut: bool = False
 

@@ -1,7 +1,7 @@
-"""Answers to held-out examples, graded: conversations up to their last answer, or the source of each pair of texts.
+"""Grades a model's answers to held-out examples: conversations without their last answer, or sources of text pairs.
 
-Of several sources there are the figures of all that train together, and of each. What is longer than in training is cut
-as it was there (data/examples/example.py).
+With several sources there are figures for all sources that train together, and for each one. Prompts that are longer
+than the rows of training are cut as in training (data/examples/example.py).
 """
 
 import json
@@ -18,14 +18,14 @@ from data.examples import kinds
 from data.prepared import Prepared, PreparedSource
 from data.tokens.tokenizer import Tokenizer
 from launch.answers import held_out
-from launch.answers.completer import Completer
+from launch.answers.completer import Completer, asking_of
 from launch.program.checking import ConfigError, checking
 from model.config import ModelConfig
 from train.evals import text
 from train.evals.bulk import answers
 
-KINDS = tuple(name for name, kind in kinds.KINDS.items() if kind.asking is not None)  # those that can be graded
-SHOWN = 5  # answers that stand in the report
+KINDS = tuple(name for name, kind in kinds.KINDS.items() if kind.asking is not None)  # kinds that can be graded
+SHOWN = 5  # answers that the report shows
 
 
 class Settings(NamedTuple):
@@ -34,10 +34,12 @@ class Settings(NamedTuple):
     metrics: tuple[str, ...]
     rows: int  # examples of each source; 0: all
     max_new_tokens: int
-    tokenizer: str  # of BLEU
+    tokenizer: str  # how BLEU splits text
 
 
 class Answer(NamedTuple):
+    """An answer of the model, with its prompt and the answer that it is compared with."""
+
     source: str
     prompt: str
     reference: str
@@ -46,10 +48,14 @@ class Answer(NamedTuple):
 
 
 def settings(config: ConfigDict, **given) -> Settings:
-    """Those of config.grade, with what is `given` in their place, checked; metrics are a text with commas.
+    """Returns the settings of config.grade, checked.
+
+    Args:
+      config: the whole config.
+      **given: values of fields that replace those of config.grade; `metrics` is one string, separated by commas.
 
     Raises:
-      ConfigError: an unknown metric or tokenizer, numbers that can't be, or no source that could be graded.
+      ConfigError: a metric or tokenizer is unknown, a number is out of range, or no source can be graded.
     """
     fields = config.grade.to_dict() | given
     names = tuple(name.strip() for name in str(fields["metrics"]).split(",") if name.strip())
@@ -62,18 +68,25 @@ def settings(config: ConfigDict, **given) -> Settings:
     read = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
     if names and not read.intersection(KINDS):
         raise ConfigError(
-            f"grade: answers to conversations, pairs of texts and preferences are graded, and this run reads "
-            f"{', '.join(read)} alone"
+            f"grade: only answers to sources of kind {', '.join(KINDS)} can be graded, but this run reads "
+            f"{', '.join(read)}"
         )
     return found
 
 
 class Grader:
-    """What a run held out as questions, and its model's answers to them.
+    """Asks a model the held-out examples of its run, and grades its answers.
+
+    Args:
+      config: the config of the run.
+      prepared: its data.
+      model: its architecture.
+      tokenizer: its tokenizer.
+      wanted: what to grade, and how.
 
     Raises:
       ConfigError: `max_new_tokens` leaves no room for a prompt.
-      DataError: no example is held out.
+      DataError: no example that asks is held out.
     """
 
     def __init__(
@@ -87,12 +100,13 @@ class Grader:
         self._sources = {name: source for name, source in named if source.kind in KINDS}
         if not self._sources:
             raise DataError(
-                f"No conversations or pairs of texts are held out in {prepared.directory}: set data.validation higher."
+                f"No conversations or pairs of texts are held out in {prepared.directory}; raise "
+                "config.data.validation."
             )
         if self._completer.room(self._seq_len, wanted.max_new_tokens) < 1:
             raise ConfigError(
                 f"grade.max_new_tokens {wanted.max_new_tokens} leaves no room for a prompt in "
-                f"config.model.max_length {model.max_length}; make it less"
+                f"config.model.max_length {model.max_length}; lower it"
             )
         self._records = {
             name: list(islice(filter(_asks(source), prepared.validation_records(source)), wanted.rows or None))
@@ -101,20 +115,22 @@ class Grader:
         self._sources = {name: source for name, source in self._sources.items() if self._records[name]}
         if not self._sources:
             raise DataError(
-                f"No held-out conversation in {prepared.directory} has an answer to compare with, because all of them "
-                "say that theirs are not trained on: hold out others, or leave config.grade.metrics and --grade out."
+                f"No held-out conversation in {prepared.directory} has an answer to compare with, because all of their "
+                "answers are marked as not trained on. Hold out other ones, or leave out "
+                "config.grade.metrics and --grade."
             )
 
     def answers(self, model) -> Iterator[Answer]:
-        """The model's answers, on the mesh that is set."""
+        """Yields the model's answers to all examples, generated on the current mesh."""
         for name, source in self._sources.items():
             records, new = self._records[name], self.settings.max_new_tokens
             given = self._completer.of_records(source.kind, records, self._seq_len, new)
-            tokenizer, asking = self._completer.tokenizer, kinds.KINDS[source.kind].asking
+            tokenizer, asking = self._completer.tokenizer, asking_of(source.kind)
+            sources = [one.source for one in given if one.source is not None]
             found = answers(
                 model,
                 [one.prompt for one in given],
-                None if given[0].source is None else [one.source for one in given],
+                sources or None,
                 batch_size=self._batch,
                 max_new_tokens=new,
                 ends=given[0].ends,
@@ -122,10 +138,15 @@ class Grader:
             )
             for record, one, ids in zip(records, given, found, strict=True):
                 reference = asking.reference(self._kinds[source.kind], tokenizer, record)
-                yield Answer(name, asking.shown(asking.question(record)), reference, one.text(ids), one.cut)
+                yield Answer(
+                    name, asking.shown(asking.question(record)), reference, one.text([int(i) for i in ids]), one.cut
+                )
 
     def figures(self, found: Sequence[Answer]) -> dict[str, float]:
-        """Of all answers to sources that train (if none does, to all); of several sources also of each."""
+        """Returns the figures over all sources that train, or over all sources if none does.
+
+        With several sources, the figures of each are added as SOURCE/METRIC.
+        """
         train = {name for name, source in self._sources.items() if source.weight} or {*self._sources}
         figures = self._grade(answer for answer in found if answer.source in train)
         for name in self._sources if self._several else ():
@@ -134,11 +155,11 @@ class Grader:
         return figures
 
     def _grade(self, found: Iterable[Answer]) -> dict[str, float]:
-        said, references = zip(*((answer.answer, answer.reference) for answer in found), strict=True)
-        return text.grade(said, references, self.settings.metrics, self.settings.tokenizer)
+        answered, references = zip(*((answer.answer, answer.reference) for answer in found), strict=True)
+        return text.grade(answered, references, self.settings.metrics, self.settings.tokenizer)
 
     def facts(self, found: Sequence[Answer]) -> dict[str, Any]:
-        """What summary.json says of a grading."""
+        """Returns the entry `grade` of summary.json."""
         signatures = text.signatures(self.settings.metrics, self.settings.tokenizer)
         shown = [answer._asdict() for answer in found[:SHOWN]]
         return {
@@ -154,7 +175,7 @@ class Grader:
 def evaluation_of(
     config: ConfigDict, prepared: Prepared, model: ModelConfig, tokenizer: Tokenizer
 ) -> Callable[[Any], dict[str, float]]:
-    """model -> `validation/METRIC` of what config.grade names; nothing where it names nothing."""
+    """Returns a function from a model to `validation/METRIC` of each metric in config.grade; {} if there are none."""
     wanted = settings(config)
     if not wanted.metrics:
         return lambda model: {}
@@ -167,18 +188,18 @@ def evaluation_of(
 
 
 def _asks(source: PreparedSource) -> Callable[[dict], bool]:
-    """Whether a record asks. A conversation that says that none of its answers is to be trained on does not."""
-    question = kinds.KINDS[source.kind].asking.question
+    """Returns a test of whether a record asks; a conversation in which no answer is trained on does not."""
+    question = asking_of(source.kind).question
     return lambda record: question(record) is not None
 
 
 def write(path: Path, found: Iterable[Answer]) -> None:
-    """A line of JSON for each answer."""
+    """Writes a line of JSON for each answer."""
     files.replace(path, "".join(json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in found))
 
 
 def table(facts: Mapping[str, Any]) -> str:
-    """The figures of `Grader.facts`, a line each, with their signatures."""
+    """Returns a text with a line for each figure of `Grader.facts` and its signature (the settings of the metric)."""
     cut = f" ({facts['cut']} were too long and were cut)" if facts["cut"] else ""
     lines = [f"answers to {facts['examples']} held-out examples{cut}, from 0 to 100:"]
     for name, value in facts["figures"].items():

@@ -1,8 +1,9 @@
-"""What a run is judged by: figures of held-out text and examples, of each source, before and after."""
+"""Evaluates a model on held-out text and examples: the figures of each source, and a table of before and after."""
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,23 +20,32 @@ from train.evals.unigram import nats_of_targets, unigram
 from train.losses import Loss
 from train.objectives.objective import HeldOut, Objective
 
-BASELINE_ROWS = 32  # rows a batch that the unigram baseline reads, whatever the run's
+BASELINE_ROWS = 32  # rows per batch for the unigram baseline, independent of the run's batch size
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse evaluations of nothing, as far as that shows before data are prepared: a source may bring a split of its
-    own, of which check_held_out knows."""
+    """Checks, before data are prepared, that evaluations have something to read.
+
+    Sources with a validation split of their own are known only later (check_held_out).
+
+    Raises:
+      ConfigError: nothing will be held out, but config.eval_every asks for evaluations.
+    """
     specs = [spec for spec, _ in kinds.sources(config.data)]
     brings = config.data.labels.split or any(spec.startswith(("tfds:", "tfds[")) for spec in specs)
     if config.eval_every and not config.data.validation and not brings:
         raise ConfigError(
             f"config.data.validation is 0, so nothing is held out for the evaluations of config.eval_every "
-            f"{config.eval_every}: set one above 0, or the other to 0"
+            f"{config.eval_every}: raise config.data.validation, or set config.eval_every=0"
         )
 
 
 def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
-    """Refuse evaluations of nothing, once data are prepared and before anything is compiled."""
+    """Checks, once data are prepared, that evaluations have something to read.
+
+    Raises:
+      ConfigError: nothing is held out, but config.eval_every asks for evaluations.
+    """
     if config.eval_every and not any(source.validation_rows for source in prepared.sources):
         raise ConfigError(
             f"nothing is held out in {prepared.directory} for the evaluations of config.eval_every "
@@ -45,15 +55,20 @@ def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
 
 
 class Evaluation:
-    """Figures of what is held out: (model, rows of each source; None: all of them) -> {'validation/...': value}.
+    """Evaluates models on held-out rows: (model, rows of each source; None: all) -> {'validation/...': value}.
 
-    `validation/loss` and the objective's other figures are those of all sources that train, every token weighted once
-    (where not all rows are read, a source still counts by what it holds). With several sources there are
-    `validation/SOURCE/loss` and the like for each, also for sources of weight 0, which are only watched. All processes
-    get the same figures.
+    `validation/loss` and the objective's other figures are over all sources that train, with equal weight for every
+    held-out token. If only some rows are read, a source still counts by the number of rows that it holds out. With
+    several sources, each has figures of its own (`validation/SOURCE/loss`), also sources of weight 0, which are only
+    watched. All processes get the same figures.
 
     Args:
-      eval_step: train.step.make_eval_step of the objective.
+      config: the config of the run.
+      prepared: its data.
+      corruption: how the text is corrupted (build.corruption); None: not at all.
+      objective: computes the figures from the sums of the loss.
+      eval_step: the compiled step of the objective (train.step.make_eval_step).
+      mesh: the devices of the model.
     """
 
     def __init__(
@@ -82,27 +97,32 @@ class Evaluation:
             for name, source, loss in zip(names(self._sources), self._sources, losses, strict=True):
                 own = self._objective.figures(loss, self.about([source]))
                 if not source.weight:
-                    own.pop("unigram", None)  # the token frequencies are those of other text
+                    own.pop("unigram", None)  # token frequencies are counted on the sources that train
                 found |= {f"{name}/{figure}": value for figure, value in own.items()}
         return {f"validation/{name}": value for name, value in found.items()}
 
-    def about(self, sources: Iterable[PreparedSource] | None = None, compressors: Mapping[str, float] = {}) -> HeldOut:
-        """What the objective needs to know of these sources (default: those that train) for its figures."""
+    def about(self, sources: Sequence[PreparedSource] | None = None, compressors: Mapping[str, float] = {}) -> HeldOut:
+        """Returns the facts about these sources (None: those that train) that the objective needs for its figures."""
         prepared = self._prepared
         why = no_bits_per_byte(prepared, self._corruption, sources)
         per_token = None if why else bytes_per_token(self._sources if sources is None else sources)
         return HeldOut(prepared.labels, per_token, why, prepared.validation_bytes, compressors)
 
     def _loss(self, number: int, model, rows: int | None, companions) -> Loss:
-        """The sums of the objective over a source."""
+        """Returns the sums of the objective over a source."""
         batches = self._batches(self._sources[number], rows, self._config.batch_size, self._mine)
         loss = total(self._step, model, batches, self._put, companions)
         if self._objective.predicts_tokens:
-            loss = loss._replace(metrics=loss.metrics | {"unigram": self._baseline(number, rows)})
+            # Numbers on the host, as perplexity.total returns them.
+            metrics: dict[str, Any] = loss.metrics | {"unigram": self._baseline(number, rows)}
+            loss = loss._replace(metrics=metrics)
         return loss
 
     def _weight(self, source: PreparedSource, rows: int | None) -> float:
-        """What its sums count in those of all: 0 if it is only watched, more than 1 if not all of its rows are read."""
+        """Returns the factor of a source's sums in the sum of all sources.
+
+        It is 0 if the source is only watched, and above 1 if not all of its rows are read.
+        """
         judges = source.weight > 0 or not any(other.weight for other in self._sources)
         return judges * source.validation_rows / min(rows or source.validation_rows, source.validation_rows)
 
@@ -110,12 +130,15 @@ class Evaluation:
         return pipeline.validation_batches(self._prepared, size, mine, limit, self._corruption, source)
 
     def _unigram(self, number: int, rows: int | None) -> float:
-        """What token frequencies alone reach, in nats; every process counts all rows, so all agree."""
+        """Returns the unigram baseline of a source in nats, summed over its targets.
+
+        Every process counts all rows, so all processes get the same number.
+        """
         return unigram(self._nats, self._batches(self._sources[number], rows, BASELINE_ROWS))
 
     @functools.cached_property
     def _nats(self):
-        """Of each token, by its frequency as a target of training."""
+        """The nats of each token, by its frequency among the training targets."""
         train = pipeline.train_pipeline(
             self._prepared,
             BASELINE_ROWS,
@@ -128,23 +151,25 @@ class Evaluation:
 
 
 def names(sources: list[PreparedSource]) -> list[str]:
-    """A name for each source, numbered where several have one."""
+    """Returns a name for each source; sources with the same name are numbered."""
     plain = [source.name for source in sources]
     return [name if plain.count(name) == 1 else f"{name}_{plain[:i].count(name) + 1}" for i, name in enumerate(plain)]
 
 
-def bytes_per_token(sources: list[PreparedSource]) -> float:
-    """Of the held-out text of sources."""
+def bytes_per_token(sources: Sequence[PreparedSource]) -> float:
+    """Returns the UTF-8 bytes per target token of the held-out text of these sources."""
     return sum(source.validation_bytes for source in sources) / max(sum(s.validation_tokens for s in sources), 1)
 
 
 def no_bits_per_byte(
     prepared: Prepared, corrupted: corrupt.Corruption | None, sources: Iterable[PreparedSource] | None = None
 ) -> str:
-    """Why what a model says of its targets says nothing of the bytes of held-out text; '' where it does.
+    """Returns why the loss can't be converted to bits per byte of the held-out text; '' if it can.
 
     Args:
-      sources: by default those that train.
+      prepared: the data.
+      corrupted: how the text is corrupted; None: not at all.
+      sources: those that are evaluated; None: those that train.
     """
     if prepared.labels is not None:
         return "the targets are labels"
@@ -162,8 +187,12 @@ def no_bits_per_byte(
 
 
 def before_and_after(rows: list[dict], best: int | None) -> str:
-    """A table of the first and the last evaluation in `rows` of metrics.jsonl, and of the one after step `best` where
-    that is between them; '' where there are no two."""
+    """Returns a table of the first and the last evaluation; '' if there are fewer than two.
+
+    Args:
+      rows: the rows of metrics.jsonl.
+      best: step of the best evaluation, which gets a column between them if it is neither; None: no such column.
+    """
     evaluations = [row for row in rows if "validation/loss" in row]
     if len(evaluations) < 2:
         return ""
@@ -175,7 +204,7 @@ def before_and_after(rows: list[dict], best: int | None) -> str:
     names = [name for name in last if name.startswith("validation/") and numeric(name)]
     lines = [("held out", *columns)]
     for name in names:
-        if not name.endswith("/unigram"):  # which no model changes
+        if not name.endswith("/unigram"):  # the baseline does not depend on the model
             lines.append((name.removeprefix("validation/"), *(f"{row[name]:.4g}" for row in columns.values())))
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) + "\n" for line in lines)

@@ -35,13 +35,11 @@ def compress(run: Workdir, out: Path, form: Settings, step: str = "", dtype: str
     """
     workdirs.check_new(out)
     if run.compression is not None:
-        raise ConfigError(
-            f"the weights in {run.path} are in {run.compression.kind} already; begin with the float model"
-        )
+        raise ConfigError(f"the weights in {run.path} are in {run.compression.kind} already; use the float model")
     if run.tuning.method is not None:
         raise ConfigError(
-            f"{run.path} holds what was trained over the model in {run.base.path}, and only a whole model is "
-            "compressed: merge it before (launch.convert --merge --to_workdir)"
+            f"{run.path} holds an adapter over the model in {run.base.path}, but only a whole model can be "
+            "compressed: merge it first (launch.convert --merge --to_workdir)"
         )
     config = restore.in_precision(run, run.architecture, dtype)
     with axes.use_mesh(restore.spread(config)):
@@ -72,5 +70,5 @@ def _read_back(written: Workdir, model) -> None:
     with contextlib.closing(written.checkpoints()) as checkpoints:
         for name in read_back.differing(checkpoints, checkpoints.steps()[-1], "model", by_name(model)):
             raise CheckpointError(
-                f"{name} in {written.path} has other numbers than were written: delete that, and use another disk"
+                f"{name} in {written.path} has other numbers than were written: delete it, and use another disk"
             )

@@ -1,4 +1,4 @@
-"""Checkpoint folders of Hugging Face as workdirs, and the other way round."""
+"""Converts checkpoint folders of Hugging Face to workdirs and back."""
 
 import dataclasses
 from pathlib import Path
@@ -25,6 +25,17 @@ from train import state
 
 
 def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
+    """Reads a checkpoint folder and writes it as a workdir.
+
+    Args:
+      path: the folder: config.json, safetensors and a tokenizer.
+      workdir: the new workdir.
+      draw_pooler: give an encoder without a pooler a random one, as transformers does.
+
+    Raises:
+      ConfigError: `workdir` is in use, or the tokenizer does not fit the model.
+      CheckpointFolderError: the folder is incomplete or damaged, or its model is not supported.
+    """
     folder = Folder(path)
     name, config = registry.read_config(folder)
     words, labels = hub.read(path, folder.config()), _labels(config, folder.config())
@@ -46,13 +57,18 @@ def import_folder(path: Path, workdir: Path, draw_pooler: bool = False) -> None:
         record["imported_changed"] = True
     workdirs.create(workdir, record, model, words, labels)
     if dropped := hub.settings_of_generation(path):
-        print(f"note: these settings of generation_config.json are not kept: {', '.join(dropped)}")
+        print(f"note: these settings of generation_config.json are dropped: {', '.join(dropped)}")
     held = registry.described_precision(folder, name, config)
     print(f"{path}: {name}, {count.num_params(config):,} parameters in {held} -> {workdir}")
 
 
 def _labels(config: ModelConfig, given: dict) -> dict | None:
-    """labels.json (data/examples/labels.py) of a classifier whose config.json is `given`; None for other models."""
+    """Returns the content of labels.json (data/examples/labels.py) for a classifier; None for other models.
+
+    Args:
+      config: the architecture.
+      given: the content of the folder's config.json.
+    """
     if config.head not in ("sequence", "token"):
         return None
     read = "first" if config.architecture == "encoder" else "last"
@@ -63,14 +79,26 @@ def _labels(config: ModelConfig, given: dict) -> dict | None:
 
 
 def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into: str = "original") -> None:
+    """Writes the model of a workdir as a checkpoint folder.
+
+    Args:
+      workdir: of the model.
+      path: the folder to write; it must not exist, or be empty.
+      step: which checkpoint (Checkpoints.find).
+      merge: merge the adapter of the workdir into its base.
+      into: which weights of the base to merge into (adapters.INTO).
+
+    Raises:
+      ConfigError: the workdir holds an adapter and `merge` is false, or it can't be merged.
+    """
     run = Workdir(workdir)
     config, method = run.architecture, run.tuning.method
     if not merge and method is not None:
-        way = "it can neither be merged nor be written for peft"
+        way = "an adapter of this method can be neither merged nor written for peft"
         if isinstance(method, Lora):
-            way = "--merge puts the adapter into the base's parameters, --to_peft writes it alone"
+            way = "--merge puts it into the base's parameters, --to_peft writes it alone"
         raise ConfigError(
-            f"{workdir} holds what was trained over a base ({type(method).__name__.lower()}), and a checkpoint folder "
+            f"{workdir} holds an adapter over a base ({type(method).__name__.lower()}), but a checkpoint folder needs "
             f"a whole model: {way}"
         )
     name = run.config.get("model_type") or registry.family_of(config)
@@ -80,17 +108,20 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into:
     with axes.use_mesh(mesh):
         if run.compression is not None:
             model = quantize.dequantized(model, config.param_dtype)
-            print(f"note: the weights in {workdir} are in {run.compression.kind}; here they are {config.param_dtype}")
+            print(f"note: the weights in {workdir} are in {run.compression.kind}; they become {config.param_dtype}")
         registry.write(model, name, path, files, **fields)
     if jax.process_index() == 0:
         print(f"{workdir} -> {path}: {name}")
         if name == "qwen2" and not words.published:
-            print("AutoTokenizer of transformers 5 puts Qwen's own in its place: load it as PreTrainedTokenizerFast")
+            print("note: AutoTokenizer of transformers 5 loads Qwen's instead of this one; use PreTrainedTokenizerFast")
 
 
 def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
-    """(fields of config.json beside those of the architecture, files beside it, the tokenizer as it is written) of what
-    is exported. With these transformers ends an answer where launch.generate does."""
+    """Returns what is exported besides the weights, so that transformers ends an answer where launch.generate does.
+
+    Returns:
+      (fields of config.json besides the architecture, contents of the other files by name, the tokenizer as exported).
+    """
     config, words = run.architecture, run.tokenizer
     encoder = config.architecture == "encoder_decoder"
     kind = kinds.asked(run.config.data)
@@ -98,7 +129,7 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     if asking is not None:
         words = asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
     if config.architecture == "decoder" and config.head == "sequence":
-        words = hub.padded(words)  # transformers finds the last token of a text by what follows it
+        words = hub.padded(words)  # transformers finds a text's last token by its padding
     fields: dict[str, Any] = words.special.config
     files = hub.files(words)
     if encoder:

@@ -1,8 +1,7 @@
-"""Many processes as one run: how they find each other, and that they do the same.
+"""Connects the processes of a run, and checks that they agree.
 
-Every process runs the same command, and `joined` makes them one. Process 0 alone writes to stdout; errors and logs go
-to stderr from every process and say which one speaks, on which host.
-What becomes of the others when one ends: launch/hosts/processes.py.
+Every process runs the same command inside `joined`. Only process 0 writes to stdout. Errors and logs of every process
+go to stderr, with a prefix that names the process and its host. launch/hosts/processes.py ends all when one ends.
 """
 
 import collections
@@ -26,36 +25,43 @@ from launch.program.checking import ConfigError, ProcessMissing
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
-    "Find the other processes in the environment of a TPU VM, Slurm, GKE or Open MPI. By default where variables of "
-    "Slurm, Open MPI or a TPU pod show several processes; --nodistributed: this process is a run of its own.",
+    "Find the other processes in the environment of a TPU VM, Slurm, GKE or Open MPI. Default: on if variables of "
+    "Slurm, Open MPI or a TPU pod show several processes. --nodistributed runs this process alone.",
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT at which process 0 is reached, where no cluster says."
+    "coordinator", None, "HOST:PORT of process 0, if the environment does not give it. Needs --processes and --process."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "With --coordinator: the index of this process, from 0.", lower_bound=0
+)
 _CONNECT_TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for all processes.", lower_bound=1)
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
-    "heartbeat_timeout", 60, "Seconds of silence after which a process is lost, and ends the others.", lower_bound=5
+    "heartbeat_timeout",
+    60,
+    "Seconds without a heartbeat after which a process counts as lost, which ends the others.",
+    lower_bound=5,
 )
 
-_NETWORK_DISK_SECONDS = 60  # after which a file that another host has made is seen
+_NETWORK_DISK_SECONDS = 60  # within which a network file system must show a file that another host wrote
 _DAY = 24 * 60 * 60 * 1000  # ms
 _times: collections.Counter[tuple[str, str]] = collections.Counter()
 
 
 @contextlib.contextmanager
 def joined():
-    """Inside, jax knows the devices of all processes that flags or the cluster name. To enter before the first use of a
-    device. An error inside ends all processes; without several processes nothing changes.
+    """Connects the processes that the flags or the cluster name; inside, jax sees the devices of all of them.
+
+    It must be entered before a device is used. An error inside ends all processes. For a single process it does
+    nothing.
 
     Raises:
-      ConfigError: one flag without another, no cluster, or a coordinator that can't be reached.
+      ConfigError: a flag is missing, no cluster was found, or the coordinator can't be reached.
     """
     if not _connect():
-        if jax.process_count() > 1:  # a TPU pod's runtime knows that without being told
+        if jax.process_count() > 1:  # the runtime of a TPU pod finds the others by itself
             raise ConfigError(
-                "this is one of several processes of a TPU pod, which must know each other: --distributed"
+                "this is one of several processes of a TPU pod, which must be connected; add --distributed"
             )
         yield
         return
@@ -68,19 +74,27 @@ def joined():
 
 
 def refuse_several(program: str) -> None:
-    """ConfigError where flags or the cluster would make this process one of several."""
+    """Checks that this process is not one of several.
+
+    Raises:
+      ConfigError: flags or the cluster make it one of several.
+    """
     if _COORDINATOR.value or _PROCESSES.value or (_clusters() if _DISTRIBUTED.value is None else _DISTRIBUTED.value):
         raise ConfigError(
-            f"{program} is one process: its trials are runs of their own. Start it once, without flags of several "
-            "processes, or with --nodistributed"
+            f"{program} runs its trials in one process; start it once, without --coordinator, --processes and "
+            "--distributed, or with --nodistributed"
         )
 
 
 def agree(what: str, value: str) -> None:
-    """Wait until process 0 has come here too, and check that it has the same `value`.
+    """Waits until process 0 has called this too, and checks that it has the same `value`.
+
+    Args:
+      what: names the value, in the error and for the other processes.
+      value: the same in all processes.
 
     Raises:
-      ConfigError: it has another.
+      ConfigError: process 0 has another value.
     """
     client, key = global_state.client, _key("agree", what)
     if client is None:
@@ -89,13 +103,13 @@ def agree(what: str, value: str) -> None:
         client.key_value_set(key, value)
     elif (there := client.blocking_key_value_get(key, _DAY)) != value:
         raise ConfigError(
-            f"{what}: process 0 on {processes.host(0)} has {there}, this process has {value}; all need "
-            "the same command, the same files and one --workdir on a file system that they share"
+            f"{what}: process 0 on {processes.host(0)} has {there}, but this process has {value}; all need "
+            "the same command, the same files and one --workdir on a shared file system"
         )
 
 
 def gathered(what: str, value: str) -> list[str]:
-    """The `value` of every process, in their order."""
+    """Returns the `value` of every process, in the order of processes."""
     client, key = global_state.client, _key("gathered", what)
     if client is None:
         return [value]
@@ -104,10 +118,14 @@ def gathered(what: str, value: str) -> list[str]:
 
 
 def meet(what: str, seconds: float) -> None:
-    """Wait until all processes have come to this.
+    """Waits until all processes have called this (a barrier).
+
+    Args:
+      what: names what comes next, in the error and for the other processes.
+      seconds: to wait at most.
 
     Raises:
-      ProcessMissing: some have not after so many seconds.
+      ProcessMissing: some processes did not call it in time.
     """
     client, key = global_state.client, _key("meet", what)
     if client is None:
@@ -124,8 +142,8 @@ def meet(what: str, seconds: float) -> None:
                 return
             names = ", ".join(f"process {i} on {processes.host(i)}" for i in missing)
             raise ProcessMissing(
-                f"{what}: all processes meet before it, and {names} did not come within {seconds:,.0f} seconds "
-                "(config.watchdog.barrier). The same command continues from the last checkpoint"
+                f"{what}: all processes wait for each other before it, and {names} did not arrive within "
+                f"{seconds:,.0f} seconds (config.watchdog.barrier). The same command continues from the last checkpoint"
             ) from error
 
 
@@ -138,22 +156,22 @@ def _is_set(key: str) -> bool:
 
 
 def device_name(device: jax.Device) -> str:
-    """Of a device of any process."""
+    """Returns the name of a device of any process, with its process and host."""
     where = processes.host(device.process_index) if global_state.client else socket.gethostname()
     return f"{device.device_kind} {device.id} of process {device.process_index} on {where}"
 
 
 def _key(verb: str, what: str) -> str:
-    """Of the n-th time that all processes come to this: a key is set once."""
+    """Returns a key with a counter, because each key can be set only once."""
     _times[verb, what] += 1
     return f"{verb}/{what}/{_times[verb, what]}"
 
 
 def first_writes(path: Path, write: Callable[[], None]) -> None:
-    """Process 0 calls `write`, which makes `path`; the others wait and check that they see it.
+    """Calls `write`, which creates `path`, in process 0; the others wait until they see the path.
 
     Raises:
-      ConfigError: they don't.
+      ConfigError: this process does not see it, so the file system is not shared.
     """
     if jax.process_index() == 0:
         write()
@@ -162,20 +180,24 @@ def first_writes(path: Path, write: Callable[[], None]) -> None:
     while not path.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"process 0 on {processes.host(0)} wrote {path}, which can't be seen here: --workdir must "
+                f"process 0 on {processes.host(0)} wrote {path}, but this process can't see it; --workdir must "
                 "be on a file system that all processes share"
             )
         time.sleep(0.5)
 
 
 def _connect() -> bool:
-    """Whether this process is now one of several."""
+    """Connects to the other processes, if there are any; returns whether this process is one of several.
+
+    Raises:
+      ConfigError: as of `joined`.
+    """
     given = {"--coordinator": _COORDINATOR.value, "--processes": _PROCESSES.value, "--process": _PROCESS.value}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise ConfigError(
-            f"{', '.join(name for name in given if name not in missing)} without {', '.join(missing)}; all three say "
-            "where a process stands, and --distributed asks the cluster"
+            f"{', '.join(name for name in given if name not in missing)} without {', '.join(missing)}; give all three, "
+            "or --distributed to read them from the cluster"
         )
     if missing and not (_clusters() if _DISTRIBUTED.value is None else _DISTRIBUTED.value):
         return False
@@ -186,46 +208,46 @@ def _connect() -> bool:
         if not host or not port.isdecimal():
             raise ConfigError(f"--coordinator {coordinator!r} is not HOST:PORT")
         if process >= count:
-            raise ConfigError(f"--process {process} of --processes {count}: they count from 0")
+            raise ConfigError(f"--process {process} of --processes {count}; processes are counted from 0")
         where = dict(
             coordinator_address=coordinator,
             num_processes=count,
             process_id=process,
             cluster_detection_method="deactivate",
         )
-    jax.config.update("jax_enable_recoverability", True)
-    jax.config.update("jax_enable_preemption_service", True)  # by which a SIGTERM to one reaches all (train/loop.py)
+    jax.config.update("jax_enable_recoverability", True)  # see launch/hosts/processes.py
+    jax.config.update("jax_enable_preemption_service", True)  # forwards SIGTERM of one process to all (train/loop.py)
     if runtime.platform() == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     who = f"process {process} of {count}" if where else "a process"
     late = (
-        f"error: {who} on {socket.gethostname()} did not meet the others"
+        f"error: {who} on {socket.gethostname()} could not connect to the others"
         f"{f' at --coordinator {coordinator}' if where else ''} within {_CONNECT_TIMEOUT.value} s "
-        "(--connect_timeout). Does every process run, and can this host reach process 0?"
+        "(--connect_timeout). Check that every process runs, and that this host can reach process 0"
     )
     giving_up = threading.Timer(_CONNECT_TIMEOUT.value, lambda: processes.end(late))
     giving_up.start()
     try:
         jax.distributed.initialize(
             **where,
-            initialization_timeout=_CONNECT_TIMEOUT.value + 60,  # jax aborts then
+            initialization_timeout=_CONNECT_TIMEOUT.value + 60,  # jax would abort; giving_up comes first
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         if missing:
             raise ConfigError(
-                f"--distributed: {reason} (no cluster was found, or it does not say enough); name the processes by "
+                f"--distributed: {reason} (no cluster was found, or its environment is incomplete); give "
                 "--coordinator=HOST:PORT --processes=N --process=I"
             ) from error
-        raise ConfigError(f"{who} could not begin at --coordinator {coordinator}: {reason}") from error
+        raise ConfigError(f"{who} could not start at --coordinator {coordinator}: {reason}") from error
     finally:
         giving_up.cancel()
     return global_state.num_processes > 1
 
 
 def _clusters() -> bool:
-    """Whether the environment shows that this process was started as one of several."""
+    """Whether the environment variables of a cluster show that this process is one of several."""
     get = os.environ.get
     in_step = all(f"SLURM_{name}" in os.environ for name in ("JOB_ID", "STEP_NODELIST", "PROCID", "LOCALID"))
     hosts = get("TPU_PROCESS_ADDRESSES") or get("TPU_WORKER_HOSTNAMES") or ""

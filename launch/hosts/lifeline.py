@@ -1,9 +1,10 @@
-"""Says that process 0 is lost, beside a process that can't: without its coordinator jax aborts it from C++ at once.
+"""Prints that process 0 is lost, for a process that can't: jax aborts it from C++ as soon as the coordinator is gone.
 
-    python launch/hosts/lifeline.py HOST PORT LAST_WORDS     # of launch/hosts/processes.py
+    python launch/hosts/lifeline.py HOST PORT MESSAGE     # launch/hosts/processes.py starts it
 
-Holds a connection to process 0 that carries nothing. When it ends before the farewell on stdin, LAST_WORDS go to
-stderr, behind what jax has to say. Imports nothing but the standard library: it is there in a moment.
+It holds an idle connection to process 0. If the connection breaks before a byte arrives on stdin (the farewell of the
+parent process), it prints MESSAGE to stderr, after jax's own message. It imports only the standard library, so that it
+starts quickly.
 """
 
 import io
@@ -13,11 +14,13 @@ import sys
 import time
 from typing import Any
 
-_SECONDS = 2.0  # between the end of this process's parent and that of process 0, where one follows from the other
+# If the parent ended without a farewell, wait this long for the connection to break: jax may have aborted the parent
+# a moment before we see that process 0 is gone.
+_SECONDS = 2.0
 
 
-def main(host: str, port: str, last_words: str) -> None:
-    # Without Python's buffers: what they hold, select does not see.
+def main(host: str, port: str, message: str) -> None:
+    # stdin is unbuffered, because select does not see what is in Python's buffers.
     with socket.create_connection((host, int(port)), timeout=60) as connection, io.FileIO(0) as stdin:
         both: list[Any] = [connection, stdin]
         ready = select.select(both, [], [])[0]
@@ -28,7 +31,7 @@ def main(host: str, port: str, last_words: str) -> None:
             return
     if ready:
         time.sleep(0.5)
-        print(last_words, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plans, each made in a process of its own (launch/plans/child.py), and the search for the best one."""
+"""Makes plans, each in a process of its own (launch/plans/child.py), and searches for the best one."""
 
 import json
 import os
@@ -20,26 +20,31 @@ _INVOLUNTARY = "Involuntary full rematerialization"
 
 
 def environment(target: targets.Target) -> dict[str, str]:
-    """Of the process that compiles, with the compiler's flags that training on the target has; the process itself runs
-    on this machine's CPU."""
+    """Returns the environment of the process that compiles. It runs on this machine's CPU, with the compiler flags that
+    training on the target has."""
     platform = target.chip.platform
     env = os.environ | runtime.settings(platform, "training") | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "1"}
     add = lambda flag: {"XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} --{flag}".strip()}
     if platform == "cpu":
         return env | add(f"xla_force_host_platform_device_count={target.devices}")
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs for absent devices are written to it and can't be read
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # jax could write programs for absent devices, but not read them
     if platform == "gpu":
         return env | add("xla_gpu_autotune_level=0")  # there is no GPU to time kernels on
-    # libtpu asks the machine's metadata server what it runs on, unless told; topologies do not depend on the answer.
+    # By default libtpu asks the metadata server for the TPU's type. These values avoid that; topologies ignore them.
     names = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
     return env | names | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def plan(config: ConfigDict, target: targets.Target, mesh: dict[str, int]) -> dict:
-    """What launch/plans/child.py finds, in a process of its own.
+    """Returns a plan, the result of child.found in a process of its own.
+
+    Args:
+      config: of the run.
+      target: the devices to plan for.
+      mesh: {axis: size}.
 
     Raises:
-      ConfigError: a mistake in what was asked for, or the compiler died.
+      ConfigError: the config can't be run on the target, or the compiler crashed.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
@@ -59,20 +64,23 @@ def plan(config: ConfigDict, target: targets.Target, mesh: dict[str, int]) -> di
     if "mistake" in found:
         raise ConfigError(found["mistake"])
     if times := messages.count(_INVOLUNTARY):
-        found["notes"].append(f"{_INVOLUNTARY} in {times} places: arrays are gathered whole to be split anew")
+        found["notes"].append(f"{_INVOLUNTARY} in {times} places: arrays are gathered completely to be sharded anew")
     return found
 
 
 def _died(code: int, messages: str) -> str:
+    """Returns the error message for a compiler that crashed."""
     why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    killed = " Perhaps this machine's memory was too small for the compiler." if code == -signal.SIGKILL else ""
+    killed = " Perhaps this machine has too little memory for the compiler." if code == -signal.SIGKILL else ""
     lines = messages.splitlines()
-    fatal = [line for line in lines if line.startswith("F") and "Check failed" in line]  # before a stack of addresses
+    # If a check of the compiler failed, only its message is shown, because the stack trace after it has only addresses.
+    fatal = [line for line in lines if line.startswith("F") and "Check failed" in line]
     last = "\n".join(fatal or lines[-15:])
-    return f"the compiler's process ended with {why}.{killed} It said last:\n{last}"
+    return f"the process of the compiler ended with {why}.{killed} Its last messages:\n{last}"
 
 
 def mesh_of(text: str, config: ConfigDict) -> dict[str, int]:
+    """Parses --mesh; returns {axis: size}, or config.mesh if `text` is empty."""
     if not text:
         return dict(config.mesh)
     with checking("--mesh"):
@@ -84,7 +92,7 @@ def mesh_of(text: str, config: ConfigDict) -> dict[str, int]:
 
 
 def policies(remat: str) -> tuple[str, ...]:
-    """`remat` and those that keep less."""
+    """Returns the remat policy `remat`, followed by those that keep fewer activations."""
     return CHOICES["remat"][CHOICES["remat"].index(remat) :]
 
 
@@ -95,11 +103,12 @@ def with_remat(config: ConfigDict, remat: str) -> ConfigDict:
 
 
 def pages(config: ConfigDict, target: targets.Target, mesh: dict[str, int], words: str, tokens: float):
-    """Yields the page of a plan; where it does not fit, what other remat policies need, and the page of one that fits.
+    """Yields the page of a plan; if it does not fit, also what other remat policies need, and a page of one that fits.
 
     Args:
-      words: what is planned.
-      tokens: as of page.page.
+      config, target, mesh: see `plan`.
+      words: name of what is planned, for the first line.
+      tokens: see page.page.
     """
     policy, *others = policies(config.model.remat)
     first = plan(config, target, mesh)
@@ -114,7 +123,7 @@ def pages(config: ConfigDict, target: targets.Target, mesh: dict[str, int], word
             yield page.page(found, target, words, policy, tokens)
             return
         yield f"remat={policy}: {page.verdict(found)}"
-    yield "No remat policy fits: take more chips, a larger fsdp or tensor, or a smaller config.batch_size."
+    yield "No remat policy fits: use more chips, a larger fsdp or tensor axis, or a smaller config.batch_size."
 
 
 def search(
@@ -124,16 +133,16 @@ def search(
     tries: int,
     observe: Callable[[tuple[str, str, dict]], None] = lambda _: None,
 ) -> list[tuple[str, str, dict]]:
-    """(mesh, remat, found) of what was tried, those that fit first, the fastest of them first.
+    """Tries meshes and remat policies; returns (mesh, remat, plan) of each, the fastest that fit first.
 
-    Of each mesh the first remat policy that fits: one that keeps less computes more.
-
-    Devices are divided among data, fsdp, tensor, with experts among expert too, and among what `fixed` leaves open.
+    The search varies the axes data, fsdp and tensor, the axis expert if the model has experts, and those that `fixed`
+    leaves open. For each mesh it stops at the first remat policy that fits, because the next ones recompute more.
 
     Args:
-      fixed: sizes of axes that stay; -1 leaves one open.
-      tries: programs that are compiled at most.
-      observe: of each as soon as it is known.
+      config, target: see `plan`.
+      fixed: {axis: size} of axes that are not varied; size -1 leaves an axis open.
+      tries: how many programs are compiled at most.
+      observe: called with each result as soon as it is known.
     """
     searched = ("data", "fsdp", *(("expert",) if config.model.get("experts") else ()), "tensor")
     free = [name for name in dict.fromkeys((*searched, *fixed)) if fixed.get(name, -1) == -1]
@@ -151,7 +160,7 @@ def search(
                 found = plan(with_remat(config, remat), target, mesh)
             except ConfigError as error:
                 tried.append((words, remat, {"mistake": str(error)}))
-                break  # of a mesh that cannot hold the model, whatever the policy
+                break  # the model can't be sharded over this mesh, whatever the policy
             compiled += 1
             tried.append((words, remat, found))
             observe(tried[-1])
@@ -162,7 +171,8 @@ def search(
 
 
 def _divided(devices: int, parts: int) -> list[tuple[int, ...]]:
-    """Products of powers of two; the last ones small, as those axes talk most."""
+    """Returns the ways to split devices over axes, with powers of two; those with small last axes come first, because
+    the last axes communicate most."""
     if parts == 1:
         return [(devices,)]
     powers = [2**n for n in range(devices.bit_length()) if devices % 2**n == 0]

@@ -1,15 +1,15 @@
-"""The process that a plan is made in: reads a job on stdin, writes what it found to the file that the job names.
+"""Makes a plan in a process of its own: reads a job from stdin, and writes the result to the file that the job names.
 
-Not for users: launch/plan.py starts it, with the environment that the target needs, so that neither a compiler's crash
-nor its messages are a report's.
+It is not for users. launch/plan.py starts it with the environment of the target. So a crash of the compiler does not
+end launch.plan, and the compiler's messages stay out of the report.
 """
 
-if __package__ in (None, ""):  # as a script, launch/ would be the first place where modules are looked for
+if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
     raise SystemExit("start it from the checkout as: python -m launch.plan")
 
 from launch.program import runtime
 
-runtime.configure()  # what training on the target sets is there already
+runtime.configure()  # the parent process has already set the variables for training on the target
 
 import json
 import sys
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from data.batch import ENCODER_DTYPES, DataError, dtypes
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, checks, models
+from launch.run import build, checks, companions, models
 from model import architectures, axes, count, weights
 from model.compress.quantize import quantize
 from train import state
@@ -31,8 +31,17 @@ from train.planning.analyse import analyse
 
 
 def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]) -> dict:
-    """What is known of the step of `config`; 'missing' says what is not, for want of a compiler."""
+    """Returns a plan of the train step of `config`: the values of `analyse`, and sizes of model and batch.
+
+    If the compiler for the target is not installed, 'missing' is a message about it, and only values that need no
+    compiler are returned.
+
+    Raises:
+      ConfigError: the config can't be run on the target.
+      DataError: config.data is wrong.
+    """
     missing = ""
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     with checking("--target, --mesh"):
         try:
             mesh = compile.mesh(target, mesh_shape)
@@ -48,8 +57,9 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         return tuning.apply(quantize(base, tuning.quantization) if tuning.quantization else base, jax.random.key(0))
 
     with axes.use_mesh(mesh):
-        abstract = state.abstract(make, tx)
-        step, _ = build.steps(config, tx, models.objective(config))
+        objective, alone = models.objective(config), state.abstract(make, tx)
+        abstract = state.beside(alone, companions.planned(objective, config, alone.model))
+        step, _ = build.steps(config, tx, objective)
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
     trains = weights.trained(abstract.model)
     tokens = config.batch_size * config.data.seq_len
@@ -64,10 +74,11 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
 
 
 def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch without values (data/batch.py); both sides of an encoder-decoder are config.data.seq_len long."""
+    """Returns shapes and dtypes of a global batch (data/batch.py). The sequences of an encoder and those of its decoder
+    both have config.data.seq_len tokens."""
     data, encoder = config.data.to_dict(), model.architecture == "encoder_decoder"
     if not kinds.sources(data):
-        data["path"] = "data"  # a plan reads none, and where it lies need not be known yet: data.format says what it is
+        data["path"] = "data"  # a plan reads no data, so the path may still be unknown; data.format gives the channels
     found = dtypes(kinds.batch_channels(data, encoder)) | (ENCODER_DTYPES if encoder else {})
     shape, sharding = (config.batch_size, config.data.seq_len), axes.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in found.items()}

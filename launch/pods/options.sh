@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154  # `options`, `switches` and `dry_run` are the launchers'
-# Sourced by the launchers: their options, what they print with --dry_run, how they end on a mistake of the user.
+# The launchers source this file. It parses options, prints commands for --dry_run, and reports mistakes of the user.
 #
-# A launcher first sets `options` (names that take a value) and `switches` (names that do not), and a variable of each
-# name to its default; `parse "$@"` then fills these variables from --name=VALUE, --name VALUE and --switch, and the
-# array `command` from what follows `--`. Any mistake is one line on stderr and exit status 2.
+# A launcher first sets `options` (names that take a value) and `switches` (names that do not), and sets a variable of
+# each name to its default. Then `parse "$@"` fills these variables from --name=VALUE, --name VALUE and --switch, and
+# the array `command` from the words after `--`. A mistake gives one line on stderr and exit status 2.
 
 # shellcheck disable=SC2034  # `command` is read by the launchers
 command=()
@@ -13,7 +13,7 @@ fail() {
   exit 2
 }
 
-# Whether the first argument is one of the others.
+# Succeeds if the first argument equals one of the others.
 among() {
   local _word=$1 _other
   shift
@@ -21,7 +21,7 @@ among() {
   return 1
 }
 
-# Variables of functions here begin with an underscore, so that they hide none of a launcher's options.
+# Local variables here begin with an underscore, so that they don't shadow the variables of a launcher's options.
 parse() {
   local _option
   while [ $# -gt 0 ]; do
@@ -47,14 +47,14 @@ parse() {
           shift
         fi
         ;;
-      *) fail "unexpected argument '$1'; options begin with --, and the command to run stands after --" ;;
+      *) fail "unexpected argument '$1'; options begin with --, and the command to run comes after a separate --" ;;
     esac
     shift
   done
 }
 
-# start_with SUBCOMMANDS ARGUMENT...: the first argument is one of these words, and becomes `subcommand`; the rest is parsed.
-# Only `start` takes a command.
+# start_with SUBCOMMANDS ARGUMENT...: checks that the first argument is one of SUBCOMMANDS, stores it in `subcommand`,
+# and parses the rest. Only the subcommand `start` takes a command.
 start_with() {
   local _subcommands
   read -ra _subcommands <<<"$1"
@@ -74,14 +74,14 @@ start_with() {
   [ "$subcommand" = start ] || [ ${#command[@]} -eq 0 ] || fail "$subcommand takes no command after --"
 }
 
-# need VERB NAME...: these options must have a value.
+# need VERB NAME...: fails unless each of these options has a value; VERB names who needs it.
 need() {
   local _verb=$1 _option
   shift
   for _option; do [ -n "${!_option}" ] || fail "$_verb needs --$_option"; done
 }
 
-# need_count NAME...: these must be whole numbers above 0.
+# need_count NAME...: fails unless the value of each of these options is a whole number above 0.
 need_count() {
   local _option
   for _option; do
@@ -93,14 +93,14 @@ need_command() {
   [ ${#command[@]} -gt 0 ] || fail "$1 needs a command after --, e.g. -- python -m launch.train --config=... --workdir=..."
 }
 
-# The arguments as one line that a shell reads as the same arguments.
+# Prints the arguments as one line, quoted so that a shell reads the same arguments.
 quoted() {
   local _words
   printf -v _words '%q ' "$@"
   printf '%s\n' "${_words% }"
 }
 
-# Run a command, or print it with --dry_run.
+# Runs a command; with --dry_run prints it instead.
 run() {
   if [ "$dry_run" = yes ]; then quoted "$@"; else "$@"; fi
 }

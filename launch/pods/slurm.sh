@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
-# GPU nodes under Slurm: submits itself as a job that runs one command as one process a GPU, on all nodes.
+# Runs a command on GPU nodes under Slurm: submits itself as a job, which starts one process per GPU on all nodes.
 #
-# jax.distributed.initialize() knows Slurm by its variables, and gives process i of a node the i-th of the GPUs that it
-# sees (jax/_src/clusters/slurm_cluster.py, cluster.py). So there are as many tasks as GPUs, each task sees all GPUs of
-# its node (no --gpus-per-task, no binding), and nodes are not shared.
+# jax.distributed.initialize() recognizes Slurm by its variables, and gives process i of a node the i-th GPU that the
+# process sees (jax/_src/clusters/slurm_cluster.py, cluster.py). So there is one task per GPU, each task sees all GPUs of
+# its node (no --gpus-per-task, no binding), and nodes are exclusive.
 set -euo pipefail
 
-# The job, on its first node. Slurm runs a copy of this file, so it finds the checkout by its first argument.
+# This part is the job, on its first node. Slurm runs a copy of this file, so the checkout is passed as an argument.
 if [ "${1:-}" = job ]; then
   checkout=$2 container=$3
   shift 3
   cd "$checkout"
   how=(--kill-on-bad-exit=1 --gpu-bind=none)
   if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
-    how+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # which srun does not take over from the job
+    how+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # srun does not inherit it from the job
   else
     how+=(--cpu-bind=none) # else some clusters bind each process to one core
   fi
-  if [ -n "$container" ]; then # by pyxis
+  if [ -n "$container" ]; then # pyxis adds these options to srun
     how+=("--container-image=$container" "--container-mounts=$checkout:$checkout" "--container-workdir=$checkout")
   fi
   srun "${how[@]}" bash "$checkout/launch/pods/worker.sh" run -- "$@" &
   step=$!
   out_of_time=no
-  # To all tasks, and not to srun, which would kill them at once: training saves and ends.
+  # SIGTERM goes to the tasks, so that training saves and ends. srun itself would kill them at once.
   trap 'out_of_time=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-  while true; do # a signal ends wait, not the step
+  while true; do # a signal interrupts wait, but the step continues
     status=0
     wait "$step" || status=$?
     kill -0 "$step" 2>/dev/null || break
   done
   if [ "$out_of_time" = yes ] && [ "$status" -eq 0 ]; then
-    echo 'saved before the time limit: back into the queue'
+    echo 'saved before the time limit; the job is queued again'
     exec scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$status"
@@ -45,16 +45,17 @@ usage() {
   cat <<'END'
 bash launch/pods/slurm.sh --nodes=N --gpus=GPUS_OF_A_NODE --time=HH:MM:SS [...] -- python -m launch.train --config=... --workdir=...
 
-  --nodes, --gpus        how many nodes, and GPUs of each; one process a GPU
-  --time                 the time limit
-  --save_before=300      seconds before it at which training is told to save; then the job queues again and continues
-  --job_name=meshlm      also of its log, JOB_NAME-JOB_ID.log, where every line says its process and host
-  --partition, --account, --cpus (of a process), --memory (of a node): as sbatch has them
-  --container=IMAGE      by pyxis: an image with what requirements.txt and jax[cuda12] say, in which only the checkout is
-                         seen (--workdir below it); else .venv of the checkout
+  --nodes, --gpus        number of nodes, and of GPUs per node; each GPU gets one process
+  --time                 time limit of the job
+  --save_before=300      seconds before the time limit at which training saves; the job is then queued again and continues
+  --job_name=meshlm      name of the job; its log is JOB_NAME-JOB_ID.log, where every line begins with its process and host
+  --partition, --account, --cpus (per process), --memory (per node)
+                         as in sbatch
+  --container=IMAGE      runs in this image, by pyxis. The image needs the packages of requirements.txt and jax[cuda12]. It
+                         sees only the checkout, so --workdir must be inside. Default: .venv of the checkout
   --dry_run              prints the commands instead of running them
 
-The checkout and --workdir must be where all nodes see them. scancel --signal=TERM JOB_ID stops a run so that it saves.
+All nodes must see the checkout and --workdir. To stop a run so that it saves: scancel --signal=TERM JOB_ID
 END
 }
 
@@ -78,7 +79,7 @@ need_command slurm.sh
 
 job=(
   "--job-name=$job_name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" --exclusive "--time=$time"
-  "--signal=B:USR1@$save_before" # to the job's shell alone, which knows by it why the run ended
+  "--signal=B:USR1@$save_before" # B: only to the job's shell, so that it knows why the run ended
   --requeue --open-mode=append '--output=%x-%j.log' "--chdir=$checkout"
 )
 [ -z "$partition" ] || job+=("--partition=$partition")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# TPU VMs of Google Cloud: create them, put this checkout on all of their hosts, run one command on all of them.
+# Creates TPU VMs of Google Cloud, copies this checkout to all of their hosts, and runs one command on all of them.
 #
-# One process a host. In multislice nothing has to be set: a queued resource gives its hosts MEGASCALE_COORDINATOR_ADDRESS,
-# MEGASCALE_NUM_SLICES and MEGASCALE_SLICE_ID as metadata, where jax.distributed.initialize() and libtpu look for them
-# (jax/_src/clusters/cloud_tpu_cluster.py).
+# There is one process per host. Multislice needs no settings: a queued resource gives its hosts the metadata
+# MEGASCALE_COORDINATOR_ADDRESS, MEGASCALE_NUM_SLICES and MEGASCALE_SLICE_ID, where jax.distributed.initialize() and
+# libtpu look for them (jax/_src/clusters/cloud_tpu_cluster.py).
 set -euo pipefail
 # shellcheck source=launch/pods/options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -14,18 +14,18 @@ usage() {
 bash launch/pods/tpu_vm.sh SUBCOMMAND --name=NAME --zone=ZONE [--project=PROJECT] [--queued] [--slices=N] [--dry_run] ...
 
   create --type=v5litepod-16 --version=v2-alpha-tpuv5-lite [--spot]
-                        asks for TPU VMs of this type with this runtime image
-  status                what became of that, and what runs on the hosts
-  copy                  puts this checkout (without .git, .venv, runs and .cache) into ~/meshlm of every host and installs
-                        what it needs; again after changes
-  start -- COMMAND      runs it in ~/meshlm on every host, where it goes on without this connection. Hosts must share the
-                        file system of --workdir. Variables: -- env NAME=VALUE COMMAND
-  tail [--worker=all]   what a run says: every line with its process and host. Of host 0, if nothing else is said
-  stop                  SIGTERM on every host: training saves and ends; the same start continues it
-  delete                gives the TPU VMs back
+                        requests TPU VMs of this type with this runtime image
+  status                prints the state of the TPU VMs, and what runs on the hosts
+  copy                  copies this checkout (without .git, .venv, runs and .cache) to ~/meshlm of every host and installs
+                        its requirements; repeat it after changes
+  start -- COMMAND      runs the command in ~/meshlm on every host, independent of this connection. All hosts must share
+                        the file system of --workdir. To set variables: -- env NAME=VALUE COMMAND
+  tail [--worker=all]   follows the log of host 0 (--worker=all: of all hosts); lines begin with their process and host
+  stop                  sends SIGTERM on every host, so that training saves and ends; the same `start` continues it
+  delete                deletes the TPU VMs
 
-  --queued              a queued resource: the request waits until there is room
-  --slices=N            so many slices of the type, as one queued resource (multislice); implies --queued
+  --queued              requests a queued resource, which waits until there is capacity
+  --slices=N            requests N slices of the type as one queued resource (multislice); implies --queued
   --dry_run             prints every command instead of running it
 
 --queued or --slices must be the same in all subcommands.
@@ -47,7 +47,7 @@ place=("--zone=$zone")
 [ -z "$project" ] || place+=("--project=$project")
 if [ "$queued" = yes ]; then kind='queued-resources'; else kind=tpu-vm; fi
 
-# on WORKERS COMMAND...: on these hosts (all, or a number) of every slice; of slice 0 where it is a number.
+# on WORKERS COMMAND...: runs a command on all hosts of all slices (WORKERS is `all`), or on this host of slice 0.
 on() {
   local workers=$1 where=()
   shift
@@ -86,7 +86,7 @@ copy() {
   run tar --create --gzip --file="$archive" --directory="$checkout" \
     --exclude=./.git --exclude='./.venv*' --exclude=./runs --exclude=./.cache --exclude=__pycache__ .
   run "${tpus[@]}" "$kind" scp "$archive" "$name:meshlm.tar.gz" "${place[@]}" "${where[@]}" --worker=all
-  # What this checkout no longer has must go there, too.
+  # Files that this checkout no longer has are deleted there, too.
   on all 'mkdir -p meshlm' \
     '&& find meshlm -mindepth 1 -maxdepth 1 ! -name ".venv*" ! -name runs ! -name .cache -exec rm -rf {} +' \
     '&& tar --extract --gzip --file=meshlm.tar.gz --directory=meshlm && bash meshlm/launch/pods/worker.sh install'
@@ -104,7 +104,7 @@ stop() { on all 'bash meshlm/launch/pods/worker.sh stop'; }
 
 delete() {
   local all=()
-  [ "$queued" = no ] || all=(--force) # with its TPU VMs
+  [ "$queued" = no ] || all=(--force) # else a queued resource that still has TPU VMs can't be deleted
   run "${tpus[@]}" "$kind" delete "$name" "${place[@]}" "${all[@]}"
 }
 

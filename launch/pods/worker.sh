@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# One process of a pod, on its host: sets it up, runs it, and puts before each of its lines which process on which host
-# speaks, as in "[3/16 host-name] step 100 ...". The launchers call it; it does the same where it is called by hand.
+# Sets up and runs one process of a pod, on its host. Each line that the process prints gets a prefix with the process
+# and the host, as in "[3/16 host-name] step 100 ...". The launchers call this script; it works by hand, too.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 bash launch/pods/worker.sh SUBCOMMAND
 
-  run -- COMMAND     runs it here and now; SIGTERM goes to it, and its exit status comes back (a run that saves upon
-                     SIGTERM ends with 0; MESHLM_STOPPED_STATUS=N makes that N, for those who start again what failed)
-  start -- COMMAND   the same in the background, where it outlives the connection that started it
-  tail [LINES]       its last lines (20), then what it goes on to say
-  status             whether it runs, and its last line
-  stop [SECONDS]     SIGTERM, upon which training saves; waits (600 seconds) until it has ended
-  install            .venv with what training on a TPU needs
+  run -- COMMAND     runs the command, forwards SIGTERM to it, and returns its exit status. A run that saves on SIGTERM
+                     ends with 0; MESHLM_STOPPED_STATUS=N makes that N, for schedulers that restart only failed jobs
+  start -- COMMAND   does the same in the background, independent of the connection that started it
+  tail [LINES]       prints the last lines of the log (20), then follows it
+  status             prints whether a run is active, and the last line of its log
+  stop [SECONDS]     sends SIGTERM, so that training saves, and waits until it has ended (600 seconds at most)
+  install            creates .venv with the requirements of training on a TPU
 
-All but the first are for TPU VMs, and mean one run a host: its log is ~/meshlm_run/log, its process id ~/meshlm_run/pid.
+All but `run` are for TPU VMs, with one run per host: its log is ~/meshlm_run/log, its process id is in ~/meshlm_run/pid.
 END
 }
 
@@ -27,14 +27,14 @@ fail() {
   exit 2
 }
 
-# What a TPU VM's metadata say, by the name that jax reads it by (jax/_src/clusters/cloud_tpu_cluster.py).
+# Prints an attribute of a TPU VM's metadata; jax reads the same ones (jax/_src/clusters/cloud_tpu_cluster.py).
 metadata() {
   curl --silent --fail --max-time 5 --header 'Metadata-Flavor: Google' \
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1" || true
 }
 
-# INDEX/COUNT of this process, by whoever started it: Slurm, a JobSet, or `start` on a TPU VM. They are what jax calls
-# process_index and process_count: in multislice, slices one after the other.
+# Prints INDEX/COUNT of this process, from the variables of Slurm or a JobSet, or from the metadata of a TPU VM. They
+# equal jax's process_index and process_count; in multislice, the processes of slice 0 come first, and so on.
 process() {
   local index=0 hosts='' slice=0 slices=1 environment
   if [ -n "${SLURM_PROCID:-}" ]; then
@@ -51,7 +51,7 @@ process() {
     slice=$(sed -n "s/^MEGASCALE_SLICE_ID: *'\(.*\)'/\1/p" <<<"$environment")
     slices=$(sed -n "s/^MEGASCALE_NUM_SLICES: *'\(.*\)'/\1/p" <<<"$environment")
   fi
-  hosts=${hosts//[^,]/} # a comma less than hosts
+  hosts=${hosts//[^,]/} # keeps only the commas, one fewer than hosts
   hosts=$((${#hosts} + 1))
   echo "$((${slice:-0} * hosts + ${index:-0}))/$((hosts * ${slices:-1}))"
 }
@@ -61,16 +61,16 @@ run() {
   prefix="[$(process) $HOSTNAME] "
   cd "$checkout"
   [ ! -x .venv/bin/python ] || PATH=$checkout/.venv/bin:$PATH
-  # A whole process group may be signalled: what writes the lines must outlive the one that still saves. And this shell
-  # must stay, as a container and a job step end with their first process, whether or not all lines are written.
+  # A signal may go to the whole process group. So sed, which writes the lines, ignores it and outlives a command that
+  # still saves. This shell waits for both, because a container or a job step ends with its first process.
   exec 3> >(trap '' TERM INT && exec sed -u "s|^|$prefix|")
   prefixer=$!
   trap 'stopped=yes; kill -TERM $child 2>/dev/null || true' TERM INT
   PYTHONUNBUFFERED=1 "$@" >&3 2>&1 3>&- &
   child=$!
   exec 3>&-
-  [ "$stopped" = no ] || kill -TERM "$child" 2>/dev/null || true # the signal came before the child's number was known
-  while true; do # a signal ends wait, not the child
+  [ "$stopped" = no ] || kill -TERM "$child" 2>/dev/null || true # the signal came before we knew the child's process id
+  while true; do # a signal interrupts wait, but the child continues
     status=0
     wait "$child" || status=$?
     kill -0 "$child" 2>/dev/null || break
@@ -80,7 +80,7 @@ run() {
   return "$status"
 }
 
-# Process id of the run that was started here, if it still runs.
+# Prints the process id of the run on this host; fails if none is running.
 running() {
   local pid
   pid=$(cat "$state/pid" 2>/dev/null) || return 1
@@ -90,13 +90,13 @@ running() {
 
 start() {
   local pid
-  if pid=$(running); then fail "a run is going on (process $pid): stop it first"; fi
+  if pid=$(running); then fail "a run is still running (process $pid); stop it first"; fi
   mkdir -p "$state"
   echo "$(date -u +%FT%TZ) start: $(printf '%q ' "$@")" >>"$state/log"
   setsid nohup bash "$checkout/launch/pods/worker.sh" run -- "$@" >>"$state/log" 2>&1 </dev/null &
   pid=$!
   echo "$pid" >"$state/pid"
-  # What comes next may ask whether it runs: not before it can be told from this shell's fork.
+  # `running` recognizes the process only after its exec; a `status` or `stop` right after this must find it.
   until running >/dev/null || ! kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
   echo "[$(process) $HOSTNAME] started as process $pid"
 }
@@ -104,12 +104,12 @@ start() {
 stop() {
   local pid end=$((SECONDS + ${1:-600}))
   if ! pid=$(running); then
-    echo "[$(process) $HOSTNAME] nothing runs"
+    echo "[$(process) $HOSTNAME] nothing is running"
     return
   fi
   kill -TERM "$pid"
   while running >/dev/null; do
-    [ "$SECONDS" -lt "$end" ] || fail "process $pid has not ended yet; it may still save: see its log"
+    [ "$SECONDS" -lt "$end" ] || fail "process $pid has not ended yet; it may still be saving, see its log"
     sleep 0.2
   done
   echo "[$(process) $HOSTNAME] ended"
@@ -117,13 +117,17 @@ stop() {
 
 status() {
   local pid
-  if pid=$(running); then echo "[$(process) $HOSTNAME] runs as process $pid"; else echo "[$(process) $HOSTNAME] nothing runs"; fi
+  if pid=$(running); then
+    echo "[$(process) $HOSTNAME] running as process $pid"
+  else
+    echo "[$(process) $HOSTNAME] nothing is running"
+  fi
   tail -n 1 "$state/log" 2>/dev/null || true
 }
 
 install() {
   cd "$checkout"
-  # The images of TPU VMs may bring along a Python that is too old, or no venv.
+  # The Python of a TPU VM's image may be too old, or have no venv.
   if ! (. launch/setup.sh requirements.txt) && [ ! -x .venv/bin/python ]; then
     sudo apt-get update -qq
     sudo apt-get install -qq -y python3.11-venv || sudo apt-get install -qq -y python3-venv
@@ -143,7 +147,7 @@ case $subcommand in
     "$subcommand" "$@"
     ;;
   tail)
-    [ -e "$state/log" ] || fail "nothing was started here: $state/log is not there"
+    [ -e "$state/log" ] || fail "nothing was started on this host; there is no $state/log"
     exec tail -n "${1:-20}" -F "$state/log"
     ;;
   stop | status | install) "$subcommand" "$@" ;;

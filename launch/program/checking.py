@@ -1,4 +1,4 @@
-"""ConfigError: what a user asked for cannot be run."""
+"""Errors whose message is meant for the user: a config that can't be run, and a process that is missing."""
 
 import contextlib
 
@@ -9,7 +9,10 @@ class ConfigError(Exception):
 
 @contextlib.contextmanager
 def checking(what: str):
-    """Turns the errors of objects that check themselves into ConfigError."""
+    """Turns ValueError and TypeError inside into ConfigError, with `what` in front of the message.
+
+    It is for objects that check their own arguments and know nothing of configs.
+    """
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -17,4 +20,4 @@ def checking(what: str):
 
 
 class ProcessMissing(Exception):
-    """Other processes of the run did not come to where all meet; the message names them."""
+    """Other processes of the run did not reach a barrier in time; the message names them."""

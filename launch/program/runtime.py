@@ -1,6 +1,7 @@
-"""What must happen before jax is imported, and how a program ends. Imports neither jax nor anything that does.
+"""Sets environment variables before jax is imported, and decides how a program ends.
 
-Every file of launch/ begins with `from launch.program import runtime; runtime.configure(KIND)`.
+Every program of launch/ begins with `from launch.program import runtime; runtime.configure(KIND)`. So this file imports
+neither jax nor anything that imports jax.
 """
 
 import ctypes
@@ -11,15 +12,15 @@ import sys
 import traceback
 from pathlib import Path
 
-# What a program sets by itself: (platform, kind of program, first jaxlib, variables). A variable that the user has set
-# stays as it is; of _LISTS_OF_FLAGS each flag does. An unknown flag ends the program, so a flag stands here only if it
-# was seen to be accepted: those of GPUs by jaxlib 0.10 and 0.12 (tests/launch/program/test_runtime.py), those of TPUs
-# by libtpu 0.0.42 and 0.0.50. No speed was measured: what is said of programs was seen in a layer scan compiled for a
-# pod.
+# The variables that a program sets: (platform, kind of program, first jaxlib, variables). A variable that the user has
+# set is kept; in _LISTS_OF_FLAGS, every flag that the user has set is kept. An unknown flag ends the program, so only
+# flags that were seen to be accepted are listed: those for GPUs by jaxlib 0.10 and 0.12
+# (tests/launch/program/test_runtime.py), those for TPUs by libtpu 0.0.42 and 0.0.50. The effects that the comments
+# describe were seen in a layer scan compiled for a pod; no speed was measured.
 ENVIRONMENT = (
-    # oneDNN's products: bfloat16 in the matrix unit. Programs with them cannot be kept in the compilation cache
-    # ("ToProto is not implemented"), so they are for training, which compiles once. Not in fusions of its own, which
-    # would be quicker still (--xla_cpu_experimental_onednn_fusion_type=dot): in loops they give wrong products.
+    # oneDNN's matmuls use the CPU's matrix unit for bfloat16. The compilation cache can't store programs that call
+    # oneDNN ("ToProto is not implemented"), so only training uses it, because it compiles once. oneDNN's own fusions
+    # (--xla_cpu_experimental_onednn_fusion_type=dot) would be faster still, but their matmuls are wrong inside loops.
     (
         "cpu",
         "training",
@@ -29,15 +30,15 @@ ENVIRONMENT = (
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         },
     ),
-    # Communication behind computation, on TPUs: docs.jax.dev/en/latest/xla_flags.html, openxla.org/xla/flags_guidance,
-    # MaxText's benchmarks/xla_flags_library.py. Most of it libtpu does by itself: the scheduler that hides latency,
-    # asynchronous collectives, on v5e their fusion with computation, collective matmuls (steps of collective-permute).
-    # What is widely set besides is left to the user:
-    #   xla_tpu_enable_async_collective_fusion and its kin (continuation fusion): for v5e, where they are on. Elsewhere
-    #     libtpu 0.0.50 refuses to compile with them, as results might be wrong.
-    #   xla_tpu_enable_ici_ag_pipelining=true, with xla_should_allow_loop_variant_parameter_in_chain and
-    #     xla_should_add_loop_invariant_op_in_chain =ENABLED: gather the weights of a scan's next iteration in this one.
-    #     That took up to half as much memory again.
+    # Overlap communication with computation on TPUs: docs.jax.dev/en/latest/xla_flags.html,
+    # openxla.org/xla/flags_guidance, MaxText's benchmarks/xla_flags_library.py. libtpu already does most of it by
+    # default: the latency-hiding scheduler, asynchronous collectives, their fusion with computation on v5e, and
+    # collective matmuls (steps of collective-permute). Other widely used flags are left to the user:
+    #   xla_tpu_enable_async_collective_fusion and its relatives (continuation fusion): on by default on v5e. On other
+    #     generations libtpu 0.0.50 refuses to compile with them, because results might be wrong.
+    #   xla_tpu_enable_ici_ag_pipelining=true, with xla_should_allow_loop_variant_parameter_in_chain=ENABLED and
+    #     xla_should_add_loop_invariant_op_in_chain=ENABLED: gathers the weights of a scan's next iteration during this
+    #     one. That needed up to 50 % more memory.
     #   xla_tpu_scoped_vmem_limit_kib: scratch memory of a kernel; the best size differs by generation and model.
     (
         "tpu",
@@ -46,25 +47,25 @@ ENVIRONMENT = (
         {
             "LIBTPU_INIT_ARGS": " ".join(
                 (
-                    # The all-to-all of experts while something else computes (seen on v5e, not on v6e).
+                    # Overlaps the all-to-all of experts with computation (seen on v5e, not on v6e).
                     "--xla_tpu_enable_async_all_to_all=true",
-                    # Multislice: sums of gradients over the slow network between slices while the backward pass goes
-                    # on (no difference was seen), ...
+                    # Multislice: overlaps the all-reduce of gradients over the slow network between slices with the
+                    # backward pass (no difference was seen).
                     "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
-                    # ... also where the results of a scan's iterations differ in size from what they go into.
+                    # The same if the results of a scan's iterations differ in size from the arrays that collect them.
                     "--xla_tpu_data_parallel_opt_different_sized_ops=true",
                 )
             ),
         },
     ),
     # The same on GPUs: docs.jax.dev/en/latest/gpu_performance_tips.html, docs.nvidia.com/jax-toolbox (GPU performance).
-    # Compiled by jaxlib 0.10 for 16 H100 (FSDP of 16), 5 of 6 collectives had kernels between their start and done
-    # without these flags, and 13 of 13 with them, at 1 % more memory; with FSDP of 8 and tensor parallelism of 2, 7 of
-    # 8 and 19 of 21, at 10 %.
-    # On already: collectives on a stream of their own with priority, command buffers (CUDA graphs). Left to the user:
-    # collective matmuls (xla_gpu_multi_streamed_windowed_einsum, xla_gpu_threshold_for_windowed_einsum_mib=0), cuBLAS
-    # alone for products (xla_gpu_enable_triton_gemm=false), and what differs by GPU and network: NCCL's variables, and
-    # CUDA_DEVICE_MAX_CONNECTIONS=1 (for Hopper, not for Blackwell).
+    # Programs were compiled by jaxlib 0.10 for 16 H100. With FSDP of 16, kernels ran between the start and the done of
+    # 5 of 6 collectives without these flags, and of 13 of 13 with them, for 1 % more memory. With FSDP of 8 and tensor
+    # parallelism of 2 it was 7 of 8 and 19 of 21, for 10 % more memory.
+    # On by default: collectives on their own high-priority stream, and command buffers (CUDA graphs). Left to the user:
+    # collective matmuls (xla_gpu_multi_streamed_windowed_einsum, xla_gpu_threshold_for_windowed_einsum_mib=0), matmuls
+    # by cuBLAS only (xla_gpu_enable_triton_gemm=false), and settings that depend on the GPU and the network: NCCL's
+    # variables, and CUDA_DEVICE_MAX_CONNECTIONS=1 (for Hopper, not for Blackwell).
     (
         "gpu",
         "training",
@@ -72,17 +73,18 @@ ENVIRONMENT = (
         {
             "XLA_FLAGS": " ".join(
                 (
-                    # Order operations so that collectives run while something else computes (jaxlib 0.10's default).
+                    # Orders operations so that collectives overlap with computation (jaxlib 0.10's default).
                     "--xla_gpu_enable_latency_hiding_scheduler=true",
-                    # In a scan over layers, begin an iteration's collectives in the one before: the weights that FSDP
-                    # gathers, the gradients that it scatters, the sums of data parallelism.
+                    # In a scan over layers, start the collectives of an iteration during the previous one: the
+                    # all-gather of FSDP's weights, the reduce-scatter of its gradients, and the all-reduce of data
+                    # parallelism.
                     "--xla_gpu_enable_pipelined_all_gather=true",
                     "--xla_gpu_enable_pipelined_reduce_scatter=true",
                     "--xla_gpu_enable_pipelined_all_reduce=true",
-                    # Unroll that scan by two, so that what is pipelined needs no copies.
+                    # Unrolls that scan by two, so that pipelined arrays need no copies.
                     "--xla_gpu_enable_while_loop_double_buffering=true",
-                    # Join small collectives of FSDP up to 1 GiB, more than a layer of most models: the network is used
-                    # better by few and large ones. All-reduces keep their small limit, by which they overlap.
+                    # Combines small collectives of FSDP up to 1 GiB, which is more than a layer of most models: a few
+                    # large ones use the network better. All-reduces keep their low limit, because small ones overlap.
                     "--xla_gpu_all_gather_combine_threshold_bytes=1073741824",
                     "--xla_gpu_reduce_scatter_combine_threshold_bytes=1073741824",
                 )
@@ -92,18 +94,22 @@ ENVIRONMENT = (
 )
 _LISTS_OF_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
-# glibc's allocator. A step's temporaries are gigabytes that it would hand back to the kernel and ask for again at every
-# step, to be cleared page by page; so: one heap, nothing mapped on the side, nothing handed back. The price is holes: a
-# process keeps up to about three times its largest temporary. (parameter, value)
+# Settings of glibc's allocator: (parameter, value) of mallopt. By default it returns the gigabytes of a step's
+# temporaries to the kernel and requests them again every step, and the kernel clears them page by page. So we use one
+# heap, never mmap, and never return memory. The price is fragmentation: a process keeps up to about three times its
+# largest temporary.
 _ALLOCATOR = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 _MADV_HUGEPAGE = 14
 
 
 def configure(kind: str = "") -> None:
-    """Apply the tables above to a program of this kind ('training' or ''), and keep compiled programs between runs
-    (JAX_COMPILATION_CACHE_DIR says where)."""
+    """Applies the tables above, and turns on the compilation cache (in JAX_COMPILATION_CACHE_DIR).
+
+    Args:
+      kind: the kind of program, 'training' or ''.
+    """
     os.environ.update(settings(platform(), kind))
-    if platform() == "cpu" and importlib.util.find_spec("libtpu"):  # there to plan: without a TPU it would complain
+    if platform() == "cpu" and importlib.util.find_spec("libtpu"):  # for launch.plan; without a TPU it prints warnings
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[2] / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -113,7 +119,7 @@ def configure(kind: str = "") -> None:
 
 
 def settings(platform: str, kind: str) -> dict[str, str]:
-    """The variables of the tables above for a program of this kind, the user's own kept or merged."""
+    """Returns the variables that ENVIRONMENT sets for this kind of program; the user's values are kept or merged."""
     jaxlib, found = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]), {}
     for wanted_platform, wanted_kind, first, variables in ENVIRONMENT:
         if (wanted_platform, wanted_kind) == (platform, kind) and jaxlib >= first:
@@ -124,20 +130,21 @@ def settings(platform: str, kind: str) -> dict[str, str]:
 
 
 def _merged(mine: str, ours: str) -> str:
-    """A list of flags: the user's, then those of ours that the user does not set."""
+    """Returns the user's flags, followed by those of ours that the user does not set."""
     names = {flag.split("=")[0] for flag in mine.split()}
     return " ".join([*mine.split(), *(flag for flag in ours.split() if flag.split("=")[0] not in names)])
 
 
 def _configure_allocator() -> None:
-    """Apply the table above, and ask for huge pages in the part of the heap that is yet to grow."""
+    """Applies _ALLOCATOR, and asks for huge pages in the part of the heap that is not used yet."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return  # not glibc
     for parameter, value in _ALLOCATOR.values():
         libc.mallopt(parameter, value)
     libc.malloc.restype = ctypes.c_void_p
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # address space; memory is taken when used
+    # Half of the machine's memory. This reserves only address space; pages are allocated at their first use.
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     heap = libc.malloc(ctypes.c_size_t(size))
     if heap:
         start = (heap + (1 << 21) - 1) >> 21 << 21
@@ -146,7 +153,7 @@ def _configure_allocator() -> None:
 
 
 def platform() -> str:
-    """'tpu', 'gpu' or 'cpu': what jax will find, as far as that shows without importing it."""
+    """Returns 'tpu', 'gpu' or 'cpu': what jax will probably use (a guess, because jax can't be imported yet)."""
     wanted = os.environ.get("JAX_PLATFORMS", "")
     if wanted:
         first = wanted.split(",")[0]
@@ -157,7 +164,7 @@ def platform() -> str:
 
 
 def mistakes() -> tuple[type[Exception], ...]:
-    """The errors whose text is meant for the user."""
+    """Returns the types of errors whose message is meant for the user."""
     from data.batch import DataError
     from launch.program.checking import ConfigError, ProcessMissing
     from model.interop.files.tensorfile import CheckpointFolderError
@@ -171,7 +178,8 @@ def mistakes() -> tuple[type[Exception], ...]:
 
 
 def words(error: BaseException) -> str | None:
-    """What a user is told of an error that is no bug: a mistake, or a disk that can't be written; None of others."""
+    """Returns the message for the user of an error that is not a bug: a mistake of the user, or a disk that can't be
+    written. Returns None for all other errors."""
     from data.stage import storage_problem
 
     if isinstance(error, mistakes()):
@@ -182,13 +190,13 @@ def words(error: BaseException) -> str | None:
 
 
 def _stuck() -> bool:
-    """Whether threads may wait for good, which Python would wait for at its end."""
+    """Whether threads of a failed save may be blocked forever; Python would join them at exit and never end."""
     checkpoint = sys.modules.get("train.checkpoints.checkpoint")
     return checkpoint is not None and checkpoint.Checkpoints.any_failed
 
 
 def _leave(status: int) -> None:
-    """End the process, at once where threads wait for good."""
+    """Ends the process, without Python's cleanup if threads may be blocked forever."""
     sys.stdout.flush()
     if status == 130 or _stuck():
         os._exit(status)
@@ -196,7 +204,7 @@ def _leave(status: int) -> None:
 
 
 def run(main) -> None:
-    """absl's app.run, but a user's mistake ends in one clear line on stderr and exit status 1."""
+    """Runs `main` like absl's app.run, but a user's mistake gives one clear line on stderr and exit status 1."""
     from absl import app, flags, logging
 
     def guarded(argv):
@@ -206,12 +214,12 @@ def run(main) -> None:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
             main()
-        except KeyboardInterrupt:  # a second one, or before there was something to save
+        except KeyboardInterrupt:  # the second one, or one before there was something to save
             print("interrupted", file=sys.stderr, flush=True)
             _leave(130)
         except Exception as error:
-            said = words(error)
-            text = "".join(traceback.format_exception(error)) if said is None else f"error: {said}\n"
+            message = words(error)
+            text = "".join(traceback.format_exception(error)) if message is None else f"error: {message}\n"
             print(text, end="", file=sys.stderr, flush=True)
             _leave(1)
         if _stuck():
@@ -221,18 +229,20 @@ def run(main) -> None:
         try:
             rest = flags.FLAGS(argv)
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-                flags.FLAGS.config.keys()  # a file that could not be loaded says so at its first use
+                flags.FLAGS.config.keys()  # ml_collections raises a failure to load the file only at its first use
             return rest
         except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
             words = str(error.args[-1] if error.args else error).strip("'\" \n")
-            words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes what it says
-            # What a config file raises as ValueError is meant for its user; anything else is a bug in it, shown whole.
+            words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes its message
+            # A config file raises ValueError for its user; any other error is a bug in the file, and is shown in full.
             _, raised, reason = words.rpartition("\nValueError: ")
             where = traceback.extract_tb(error.__traceback__)[-1]
             if isinstance(error, KeyError | AttributeError) and not raised:
-                if "ml_collections" in where.filename:  # a flag for what is not there
+                if "ml_collections" in where.filename:  # a flag names a field that the config does not have
                     name, _, suggestion = words.removeprefix("'").partition("'")
-                    words = f"the config has no field '{name}'{suggestion or ': flags change what it sets'}"
+                    words = (
+                        f"the config has no field '{name}'{suggestion or '; flags can only change fields that it has'}"
+                    )
                 else:
                     words = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
             sys.exit(f"error: {reason if raised else words}")

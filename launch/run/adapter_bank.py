@@ -22,11 +22,15 @@ from train import state
 
 
 def lora(run: Workdir) -> Tuning:
-    """What trained there, low-rank adapters."""
+    """Returns how the low-rank adapter in a workdir was tuned.
+
+    Raises:
+      ConfigError: the workdir holds no low-rank adapter.
+    """
     method = run.tuning.method
     if not isinstance(method, Lora):
-        kind = "no adapter" if method is None else f"{type(method).__name__.lower()} and no such adapter"
-        raise ConfigError(f"{run.path} holds {kind}; this is for low-rank ones (configs/lora.py)")
+        kind = "no adapter" if method is None else f"parameters of the method {type(method).__name__.lower()}"
+        raise ConfigError(f"{run.path} holds {kind}; a low-rank adapter is needed (configs/lora.py)")
     return run.tuning
 
 
@@ -37,10 +41,24 @@ def several(
     step: str = "",
     dtype: str | None = None,
 ):
-    """(mesh, model, tokenizer): the model of `base` with the adapters of these workdirs, to be chosen by row; of each
-    the checkpoint `step`; in another precision than the base's, where `dtype` says one."""
+    """Loads a model with several adapters, of which each row of a batch uses one.
+
+    Args:
+      base: the workdir of the model under the adapters.
+      runs: the workdirs of the adapters.
+      mesh: the devices to load it onto; None: one device.
+      step: which checkpoint of each adapter (Checkpoints.find).
+      dtype: the precision (restore.in_precision); None: that of `base`.
+
+    Returns:
+      (mesh, model, tokenizer).
+
+    Raises:
+      ConfigError: a workdir holds no low-rank adapter, or other parameters that were trained along with it.
+      CheckpointError: an adapter was trained over another base.
+    """
     config = dataclasses.replace(restore.in_precision(base, base.architecture, dtype), cuts=())
-    # Parted wherever an adapter parts its layers.
+    # Stacks are cut wherever one of the adapters cuts them.
     cuts = {cut for run in runs for cut in lora(run).cuts(config, count.names(config))}
     config = dataclasses.replace(config, cuts=tuple(sorted(cuts)))
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
@@ -52,7 +70,7 @@ def several(
 
 
 def _over(config: ModelConfig, run: Workdir, content: str, step: str):
-    """A model with the adapter of a workdir over shapes of its base, parted as in `config`."""
+    """Returns a model with the adapter of a workdir over the shapes of its base, with stacks cut as in `config`."""
     shapes = lambda config: state.abstract_model(
         lambda rngs: run.tuning.apply(architectures.make(config, rngs), rngs.params())
     )
@@ -60,7 +78,10 @@ def _over(config: ModelConfig, run: Workdir, content: str, step: str):
         arrays = by_name(trained(checkpoints.restore_model(shapes(run.architecture), find_step(checkpoints, step))))
     target = shapes(config)
     if other := [name for name, leaf in trained(target).items() if role_of(leaf) is not Role.LOW_RANK]:
-        raise ConfigError(f"--adapter={run.path}: {other[0]} was trained beside the adapter, and rows can't share it")
+        raise ConfigError(
+            f"--adapter={run.path}: {other[0]} was trained along with the adapter, and a batch has only one "
+            "value of it; generate with this adapter alone (--workdir)"
+        )
     found = restacked(arrays, run.architecture, config, trained(target))
     places = variables(target)
     return replaced(target, {name: places[name].replace(array) for name, array in found.items()})

@@ -1,4 +1,4 @@
-"""From a config's names to the objects of a run."""
+"""Builds the objects of a run (mesh, data, optimizer, steps) from the names and numbers of its config."""
 
 import dataclasses
 from pathlib import Path
@@ -23,19 +23,23 @@ from train.step import make_eval_step, make_train_step
 
 
 def mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """Returns the device mesh of `config.mesh`."""
     with checking("config.mesh"):
         return axes.make_mesh(dict(config.mesh))
 
 
 def learning_rate(config: ConfigDict):
+    """Returns the schedule: a function from the step to the learning rate."""
     o = config.optimizer
     with checking("config"):
         return schedule(o.schedule, o.learning_rate, config.steps, o.warmup_steps, o.final)
 
 
 def learning_rates(config: ConfigDict) -> np.ndarray:
-    """Of each step, on the host, float32 [config.steps]: the schedule is computed on the device, and asked while a step
-    runs would wait for its end."""
+    """Returns the learning rate of each step as a host array, float32 [config.steps].
+
+    The schedule itself is computed on the device; calling it while a step runs would wait for the end of the step.
+    """
     return np.asarray(jax.vmap(learning_rate(config))(np.arange(config.steps)))
 
 
@@ -45,9 +49,10 @@ def optimizer(config: ConfigDict, model: ModelConfig):
 
 
 def data(config: ConfigDict, workdir: Path) -> Prepared:
-    """The prepared data of a config: found in config.data.dir, or made there.
+    """Returns the prepared data of a config from config.data.dir, and prepares them if they are missing.
 
-    A run that has begun has a copy of its tokenizer, and needs the file no more that config.data.tokenizer names.
+    A run with a checkpoint uses the copy of its tokenizer in `workdir`, so the file that config.data.tokenizer names
+    may be gone.
     """
     fields = config.data.to_dict()
     own = workdir / "tokenizer.json"
@@ -60,27 +65,33 @@ def data(config: ConfigDict, workdir: Path) -> Prepared:
 
 
 def corruption(config: ConfigDict, prepared: Prepared) -> corrupt.Corruption | None:
-    """What is done to packed rows of text before the model sees them, None for nothing."""
+    """Returns how packed rows of text are corrupted before the model sees them; None: not at all."""
     if all(source.kind != kinds.TEXT for source in prepared.sources):
         return None
     return corrupt.make(config.data.corruption, tokenizer.load(prepared.tokenizer_path), prepared.seq_len)
 
 
 def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation | None:
-    """What is done to examples that are trained on, None for nothing."""
+    """Returns how training examples are augmented; None: not at all."""
     return augment.make(config.data.augment, tokenizer.load(prepared.tokenizer_path))
 
 
 def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corrupt.Corruption | None) -> float:
-    """Model FLOPs of training on one token of the data's rows, which are as long on both sides where they hold
-    examples; `trains` as in count.flops_per_token."""
-    spans = isinstance(corruption, corrupt.Spans)
-    target_length = corruption.target_length(config.data.seq_len) if spans else config.data.seq_len
-    return flops_per_token(model, config.data.seq_len, target_length=target_length, trains=trains)
+    """Returns the model FLOPs of training on one token of the data's rows; `trains` as in count.flops_per_token.
+
+    Only span corruption makes the decoder's rows shorter than the encoder's: rows of examples have one length.
+    """
+    length = config.data.seq_len
+    target_length = corruption.target_length(length) if isinstance(corruption, corrupt.Spans) else length
+    return flops_per_token(model, length, target_length=target_length, trains=trains)
 
 
 def put(mesh: jax.sharding.Mesh):
-    """host batch -> global batch: each process brings the rows of its parts of the batch (`batch_rows`)."""
+    """Returns a function from a host batch to a global batch on the mesh.
+
+    Each process passes its own rows of the batch (`batch_rows`). If rows are split over the axis `context`, their
+    tokens are reordered for it (axes.zigzag).
+    """
     around = mesh.shape["context"]
     mine, parts = axes.batch_parts(mesh)
 
@@ -99,16 +110,17 @@ def put(mesh: jax.sharding.Mesh):
 
 
 def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:
-    """Numbers of the rows of a global batch that this process reads, None for all of them."""
+    """Returns the indices of the rows of a global batch that this process reads; None: all of them."""
     mine, parts = axes.batch_parts(mesh)
     return None if len(mine) == parts else np.arange(batch_size).reshape(parts, -1)[mine].reshape(-1)
 
 
 def steps(config: ConfigDict, tx, objective: Objective):
-    """(train step, evaluation step), compiled at their first call."""
+    """Returns (train step, evaluation step); each compiles when it is first called."""
     train_step = make_train_step(objective, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike)
     return train_step, make_eval_step(objective)
 
 
 def loop_schedule(config: ConfigDict) -> Schedule:
+    """Returns when the training loop logs, evaluates and saves."""
     return Schedule(**{field.name: config[field.name] for field in dataclasses.fields(Schedule)})

@@ -1,4 +1,4 @@
-"""Every check of a config that can be made before its expensive part, and what is worth saying of one that passes."""
+"""Checks a config before anything expensive happens, and collects notes about a valid one."""
 
 import contextlib
 import math
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data.examples import kinds
 from launch.program.checking import ConfigError, checking
-from launch.run import build, companions, models, ranges
+from launch.run import build, models, ranges
 from model import architectures, axes, count, patterns, weights
 from model.compress.quantize import quantize
 from model.config import ModelConfig
@@ -20,12 +20,16 @@ from model.roles import Role, role_of
 from train.optimizer import UNREAD, fetched
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh | None, new: bool = True) -> None:
-    """Everything that can be known before data are prepared and programs compiled.
+def check(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None, new: bool = True) -> None:
+    """Checks everything that can be known before data are prepared and programs are compiled.
 
     Args:
-      mesh: None for one that is not here.
-      new: the run has not begun. One that has begun may go on with patterns that match nothing.
+      config: the whole config.
+      mesh: the devices of the run; None: they are not on this machine, so what depends on them is not checked.
+      new: whether the run is new. A run that has begun may continue with patterns that match nothing.
+
+    Raises:
+      ConfigError: the run would fail later.
     """
     ranges.check(config)
     if mesh is not None:
@@ -39,12 +43,11 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | None, new: bool = True) 
         objective.check(model, config.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    companions.check(objective, config)
     _check_training(config, model, new)
 
 
 def _check_training(config: ConfigDict, model: ModelConfig, new: bool) -> None:
-    """What trains, and by which patterns, on shapes alone."""
+    """Checks which parameters train, the optimizer, and the patterns of both, on shapes alone."""
     tuning, tx = models.tuning(config), build.optimizer(config, model)
 
     def make(key):
@@ -64,14 +67,18 @@ def _check_training(config: ConfigDict, model: ModelConfig, new: bool) -> None:
                 patterns.check_used(model, names, rules, of)
 
 
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Every device gets the same number of rows of every micro-batch, and of tokens of each row."""
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Checks that every device gets the same number of rows of each micro-batch, and of tokens of each row.
+
+    Raises:
+      ConfigError: it does not; names the nearest sizes that fit.
+    """
     split = {axis: mesh.shape[axis] for axis in axes.spec("batch")[0]} | {"accumulate": config.accumulate}
     parts = math.prod(split.values())
     if config.batch_size < 1 or config.batch_size % parts:
         near = [n for n in (config.batch_size // parts * parts, (config.batch_size // parts + 1) * parts) if n]
         raise ConfigError(
-            f"config.batch_size {config.batch_size} cannot be divided over "
+            f"config.batch_size {config.batch_size} cannot be divided evenly over "
             + " x ".join(f"{name}={size}" for name, size in split.items() if size > 1)
             + "; the nearest that can: "
             + ", ".join(map(str, near))
@@ -79,13 +86,13 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     if config.model.pipeline_slots and config.batch_size // parts % config.model.pipeline_slots:
         raise ConfigError(
             f"config.model.pipeline_slots {config.model.pipeline_slots} does not divide the "
-            f"{config.batch_size // parts} rows of a device in a micro-batch of the step"
+            f"{config.batch_size // parts} rows that a device has in each accumulated micro-batch"
         )
     halves = 2 * mesh.shape["context"]
     if halves > 2 and config.data.seq_len % halves:
         raise ConfigError(
-            f"config.data.seq_len {config.data.seq_len} cannot be split over context={halves // 2}, each device having "
-            f"two stretches of a row; the nearest that can: {-(-config.data.seq_len // halves) * halves}"
+            f"config.data.seq_len {config.data.seq_len} cannot be split over context={halves // 2}, because each "
+            f"device has two equal pieces of a row; the nearest that can: {-(-config.data.seq_len // halves) * halves}"
         )
 
 
@@ -99,16 +106,16 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Mapping[str, nnx.Varia
     if not config.checkpoint_every:
         but = " but the best evaluations" if config.early_stopping.patience else ""
         found.append(
-            f"note: config.checkpoint_every is 0, so nothing is saved{but}, neither before the end nor at it; SIGTERM, "
-            "Ctrl-C and an evaluation that fails still save"
+            f"note: config.checkpoint_every is 0, so nothing is saved{but}, not even at the end; only SIGTERM, "
+            "Ctrl-C and a failing evaluation save a checkpoint"
         )
     if unread := UNREAD.get(config.optimizer.name):
         fields = ", ".join(f"config.optimizer.{field}" for field in unread)
         found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
     routed = any(role_of(leaf) is Role.ROUTER for leaf in trains.values())
-    if routed and model.experts and not model.experts.correction and not config.objective.balance_loss:
-        found.append("note: nothing keeps the load of the experts even; config.objective.balance_loss=0.01 would")
-    with contextlib.suppress(CheckpointFolderError):  # of no family: nothing of it can be exported
+    if routed and model.experts and not model.experts.correction and config.objective.get("balance_loss") == 0:
+        found.append("note: nothing balances the load of the experts; config.objective.balance_loss=0.01 would")
+    with contextlib.suppress(CheckpointFolderError):  # the model belongs to no family, so it can't be exported anyway
         name = config.get("model_type") or registry.family_of(model)
         adapted = {path.removesuffix("/a") for path in trains if path.endswith("/a")}
         if why := peft.unreadable(model, registry.FAMILIES[name].table(model), adapted):
@@ -117,11 +124,11 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Mapping[str, nnx.Varia
 
 
 def _rare_sources(config: ConfigDict) -> list[str]:
-    """A line for each source whose weight is too small for a row of it in this run."""
+    """Returns a line for each source whose weight is too small to give this run a single row."""
     rows, sources = config.steps * config.batch_size, kinds.sources(config.data)
     total = math.fsum(weight for _, weight in sources)
     return [
-        f"note: {spec} has {weight:.6g} of the weights' sum of {total:.6g}, which is less than a row in the {rows:,} "
+        f"note: {spec} has weight {weight:.6g} of {total:.6g} in total, which is less than one row in the {rows:,} "
         "rows of this run"
         for spec, weight in sources
         if 0 < weight * rows < total

@@ -16,11 +16,13 @@ from launch.program.checking import ConfigError
 from launch.run import models, restore
 from launch.run.early_stopping import find_step
 from launch.run.workdirs import Workdir
+from model import architectures
 from model.adapt.prompt import Prompt
 from model.adapt.tuning import stands_on_frozen_base
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
 from model.weights import by_name, frozen
+from train import state as states
 from train.objectives.objective import Companion, Objective
 
 
@@ -30,8 +32,11 @@ class Companions(NamedTuple):
 
 
 def check(objective: Objective, config: ConfigDict) -> None:
-    """Refuses a config that does not name a workdir for each companion, or whose rows are not for companions, before
-    anything is read."""
+    """Checks, before anything is read, that a config names a workdir for each companion.
+
+    Raises:
+      ConfigError: it does not, or its rows are not for companions, because prompt tuning puts vectors into them.
+    """
     if objective.companions and isinstance(models.tuning(config).method, Prompt):
         raise ConfigError(
             f"config.adapt.method prompt puts vectors into the rows, which the {objective.companions[0].name} of "
@@ -43,7 +48,7 @@ def check(objective: Objective, config: ConfigDict) -> None:
         if not path:
             raise ConfigError(
                 f"{field} is empty, but config.objective.name {config.objective.name!r} needs a {companion.name} "
-                "beside the model that trains: set it to the workdir of one"
+                "beside the model that trains: set it to the workdir of that model"
             )
         if not (Path(path) / "config.json").exists():
             raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")
@@ -80,6 +85,23 @@ def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, d
         models[companion.name] = found
         record[companion.name] = {"workdir": str(workdir.path), "step": step, "content": content}
     return Companions(models, record)
+
+
+def planned(objective: Objective, config: ConfigDict, model) -> dict:
+    """Returns the companions' shapes on the current mesh, for a plan.
+
+    Args:
+      model: the shapes of the model that trains. A companion whose workdir is not here is as large.
+    """
+    shapes = {}
+    for companion in objective.companions:
+        if companion.field == "init_from" and stands_on_frozen_base(model):
+            continue
+        path = Path(_path(config, companion) or ".")
+        there = Workdir(path.absolute()).architecture if (path / "config.json").exists() else model.config
+        like = _computing_like(there, model.config)
+        shapes[companion.name] = states.abstract_model(lambda rngs, like=like: frozen(architectures.make(like, rngs)))
+    return shapes
 
 
 def _path(config: ConfigDict, companion: Companion) -> str:

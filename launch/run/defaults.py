@@ -1,4 +1,7 @@
-"""What a recorded config that lacks a field means by that: every block with its defaults, from where it is read."""
+"""Completes recorded configs: a field that a config lacks has the default of the code that reads it.
+
+A default is what runs did before the field existed, so configs of older versions keep their meaning.
+"""
 
 import dataclasses
 import json
@@ -17,11 +20,11 @@ _PARTS = {
     "rope": Rope,
     "latent": Latent,
     "experts": Experts,
-}  # blocks of `model`; None where the model has no such part
+}  # blocks of `model`; each is None if the model has no such part
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
-    """Nested fields by their names with dots."""
+    """Returns nested fields as one dict, by their names with dots."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -29,10 +32,10 @@ def flat(tree: dict, prefix: str = "") -> dict:
 
 
 def completed(fields: dict) -> dict:
-    """Nested fields, as JSON has them, with the defaults of all that are not there.
+    """Returns nested fields, in JSON's types, with the defaults of all fields that are missing.
 
-    What was imported or made of adapters of peft is a model and no run, and its config has no `data`: it has read
-    nothing, and its rows may be as long as the model allows.
+    An imported model or adapter has no `data`, because no run trained it here. It gets no sources, and rows as long as
+    the model allows.
     """
     model = fields["model"]
     found = DEFAULTS | {
@@ -48,7 +51,7 @@ def completed(fields: dict) -> dict:
 
 
 def _name(fields: Mapping, block: str, field: str) -> str:
-    """What chooses the other fields of a block."""
+    """Returns the value of the field that decides which other fields a block has."""
     default = (DEFAULTS if block in DEFAULTS else DEFAULTS["data"])[block][field]
     return fields.get(block, {}).get(field, default)
 
@@ -64,8 +67,8 @@ def _model(given: dict) -> dict:
 def _adapt(method: str) -> dict:
     kind = tuning.METHODS.get(method)
     own = {} if kind is None else _of(kind)
-    if method == "prompt":  # a config names the text, of which the run's tokenizer makes the ids
-        own = {name: value for name, value in own.items() if name != "init_ids"} | {"init_text": ""}
+    if own.pop("init_ids", None) is not None:  # a config has the text, from which the run's tokenizer makes the ids
+        own["init_text"] = ""
     return {"method": DEFAULTS["adapt"]["method"]} | own | tuning.BASE
 
 
@@ -77,7 +80,7 @@ def _data(corruption: str) -> dict:
 
 
 def _of(kind: type) -> dict:
-    """The defaults of a dataclass; fields without one are left out."""
+    """Returns the defaults of a dataclass; fields without one are left out."""
     found = {}
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
@@ -88,7 +91,7 @@ def _of(kind: type) -> dict:
 
 
 def _filled(defaults: dict, given: dict) -> dict:
-    """`given`, and where it lacks a field, at any depth, that of `defaults`."""
+    """Returns `given`, with the fields that it lacks, at any depth, taken from `defaults`."""
     found = defaults | given
     for name, value in given.items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):

@@ -1,4 +1,4 @@
-"""config.early_stopping, and the flag --step: which checkpoint of a run is read."""
+"""Reads config.early_stopping, and chooses the checkpoint that programs read (the flag --step)."""
 
 import sys
 
@@ -9,11 +9,19 @@ from launch.program.checking import ConfigError, checking
 from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import EarlyStopping
 
-flags.disclaim_key_flags()  # --step belongs to the program that calls define_step: its --help shows no others' flags
+flags.disclaim_key_flags()  # so that --help of a program that calls define_step lists --step as its own
 
 
 def make(config: ConfigDict, saved: dict | None = None) -> EarlyStopping:
-    """As the block says, and as it was when `saved`, the loop's part of a checkpoint, was written."""
+    """Returns early stopping as config.early_stopping describes it.
+
+    Args:
+      config: the whole config.
+      saved: the loop's part of a checkpoint, to continue counting from there; None: a new run.
+
+    Raises:
+      ConfigError: a value is not possible, or there are no evaluations or best checkpoints to stop by.
+    """
     with checking("config.early_stopping"):
         stopping = EarlyStopping(**config.early_stopping, saved=(saved or {}).get("early_stopping"))
     if stopping.patience and not (config.eval_every and config.keep_best):
@@ -25,14 +33,14 @@ def make(config: ConfigDict, saved: dict | None = None) -> EarlyStopping:
 
 
 def define_step():
-    """The flag --step of a program that reads one checkpoint of a run."""
+    """Defines the flag --step of a program that reads one checkpoint of a run."""
     return flags.DEFINE_string(
-        "step", "", "Checkpoint to read: a number, latest, or best. Without: best if the run ended early, else latest."
+        "step", "", "Checkpoint to read: a number, latest, or best. Default: best if the run ended early, else latest."
     )
 
 
 def find_step(checkpoints: Checkpoints, wanted: str = "") -> int:
-    """The step that `wanted` means (Checkpoints.find); says on stderr where it is an earlier one that is the best."""
+    """Returns the step that `wanted` means (Checkpoints.find), with a line on stderr if it is not the latest one."""
     step, latest = checkpoints.find(wanted), checkpoints.latest_step
     if step != latest and not wanted.isdecimal():
         run = checkpoints.directory.parent

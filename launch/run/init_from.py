@@ -1,16 +1,16 @@
-"""config.init_from: a run that begins with the parameters, the architecture and the tokenizer of another workdir.
+"""Starts a run from another workdir (config.init_from): its parameters, its architecture and its tokenizer.
 
-Optimizer and step are new. An adapter's checkpoints hold the adapter alone, so it needs the other workdir for good; any
-other run does not, once it has its first checkpoint.
+Optimizer state and step are new. Checkpoints of an adapter hold only the adapter, so such a run always needs the other
+workdir. Any other run needs it only until its own first checkpoint.
 """
 
 import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -27,27 +27,30 @@ from train import state
 
 
 class _Taken(NamedTuple):
-    """What a run takes from the other workdir: from there at its start, later as it has recorded it."""
+    """What a run takes from the other workdir: read there when the run begins, and from its own record later."""
 
-    place: str  # as it is written in the config
+    place: str  # config.init_from as the user wrote it
     step: str
     model: dict  # the block `model`
     tokenizer: ConfigDict  # the block `data.tokenizer`
-    facts: dict  # of which family the model is, where that is known
+    facts: dict  # the model's family (model_type), if it is known
 
 
 def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) -> tuple[ConfigDict, Workdir | None]:
-    """(the config with architecture and tokenizer of config.init_from, the workdir that this names); without one, (the
-    config as it is, None).
+    """Fills in the architecture and the tokenizer that a config leaves to config.init_from.
 
-    Fields that are of a run and not of its parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
+    Fields that do not belong to the parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
 
     Args:
-      workdir: of the run; once it has a checkpoint, what it has recorded counts.
-      chosen: fields that the user has set, 'model.num_layers': they must not contradict.
+      config: the config as the user gave it.
+      workdir: that of the run; if it has a checkpoint, its record is used instead of the other workdir's.
+      chosen: fields that the user has set by flags, like 'model.num_layers'.
+
+    Returns:
+      (the completed config, the workdir of config.init_from); (config, None) if config.init_from is empty.
 
     Raises:
-      ConfigError: there is nothing to begin with, though an adapter needs it, or a chosen field says something else.
+      ConfigError: config.init_from is empty but an adapter needs it, or a chosen field contradicts it.
     """
     begun = workdirs.begun(workdir.path)
     if begun:
@@ -55,16 +58,17 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     if not config.init_from:
         if models.tuning(config).method:
             raise ConfigError(
-                f"config.adapt.method {config.adapt.method} trains over a model that is there: set config.init_from to "
+                f"config.adapt.method {config.adapt.method} trains over an existing model: set config.init_from to "
                 "its workdir"
             )
         return config, None
     source = Workdir(Path(config.init_from).absolute())
     if begun and workdir.tuning.method:
-        source = workdir.base  # is still needed, and must be there
+        source = workdir.base  # still needed, so a missing one is an error now
     taken = _recorded(workdir, config) if begun else _found(source, config)
     own = {*RUNNING}
-    if models.objective(config).head(config.data):  # it is of the data; `create` takes the source's over where it fits
+    # A head for labels depends on the data; `create` loads the source's head if it fits.
+    if models.objective(config).head(config.data):
         own |= {"head", "num_labels"}
     _refuse_contradictions(config, taken.model, [name for name in chosen if name.removeprefix("model.") not in own])
     config = _with(config, taken, own)
@@ -74,7 +78,7 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
 
 
 def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
-    """The config with what is taken; fields of the model whose names are in `own` stay as they are."""
+    """Returns the config with what is taken; fields of the model that `own` names stay as they are."""
     fields = {name: value for name, value in taken.model.items() if name not in own}
     left_to_data = {"head": "", "num_labels": 0}
     fields |= {name: value for name, value in left_to_data.items() if name in own}
@@ -89,12 +93,10 @@ def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
 
 
 def _found(source: Workdir, config: ConfigDict) -> _Taken:
-    """What a new run begins with."""
+    """Returns what a new run takes from `source`."""
     restore.check_mergeable(source)
     if note := restore.quantization_note(source):
-        print(
-            f"warning: {note}; launch.convert --merge --merge_into=quantized makes a workdir of that", file=sys.stderr
-        )
+        print(f"warning: {note}; launch.convert --merge --merge_into=quantized avoids that", file=sys.stderr)
     with contextlib.closing(source.checkpoints()) as checkpoints:
         step = find_step(checkpoints, config.init_step)
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
@@ -102,29 +104,31 @@ def _found(source: Workdir, config: ConfigDict) -> _Taken:
 
 
 def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
-    """The same of a run that goes on; a step that the user names again must be the same."""
+    """Returns what a run that continues has recorded. A step that the user gives is kept, to be compared later."""
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
     return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir))
 
 
 def _keep_form(config: ConfigDict, source: Workdir) -> None:
-    """Says in config.adapt that the base is quantized, where the other workdir holds one that is. `float`, its default,
-    means the weights as they are there."""
+    """Sets config.adapt.base to the form of the weights in the other workdir, if those are quantized.
+
+    The default, `float`, means weights as they are there.
+    """
     form, tuning = source.compression, models.tuning(config)
     if form is None:
         return
     if tuning.method is None:
         raise ConfigError(
             f"config.init_from {config.init_from} holds weights in {form.kind}, which can't train: train an adapter "
-            "over them (configs/lora.py), or begin with the model that they were made of"
+            "over them (configs/lora.py), or begin with the float model that they were made from"
         )
     there, wanted = models.base_fields(form), models.base_fields(tuning.quantization)
     if wanted and wanted != there:
         raise ConfigError(
-            f"config.init_from {config.init_from} holds weights in another form than config.adapt wants: {there} "
-            f"there, {wanted} now; leave config.adapt.base float (as they are there), or begin with the model that "
-            "they were made of"
+            f"config.init_from {config.init_from} holds weights in another form than config.adapt asks for: {there} "
+            f"there, {wanted} now; set config.adapt.base to float (which keeps their form), or begin with the float "
+            "model that they were made from"
         )
     with config.unlocked():
         config.adapt.update(there)
@@ -144,7 +148,7 @@ def _refuse_another(config: ConfigDict, workdir: Workdir) -> None:
 
 
 def _refuse_contradictions(config: ConfigDict, model: dict, chosen: Iterable[str]) -> None:
-    """`chosen`: fields that the user has set, without those of a model that a run says for itself."""
+    """Raises a ConfigError if a field in `chosen` has another value than the model that config.init_from names."""
     of_the_source = flat({"model": model})
     lines = []
     for name in chosen:
@@ -152,14 +156,14 @@ def _refuse_contradictions(config: ConfigDict, model: dict, chosen: Iterable[str
         for part in name.split("."):
             value = value[part]
         if name.startswith("data.tokenizer."):
-            lines.append(f"config.{name}: a run takes the tokenizer with the parameters")
+            lines.append(f"config.{name}: the tokenizer comes with the parameters")
         elif name.startswith("model."):
             there = of_the_source.get(name)
-            if json.dumps(there) != json.dumps(value):  # where a tuple is a list
+            if json.dumps(there) != json.dumps(value):  # so that a tuple equals a list
                 lines.append(f"config.{name}: {there!r} there, {value!r} now")
     if lines:
         raise ConfigError(
-            f"config.init_from {config.init_from} says otherwise; leave these flags out:\n  " + "\n  ".join(lines)
+            f"config.init_from {config.init_from} contradicts these flags; leave them out:\n  " + "\n  ".join(lines)
         )
 
 
@@ -170,15 +174,22 @@ def create(
     tuning: Tuning,
     tx,
     resume: bool = False,
-    labels: dict | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> tuple[state.TrainState, str | None]:
-    """(state that a run begins with, content hash of its base): parameters of config.init_from or random ones, and a
-    new optimizer. There is a hash where only what trains over the base will be saved.
+    """Creates the state that a run begins with: parameters of config.init_from or random ones, and a new optimizer.
 
     Args:
-      source: the workdir of config.init_from; None: there is none.
-      resume: the state will be read from a checkpoint: only what that does not hold is made, the rest are shapes.
-      labels: of a classifier (data/examples/labels.py).
+      config: the config that `resolve` completed.
+      source: the workdir of config.init_from; None: the parameters are random.
+      model_config: the architecture.
+      tuning: which parameters train.
+      tx: the optimizer.
+      resume: whether a checkpoint will be loaded into the state. Then only arrays that it lacks (the base under an
+        adapter) are real, and the rest are shapes.
+      labels: the labels that a classifier learns (data/examples/labels.py).
+
+    Returns:
+      (state, content hash of the base); the hash is None if checkpoints will hold all parameters.
     """
     make_model = lambda rngs: tuning.apply(architectures.make(model_config, rngs), rngs.params())
     if resume and not tuning.method:

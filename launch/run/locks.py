@@ -1,12 +1,12 @@
-"""One run at a time in a workdir: two would write over each other's metrics and delete each other's checkpoints.
+"""Locks a workdir: two runs in one would overwrite each other's metrics and delete each other's checkpoints.
 
-The lock is the system's own (flock), on WORKDIR/.run.lock: it ends with the process that holds it, however that ends,
-so a kill leaves nothing to clear away. On an NFS mount Linux asks the server for it, so it holds for other hosts too;
-the lock of a host that is gone ends there with its lease, in about 90 seconds. Of several processes of one run, process
-0 holds it. What the file says is only for the message.
+The lock is the kernel's (flock) on WORKDIR/.run.lock. It ends with the process that holds it, even if that is killed,
+so there are no stale locks to remove. On an NFS mount, Linux asks the server for the lock, so other hosts respect it;
+if its host is lost, it ends with the lease, after about 90 seconds. In a run of several processes, process 0 holds it.
+The content of the file is used only in the error message.
 
-Left out: file systems whose locks do not reach other hosts (NFS mounted with nolock, some FUSE mounts). There the hosts
-of two runs can't know of each other.
+Left out: file systems whose locks do not reach other hosts (NFS mounted with nolock, some FUSE mounts). Runs on two
+hosts can't detect each other there.
 """
 
 import contextlib
@@ -23,21 +23,23 @@ from pathlib import Path
 
 from launch.program.checking import ConfigError
 
-_NAME = ".run.lock"  # another file than that of data/stage.py, whose folder may be the workdir
-_SECONDS = 3.0  # in which a process that was just killed gives its lock back
+_NAME = ".run.lock"  # not the name that data/stage.py uses: config.data.dir may be the workdir
+_SECONDS = 3.0  # how long to wait for the lock of a process that was just killed
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def alone(workdir: Path, what: str) -> Iterator[None]:
-    """While the block runs, no other process runs one for this folder. The folder is made if it is not there; if
-    nothing else was put into it, it is removed again.
+    """Holds the lock of a workdir while the block runs.
+
+    The folder is created if it is missing, and removed again if nothing else was written to it.
 
     Args:
-      what: what this process does there ('trains'), for the message that another process shows.
+      workdir: the folder.
+      what: what this process does there ('trains'), for the error message of other processes.
 
     Raises:
-      ConfigError: another process holds the lock; says which one, where and since when.
+      ConfigError: another process holds the lock; the message says which one, where, and since when.
     """
     new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     path = workdir / _NAME
@@ -46,7 +48,7 @@ def alone(workdir: Path, what: str) -> Iterator[None]:
         descriptor = _locked(path, what)
         yield
     finally:
-        with contextlib.suppress(OSError):  # a folder that is not empty stays, and so do those around it
+        with contextlib.suppress(OSError):  # a folder that is not empty stays, and so do its parents
             if descriptor is not None and [found.name for found in workdir.iterdir()] == [_NAME]:
                 path.unlink()
             for folder in new:
@@ -56,23 +58,23 @@ def alone(workdir: Path, what: str) -> Iterator[None]:
 
 
 def _locked(path: Path, what: str) -> int:
-    """The descriptor that holds the lock, until it is closed."""
+    """Returns a file descriptor that holds the lock until it is closed."""
     deadline = time.monotonic() + _SECONDS
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)  # another process may have taken it away
+            path.parent.mkdir(parents=True, exist_ok=True)  # another process may have removed it
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise ConfigError(
-                f"{path} can't be made or opened ({error.strerror}): remove it if it is of another user, or use "
-                "another --workdir"
+                f"{path} can't be created or opened ({error.strerror}): remove it if it belongs to another user, or "
+                "use another --workdir"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 words = f"note: the file system of {path.parent} has no locks ({error.strerror})"
-                print(f"{words}: nothing keeps a second run out of this folder", file=sys.stderr, flush=True)
+                print(f"{words}, so a second run in this folder would not be noticed", file=sys.stderr, flush=True)
                 return descriptor
             os.close(descriptor)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -84,11 +86,11 @@ def _locked(path: Path, what: str) -> int:
         if _is(descriptor, path):
             _sign(descriptor, what)
             return descriptor
-        os.close(descriptor)  # who held it has taken the file away
+        os.close(descriptor)  # its last holder has deleted the file
 
 
 def _is(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one of this name."""
+    """Returns whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -98,7 +100,7 @@ def _is(descriptor: int, path: Path) -> bool:
 def _sign(descriptor: int, what: str) -> None:
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     holder = {"what": what, "process": os.getpid(), "host": socket.gethostname(), "since": now}
-    with contextlib.suppress(OSError):  # of a disk that is full: the lock holds without it
+    with contextlib.suppress(OSError):  # if the disk is full; the lock holds without it
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
@@ -108,8 +110,8 @@ def _held_by(path: Path) -> str:
         holder = json.loads(path.read_text())
         who = "process {process} on {host} {what} in {folder} since {since}".format(folder=path.parent, **holder)
     except (OSError, ValueError, KeyError, TypeError):
-        who = f"another process is at work in {path.parent}, which has not said who it is"
+        who = f"an unknown process is at work in {path.parent}"
     return (
-        f"{who}; two at once would spoil each other's files. Wait for it, stop it, or use another --workdir (the lock "
-        "ends with that process; if its host is gone, the file server ends it in about 90 seconds)"
+        f"{who}; two at once would overwrite each other's files. Wait for it, stop it, or use another --workdir (the "
+        "lock ends with that process; if its host is lost, the file server ends the lock after about 90 seconds)"
     )

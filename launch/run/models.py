@@ -1,4 +1,4 @@
-"""From a config to the architecture of its model, to what of it trains, and to what it learns."""
+"""Reads from a config the architecture of its model, its objective, and which parameters train."""
 
 import dataclasses
 import difflib
@@ -20,23 +20,34 @@ from train.objectives.objective import Objective
 
 
 def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 0) -> ModelConfig:
-    """The block `model` of a config, with room for the rows of its data.
+    """Returns the architecture that `config.model` describes; its context has room for the rows of the data.
 
-    What it leaves to the data comes from there: a vocabulary of 0 is the tokenizer's, rounded up so that it splits over
-    a mesh; 0 labels are as many as there are, and a head of '' is the one for their kind.
+    Some fields may be left to the data. A vocab_size of 0 becomes the tokenizer's size, rounded up to a multiple of 64
+    so that it splits over a mesh. num_labels of 0 becomes the number of labels. A head of '' becomes the objective's
+    head for this kind of data.
+
+    Args:
+      config: the whole config; `adapt` and `train_only` decide where layers are split into separate stacks.
+      tokenizer_size: number of tokens; 0: unknown.
+      num_labels: number of scores that the labels need; 0: unknown.
+
+    Raises:
+      ConfigError: a field is unknown, its value is not possible, or it does not fit the data.
     """
     fields = config.model.to_dict()
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"config.model.{name} is no field of the model" + (f"; is it {near[0]}?" if near else ""))
+            raise ConfigError(
+                f"config.model.{name} is not a field of the model" + (f"; did you mean {near[0]}?" if near else "")
+            )
     fields |= _left_to_data(config, fields, tokenizer_size, num_labels)
     with checking("config.model"):
         model = ModelConfig(**fields)
-    parted = tuning(config)  # where the stacks are parted follows from what trains
+    trains = tuning(config)  # layers that train differently are in separate stacks
     with checking("config"):
-        model = dataclasses.replace(model, cuts=parted.cuts(model, count.names(model)))
+        model = dataclasses.replace(model, cuts=trains.cuts(model, count.names(model)))
     if config.data.seq_len > model.max_length:
         raise ConfigError(
             f"config.data.seq_len {config.data.seq_len} is longer than config.model.max_length {model.max_length}"
@@ -45,7 +56,7 @@ def model_config(config: ConfigDict, tokenizer_size: int = 0, num_labels: int = 
 
 
 def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_labels: int) -> dict:
-    """The fields that follow from the data where the config does not say them; where it does, they must fit these."""
+    """Returns the fields that the config leaves to the data, and checks that those which it sets fit the data."""
     found: dict[str, Any] = {}
     if not fields["vocab_size"] and tokenizer_size:
         found["vocab_size"] = -(-tokenizer_size // 64) * 64
@@ -61,31 +72,33 @@ def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_lab
     elif num_labels and fields.get("num_labels", num_labels) != num_labels:
         raise ConfigError(
             f"config.model.num_labels is {fields['num_labels']}, but the labels need {num_labels}; set it to 0 (as "
-            "many as there are)"
+            "many as the labels need)"
         )
     return found
 
 
 def objective(config: ConfigDict, labels: Mapping | None = None) -> Objective:
-    """The block `objective` of a config as an object.
+    """Returns the objective that `config.objective` describes.
 
     Args:
-      labels: what is known of those that are learnt (Prepared.labels).
+      config: the whole config.
+      labels: facts about the labels of the data (Prepared.labels); None: there are none, or they are not known yet.
 
     Raises:
-      ConfigError: an unknown objective, an unknown field, or a value that is not possible.
+      ConfigError: the objective or a field is unknown, or a value is not possible.
     """
     try:
         return table.make(config.objective).about(labels)
-    except (ValueError, TypeError) as error:  # it begins with the field's name
+    except (ValueError, TypeError) as error:  # the message begins with the field's name
         raise ConfigError(f"config.objective.{error}") from error
 
 
 def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:
-    """What of the model trains: the blocks `adapt` and `train_only` of a config.
+    """Returns which parameters train, and with which adapter: the blocks `adapt` and `train_only` of a config.
 
     Args:
-      words: for an adapter that begins with a text.
+      config: the whole config.
+      words: the tokenizer, for prompt tuning that starts from a text (`adapt.init_text`); None: the text is ignored.
     """
     fields = config.adapt.to_dict()
     text = fields.pop("init_text", "")
@@ -100,7 +113,7 @@ def tuning(config: ConfigDict, words: Tokenizer | None = None) -> Tuning:
 
 
 def base_fields(form: Settings | None) -> dict:
-    """What the block `adapt` says of a base that is kept so."""
+    """Returns the fields of the block `adapt` that describe a base in this form; {} for float weights (None)."""
     if form is None:
         return {}
     fields = form.fields()
@@ -108,6 +121,6 @@ def base_fields(form: Settings | None) -> dict:
 
 
 def prefix(config: ConfigDict) -> tuple[int, ...]:
-    """The ids that an example begins with: of prompt tuning."""
+    """Returns the ids that prompt tuning puts before every example; () for other methods."""
     method = tuning(config).method
     return method.ids(config.model.vocab_size) if isinstance(method, Prompt) else ()

@@ -1,4 +1,4 @@
-"""Where a workdir may be: which paths are refused before anything is made, and why."""
+"""Checks the path of a workdir before anything is created there."""
 
 import os
 import re
@@ -6,27 +6,32 @@ from pathlib import Path
 
 from launch.program.checking import ConfigError
 
-# What in a path leads elsewhere than it says.
+# Parts of a path that would make the run write elsewhere than the user expects: what is wrong, and a pattern for it.
 _MISTAKEN = {
-    "looks like the address of a bucket; a workdir is a folder: mount the bucket, and name that": "[^/]+:(?=/)",
+    "looks like the address of a bucket, but a workdir is a folder; mount the bucket and name that": "[^/]+:(?=/)",
     "was not expanded by the shell; write $HOME instead": "(?<=/)~(?=/|$)",
-    "is a backslash, which Orbax takes for a slash; use another name": r"\\",
+    "is a backslash, which Orbax reads as a slash; use another name": r"\\",
     "is not UTF-8; use another name": "[\ud800-\udfff]",
     "is a null byte; use another name": "\0",
 }
 
 
 def named(text: str) -> Path:
-    """The folder that --workdir names."""
+    """Returns the absolute path of the folder that --workdir names.
+
+    Raises:
+      ConfigError: the name is empty.
+    """
     if not text:
-        raise ConfigError("--workdir is empty; name a folder (a variable in the command may not be set)")
+        raise ConfigError("--workdir is empty; name a folder (perhaps a shell variable in the command is not set)")
     return Path(text).absolute()
 
 
 def check(workdir: Path) -> None:
-    """
+    """Checks that a run can be written to this folder.
+
     Raises:
-      ConfigError: the folder can't be made or written, or Orbax would write to another place.
+      ConfigError: the folder can't be created or is not writable, or Orbax would write to another place.
     """
     for what, wrong in _MISTAKEN.items():
         if found := re.search(wrong, str(workdir)):
@@ -35,10 +40,10 @@ def check(workdir: Path) -> None:
         for folder in (workdir, workdir / "checkpoints"):
             there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
             if not there.is_dir():
-                kind = "a file" if there.exists() else "a link to nothing"
-                raise ConfigError(f"{there} is {kind}, and no folder: use another --workdir, or move it away")
+                kind = "a file" if there.exists() else "a broken symbolic link"
+                raise ConfigError(f"{there} is {kind}, not a folder: use another --workdir, or move it away")
         there = next(path for path in (workdir, *workdir.parents) if path.exists())
     except OSError as error:
         raise ConfigError(f"--workdir {workdir}: {error.strerror}; use another one") from error
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{there} may not be written: change its permissions, or use another --workdir")
+        raise ConfigError(f"{there} is not writable: change its permissions, or use another --workdir")

@@ -1,8 +1,8 @@
-"""config.json of a workdir: written here, and read here alone, so that whoever asks gets a config of today.
+"""Writes and reads config.json of a workdir. No other file reads it, so all code gets a config in today's form.
 
-A run outlives new fields: what its config lacks has its default (defaults.py), which says what runs did before there
-was the field. A field that was renamed, or whose values are of another type now, stands in CHANGES. A field that is
-neither known nor there is refused by name, for what it asked for would be left out in silence.
+Runs stay readable when fields change. A field that an old config lacks has its default (defaults.py), which is what
+runs did before the field existed. CHANGES lists fields that were renamed or got another type. An unknown field is an
+error that names it, because ignoring it would silently drop a setting of the run.
 """
 
 import dataclasses
@@ -22,36 +22,37 @@ NAME = "config.json"
 
 
 class Change(NamedTuple):
-    """A field that older versions of config.json have otherwise."""
+    """A field that older versions of config.json have under another name or type."""
 
-    version: int  # the first one that has it as it is now
-    was: str  # its name there, with dots
+    version: int  # the first version that has the field as it is now
+    was: str  # its name in older versions, with dots
     now: str
-    value: Callable[[Any], Any] = lambda value: value  # its value now, from the one there
+    value: Callable[[Any], Any] = lambda value: value  # computes the new value from the old one
 
 
-VERSION = 1  # what is written; raise it with each entry of CHANGES. Before 1 config.json did not say its version.
-CHANGES: tuple[Change, ...] = ()  # in the order in which they came
+VERSION = 1  # of the files that are written; increase it with each entry of CHANGES. Version 0 had no such field.
+CHANGES: tuple[Change, ...] = ()  # oldest first
 
-# What config.json says beside the fields of a run: of which family a model was, from which folder it was imported, and
-# whether its weights were changed for that; and how its checkpoint keeps weights that launch.compress has quantized.
+# Entries of config.json that are not fields of a run: the family of an imported model, the folder that it came from,
+# whether the import changed its weights, and how a checkpoint of launch.compress stores its quantized weights.
 FACTS = ("model_type", "imported_from", "imported_changed", "compress")
 
 
 def written(config: ConfigDict) -> dict:
-    """A config as it is recorded, in JSON's types."""
+    """Returns the content of config.json for a config, in JSON's types."""
     return {"version": VERSION} | json.loads(config.to_json())
 
 
 def write(workdir: Path, config: ConfigDict) -> None:
+    """Writes config.json atomically."""
     files.replace(workdir / NAME, json.dumps(written(config), indent=2) + "\n")
 
 
 def read(workdir: Path) -> dict:
-    """The recorded fields, by the names that they have today; those that are not there are left out.
+    """Returns the recorded fields by their current names; fields that the file lacks are left out.
 
     Raises:
-      ConfigError: there is no config of a run, it is damaged or of a later version, or has a field that nobody knows.
+      ConfigError: there is no config of a run, it is damaged or of a later version, or it has an unknown field.
     """
     path = workdir / NAME
     if not path.exists():
@@ -59,16 +60,23 @@ def read(workdir: Path) -> dict:
     given = read_json(path)
     if isinstance(given, dict) and "model" not in given and "model_type" in given:
         raise ConfigError(
-            f"{workdir} is a checkpoint folder of Hugging Face and no workdir; make one of it: python -m "
+            f"{workdir} is a checkpoint folder of Hugging Face, not a workdir; convert it: python -m "
             f"launch.convert --from_hf={workdir} --workdir=..."
         )
     if not isinstance(given, dict) or not isinstance(given.get("model"), dict):
-        raise ConfigError(f"{path} is no config of a run: it has no block 'model'; restore it, or use a new --workdir")
+        raise ConfigError(
+            f"{path} is not the config of a run: it has no block 'model'; restore it, or use a new --workdir"
+        )
     return current(given, str(path))
 
 
 def current(given: dict, where: str) -> dict:
-    """Fields that were recorded in `where`, by any version up to this one, as `read` gives them."""
+    """Returns recorded fields of any version up to this one in the current form, as `read` does.
+
+    Args:
+      given: the fields as recorded.
+      where: the file that they are from, for errors.
+    """
     fields = dict(given)
     version = fields.pop("version", 0)
     if type(version) is not int or version > VERSION:
@@ -79,8 +87,8 @@ def current(given: dict, where: str) -> dict:
     fields = _changed(fields, [change for change in CHANGES if change.version > version], where)
     if unknown := _unknown(fields):
         raise ConfigError(
-            f"{where} has the field {unknown[0]}, which nothing here reads: use the code that wrote it; if it was put "
-            "in by hand, take it out"
+            f"{where} has the field {unknown[0]}, which this code does not know: use the code that wrote it, or remove "
+            "the field if it was added by hand"
         )
     return fields
 
@@ -116,8 +124,12 @@ def _unknown(fields: dict) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of a workdir says."""
+    """Returns the content of a JSON file of a workdir.
+
+    Raises:
+      ConfigError: it is not valid JSON.
+    """
     try:
         return json.loads(path.read_text())
-    except ValueError as error:  # also of bytes that are no text
+    except ValueError as error:  # also raised for bytes that are not UTF-8
         raise ConfigError(f"{path} is damaged ({error}); restore it, or use a new --workdir") from error

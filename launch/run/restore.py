@@ -1,11 +1,13 @@
-"""Models out of workdirs: a trained or imported one, or a base with what was trained over it.
+"""Loads models from workdirs: whole models, or a base with the adapter that was trained over it.
 
-for_inference -> model -> over_base -> pretrained, of the base -> its own checkpoint, or over_base again and merged
+The calls are for_inference -> model -> over_base -> pretrained (of the base). The last one reads the base's own
+checkpoint; if that holds an adapter too, it calls over_base again and merges the adapter.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -24,8 +26,17 @@ from train import state as states
 
 
 def for_inference(run: Workdir, mesh: jax.sharding.Mesh | None = None, step: str = "", dtype: str | None = None):
-    """(mesh, model, tokenizer) of a checkpoint (Checkpoints.find), on a mesh or on one device; in another precision
-    than the run's, where `dtype` says one."""
+    """Loads a model to generate, evaluate or export.
+
+    Args:
+      run: the workdir of the model.
+      mesh: the devices to load it onto; None: one device.
+      step: which checkpoint (Checkpoints.find).
+      dtype: the precision (see in_precision); None: the run's.
+
+    Returns:
+      (mesh, model, tokenizer).
+    """
     config = in_precision(run, run.architecture, dtype)
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
@@ -33,16 +44,19 @@ def for_inference(run: Workdir, mesh: jax.sharding.Mesh | None = None, step: str
 
 
 def in_precision(run: Workdir, config: ModelConfig, dtype: str | None) -> ModelConfig:
-    """The run's config with parameters and computation in `dtype`; None: as they are. Where weights are quantized, the
-    other parameters belong to them, and to what was trained over them: they stay, and `dtype` is computed in."""
+    """Returns the run's architecture with parameters and computation in `dtype`; None: as it is.
+
+    If weights are quantized, only the computation is in `dtype`. The other parameters keep their dtype, because the
+    quantized weights, and an adapter over them, were made for exactly these values.
+    """
     if dtype is None:
         return config
     quantized = run.tuning.quantization is not None or run.compression is not None
-    return dataclasses.replace(config, dtype=dtype, **({} if quantized else {"param_dtype": dtype}))
+    return dataclasses.replace(config, dtype=dtype, param_dtype=config.param_dtype if quantized else dtype)
 
 
 def spread(config: ModelConfig) -> jax.sharding.Mesh:
-    """An fsdp mesh of as many devices as the model can be split over."""
+    """Returns an fsdp mesh over as many devices as the model can be split over."""
     devices = jax.devices()
     for size in range(len(devices), 1, -1):
         with contextlib.suppress(ValueError):
@@ -52,7 +66,7 @@ def spread(config: ModelConfig) -> jax.sharding.Mesh:
 
 
 def model(run: Workdir, config: ModelConfig, step: str = ""):
-    """The model of a checkpoint, on the mesh that is set; with its adapters, if it has some."""
+    """Loads the model of a checkpoint, with its adapter if it has one, onto the current mesh."""
     if run.tuning.method is not None:
         return over_base(run, config, run.tuning, step)[0]
     like = states.abstract_model(_maker(run, config))
@@ -60,23 +74,31 @@ def model(run: Workdir, config: ModelConfig, step: str = ""):
         step_there = find_step(checkpoints, step)
         if run.compression is None:
             return checkpoints.restore_model(like, step_there)
-        # One array after another: Orbax, given all, has a second copy of many at once, and who reads a quantized model
-        # may have no room for more than that.
-        arrays = [array for _, array in checkpoints.restore_arrays(by_name(like), step_there)]
+        # One array at a time: asked for all, Orbax holds a second copy of many of them at once, and a machine that
+        # needs a quantized model may have no memory for that.
+        shapes: Mapping[str, Any] = by_name(like)  # shapes, because the model is abstract
+        arrays = [array for _, array in checkpoints.restore_arrays(shapes, step_there)]
     return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
 
 def _maker(run: Workdir, config: ModelConfig):
-    """nnx.Rngs -> a model of `config` whose weights are kept as in the checkpoints of `run`; for its shapes."""
+    """Returns a function from nnx.Rngs to a model of `config`, with weights in the form that the checkpoints of `run`
+    store. It is traced for shapes and for missing parameters."""
     make, form = lambda rngs: architectures.make(config, rngs), run.compression
     return make if form is None else lambda rngs: quantize.quantize(make(rngs), form)
 
 
 def over_base(run: Workdir, config: ModelConfig, tuning: Tuning, step: str = ""):
-    """(model of a run that holds what trained over a base, content hash of that base), on the mesh that is set.
+    """Loads a model whose checkpoints hold only what was trained over a base, onto the current mesh.
 
     Args:
-      tuning: the run's, or with it over the weights as they were before they were quantized.
+      run: its workdir.
+      config: its architecture.
+      tuning: that of the run; without `quantization` the adapter is loaded over the original weights of the base.
+      step: which checkpoint (Checkpoints.find).
+
+    Returns:
+      (model, content hash of the base).
     """
     seed, base_step = run.config.seed, run.config.init_step
     base, content, _ = pretrained(run.base, config, seed, run.labels, tuning.quantization, base_step)
@@ -86,7 +108,7 @@ def over_base(run: Workdir, config: ModelConfig, tuning: Tuning, step: str = "")
 
 
 def tuned(model, tuning: Tuning, seed: int):
-    """The model, given away, with what a run trains of it or over it."""
+    """Returns the model with an adapter or frozen parameters, as `tuning` says; `model` itself is donated."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return jax.jit(tuning.apply, donate_argnums=0)(model, key)
 
@@ -95,28 +117,40 @@ def pretrained(
     source: Workdir,
     config: ModelConfig,
     seed: int = 0,
-    labels: dict | None = None,
+    labels: Mapping[str, Any] | None = None,
     quantization: quantize.Settings | None = None,
     step: str = "",
     *,
     into_quantized: bool = False,
 ):
-    """(model of `config` with the parameters of a checkpoint in `source`, content hash of these, names of those that
-    it lacks and that are drawn), on the mesh that is set.
+    """Loads a whole model with the parameters of a checkpoint onto the current mesh.
 
-    `config` differs from that run's in fields that are no matter of its parameters, in `cuts`, and in the head where
-    the model is to give `labels`: the head there is taken over if it gives the same ones. Adapters that were trained
-    there are merged into the weights that they stand on, as these were before any quantization, or as they were after
-    it (`into_quantized`). With `quantization` no more than one array at a time is there unquantized (all of them, where
-    `cuts` differ). What is quantized in `source` already stays as it is, and no float array of it is made.
+    An adapter in `source` is merged into its base. Weights that `source` stores quantized stay quantized, and never
+    exist as floats. With `quantization`, at most one array at a time exists as floats (all of them, if `cuts` differ).
+
+    Args:
+      source: the workdir of the checkpoint.
+      config: the architecture of the result. It may differ from that of `source` in `cuts`, in fields that change no
+        parameters, and in the head: the head of `source` is kept only if its scores mean the same.
+      seed: for parameters that the checkpoint lacks, such as a new head.
+      labels: the labels that the result gives (labels.json); None: none.
+      quantization: how to quantize the weights that `source` stores as floats; None: not.
+      step: which checkpoint (Checkpoints.find).
+      into_quantized: merge an adapter into the quantized weights that it was trained over, written out in full, instead
+        of into the original ones.
+
+    Returns:
+      (model, content hash of the checkpoint's parameters, names of the parameters that are new).
     """
     make_model = _maker(source, config)
     target = variables(states.abstract_model(make_model))
     if _meaning(labels) != _meaning(source.labels):
         target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
-    quantizes = quantization is not None and source.compression is None
-    narrowed = quantization.narrowed if quantizes else lambda name, variable: variable
+    form = quantization if source.compression is None else None
+    narrowed = (lambda name, variable: variable) if form is None else form.narrowed
     take = lambda name, array: narrowed(name, target[name].replace(array.astype(target[name].dtype)))
+    arrays: Iterable[tuple[str, jax.Array]]
+    content: str | None
     if source.tuning.method is None:
         arrays, content = _stored(source, step), None
     else:
@@ -135,60 +169,66 @@ def pretrained(
     return model, content or fingerprint(sums), new
 
 
-def _meaning(labels: dict | None):
-    """What the scores of a classifier stand for."""
+def _meaning(labels: Mapping[str, Any] | None):
+    """Returns what the scores of a classifier mean; None for a model without labels."""
     return labels and (labels["kind"], labels.get("names"))
 
 
 def _stored(source: Workdir, step: str) -> Iterator[tuple[str, jax.Array]]:
-    """(name, array) of a checkpoint that holds a whole model, one at a time."""
-    like = by_name(states.abstract_model(_maker(source, source.architecture)))
+    """Yields (name, array) of a checkpoint that holds a whole model, one at a time."""
+    shapes: Mapping[str, Any] = by_name(states.abstract_model(_maker(source, source.architecture)))
     with contextlib.closing(source.checkpoints()) as checkpoints:
-        yield from checkpoints.restore_arrays(like, find_step(checkpoints, step))
+        yield from checkpoints.restore_arrays(shapes, find_step(checkpoints, step))
 
 
 def _merged(source: Workdir, step: str, into_quantized: bool) -> tuple[Iterable[tuple[str, jax.Array]], str]:
-    """(arrays of a base with the adapter in them, content hash of the workdir).
+    """Returns (the arrays of a base with the adapter merged into them, content hash of the workdir).
 
-    What is hashed is what is stored: the last bits of a merged weight depend on the mesh and on the compiler. Of a base
-    that is stored quantized there are no original weights, so they are merged into those.
+    The hash is that of the stored arrays, because the last bits of merged weights depend on the mesh and the compiler.
+    A base that is stored quantized has no original weights, so the adapter is merged into the dequantized ones.
     """
     check_mergeable(source)
     config, tuning = source.architecture, source.tuning
+    method = tuning.method
+    assert isinstance(method, Lora)  # no other method can be merged
     if not into_quantized and source.base.compression is None:
         tuning = dataclasses.replace(tuning, quantization=None)
         config = dataclasses.replace(config, param_dtype=stored_dtype(source))
     with checking(f"config.init_from {source.path}"):
         model, base = over_base(source, config, tuning, step)
         sums = {name: array_sum(v[...]) for name, v in trained(model).items()}
-        content = fingerprint(sums | {"base": base, "scale": repr(tuning.method.scale)})
+        content = fingerprint(sums | {"base": base, "scale": repr(method.scale)})
         return by_name(merged(quantize.dequantized(model))).items(), content
 
 
 def quantization_note(run: Workdir) -> str:
-    """What merging the adapter of a workdir into the original weights changes; '' where it changes nothing."""
+    """Returns a warning if merging the adapter into the original weights changes the model's answers; else ''."""
     settings = run.tuning.quantization
     if settings is None or run.base.compression is not None:
         return ""
     return (
         f"the adapter in {run.path} was trained over weights in {settings.kind}; merged into the original ones, which "
-        "it has never seen, the model's answers differ a little from those it gave there"
+        "it has never seen, it gives slightly different answers"
     )
 
 
 def check_mergeable(run: Workdir) -> None:
-    """Refuse a workdir from whose model no other run can begin."""
+    """Checks that another run can begin with the model of this workdir.
+
+    Raises:
+      ConfigError: it holds adapter layers or a prompt, which can't be merged into the base.
+    """
     method = run.tuning.method
     if not isinstance(method, Lora | None):
         raise ConfigError(
-            f"{run.path} holds what can't be merged into its base ({type(method).__name__.lower()}); begin with the "
-            f"base itself, {run.base.path}"
+            f"{run.path} holds parameters of the method {type(method).__name__.lower()}, which can't be merged into "
+            f"the base; begin with the base itself, {run.base.path}"
         )
 
 
 def stored_dtype(run: Workdir):
-    """That of the parameters at the bottom of a chain of adapters; what trains over quantized weights may hold the
-    others in fewer bits."""
+    """Returns the dtype of the parameters of the model under all adapters. A run over quantized weights may hold its
+    other parameters in fewer bits than that."""
     while run.tuning.method is not None:
         run = run.base
     return run.architecture.param_dtype

@@ -1,17 +1,19 @@
-"""The directory of a run: what it holds beside metrics and report.
+"""Reads and writes the directory of a run. Besides metrics and the report, it holds:
 
-config.json     the config as run (recorded.py)
-tokenizer.json  its tokenizer (and special_tokens.json, of a published one)
-data.json       which prepared data it reads
-labels.json     of a classifier: names of its classes, and where it is asked (data/examples/labels.py)
-checkpoints/    train/checkpoints/checkpoint.py
+config.json     the config of the run (recorded.py)
+tokenizer.json  its tokenizer (and special_tokens.json, if it is a published one)
+data.json       the folder of the prepared data that it reads
+labels.json     for classifiers: the names of the classes, and the position that is scored (data/examples/labels.py)
+checkpoints/    see train/checkpoints/checkpoint.py
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,39 +34,39 @@ LABELS = "labels.json"
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """What a directory says of its run or model. Each file is read when it is first asked for, and then never again: a
-    program makes one of these of a path and hands it on.
+    """The run or model in a directory. Each file is read once, when an attribute first needs it, so a program creates
+    one Workdir per path and passes it on.
 
     Raises:
-      ConfigError: at an attribute whose file is missing or damaged.
+      ConfigError: by an attribute whose file is missing or damaged.
     """
 
     path: Path
 
     @functools.cached_property
     def record(self) -> dict:
-        """What config.json says, by today's names, and nothing else."""
+        """The fields that config.json holds, under their current names and without defaults."""
         return recorded.read(self.path)
 
     @functools.cached_property
     def config(self) -> ConfigDict:
-        """The config of the run, with the defaults of what config.json does not say."""
+        """The config of the run; fields that config.json lacks have their defaults."""
         return ConfigDict(defaults.completed(self.record))
 
     @functools.cached_property
     def tuning(self) -> Tuning:
-        """What of its model trains, or over it."""
+        """Which parameters train, and with which adapter."""
         return models.tuning(self.config)
 
     @functools.cached_property
     def compression(self) -> Settings | None:
-        """How its checkpoint keeps the weights of linear layers, None: as floats."""
+        """How the checkpoints store the weights of linear layers; None: as floats."""
         with checking(f"{self.path / recorded.NAME}: compress"):
             return Settings.of(self.record["compress"]) if "compress" in self.record else None
 
     @functools.cached_property
     def labels(self) -> dict | None:
-        """What labels.json says, None for a model that gives no labels."""
+        """The content of labels.json; None for a model that gives no labels."""
         path = self.path / LABELS
         return recorded.read_json(path) if path.exists() else None
 
@@ -74,41 +76,44 @@ class Workdir:
 
     @functools.cached_property
     def architecture(self) -> ModelConfig:
-        """That of the model, whose parameters are in the checkpoints."""
-        config = self.config  # first: where there is none, it says that this is no workdir
+        """The architecture of the model in the checkpoints."""
+        config = self.config  # first: if it is missing, its error says that this is not a workdir
         num_labels = 0 if self.labels is None else num_scores(self.labels)
         return models.model_config(config, self.tokenizer.vocab_size, num_labels)
 
     @functools.cached_property
     def base(self) -> "Workdir":
-        """The workdir of the model under what was trained in this one."""
+        """The workdir of the base model that the adapter in this one was trained over."""
         base = Path(self.config.init_from).absolute()
         if not (base / recorded.NAME).exists():
             raise ConfigError(
-                f"{self.path} holds what was trained over the model in {base}, which is gone: bring it back, or write "
-                f"its new place into init_from of {self.path / recorded.NAME} (a content hash shows whether it is the "
-                "same)"
+                f"{self.path} holds parameters that were trained over the model in {base}, which is gone: bring it "
+                f"back, or set init_from in {self.path / recorded.NAME} to its new place (a content hash shows whether "
+                "it is the same)"
             )
         return Workdir(base)
 
     @functools.cached_property
     def prepared(self) -> Prepared:
-        """The data that the run reads."""
+        """The prepared data of the run."""
         path = self.path / "data.json"
         if not path.exists():
-            raise ConfigError(f"{self.path} reads no data: its model was imported, or it holds no run of launch.train")
+            raise ConfigError(f"{self.path} has no data: its model was imported, or was not trained by launch.train")
         return load(recorded.read_json(path)["directory"])
 
     def companions(self, step: str = "") -> dict[str, dict]:
-        """Where the frozen models of a checkpoint's objective are from: workdir, step and content hash, by name."""
+        """Returns workdir, step and content hash of each frozen model of a checkpoint's objective, by name."""
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return checkpoints.loop(checkpoints.find(step)).get("companions", {})
 
     def checkpoints(self, base: str | None = None) -> Checkpoints:
-        """Those that are finished, to be read and closed.
+        """Opens the finished checkpoints for reading; the caller closes them.
 
         Args:
-          base: content hash of the model under what trains, where that alone was saved.
+          base: content hash of the base model, if the checkpoints hold only what was trained over it.
+
+        Raises:
+          ConfigError: there is no finished checkpoint.
         """
         metric = self.config.early_stopping.metric
         checkpoints = Checkpoints(self.path, metric=metric, base=base, reading=True)
@@ -121,47 +126,62 @@ class Workdir:
 
 
 def steps(workdir: Path) -> list[int]:
-    """Of all folders that would be checkpoints, the newest first."""
+    """Returns the steps of all checkpoint folders, finished or not, newest first."""
     folders = (workdir / "checkpoints").glob("*")
     return sorted((int(path.name) for path in folders if path.name.isdecimal() and path.is_dir()), reverse=True)
 
 
 def begun(workdir: Path) -> bool:
-    """Whether the directory holds a run with something to lose: one with a complete checkpoint."""
+    """Returns whether the directory holds a run with a checkpoint, which a new run must not overwrite."""
     return bool(steps(workdir)) and (workdir / recorded.NAME).exists()
 
 
 def steps_logged(workdir: Path) -> int:
-    """The last step that a run has logged in a directory that may hold no checkpoint."""
+    """Returns the last step whose loss was logged in the directory, with or without a checkpoint; 0 if none was."""
     if not (workdir / recorded.NAME).exists():
         return 0
     return max((row.get("step", 0) for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row), default=0)
 
 
 def check_new(workdir: Path) -> None:
-    """Refuse a directory that can't be one, or that holds a run, or what was left of making one."""
+    """Checks that a new workdir can be created here.
+
+    Raises:
+      ConfigError: the path can't be used, or it holds a run or the rest of an interrupted program.
+    """
     places.check(workdir)
     if (workdir / recorded.NAME).exists():
         raise ConfigError(f"{workdir} holds a run already; use a new directory")
     if (workdir / "checkpoints").exists():
-        raise ConfigError(f"{workdir} holds checkpoints of something that was not finished; delete it, or use another")
+        raise ConfigError(
+            f"{workdir} holds checkpoints but no {recorded.NAME}, so it was not finished; delete it, or use another one"
+        )
 
 
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
-    """Keep with the run its config, its tokenizer, and which prepared data it reads."""
+    """Writes the config, the tokenizer and the path of the prepared data of a new run to its workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
     files.replace(workdir / "data.json", json.dumps({"directory": str(prepared.directory)}) + "\n")
     _describe(workdir, config, tokenizers.load(prepared.tokenizer_path), prepared.labels)
 
 
 def create(
-    workdir: Path, record: dict, model, words: tokenizers.Tokenizer, labels: dict | None = None, base: str | None = None
+    workdir: Path,
+    record: dict,
+    model,
+    words: tokenizers.Tokenizer,
+    labels: Mapping[str, Any] | None = None,
+    base: str | None = None,
 ) -> None:
-    """A directory that holds a model and no run: `record` as its config.
+    """Writes a workdir for a model that no run trained here, such as an imported one.
 
     Args:
-      labels: what labels.json says.
-      base: content hash of the model under what trains, which alone is saved; None: all is.
+      workdir: the new directory.
+      record: the fields of config.json.
+      model: saved as checkpoint 0.
+      words: its tokenizer.
+      labels: the content of labels.json; None: the model gives no labels.
+      base: content hash of the base model, to save only what trains over it; None: saves all parameters.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, base=base)
@@ -170,8 +190,8 @@ def create(
     _describe(workdir, ConfigDict(record), words, labels)
 
 
-def _describe(workdir: Path, config: ConfigDict, words: tokenizers.Tokenizer, labels: dict | None) -> None:
-    """The config last and at once: where it is, the rest is there."""
+def _describe(workdir: Path, config: ConfigDict, words: tokenizers.Tokenizer, labels: Mapping[str, Any] | None) -> None:
+    """Writes config.json last and atomically: if it exists, the other files do too."""
     words.save(workdir / "tokenizer.json")
     if labels is not None:
         files.replace(workdir / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""Trials of a sweep: runs of launch.train whose values Optuna chooses, one after another, kept in one SQLite file.
+"""Runs the trials of a sweep one after another. Each is a run of launch.train with values that Optuna chooses.
 
-A trial that was cut off is continued in its own workdir; what it told of its evaluations stands in the file already.
-Left out: several processes on one sweep.
+One SQLite file records them. A trial that was interrupted continues in its own workdir; the file already has the
+evaluations that it reported. Left out: several processes that share a sweep.
 """
 
 import contextlib
@@ -28,24 +28,26 @@ from train.early_stopping import UnknownMetric, lower_is_better, value_of
 from train.loop import TrainingStopped
 from train.report.sweep_report import Trial, ranked, show
 
-# So many trials in a row that can't be run end a sweep.
+# The sweep ends after so many trials in a row that can't run.
 _UNFIT = 3
 
-_HOW = ("search", "sampler", "pruner")  # what a study keeps beside the config of its runs
+_HOW = ("search", "sampler", "pruner")  # recorded in the study beside the config of its runs
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 class Trials:
-    """The trials in `workdir`, and what new ones are made of.
+    """The trials of a sweep in `workdir`.
 
     Args:
       config: of the runs.
-      chosen: its fields that the user has set.
+      space: the fields that vary, and their values.
+      workdir: of the sweep.
       sampler: 'tpe', 'random' or 'grid'.
       pruner: 'median' or 'none'.
+      chosen: fields of the config that the user has set.
 
     Raises:
-      ConfigError: a trial could not run like this, or `workdir` holds something else.
+      ConfigError: a trial could not run, or `workdir` holds another sweep or a run.
       DataError: there are no data, or they cannot be prepared.
     """
 
@@ -68,7 +70,7 @@ class Trials:
             raise ConfigError("config.eval_every is 0, but trials are ranked by their evaluations")
         self._check()
         self.lower = lower_is_better(self.metric)
-        # Not before a quarter of the steps: what learns slowly in its warm-up need not be bad.
+        # Trials are pruned only after a quarter of their steps: a slow start in the warmup is not a bad sign.
         pruners = {"median": optuna.pruners.MedianPruner(n_warmup_steps=config.steps // 4)}
         workdir.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -82,7 +84,7 @@ class Trials:
         self._claim(dict(zip(_HOW, (space, sampler, pruner), strict=True)))
 
     def _check(self) -> None:
-        """The config at the ends of the space, and its data, before anything is written to `workdir`."""
+        """Checks the config at the ends of the space, and prepares the data, before `workdir` is created."""
         resolved = []
         for point in search.corners(self.space):
             try:
@@ -92,29 +94,29 @@ class Trials:
         build.data(resolved[0].config, self.workdir)
 
     def _claim(self, how: dict) -> None:
-        """Keep with the study what it is made of, `how` it searches and the config; refuse one of something else."""
+        """Records in a new study how it searches and the config; checks that those of an old study are the same."""
         new = json.loads(json.dumps(how)) | recorded.written(self.config)
         old = self.study.user_attrs.get("sweep")
         if old is None:
             self.study.set_user_attr("sweep", new)
         elif lines := continuing.differing(self._today(old), self._today(new), continuing.SAME_FIGURES):
             raise ConfigError(
-                f"{self.workdir} holds another sweep; use a new --workdir, or the same values. Differing:\n  "
+                f"{self.workdir} holds another sweep; use a new --workdir or the same values. They differ in:\n  "
                 + "\n  ".join(lines)
             )
 
     def _today(self, sweep: dict) -> dict:
-        """What was kept with a study, by the names that it has today, with dots."""
+        """Converts the record of a study, which may be of an older version, to today's {name with dots: value}."""
         how = {name: value for name, value in sweep.items() if name in _HOW}
         fields = {name: value for name, value in sweep.items() if name not in _HOW}
         return flat(how | completed(recorded.current(fields, f"the config in {self.workdir / 'sweep.db'}")))
 
     def run(self, total: int) -> bool:
-        """Run trials until there are `total` (of a grid: as many as it has points at most); False: a signal stopped it.
+        """Runs trials until there are `total`, or all points of a grid; returns False if a signal stopped it.
 
         Raises:
-          ConfigError: values that can't be run, of several trials in a row or before any was evaluated; or another
-            process runs this sweep.
+          ConfigError: several trials in a row can't run, or one can't before any was evaluated; or another process runs
+            this sweep.
         """
         self._unfit = 0
         total = min(total, len(self.points)) if self.points else total
@@ -127,7 +129,7 @@ class Trials:
         return True
 
     def _next(self, total: int) -> optuna.Trial | None:
-        """The trial that was cut off, or a new one."""
+        """Returns the trial that was interrupted or a new one; None if there are `total`."""
         frozen = self.study.get_trials(deepcopy=False)
         running = [trial for trial in frozen if trial.state == TrialState.RUNNING]
         number = running[0].number if running else len(frozen)
@@ -137,6 +139,7 @@ class Trials:
         return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
 
     def _run(self, trial: optuna.Trial, total: int) -> bool:
+        """Runs a trial and prints its outcome; returns False if a signal stopped it."""
         values = search.suggest(trial, self.space)
         print(f"\ntrial {trial.number} of {total}: {_words(values)}")
         try:
@@ -152,7 +155,7 @@ class Trials:
                 others = f"nor could the {_UNFIT - 1} before it" if several else "and none was evaluated yet"
                 raise ConfigError(
                     f"trial {trial.number} ({_words(values)}) cannot run, {others}: {str(error).rstrip('.')}. The same "
-                    "command goes on with other values; another search needs a new --workdir"
+                    "command continues with other values; another search needs a new --workdir"
                 ) from error
         rows = self.rows()
         best = ranked(rows, self.lower)[0]
@@ -162,19 +165,19 @@ class Trials:
         return True
 
     def _train(self, trial: optuna.Trial, values: dict) -> bool:
-        """Run a trial and tell its end; False: a signal stopped it."""
+        """Runs a trial and reports its end to Optuna; returns False if a signal stopped it."""
         config = search.applied(self.config, values)
         config.update(keep_last=1, keep_best=1, checkpoint_every=config.eval_every)
-        told = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
         def observe(step: int, figures: dict) -> None:
             value = value_of(self.metric, figures)
-            if step not in told:
+            if step not in reported:  # an interrupted trial repeats the evaluations after its last checkpoint
                 trial.report(value, step)
             if step < config.steps and trial.should_prune():
                 raise optuna.TrialPruned
 
-        gc.collect()  # the last trial's arrays are in circles of references, which Python may leave for long
+        gc.collect()  # reference cycles keep the last trial's arrays alive, and Python may collect them much later
         try:
             if not train(config, self.directory(trial.number), self.chosen, observe):
                 return False
@@ -195,7 +198,7 @@ class Trials:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def rows(self) -> list[Trial]:
-        """What there is to say of every trial, by number."""
+        """Returns the trials so far, by number."""
         return [
             Trial(
                 number=trial.number,
@@ -209,7 +212,7 @@ class Trials:
         ]
 
     def _tidy(self) -> None:
-        """Delete the checkpoints of all finished trials but the best."""
+        """Deletes the checkpoints of all finished trials except the best one."""
         for row in ranked(self.rows(), self.lower)[1:]:
             if row.state != "unfinished":
                 shutil.rmtree(self.directory(row.number) / "checkpoints", ignore_errors=True)
@@ -224,7 +227,7 @@ def _words(values: dict) -> str:
 
 @contextlib.contextmanager
 def _memory() -> Iterator[None]:
-    """Values that need more memory than there is are the user's matter."""
+    """Turns an out-of-memory error inside into ConfigError, because the values of the trial cause it."""
     try:
         yield
     except JaxRuntimeError as error:

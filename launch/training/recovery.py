@@ -1,8 +1,12 @@
-"""What a run goes on from: its newest checkpoint whose files are as they were written. Others are set aside, in
-WORKDIR/damaged, and never deleted. And a run that hangs is ended, so that it can go on."""
+"""Finds the checkpoint and the data position that a run continues from, and ends a run that hangs.
+
+A run continues from its newest checkpoint whose files are as they were written. Damaged ones are moved to
+WORKDIR/damaged and never deleted. A run that hangs is ended, so that it can be restarted.
+"""
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import time
@@ -23,14 +27,14 @@ from train.watch.phases import Phases, Watchdog
 
 _DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_deterministic_ops=true")
 
-_ROLL_BACKS = 3  # to one step
+_ROLL_BACKS = 3  # at most so many roll-backs to the same step
 
 
 def check(config: ConfigDict) -> None:
-    """
+    """Checks the fields of a config that are about recovery.
+
     Raises:
-      ConfigError: a name is none of those that there are, or config.check_every would compare what this machine does
-        not compute alike twice.
+      ConfigError: a name is unknown, or config.check_every is set for a GPU whose programs are not deterministic.
     """
     if config.verify_checkpoints not in manifest.LEVELS:
         raise ConfigError(
@@ -41,49 +45,69 @@ def check(config: ConfigDict) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if config.check_every and jax.default_backend() == "gpu" and not any(flag in flags for flag in _DETERMINISTIC):
         raise ConfigError(
-            f"config.check_every computes a step twice, and XLA's programs for GPUs add in any order; set "
-            f"XLA_FLAGS={_DETERMINISTIC[0]}, which makes some slower"
+            f"config.check_every is {config.check_every}, but it compares two runs of a step, and XLA's programs for "
+            f"GPUs sum in any order; set XLA_FLAGS={_DETERMINISTIC[0]}, which makes some operations slower"
         )
 
 
 def settle(workdir: Path, level: str) -> list[dict]:
-    """Compare the newest checkpoint with its manifest, all processes a share of it; set it aside if it is damaged, and
-    go on to the one before. Returns what was set aside, and why.
+    """Sets damaged checkpoints aside, from the newest on until one is intact.
+
+    Each process compares a share of the checkpoint with its manifest, and process 0 moves damaged ones.
+
+    Args:
+      workdir: of the run.
+      level: how much is compared, see manifest.problems.
+
+    Returns:
+      An event for metrics.jsonl for each checkpoint that was set aside: {"set_aside": step, "why": problems}.
 
     Raises:
-      CheckpointError: one can't be read, or none that is good is left.
+      CheckpointError: a checkpoint can't be read, or no intact one is left.
     """
     aside: list[dict] = []
     share = (jax.process_index(), jax.process_count())
-    as_seen_by_first = distributed.gathered("checkpoints", json.dumps(workdirs.steps(workdir)))[0]
-    for step in json.loads(as_seen_by_first):
-        folder, place = workdir / "checkpoints" / str(step), str(_free(workdir / "damaged" / str(step)))
+    # All processes use the list of process 0, because they may see different folders on a network file system.
+    listed_by_first = distributed.gathered("checkpoints", json.dumps(workdirs.steps(workdir)))[0]
+    for step in json.loads(listed_by_first):
+        folder, free = workdir / "checkpoints" / str(step), str(_free(workdir / "damaged" / str(step)))
         try:
             mine = manifest.problems(folder, level, share)
         except OSError as error:
             raise CheckpointError(
-                f"{error.filename}: {error.strerror}. So it isn't known whether checkpoint {step} is good, and nothing "
-                "was set aside; start again when it can be read"
+                f"{error.filename}: {error.strerror}. So it is unknown whether checkpoint {step} is intact, and "
+                "nothing was set aside. Start again when the file can be read"
             ) from error
-        found = [json.loads(one) for one in distributed.gathered(f"checkpoint {step}", json.dumps([mine, place]))]
+        found = [json.loads(one) for one in distributed.gathered(f"checkpoint {step}", json.dumps([mine, free]))]
         lines = list(dict.fromkeys(line for part, _ in found for line in part))
         if not lines:
             return aside
         place = Path(found[0][1])
-        distributed.first_writes(place, lambda folder=folder, place=place: _move(folder, place))
+        distributed.first_writes(place, functools.partial(_move, folder, place))
         shown = "".join(f"\n  {line}" for line in lines[:10]) + ("\n  ..." if len(lines) > 10 else "")
         print(f"checkpoint {step} is damaged and was set aside as {place}:{shown}", flush=True)
         aside.append({"set_aside": step, "why": lines[:10]})
     if (workdir / "damaged").exists():
         raise CheckpointError(
-            f"no good checkpoint is left in {workdir}: all that there were are in {workdir / 'damaged'}. Bring one "
-            "back into checkpoints/, or begin anew in another --workdir"
+            f"no intact checkpoint is left in {workdir}; all are in {workdir / 'damaged'}. Move one back to "
+            "checkpoints/, or start a new run in another --workdir"
         )
     return aside
 
 
 def listed(workdir: Path, verify: bool) -> tuple[list[str], bool]:
-    """(a table, a line each; whether every checkpoint is good)."""
+    """Lists the checkpoints of a workdir, those that were set aside included.
+
+    Args:
+      workdir: of a run.
+      verify: compare all bytes, not only names and sizes.
+
+    Returns:
+      (the lines of a table, whether all checkpoints that were not set aside are intact).
+
+    Raises:
+      ConfigError: there are no checkpoints.
+    """
     if not (workdir / "checkpoints").exists():
         raise ConfigError(f"{workdir} holds no checkpoints")
     lines, good, start, read = [f"{'step':>8}  {'size':>10}  {'written':<16}  health"], True, time.perf_counter(), 0
@@ -95,10 +119,10 @@ def listed(workdir: Path, verify: bool) -> tuple[list[str], bool]:
             found = manifest.problems(folder, "full" if verify else "sizes")
         except OSError as error:
             found = [f"can't be read: {error.strerror} ({error.filename})"]
-        if not folder.exists():  # the run goes on, and has just removed it
+        if not folder.exists():  # the run is still training, and has just removed it
             continue
         health = "; ".join(found[:3]) + (f"; {len(found) - 3} more" if len(found) > 3 else "")
-        whole = "every byte as written" if verify else "complete; --verify compares its bytes"
+        whole = "every byte as written" if verify else "complete; --verify compares all bytes"
         lines.append(_line(folder, str(step), health or whole))
         good, read = good and not found, read + manifest.size(folder)
     if verify:
@@ -122,7 +146,7 @@ def _bytes(count: float) -> str:
 
 @contextlib.contextmanager
 def watched(config: ConfigDict, phases: Phases):
-    """Inside, the watchdog of config.watchdog looks at the phases."""
+    """Runs the watchdog of config.watchdog inside; it ends the process if a phase takes too long."""
     settings = config.watchdog.to_dict()
     settings.pop("barrier")
     with contextlib.ExitStack() as stack:
@@ -132,11 +156,14 @@ def watched(config: ConfigDict, phases: Phases):
 
 
 def earlier(rows: list[dict], saved: Mapping, began: float) -> dict[str, float]:
-    """What goodput.Goodput begins with: what the processes before this one have done, to their last sign of life.
+    """Returns the wall time of the run's earlier processes, which goodput.Goodput continues to count.
+
+    An earlier process counts until the last row that it wrote; the time from then to `began` is between processes.
 
     Args:
       rows: of metrics.jsonl.
-      saved: `loop` of the checkpoint to continue from, {} without one.  began: unix seconds.
+      saved: the `loop` of the checkpoint to continue from, {} without one.
+      began: when this process began, in unix seconds.
     """
     signs = [(row.get("wall") or row.get("event", {}).get("wall"), row["time"]) for row in rows]
     last, when = max((sign for sign in signs if sign[0]), key=lambda sign: goodput.age(sign[0]), default=({}, began))
@@ -144,19 +171,22 @@ def earlier(rows: list[dict], saved: Mapping, began: float) -> dict[str, float]:
 
 
 def limit_roll_backs(rows: list[dict], step: int, back: RollBack) -> None:
-    """
+    """Ends a run that is rolled back to the same step again and again.
+
     Args:
       rows: of metrics.jsonl.
+      step: that the run is rolled back to.
+      back: the roll-back.
 
     Raises:
-      TrainingStopped: the run was rolled back to this step often enough.
+      TrainingStopped: the run was already rolled back to this step 3 times.
     """
     before = _roll_backs(rows, step)
     if len(before) >= _ROLL_BACKS:
         raise TrainingStopped(
-            f"{back}; the run was rolled back to step {step} {len(before)} times before: look at the data from row "
-            f"{before[0]['position']['next_row']:,} of the stream on (events in metrics.jsonl; --replay=STEP shows a "
-            "step's), and start again with config.on_bad_steps=stop"
+            f"{back}; the run was rolled back to step {step} {len(before)} times before. Look at the data from row "
+            f"{before[0]['position']['next_row']:,} of the stream on (metrics.jsonl has the events, --replay=STEP "
+            "shows the rows of a step), and start again with config.on_bad_steps=stop"
         )
 
 
@@ -165,10 +195,11 @@ def _roll_backs(rows: list[dict], step: int) -> list[dict]:
 
 
 def position(rows: list[dict], step: int, saved: Mapping) -> dict | None:
-    """Where the data go on after a step whose checkpoint was read: behind what a roll-back to it has left out.
+    """Returns the data position after a checkpoint; if the run was rolled back to it, after the data that this skipped.
 
     Args:
       rows, saved: as in `earlier`.
+      step: of the checkpoint.
     """
     back = _roll_backs(rows, step)
     return back[-1]["position"] if back else saved.get("position")
@@ -180,7 +211,7 @@ def _move(folder: Path, place: Path) -> None:
 
 
 def _free(place: Path) -> Path:
-    """The path, or with a number behind it if it is taken."""
+    """Returns the path, with a number appended if it exists already."""
     number = 2
     while place.exists():
         place, number = place.with_name(f"{place.name.split('.')[0]}.{number}"), number + 1

@@ -1,10 +1,9 @@
-"""One step of a run done again, as it was, to look into it: what a loss spike, a skipped update or a wrong number came
-from.
+"""Repeats one step of a run exactly, to find the cause of a loss spike, a skipped update or a wrong number.
 
     python -m launch.train --config=... --workdir=DIR --replay=STEP
 
-The newest checkpoint before the step is restored, the steps between are done again, and nothing is written but the
-batch's text. Shown are the loss, norms of gradient and update by parameter, and the rows.
+The newest checkpoint before the step is restored, and the steps in between are repeated. This prints the loss, the
+norms of gradient and update per parameter, and the rows of the batch. Only the text of the batch is written.
 """
 
 import contextlib
@@ -29,15 +28,20 @@ from train.optimizer import fetched
 from train.record import metrics
 from train.step import make_gradients
 
-_SHOWN = 5  # rows on the screen, those of the highest loss
-_CHARACTERS = 400  # of each
+_SHOWN = 5  # rows that are printed, those with the highest loss
+_CHARACTERS = 400  # printed per row
 
 
 def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) -> None:
-    """Print what the step did.
+    """Repeats a step, prints its figures, and writes the text of its batch to WORKDIR/replay/STEP.txt.
+
+    Args:
+      config, workdir: of the run.
+      chosen: fields that the user has set.
+      step: to repeat, from 1.
 
     Raises:
-      ConfigError: there is no checkpoint to begin with.
+      ConfigError: the run has no checkpoint, or has not done the step yet.
     """
     if not workdirs.begun(workdir):
         raise ConfigError(f"--replay: {workdir} holds no run with a checkpoint")
@@ -46,8 +50,8 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(axes.use_mesh(run.mesh))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, reading=True)))
-        if (taken := checkpoints.latest_step) < step and not any(row["step"] >= step for row in recorded):
-            raise ConfigError(f"--replay={step}: the run in {workdir} has taken {taken} steps")
+        if (done := checkpoints.latest_step or 0) < step and not any(row["step"] >= step for row in recorded):
+            raise ConfigError(f"--replay={step}: the run in {workdir} has done only {done} steps")
         begin = max((kept for kept in checkpoints.steps() if kept < step), default=0)
         print(f"step {step}, from " + (f"checkpoint {begin} of {workdir}" if begin else "the beginning of the run"))
         tx = run.optimizer()
@@ -60,11 +64,12 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         train_step, eval_step = build.steps(run.config, tx, run.objective)
         put = build.put(run.mesh)
         if step > begin + 1:
-            print(f"steps {begin + 1} to {step - 1} are done again")
+            print(f"steps {begin + 1} to {step - 1} are repeated")
         for at in range(begin + 1, step):
             state, _ = train_step(state, put(source.next()))
             if (place := recovery.position(recorded, at, {})) is not None:  # the run was rolled back to this step
                 source = stack.enter_context(contextlib.closing(run.source(place)))
+        # This process reads only its share of the batch, but the texts of all rows are written.
         everything = stack.enter_context(contextlib.closing(run.source(source.position(), everything=True)))
         place, origins, whole, batch = source.position(), source.origins(), everything.next(), source.next()
         mine = build.batch_rows(run.mesh, run.config.batch_size)
@@ -90,37 +95,40 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
 
 
 def _only(batch, rows):
-    """The batch with the weights of these rows alone."""
+    """Returns the batch with all weights set to 0 except those of these rows (a mask [B])."""
     return batch | {"weights": np.where(rows[:, None], batch["weights"], 0).astype(batch["weights"].dtype)}
 
 
 def _loss(loss) -> float:
-    """That of the metrics, without what an objective adds to it."""
+    """Returns the mean loss of the metrics, without the objective's additional terms such as z-loss."""
     total, weight = float(loss.metrics["loss"]), float(loss.weight)
     return total / weight if weight else math.nan
 
 
 def _norms(gradients, tx, state, batch) -> dict[str, jax.Array]:
-    """name -> [norm of the gradient, its elements that are not finite, norm of the update, norm of the parameter]."""
+    """Returns {name: [norm of the gradient, number of its elements that are not finite, norm of the update, norm of the
+    parameter]} of the trained parameters."""
     grads, _ = gradients(state, batch)
     params = trained(state.model)
     updates, _ = tx.update(grads, fetched(state.opt_state), params)
     norm = lambda tree: jnp.sqrt(sum(jnp.sum(jnp.square(a.astype(jnp.float32))) for a in jax.tree.leaves(tree)))
-    bad = lambda tree: sum(jnp.sum(~jnp.isfinite(a)) for a in jax.tree.leaves(tree)).astype(jnp.float32)
+    zero = jnp.zeros((), jnp.int32)
+    bad = lambda tree: sum((jnp.sum(~jnp.isfinite(a)) for a in jax.tree.leaves(tree)), zero).astype(jnp.float32)
     return {n: jnp.stack([norm(grads[n]), bad(grads[n]), norm(updates[n]), norm(params[n])]) for n in params}
 
 
 def _figures(step: int, result: dict, place: dict, recorded: list[dict]) -> list[str]:
-    left_out = guard.REASONS[int(result["left_out"])]
+    """Returns lines with the figures of the repeated step, and with those that the run recorded."""
+    skipped = guard.REASONS[int(result["left_out"])]
     lines = [f"{name:<14} {result[name]:.6g}" for name in result if name not in ("left_out", "streak", "skipped")]
-    lines.append(f"{'update':<14} " + (f"left out: {left_out}" if left_out else "made"))
+    lines.append(f"{'update':<14} " + (f"skipped: {skipped}" if skipped else "made"))
     lines.append(f"{'data':<14} from row {place['next_row']:,} of the stream")
     for row in (row for row in recorded if row["step"] == step):
         event = row.get("event", {})
         if "left_out" in event:
-            what = f"left out: {event['left_out']}, loss {_shown(event['loss'])}"
+            what = f"skipped: {event['left_out']}, loss {_shown(event['loss'])}"
         elif "loss" in row:
-            event, what = row, f"loss {_shown(row['loss'])} (mean since the line before)"
+            event, what = row, f"loss {_shown(row['loss'])} (mean since the previous line)"
         if "grad_norm" in event:
             lines.append(f"{'recorded':<14} {what}, gradient norm {_shown(event['grad_norm'])}")
     return lines
@@ -131,7 +139,7 @@ def _shown(figure: float | None) -> str:
 
 
 def _table(norms: dict[str, np.ndarray]) -> list[str]:
-    """The largest gradients first; what is not finite before them."""
+    """Returns a table of `_norms`, the largest gradients first, after those that are not finite."""
     width = max(map(len, norms))
     lines = [f"{'parameter':<{width}}  {'gradient':>10}  {'update':>10}  {'of parameter':>12}"]
     order = lambda item: -item[1][0] if np.isfinite(item[1][0]) else -math.inf
@@ -143,7 +151,7 @@ def _table(norms: dict[str, np.ndarray]) -> list[str]:
 
 
 def _text(words, batch, row: int) -> str:
-    """The row's documents or examples, those of an encoder before those of its decoder."""
+    """Returns the documents or examples of a row; those of an encoder come before those of its decoder."""
     parts = []
     for side in ("encoder_", ""):
         if f"{side}tokens" in batch:

@@ -1,4 +1,4 @@
-"""A run, from its config to where its first step could be taken: what training it and replaying a step of it share."""
+"""Sets up a run from its config, up to its first step. Training and replaying a step share this."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -38,11 +38,11 @@ from train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is allowed to be in its workdir, and whose data are prepared."""
+    """A run whose config fits its workdir and whose data are prepared."""
 
-    config: ConfigDict  # with what config.init_from brings
+    config: ConfigDict  # with the fields that come from config.init_from
     workdir: Path
-    pretrained: Workdir | None  # of config.init_from
+    pretrained: Workdir | None  # that config.init_from names
     mesh: jax.sharding.Mesh
     prepared: Prepared
     model: ModelConfig
@@ -54,11 +54,15 @@ class Run:
         return build.optimizer(self.config, self.model)
 
     def state(self, tx, checkpoints: Checkpoints, step: int = 0) -> TrainState:
-        """The state that the run begins with, with its companions; of a run that goes on, what `checkpoints` restore a
-        step into (its checkpoints hold no base and no companions). These learn what the others must fit to.
+        """Returns the state that the run begins with, or the state to restore a checkpoint into, with the companions.
+
+        Checkpoints hold neither the base of adapters nor companions, so both are read again. `checkpoints` is told
+        which ones, so that it can compare or record them.
 
         Args:
-          step: that will be restored; 0: the run begins.
+          tx: the optimizer.
+          checkpoints: of the run.
+          step: that will be restored; 0 if the run begins.
         """
         tuning, labels = models.tuning(self.config, self.words), self.prepared.labels
         state, checkpoints.base = init_from.create(
@@ -70,7 +74,12 @@ class Run:
         return states.beside(state, beside.models)
 
     def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline:
-        """Its batches, from their start or from a position: what this process needs of them, or `everything`."""
+        """Returns the training batches, from the start or from a position.
+
+        Args:
+          position: None for the start.
+          everything: read all rows of a batch; otherwise only those that this process needs.
+        """
         return pipeline.train_pipeline(
             self.prepared,
             self.config.batch_size,
@@ -84,20 +93,30 @@ class Run:
 
 
 class Checked(NamedTuple):
-    """A config that can be run, as far as that shows without its data."""
+    """A config that passed all checks that need no data."""
 
-    config: ConfigDict  # with what config.init_from brings
-    pretrained: Workdir | None  # of config.init_from
+    config: ConfigDict  # with the fields that come from config.init_from
+    pretrained: Workdir | None  # that config.init_from names
     mesh: jax.sharding.Mesh
 
 
 def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) -> Checked:
-    """Args, and what is raised: those of launch.train.train."""
+    """Checks a config without its data, and fills in the fields that come from config.init_from.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      chosen: fields that the user has set.
+
+    Raises:
+      ConfigError: the config can't be run.
+    """
     places.check(workdir.path)
-    ranges.check(config)  # and again in checks.check, once the model is known
+    ranges.check(config)  # checks.check repeats it with the fields that come from config.init_from
     config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     checks.check(config, mesh, new=not workdirs.begun(workdir.path))
+    companions.check(models.objective(config), config)
     early_stopping.make(config)
     grading.settings(config)
     held_out.check(config)
@@ -106,7 +125,16 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
 
 
 def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run:
-    """The run of a config in a workdir, with its data; all processes have the same."""
+    """Checks a config, prepares its data and returns the run; all processes agree on both.
+
+    Args:
+      config, workdir: of the run.
+      chosen: fields that the user has set.
+
+    Raises:
+      ConfigError: the config can't be run, does not fit the workdir, or differs between processes.
+      DataError: there are no data, or they can't be prepared.
+    """
     there = Workdir(workdir)
     config, pretrained, mesh = checked(config, there, chosen)
     continuing.check(there, config)

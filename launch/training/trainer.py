@@ -31,11 +31,20 @@ from train.watch.silent_corruption import Checker
 
 
 def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe: Callable = lambda *_: None) -> bool:
-    """Train or continue the run in `workdir`. Returns whether it is done; if not, a signal stopped it.
+    """Trains or continues the run in `workdir`; returns whether it is done (if not, a signal stopped it).
 
     Args:
+      config: of the run.
+      workdir: of the run; created if it does not exist.
       chosen: fields that the user has set.
-      observe: (step, figures) of each evaluation; what it raises ends the run without a save, and is raised from here.
+      observe: called with (step, figures) after each evaluation. An error that it raises ends the run without a save,
+        and is raised from here.
+
+    Raises:
+      ConfigError: the config can't be run, or does not fit the workdir.
+      DataError: there are no data, or they can't be prepared or read.
+      CheckpointError: no checkpoint can be read, or the last save failed.
+      TrainingStopped, SilentCorruption, UnknownMetric: see loop.train.
     """
     places.check(workdir)
     back = None
@@ -48,20 +57,21 @@ def train(config: ConfigDict, workdir: Path, chosen: Iterable[str] = (), observe
 
 
 class _Attempt:
-    """One attempt, from the last checkpoint to the end, a signal or a roll-back.
+    """One attempt, from the last checkpoint to the end of the run, a signal or a roll-back.
 
-    `run` gives the order of the actions, and the other methods are the actions.
+    `run` calls the other methods in order.
 
     Args:
-      back: the roll-back that ended the attempt before, if any; this one continues after the data that it names.
+      workdir, observe: see `train`.
+      back: the roll-back that ended the previous attempt, or None. This attempt continues after the data that it names.
     """
 
     def __init__(self, workdir: Path, observe: Callable, back: loop.RollBack | None):
         self.workdir, self.observe, self.back = workdir, observe, back
         self.phases, self.began = Phases(), time.time()
         self.first = jax.process_index() == 0
-        self.step = 0  # the last step that was taken
-        self.saved: dict = {}  # the JSON beside the checkpoint
+        self.step = 0  # the last step that was done
+        self.saved: dict = {}  # the JSON of the checkpoint
         self.state: TrainState
 
     def run(self, config: ConfigDict, chosen: Iterable[str]) -> bool:
@@ -80,7 +90,7 @@ class _Attempt:
                 parts = self._parts(stack)
                 self._describe(parts)
             if self.back is not None:
-                words = f"rolled back to step {self.step}: {self.back}; goes on with the data behind them"
+                words = f"rolled back to step {self.step}: {self.back}; continues with the data after them"
                 parts.progress.message(words)
             if not self.step:
                 self._evaluate_first(parts)
@@ -89,19 +99,19 @@ class _Attempt:
         return self._finish(parts)
 
     def _open(self, config: ConfigDict, chosen: Iterable[str]) -> None:
-        """Everything that can be made before a checkpoint is read: data, optimizer, steps."""
+        """Makes everything that needs no checkpoint: data, optimizer, jitted steps."""
         run = self.opened = runs.opened(config, self.workdir, chosen)
         self.tx, self.rates = run.optimizer(), build.learning_rates(run.config)
         self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective)
         self.grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
 
     def _find_checkpoint(self, stack: contextlib.ExitStack) -> None:
-        """The newest checkpoint that is as it was written, the same for all processes."""
+        """Finds the newest intact checkpoint, the same in all processes."""
         config = self.opened.config
         with self.phases("restore"):
             self.aside = recovery.settle(self.workdir, config.verify_checkpoints)
         metric = config.early_stopping.metric
-        # verify="off": settle has just compared their files.
+        # verify="off", because `settle` has just compared the files.
         self.checkpoints = Checkpoints(self.workdir, config.keep_last, config.keep_best, metric, verify="off")
         stack.push(functools.partial(_close, self.checkpoints))
         self.step = self.checkpoints.latest_step or 0
@@ -109,7 +119,7 @@ class _Attempt:
         self.stopping = early_stopping.make(config, self.checkpoints.loop())
 
     def _restore(self) -> None:
-        """The state that the next step begins with, and the JSON that was saved beside it ({} at the start)."""
+        """Makes or restores the state before the next step, and the JSON of its checkpoint ({} at the start)."""
         with self.phases("start"):
             self.state = self.opened.state(self.tx, self.checkpoints, self.step)
         if self.step:
@@ -123,7 +133,7 @@ class _Attempt:
         distributed.meet(what, seconds=self.opened.config.watchdog.barrier)
 
     def _parts(self, stack: contextlib.ExitStack) -> Parts:
-        """What the loop drives."""
+        """Returns the parts that the training loop calls."""
         run, config = self.opened, self.opened.config
         recorded = metrics.read(self.workdir / "metrics.jsonl")
         source = self._source(recorded)
@@ -165,7 +175,7 @@ class _Attempt:
         )
 
     def _source(self, recorded: list[dict]):
-        """The batches from where the checkpoint stands in the data; after a roll-back, behind the bad ones."""
+        """Returns the batches after those of the checkpoint; after a roll-back, those after the bad ones."""
         place = recovery.position(recorded, self.step, self.saved)
         if self.back is not None:
             recovery.limit_roll_backs(recorded, self.step, self.back)
@@ -182,7 +192,7 @@ class _Attempt:
         writer.event(self.step, {"start": starts, "wall": spent.wall()})
 
     def _describe(self, parts: Parts) -> None:
-        """The head of the log, and the facts of the report."""
+        """Prints the first lines of the log, and stores the facts for the report."""
         run = self.opened
         words = f"{mfu.MFU_CONVENTION} Here: {self.peak_words}"
         facts = summary.facts(self.state.model, self.flops, run.mesh, run.prepared, words)
@@ -193,7 +203,8 @@ class _Attempt:
         print("\n".join([summary.headline(facts), *checks.notes(run.config, run.model, trains)]))
 
     def _evaluate_first(self, parts: Parts) -> None:
-        """Before step 1, if there is something to compare with later, or a metric that only an evaluation shows."""
+        """Evaluates before step 1 if the run begins with another run's model, to compare with it at the end. Also if
+        early stopping uses another metric than validation/loss, because only an evaluation shows whether it exists."""
         config = self.opened.config
         named = parts.stopping.metric != "validation/loss"
         if (config.init_from or named) and config.eval_every:
@@ -204,7 +215,7 @@ class _Attempt:
             parts.progress.message(lines.evaluation(0, before))
 
     def _finish(self, parts: Parts) -> bool:
-        """The report and the last lines of the log."""
+        """Writes the report and the last lines of the log; returns whether the run is done."""
         config, stopping = self.opened.config, self.stopping
         wall = parts.goodput.wall()
         done = {"goodput": goodput.share(wall), "wall": wall, "tokens": self.step * self.tokens}
@@ -223,7 +234,7 @@ class _Attempt:
 
 
 def _close(checkpoints: Checkpoints, kind, *_) -> None:
-    """Waits for a save that is under way, but not where a second Ctrl-C ends the run."""
+    """Waits for a save in progress, unless a second Ctrl-C ends the run."""
     if kind is not KeyboardInterrupt:
         checkpoints.close()
 
@@ -234,11 +245,11 @@ def _say_done(workdir: Path, step: int, stopping) -> None:
         why, how = stopping.why(), "raise config.early_stopping.patience"
     print(f"{workdir} is done: {why}. To train longer, {how}.")
     curve, page = workdir / "metrics.jsonl", workdir / "report.html"
-    behind = curve.exists() and (not page.exists() or page.stat().st_mtime < curve.stat().st_mtime)
-    if behind and jax.process_index() == 0:  # it was killed before its report was written
+    outdated = curve.exists() and (not page.exists() or page.stat().st_mtime < curve.stat().st_mtime)
+    if outdated and jax.process_index() == 0:  # the run was killed before its report was written
         print(f"report: {run_report.write_report(workdir)}")
 
 
 def _command() -> str:
-    """The command that starts this process again."""
+    """Returns the command that continues this run."""
     return shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])

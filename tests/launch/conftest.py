@@ -1,4 +1,4 @@
-"""A run small enough to be made many times: two layers, 40 rows of text, one device."""
+"""Fixtures with a run small enough to repeat many times: two layers, 40 rows of text, one device."""
 
 import csv
 import functools
@@ -15,9 +15,9 @@ from absl import flags
 from configs import pretrain_decoder
 from launch import convert  # noqa: F401
 
-del flags.FLAGS.workdir  # of launch.convert; launch.train, here in the same process, has one too
+del flags.FLAGS.workdir  # defined by launch.convert; launch.train, imported in the same process, defines it again
 from launch.train import train  # noqa: E402
-from tests.launch.standins import ROOT, Tools  # noqa: E402
+from tests.launch.pods.standins import ROOT, Tools  # noqa: E402
 from train.record import mfu  # noqa: E402
 from train.report import plots  # noqa: E402
 
@@ -25,7 +25,7 @@ TEXT = "the quick brown fox jumps over the lazy dog, {} times; and then it does 
 
 
 def shrink(config, data_dir, text):
-    """The same config at a size for tests: nothing but numbers and the text change."""
+    """Shrinks a config for tests in place and returns it: only numbers and the text change."""
     config.steps, config.batch_size, config.log_every = 8, 8, 1
     config.eval_every, config.eval_rows, config.checkpoint_every = 4, 8, 4
     config.mesh.update(data=1, fsdp=1, tensor=1)
@@ -59,15 +59,15 @@ _rate = functools.cache(mfu.measure_matmul_rate)
 
 @pytest.fixture(autouse=True)
 def once(monkeypatch):
-    """What takes a second a run, of the hundreds here: the rate of products is measured once, and plots are drawn by
-    tests/train/report/test_run_report.py and by the commands alone."""
+    """Saves a second in each of hundreds of runs: the matmul rate is measured only once, and only
+    tests/train/report/test_run_report.py and subprocesses draw plots."""
     monkeypatch.setattr(mfu, "measure_matmul_rate", _rate)
     monkeypatch.setattr(plots, "svg", lambda *_, **__: "")
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """Meshes of these runs are of one device, whatever number the session has."""
+    """Gives each test one device, however many the session has."""
     monkeypatch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
 
 
@@ -77,14 +77,14 @@ def tools(tmp_path):
 
 
 def pytest_itemcollected(item):
-    """A file is run by one worker: most have a run that several tests look at, which each worker would make anew."""
+    """Runs each file on one worker, because the tests of a file share a run that every worker would have to repeat."""
     if not item.get_closest_marker("xdist_group"):
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A finished run with checkpoints 4 and 8, made by the first test of a file that asks."""
+    """A finished run with checkpoints 4 and 8, trained by the first test of a file that needs it."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
 
     def make(config):
@@ -96,16 +96,18 @@ def uninterrupted(tmp_path_factory):
 
 
 STEPS = {"decoder": 60, "moe": 60, "encdec": 90, "encoder": 300}
-# Without these no family of transformers has such a model.
+# With these, a family of transformers has the same model.
 FIELDS = {"moe": {"experts.mlp_dim": 48}, "encoder": {"num_kv_heads": 4}, "encdec": {"num_kv_heads": 4}}
-# Every test of one of these runs is on the same worker.
+# All tests of one of these runs share a worker.
 ARCHITECTURES = [pytest.param(name, marks=pytest.mark.xdist_group(f"pretrain_{name}")) for name in STEPS]
 
 
 @pytest.fixture(scope="session")
 def trained(corpus, data_dir, tmp_path_factory):
-    """name -> the workdir of a run of configs/pretrain_NAME.py, long enough to learn something; made in the first test
-    that asks, for a test has one device and a fixture of the session all."""
+    """Returns a function: name -> workdir of a run of configs/pretrain_NAME.py, long enough to learn something.
+
+    The first test that calls it trains the run, because a test has one device but a session fixture has all of them.
+    """
 
     @functools.cache
     def make(name):
@@ -121,7 +123,7 @@ def trained(corpus, data_dir, tmp_path_factory):
 
 
 def started(program, config, workdir, *arguments):
-    """A finished process of one device that ran this text, a variant of launch.train."""
+    """Returns a finished process with one device that ran `program`, a variant of launch.train."""
     file = workdir.parent / f"{workdir.name}.py"
     file.write_text(
         f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
@@ -133,6 +135,7 @@ def started(program, config, workdir, *arguments):
 
 
 def refused(config, workdir, error, *words):
+    """Checks that training fails with this error and that its message has all these words."""
     with pytest.raises(error) as caught:
         train(config, workdir)
     for word in words:

@@ -1,4 +1,4 @@
-"""launch.benchmark runs, also with an adapter over a quantized base."""
+"""launch.benchmark runs with an adapter over a quantized base."""
 
 import json
 import subprocess
@@ -12,6 +12,6 @@ def test_one_step():
     done = subprocess.run([sys.executable, "-m", "launch.benchmark", *words], capture_output=True, text=True)
     assert not done.returncode, done.stderr
     figures = json.loads(done.stdout)
-    # Rank 8 on query, key, value, out, up and down, 64 wide on both sides.
+    # Adapters of rank 8 on query, key, value, out, up and down, each with 64 inputs and 64 outputs.
     assert figures["trained_parameters"] == 6 * 8 * (64 + 64)
     assert figures["tokens_per_second"] > 0 and figures["step_seconds"] > 0 and figures["peak_memory_bytes"] > 0

@@ -1,4 +1,4 @@
-"""Classifiers from files to labels of new texts, and out to transformers."""
+"""Tests classifiers: from files to labels of new texts, and exported to transformers."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def parameters(workdir) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(news, data_dir, tmp_path_factory):
-    """A decoder that has learnt the topics, of augmented texts."""
+    """A decoder that learnt the topics from augmented texts."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     config = small(data_dir, news)
     config.update(steps=48, eval_every=48, checkpoint_every=48, log_every=20)
@@ -113,7 +113,10 @@ def test_the_commands(trained, tmp_path):
     (tmp_path / "none.csv").write_text("text\n")
     for flag, words in (
         ("--text=a --step=7", "holds no step '7'"),
-        (f"--file={tmp_path / 'other.jsonl'}", "line 1: no field 'text', only title; name a field as in the data of"),
+        (
+            f"--file={tmp_path / 'other.jsonl'}",
+            "line 1: no field 'text', only title; name the fields as in the data of",
+        ),
         (f"--file={tmp_path / 'broken.jsonl'}", "broken.jsonl, line 2: "),
         (f"--file={tmp_path / 'none.csv'}", "none.csv holds no texts"),
     ):
@@ -145,13 +148,13 @@ def test_words(data_dir, tmp_path, capsys):
     config = small(data_dir, tmp_path / "words.jsonl", "encoder", kind="token")
     train(config, tmp_path / "run")
     assert Workdir(tmp_path / "run").architecture.head == "token"
-    assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # of classes there is no perplexity
+    assert "loss" in (out := capsys.readouterr().out) and "ppl" not in out  # classes have no perplexity
     assert not any("perplexity" in row for row in metrics.read(tmp_path / "run" / "metrics.jsonl"))
     assert {"validation/f1", "validation/entity_f1"} <= figures(tmp_path / "run").keys()
     row, cut = Classifier(Workdir(tmp_path / "run"))([(["in", "Oslo", "now"], None), (["in"] * 40, None)])
     assert row.shape == (3, 2) and cut.shape == (40, 2)
     np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
-    fit = (64 - 2 + 1) // 3  # in rows of 64 bytes, "in" with a space or none, and two special tokens
+    fit = (64 - 2 + 1) // 3  # in rows of 64 bytes: "in" and a space, except for the last, and two special tokens
     assert not np.isnan(cut[:fit]).any() and np.isnan(cut[fit:]).all()
     flags = [f"--workdir={tmp_path / 'run'}", f"--text=now {'in ' * 40}"]
     done = subprocess.run([sys.executable, "-m", "launch.classify", *flags], capture_output=True, text=True)

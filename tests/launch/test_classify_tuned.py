@@ -1,4 +1,4 @@
-"""Classifiers that begin with another model, as a whole or as what trains over it."""
+"""Tests classifiers that start from another model and train all of it, an adapter or a prompt."""
 
 import jax
 import numpy as np
@@ -34,7 +34,8 @@ def language_model(data_dir, tmp_path_factory):
 
 def test_a_language_model_becomes_a_classifier_whose_head_is_kept(language_model, news, data_dir, tmp_path, capsys):
     config = small(data_dir, news)
-    config.init_from, config.optimizer.learning_rate = str(language_model), 0.0  # what it begins with, it ends with
+    # A rate of 0, so that it ends with the parameters that it starts with.
+    config.init_from, config.optimizer.learning_rate = str(language_model), 0.0
     train(config, tmp_path / "first")
     assert f"begins with the parameters of {language_model}; new: classifier/weight\n" in capsys.readouterr().out
     base, first = parameters(language_model), parameters(tmp_path / "first")
@@ -82,7 +83,7 @@ def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir,
     config = small(data_dir, news, architecture)
     config.init_from = str(tmp_path / "base")
     config.data.seq_len, config.adapt = 32, ConfigDict({"method": "prompt", "length": 4})  # most texts are cut
-    config.optimizer.learning_rate = 0.3  # the prompt matters
+    config.optimizer.learning_rate = 0.3  # so that the prompt matters
     train(config, tmp_path / "run")
     prepared = Workdir(tmp_path / "run").prepared
     (source,) = prepared.sources

@@ -1,4 +1,4 @@
-"""A checkpoint folder in and out, and a model that was trained here out."""
+"""Tests the import and export of checkpoint folders, and the export of models that were trained here."""
 
 import json
 import re
@@ -44,14 +44,14 @@ def folder(tmp_path_factory):
 
 
 def convert(workdir, from_hf=None, to_hf=None):
-    """What the command does, in this process with its eight devices; a mistake is an error."""
+    """Does what the command does in this process, with its eight devices; mistakes raise errors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", jax.local_devices)
         module.import_folder(from_hf, workdir) if from_hf else module.export(workdir, to_hf)
 
 
 def command(**flags):
-    """The command, with eight devices."""
+    """Runs the command with eight devices."""
     words = [f"--{name}={value}" for name, value in flags.items()]
     return subprocess.run([sys.executable, "-m", "launch.convert", *words], capture_output=True, text=True)
 
@@ -68,11 +68,11 @@ def test_in_and_out(folder, tmp_path):
     for name in old.tensors:
         np.testing.assert_array_equal(old.read(name), new.read(name))
     assert tokenizer.load(tmp_path / "out" / "tokenizer.json").encode("some") == words.encode("some")
-    with pytest.raises(ConfigError, match="reads no data"):
+    with pytest.raises(ConfigError, match="has no data"):
         _ = Workdir(tmp_path / "run").prepared
     with pytest.raises(ConfigError, match="holds a run already"):
         convert(tmp_path / "run", from_hf=folder)
-    for target in ("to_hf", "to_peft"):  # before the workdir is looked at
+    for target in ("to_hf", "to_peft"):  # an error before the workdir is read
         full = command(workdir=tmp_path / "nothing", **{target: tmp_path / "out"})
         assert full.stderr == f"error: {tmp_path / 'out'} exists and is not empty; choose another folder or remove it\n"
     absent = command(from_hf=tmp_path / "nothing", workdir=tmp_path / "new")
@@ -81,7 +81,7 @@ def test_in_and_out(folder, tmp_path):
 
 
 def test_bfloat16_stays_bfloat16(folder, tmp_path):
-    """In the workdir as well, where float32 would take twice the room."""
+    """Also in the workdir, where float32 would take twice the space."""
     shutil.copytree(folder, tmp_path / "narrow")
     for file in (tmp_path / "narrow").glob("*.safetensors*"):
         file.unlink()
@@ -119,7 +119,7 @@ def test_a_model_trained_here_loads_in_transformers(trained, tmp_path):
 
 
 _TARGET = dict(decoder_input_ids=torch.arange(5)[None] + 50)
-# config: (transformers' class, what it reads beside tokens)
+# config: (transformers' class, its inputs besides tokens)
 CLASSES = {
     "moe": (transformers.MixtralForCausalLM, {}),
     "encoder": (transformers.BertForMaskedLM, {}),
@@ -144,8 +144,8 @@ def test_other_architectures_trained_here(name, trained, tmp_path):
     assert settings.mask_token_id == words.mask_id
 
 
-def test_special_tokens_on_the_way(folder, tmp_path):
-    """An end token of generation_config.json ends what launch.generate's model writes, and is in the export."""
+def test_special_tokens_survive_import_and_export(folder, tmp_path):
+    """An end token of generation_config.json ends the answers of launch.generate, and is in the export."""
     source = tmp_path / "hf"
     shutil.copytree(folder, source)
     (source / "generation_config.json").write_text('{"eos_token_id": [0, 77], "pad_token_id": 5}')
@@ -161,7 +161,7 @@ def test_special_tokens_on_the_way(folder, tmp_path):
 
 
 def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
-    """What encoder and decoder are given: </s> after the text, the family's start token."""
+    """The encoder reads </s> after the text, and the decoder begins with the family's start token."""
     words = tokenizer.train([], "byte", specials=["<pad>", "</s>"])
     backend = Backend.from_str(words.to_json())
     backend.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 2)])
@@ -186,7 +186,7 @@ def test_a_t5_reads_and_writes_as_in_transformers(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
-    """One line, and no workdir; data/tokens/hub.py has tests of what it refuses."""
+    """The error is one line and no workdir is created; tests/data/tokens tests what data/tokens/hub.py refuses."""
     source = tmp_path / "hf"
     shutil.copytree(folder, source)
     (source / "tokenizer.json").rename(source / "tokenizer.model")
@@ -202,12 +202,12 @@ def test_a_tokenizer_that_does_not_fit(folder, tmp_path):
 
 
 def test_a_folder_where_a_workdir_is_wanted(folder):
-    with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*no workdir; .*--from_hf={folder}"):
+    with pytest.raises(ConfigError, match=rf"{folder} is a checkpoint folder .*not a workdir; .*--from_hf={folder}"):
         restore.for_inference(Workdir(folder))
 
 
 def test_names_of_classes_in_the_order_of_their_numbers(folder, tmp_path):
-    """Also where config.json has them in another one, and where the names are numbers themselves."""
+    """Also if config.json lists them in another order, and if the names are numbers themselves."""
     names = [str(2 * number) for number in range(12)]
     config = transformers.LlamaConfig.from_pretrained(folder, num_labels=12, pad_token_id=5)
     transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "hf")

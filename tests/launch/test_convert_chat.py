@@ -1,4 +1,4 @@
-"""An exported model that was tuned on conversations: transformers reads the same prompt and stops at the same token."""
+"""Tests exported chat models: transformers reads the same prompt and stops at the same token."""
 
 import json
 from itertools import pairwise
@@ -21,13 +21,13 @@ from launch.run.workdirs import Workdir
 from model import axes
 
 MESSAGES = [{"role": "user", "content": "What is it?"}]
-# What a model says, token by token; behind the end it would go on with "z".
+# A model's answer, token by token; after the end token it would continue with "z".
 SAYS = {"chatml": ["\n", "O", "k", "<|im_end|>"], "llama3": ["\n\n", "O", "k", "<|eot_id|>"]}
 SAYS |= {"alpaca": [":", "O", "k", EOT], "gemma": ["\n", "O", "k", "<end_of_turn>"]}
 
 
 def chain(tokens, size):
-    """A LLaMA whose next token depends on the last one alone: each token of the list leads to the next one."""
+    """Returns a LLaMA that predicts from the last token alone: each token of the list is followed by the next one."""
     settings = dict(vocab_size=size, hidden_size=512, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, max_position_embeddings=256))
     with torch.no_grad():
@@ -41,7 +41,7 @@ def chain(tokens, size):
 
 
 def tuned(template, folder, system="", **data):
-    """In a folder, the workdir that configs/sft.py would leave, with such a model; `data` are further fields."""
+    """Writes a workdir like one of configs/sft.py, with a model of `chain`; `data` are fields of config.data."""
     names = sorted({name for found in TEMPLATES.values() for name in found.markers})
     words = tokenizer.train(["\n\nOk" * 9], "byte", specials=names)
     backend = tokenizer.Backend.from_str(words.to_json())
@@ -51,7 +51,7 @@ def tuned(template, folder, system="", **data):
     words.save(folder / "hf" / "tokenizer.json")
     convert.import_folder(folder / "hf", folder / "run")
     record = Workdir(folder / "run").config
-    words.save(folder / "run" / "tokenizer.json")  # no published one
+    words.save(folder / "run" / "tokenizer.json")  # instead of the published one
     fields = sft.get_config().data.to_dict() | {"path": "c.json", "format": "chat", "sources": ()}
     fields["chat"] = {"template": template, "system": system}
     record = record.to_dict() | {"data": fields | data}
@@ -60,7 +60,7 @@ def tuned(template, folder, system="", **data):
 
 
 def answered(workdir):
-    """(prompt, greedy answer, tokens that end one), as launch.generate has them."""
+    """Returns (prompt, greedy answer, end tokens) as in launch.generate."""
     mesh, model, words = restore.for_inference(Workdir(workdir))
     completer = Completer(Workdir(workdir).config, words, model.config)
     (given,) = completer.completions([Request(MESSAGES[0]["content"], max_new_tokens=8)])
@@ -73,7 +73,7 @@ def answered(workdir):
 def test_transformers_stops_where_launch_generate_does(template, system, tmp_path):
     workdir = tuned(template, tmp_path / "a", system)
     prompt, answer, ends = answered(workdir)
-    assert len(answer) == 3 and answer[-1] == ends[0]  # it ends by its own token, not by the limit
+    assert len(answer) == 3 and answer[-1] == ends[0]  # it ends with its own end token, not at the limit
     convert.export(workdir, tmp_path / "out")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -91,8 +91,8 @@ def test_transformers_stops_where_launch_generate_does(template, system, tmp_pat
     assert None not in (words.pad_token_id, words.bos_token_id, words.eos_token_id)
 
 
-def test_the_way_back(tmp_path):
-    """What was exported is read with its template, and all its ends."""
+def test_an_exported_model_is_imported_again(tmp_path):
+    """The import keeps the template and all end tokens of the exported model."""
     workdir = tuned("chatml", tmp_path / "a")
     convert.export(workdir, tmp_path / "out")
     convert.import_folder(tmp_path / "out", tmp_path / "back")

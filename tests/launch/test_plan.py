@@ -1,4 +1,4 @@
-"""Plans without an accelerator: what fits, what does not, what is said where no compiler is."""
+"""Plans without an accelerator: what fits, what does not, and what is printed without a compiler."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import classify, pretrain_decoder
+from configs import classify, dpo, pretrain_decoder
 from data.batch import DTYPES
 from launch.plans import candidates, child
 from launch.program.checking import ConfigError
@@ -46,23 +46,32 @@ def config():
 
 
 def test_a_plan_for_cpu_devices(config):
-    """Collectives and memory of FSDP over 4 devices."""
+    """Collectives and memory of FSDP over 4 devices are as computed by hand."""
     target = targets.parse("cpu:4")
     config.model.attention, config.model.remat = "xla", "full"
     found = candidates.plan(config, target, {"fsdp": 4})
     model = ModelConfig(**config.model.to_dict())
     assert found["parameters"] == found["trained"] == count.num_params(model)
     assert found["model_flops"] == pytest.approx(8 * 128 * count.flops_per_token(model, 128))
-    # Everything but norms is split four ways, and Adam has two moments of each parameter.
+    # All parameters except norms are sharded four ways, and Adam has two moments per parameter.
     norms = (2 * model.num_layers + 1) * model.embed_dim
     assert found["memory"]["parameters"] == 4 * ((found["parameters"] - norms) / 4 + norms)
     assert found["memory"]["optimizer"] == pytest.approx(2 * found["memory"]["parameters"], abs=64)
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 200 * 2**20
-    assert found["collectives"]["all-gather"] >= 7  # of each weight of a layer
+    assert found["collectives"]["all-gather"] >= 7  # one for each weight of a layer
     assert not [note for note in found["notes"] if "Involuntary" in note]
     assert found["attention"] == []
     text = page.page(found, target, "tiny", "full")
     assert "  mesh          fsdp=4\n" in text and "MFU" not in text  # a CPU has no published peak
+
+
+@pytest.mark.parametrize("argument", ["tiny", "lora"])
+def test_a_reference_is_planned(argument):
+    """It is as large as the model that trains; that of an adapter is its base. No workdir is needed."""
+    config = dpo.get_config(argument)
+    config.model.update(num_layers=1, vocab_size=64, attention="xla")
+    found = candidates.plan(config, targets.parse("cpu:4"), {"fsdp": 4})["memory"]
+    assert found["companions"] == (0 if argument == "lora" else found["parameters"])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +90,7 @@ def test_a_batch_is_planned_as_its_data_would_give_it(changes, more):
     assert {array.shape for array in planned.values()} == {(config.batch_size, config.data.seq_len)}
 
 
-def test_a_batch_that_the_mesh_cannot_share(config):
+def test_a_batch_that_cannot_be_sharded_is_refused(config):
     target = targets.parse("cpu:3")
     with pytest.raises(ConfigError, match="batch_size 8 cannot be divided"):
         candidates.plan(config, target, {"fsdp": 3})
@@ -101,8 +110,8 @@ def test_mistakes_of_flags(args, words):
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_without_the_compiler_the_analytic_half(tmp_path):
-    """A path without libtpu: types and shapes still say what is computed and what state takes."""
+def test_without_the_compiler_a_plan_has_the_analytic_part(tmp_path):
+    """Without libtpu, shapes and dtypes still give the FLOPs and the memory of the state."""
     (tmp_path / "libtpu.py").write_text("raise ImportError('not here')")
     done = run(
         "--target=v5e:2x2", "--mesh=fsdp=4", PYTHONPATH=str(tmp_path), TPU_LIBRARY_PATH=str(tmp_path / "none.so")
@@ -114,12 +123,12 @@ def test_without_the_compiler_the_analytic_half(tmp_path):
 
 @libtpu
 def test_a_plan_for_v5e(config):
-    """In CI: peak memory, collectives by kind, nothing gathered by force."""
+    """Peak memory and collectives are as expected, and there is no involuntary rematerialization."""
     config.model.dtype, config.model.remat = "bfloat16", "full"
     found = candidates.plan(config, targets.parse("v5e:2x2"), {"fsdp": 4})
     assert found["memory"]["limit"] == 15.75 * GIB
     assert found["memory"]["arguments"] < found["memory"]["peak"] < 64 * 2**20
-    # Of a layer: 7 weights gathered forward and 7 again; the tables once or twice.
+    # The 7 weights of a layer are gathered in the forward pass and in the backward pass; the tables once or twice.
     assert 14 <= found["collectives"]["all-gather"] <= 18
     assert found["attention"] == ["splash"]
     assert found["collectives"]["all-reduce"] <= 20 and "all-to-all" not in found["collectives"]
@@ -138,8 +147,8 @@ def test_a_plan_for_h100(config):
 
 
 @libtpu
-def test_what_does_not_fit(config):
-    """Scores of attention that every layer keeps: 8 layers of 16 x 8 x 2048 x 2048, 2 bytes each at least."""
+def test_a_program_that_does_not_fit(config):
+    """Every layer keeps its attention scores: 8 layers of 16 x 8 x 2048 x 2048 values with at least 2 bytes each."""
     config.model.update(num_layers=8, embed_dim=128, mlp_dim=128, num_heads=8, num_kv_heads=8, head_dim=32)
     config.model.update(max_length=2048, attention="xla", dtype="bfloat16", remat="none")
     config.batch_size, config.data.seq_len = 16, 2048
@@ -150,7 +159,7 @@ def test_what_does_not_fit(config):
 
 @pytest.mark.parametrize("fits", ["dots", "full", ""])
 def test_out_of_memory_is_an_answer(fits, config, monkeypatch):
-    """Pretended programs, of which those that remat=`fits` keeps less of than others fit."""
+    """Fake plans fit only with remat=`fits`; "" means that none fits."""
     target = targets.parse("v5e:2x2")
 
     def pretended(config, target, mesh):
@@ -174,8 +183,8 @@ def test_out_of_memory_is_an_answer(fits, config, monkeypatch):
         assert text.endswith("or a smaller config.batch_size.") and "Training on" not in text
 
 
-def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
-    """Pretended programs: tensor parallelism is slow, and only two ways of FSDP fit, with remat=full."""
+def test_search_lists_the_fastest_plan_that_fits_first(config, monkeypatch):
+    """In these fake plans tensor parallelism is slow, and only meshes with FSDP over 2 or 4 and remat=full fit."""
 
     def pretended(config, target, mesh):
         if mesh["tensor"] == 4:
@@ -196,7 +205,7 @@ def test_search_takes_what_fits_the_fastest_first(config, monkeypatch):
     assert len(candidates.search(config, target, {"data": 1, "tensor": 1}, tries=2)) == 2
 
 
-def test_search_knows_the_axes_of_the_model_and_those_left_open(config, monkeypatch):
+def test_search_varies_the_axes_of_the_model_and_those_left_open(config, monkeypatch):
     target, seen = targets.parse("v5e:2x2"), []
 
     def pretended(config, target, mesh):

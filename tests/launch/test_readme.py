@@ -1,6 +1,7 @@
-"""The commands of the READMEs: every flag is there, and every config passes all checks that are made before data are.
+"""Tests the commands of the READMEs: every flag exists, and every config passes all checks before data preparation.
 
-Data are described and not made. Where a command reads a workdir, an earlier one makes it; a small model stands in it.
+No data are prepared and nothing trains. If a command reads a workdir, an earlier command must create it; here that
+workdir holds a small model.
 """
 
 import re
@@ -24,7 +25,7 @@ from model import architectures, axes
 from model.compress.quantize import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-# In the order in which they are read: what one command makes, a later one may use.
+# In reading order, because a command may use what an earlier one creates.
 READMES = (
     "README.md",
     *(f"{package}/README.md" for package in ("launch", "data", "model", "train", "configs", "tests")),
@@ -33,7 +34,7 @@ SMALL = dict(num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8
 
 
 def commands():
-    """(program, words) of everything in launch/ that the READMEs start, in their order."""
+    """Yields (program, words) of every command of launch/ in the READMEs, in their order."""
     for readme in READMES:
         text = (ROOT / readme).read_text().replace("\\\n", "")
         for line in re.findall(r"^    python -m launch\.(.*)", text, re.MULTILINE):
@@ -42,7 +43,7 @@ def commands():
 
 
 def flags_of(program):
-    """Names of its flags, by its source."""
+    """Returns the names of a program's flags, found in its source."""
     source = next((ROOT / "launch").rglob(f"{program}.py")).read_text()
     found = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)) | ({"step"} if "define_step()" in source else set())
     for other in re.findall(r"adopt_module_key_flags\((\w+)\)", source):
@@ -51,7 +52,7 @@ def flags_of(program):
 
 
 def parsed(words):
-    """(config, fields that the command sets)"""
+    """Returns (config, fields that the command sets)."""
     found = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=found, sys_argv=words)
     found(["program", *words], known_only=True)
@@ -59,7 +60,7 @@ def parsed(words):
 
 
 def small_base(workdir):
-    """A workdir as one of configs/quickstart.py, but small."""
+    """Writes a workdir like one of configs/quickstart.py, but with a small model."""
     config, words = quickstart.get_config(), tokenizer.train((), "byte")
     config.model.update(SMALL)
     model = architectures.make(models.model_config(config, words.vocab_size), nnx.Rngs(0))
@@ -67,7 +68,7 @@ def small_base(workdir):
 
 
 def without_devices(config):
-    """A mesh as large as it says."""
+    """Returns an abstract mesh of the size that the config asks for."""
     sizes = {name: max(size, 1) for name, size in config.mesh.items()}
     return jax.sharding.AbstractMesh(tuple(sizes[name] for name in axes.MESH_AXES), axes.MESH_AXES)
 
@@ -77,10 +78,10 @@ def test_commands_would_run(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(build, "mesh", without_devices)
     monkeypatch.setattr(build, "prepare", lambda fields, directory, encoder, prefix: checked(fields, encoder))
-    small_base(tmp_path / "runs" / "quickstart")  # by launch/quickstart.sh
+    small_base(tmp_path / "runs" / "quickstart")  # which launch/quickstart.sh trains
     programs = []
     for program, words in commands():
-        print(program, words)  # where one fails
+        print(program, words)  # to show which one fails
         names = dict(re.match(r"--([\w.]+)=?(.*)", word, re.DOTALL).groups() for word in words)
         unknown = {name for name in names if not name.startswith("config.")} - flags_of(program)
         assert not unknown, (program, words)

@@ -1,4 +1,4 @@
-"""What a user may get wrong: named with what would do, before anything is made."""
+"""Tests mistakes of users: the error names valid values, and comes before anything is created."""
 
 import contextlib
 import subprocess
@@ -26,7 +26,7 @@ from tests.launch.test_train import ROOT
     ],
 )
 def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tmp_path):
-    """A figure of other examples is neither better nor worse than the best so far."""
+    """Figures of different examples can't be compared with the best so far."""
     tiny.early_stopping.metric, tiny.grade.metrics = metric, "bleu, rouge"
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(tiny.to_json())
@@ -37,7 +37,7 @@ def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tm
 
 
 def test_refuses_before_anything_is_made(tiny, tmp_path):
-    """Each mistake is named with the values that would do, and leaves no working directory behind."""
+    """Each error names valid values, and no workdir is left behind."""
     cases = [
         (dict(batch_size=6, accumulate=4), ("batch_size 6", "accumulate=4", "4, 8")),
         ({"model.num_heads": 3}, ("num_heads 3",)),
@@ -66,7 +66,7 @@ def test_refuses_before_anything_is_made(tiny, tmp_path):
 def test_unknown_model_field(tiny, tmp_path):
     with tiny.model.unlocked():
         tiny.model.embed_dims = 3
-    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "is it embed_dim?")
+    refused(tiny, tmp_path / "run", ConfigError, "embed_dims", "did you mean embed_dim?")
 
 
 def test_vocabulary_that_does_not_fit(tiny, tmp_path):
@@ -75,7 +75,7 @@ def test_vocabulary_that_does_not_fit(tiny, tmp_path):
 
 
 def test_cli_prints_one_line_for_a_mistake(tmp_path):
-    """No traceback for: an unknown field, a config that is not there, a wrong start, a missing file."""
+    """There is no traceback for an unknown field, a missing config, a script started by path, or a missing run."""
     workdir, broken = f"--workdir={tmp_path / 'run'}", tmp_path / "broken.py"
     broken.write_text("def get_config():\n    return {}['absent']\n")
     cases = [
@@ -85,7 +85,7 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
         ),
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.model.experts=1"],
-            "the config has no field 'experts': flags change what it sets",
+            "the config has no field 'experts'; flags can only change fields that it has",
         ),
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.optimizer.learning_rate=nan"],
@@ -109,7 +109,7 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
 
 
 def test_steps_of_another_config_are_not_written_over(tiny, tmp_path):
-    """Also where a run has saved no checkpoint: what it logged is of that config."""
+    """Also if the run has saved no checkpoint, because its logged steps belong to its config."""
     tiny.steps, tiny.checkpoint_every, tiny.eval_every = 3, 0, 0
     train(tiny, tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()

@@ -1,4 +1,4 @@
-"""What a run reads executes nothing: Python tells of every object that an unpickler looks up."""
+"""Tests that the files of a run can't execute code: Python reports every object that an unpickler looks up."""
 
 import collections
 import pickle
@@ -25,7 +25,7 @@ def _listen(event, arguments):
 
 @pytest.fixture
 def heard():
-    """Names that were looked up since. A hook can't be taken away, only made deaf."""
+    """Counts the names that are looked up during a test. An audit hook can't be removed, only switched off."""
     global _heard
     if _heard is None:
         sys.addaudithook(_listen)
@@ -40,18 +40,19 @@ def test_a_pickle_is_heard(heard):
 
 
 def test_a_run_that_goes_on(tiny, tmp_path, heard):
-    """Data, tokenizer, checkpoint and metrics are read again, and what was trained is restored for inference."""
+    """Reads data, tokenizer, checkpoint and metrics again, and restores the model for inference."""
     tiny.steps, tiny.checkpoint_every = 6, 3
     train(tiny, tmp_path / "run")
     jax.clear_caches()
-    (tmp_path / "run" / "checkpoints" / "6" / "manifest.json").unlink()  # so that it goes on from the one before
+    # So that it continues from the previous checkpoint:
+    (tmp_path / "run" / "checkpoints" / "6" / "manifest.json").unlink()
     assert train(tiny, tmp_path / "run")
     restore.for_inference(Workdir(tmp_path / "run"))
     assert heard == {}
 
 
 def test_a_published_model(tmp_path, monkeypatch, heard):
-    """A config, weights in safetensors, and a tokenizer."""
+    """Imports a config, weights in safetensors, and a tokenizer."""
     shutil.copytree(hub.reference("llama")[1], tmp_path / "hub")
     tokenizer.train(["some text, " * 50], "char").save(tmp_path / "hub" / "tokenizer.json")
     heard.clear()

@@ -1,4 +1,4 @@
-"""Runs from config to report: resume, signals. In one process, but for what only a process can show."""
+"""Whole runs: outputs, resume, signals. They run in this process, except where a test needs a process of its own."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def final(config, workdir):
-    """Every array of the latest checkpoint, and the loop's JSON."""
+    """Returns (all arrays of the latest checkpoint, its JSON without wall time)."""
     prepared = Workdir(workdir).prepared
     model = models.model_config(config, prepared.vocab_size)
     with axes.use_mesh(build.mesh(config)):
@@ -47,7 +47,8 @@ def losses(workdir):
 
 
 def assert_same_run(config, one, other):
-    """Bit for bit: parameters, optimizer, data position, metrics; each step logged once."""
+    """Asserts that two runs have the same parameters, optimizer state, data position and losses, bit for bit, and that
+    each step is logged once."""
     arrays, saved = final(config, one)
     arrays_other, saved_other = final(config, other)
     assert saved == saved_other
@@ -58,7 +59,7 @@ def assert_same_run(config, one, other):
     assert steps == sorted(set(steps))
 
 
-def test_leaves_what_it_promises(tiny, uninterrupted, capsys):
+def test_a_run_writes_all_its_files_and_metrics(tiny, uninterrupted, capsys):
     workdir = uninterrupted(tiny)
     names = {path.name for path in workdir.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "tokenizer.json", "report.html"}
@@ -70,7 +71,7 @@ def test_leaves_what_it_promises(tiny, uninterrupted, capsys):
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-2
 
 
-def test_a_finished_run_says_so(tiny, uninterrupted, capsys):
+def test_a_finished_run_is_reported_and_unchanged(tiny, uninterrupted, capsys):
     workdir = uninterrupted(tiny)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in (workdir / "checkpoints").rglob("*"))
     capsys.readouterr()
@@ -80,8 +81,8 @@ def test_a_finished_run_says_so(tiny, uninterrupted, capsys):
 
 
 def test_resume_equals_uninterrupted(tiny, uninterrupted, tmp_path, monkeypatch):
-    """Stopped by a signal in the middle of a log window and of a checkpoint interval, then continued. With experts,
-    whose loads are averaged from one evaluation to the next."""
+    """A run is stopped by a signal in the middle of a log window and of a checkpoint interval, then continued. It has
+    experts, because their loads are averaged from one evaluation to the next."""
     tiny.log_every = 4  # windows of the mean loss span the stop
     experts = dict(count=4, per_token=2, mlp_dim=16, correction=True)
     tiny.model.update(mlp_pattern=("sparse",), experts=experts)
@@ -123,7 +124,7 @@ def test_resume_from_an_earlier_checkpoint(tiny, uninterrupted, tmp_path):
 
 
 def test_sigterm_ends_a_process_cleanly(tiny, tmp_path):
-    """The real thing: a process, a signal, exit status 0, a checkpoint of the step it stopped at."""
+    """After a SIGTERM, a real process saves a checkpoint of the step at which it stops and ends with status 0."""
     tiny.steps = 100000
     config = tmp_path / "config.py"
     config.write_text(
@@ -148,7 +149,8 @@ def test_sigterm_ends_a_process_cleanly(tiny, tmp_path):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
-    """Once: the step ends and is saved, and the command to continue is shown. Twice: at once."""
+    """After one Ctrl-C, the step ends and is saved, and the command to continue is printed. A second one ends the run
+    at once."""
     make = build.put
 
     def interrupting(mesh):
@@ -166,7 +168,7 @@ def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
     monkeypatch.setattr(sys, "argv", ["train.py", "--config=a b.py", "--workdir=run"])
     with pytest.raises(KeyboardInterrupt) if times == 2 else contextlib.nullcontext():
         assert not train(tiny, tmp_path)
-    deadline = time.monotonic() + 30  # the save after step 4 may be under way, and is not waited for
+    deadline = time.monotonic() + 30  # the save after step 4 may still be in progress; the run did not wait for it
     while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert Checkpoints(tmp_path, reading=True).latest_step == (4 if times == 2 else 6)
@@ -176,8 +178,8 @@ def test_ctrl_c(tiny, tmp_path, monkeypatch, capfd, times):
     assert "SIGINT: the run saves and stops after this step; Ctrl-C again stops it at once" in err
 
 
-def test_ctrl_c_where_the_main_thread_waits(tiny, tmp_path):
-    """In a computation that does not end; Python's handlers of signals never run then."""
+def test_ctrl_c_while_the_main_thread_is_blocked(tiny, tmp_path):
+    """The main thread waits for a computation that never ends, so Python's signal handlers never run."""
     program = """
 import os, signal, threading
 import jax
@@ -220,8 +222,8 @@ def test_stops_after_bad_steps_in_a_row(tiny, tmp_path):
     assert max(row["skipped"] for row in rows if "skipped" in row) >= 1
 
 
-def test_a_log_waits_for_no_device(tiny, tmp_path, monkeypatch):
-    """The step behind the one that is logged runs by then: what asked the device for anything would come after it."""
+def test_a_log_does_not_use_the_device(tiny, tmp_path, monkeypatch):
+    """The next step already runs when a step is logged, so anything that the log computed on the device would wait."""
     log = jax.transfer_guard_host_to_device("disallow")(lines.log)
     monkeypatch.setattr(lines, "log", log)
     train(tiny, tmp_path / "run")
@@ -233,7 +235,7 @@ def test_a_log_waits_for_no_device(tiny, tmp_path, monkeypatch):
 
 
 def test_keeps_last_and_best(tiny, tmp_path):
-    """Best by validation loss: with a rate that ruins the model after a while, an early step stays."""
+    """The learning rate ruins the model after a while, so an early step has the best validation loss and is kept."""
     tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 12, 2, 2, 1
     tiny.optimizer.update(schedule="constant", learning_rate=3.0, warmup_steps=0)
     workdir = tmp_path / "run"
@@ -250,7 +252,7 @@ def test_profiler_window(tiny, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_run_that_is_older_than_a_field_goes_on(tiny, uninterrupted, tmp_path):
+def test_a_run_older_than_a_field_continues(tiny, uninterrupted, tmp_path):
     workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
     recorded = json.loads((workdir / "config.json").read_text())
     assert recorded["data"].pop("copies") == "keep"
@@ -267,7 +269,7 @@ def test_refuses_another_config(tiny, uninterrupted, tmp_path):
     refused(tiny, workdir, ConfigError, "optimizer.learning_rate: 0.01 there, 0.5 now", "new --workdir")
 
 
-def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys):
+def test_a_run_on_masked_tokens_reports_a_baseline(tiny, tmp_path, capsys):
     tiny.data.tokenizer.mask = True
     tiny.model.update(architecture="encoder", head="masked")
     tiny.data.corruption.kind = "masked"
@@ -280,7 +282,8 @@ def test_corrupted_rows_are_trained_on_beside_a_baseline(tiny, tmp_path, capsys)
 
 
 def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_path, capsys):
-    """They are written once, at the end, and nothing else is; and what is missing to keep them even is said."""
+    """The loads are written once, at the end, and nothing else is. Notes warn that nothing balances the experts, and
+    that nothing is saved."""
     tiny.model.update(mlp_pattern=("sparse",), experts=dict(count=4, per_token=2, mlp_dim=16))
     tiny.steps, tiny.eval_every, tiny.log_every, tiny.checkpoint_every = 3, 0, 0, 0
     train(tiny, tmp_path)
@@ -288,7 +291,7 @@ def test_loads_of_experts_without_evaluations_logs_and_checkpoints(tiny, tmp_pat
     (loads,) = [row["experts/load"] for row in metrics.read(tmp_path / "metrics.jsonl") if "experts/load" in row]
     assert np.shape(loads) == (2, 4)
     said = capsys.readouterr().out
-    assert "note: nothing keeps the load of the experts even" in said
+    assert "note: nothing balances the load of the experts" in said
     (note,) = [line for line in said.splitlines() if "checkpoint_every" in line]
-    assert note.startswith("note: config.checkpoint_every is 0, so nothing is saved, neither before the end nor at it;")
+    assert note.startswith("note: config.checkpoint_every is 0, so nothing is saved, not even at the end;")
     assert said.index(note) < said.index("goodput") and not workdirs.steps(tmp_path)

@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from train.evals import entities, label_metrics
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import HeldOut, Objective
+from train.objectives.objective import Headline, HeldOut, Objective
 
 # Explanations that are printed beside the metrics of an evaluation.
 _MEANINGS = {
@@ -53,6 +53,10 @@ class Classification(Objective):
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"from_data": True})
 
     predicts_tokens: ClassVar = False
+    headlines: ClassVar = (
+        Headline("accuracy", "accuracy", "on held-out labels", {"majority_accuracy": "most frequent class"}),
+        Headline("mse", "mean squared error", "on held-out labels", {"mean_mse": "mean of training"}),
+    )
     ranges: ClassVar = {"label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Companion, HeldOut, Objective
+from train.objectives.objective import Companion, Headline, HeldOut, Objective
 from train.token_logprobs import token_logprobs
 
 # The metrics, with explanations that are printed beside those of an evaluation.
@@ -49,6 +49,7 @@ class Dpo(Objective):
 
     companions: ClassVar = (Companion("reference", "init_from"),)
     predicts_tokens: ClassVar = False
+    headlines: ClassVar = (Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences"),)
     ranges: ClassVar = {"beta": "float (0, inf)"} | routing.RANGES
     lower_is_better: ClassVar = {"margin": False, "chosen_reward": False, "rejected_reward": True}
 

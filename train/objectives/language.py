@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from train.evals import perplexity
 from train.losses import Loss, cross_entropy
 from train.objectives import routing
-from train.objectives.objective import HeldOut, Objective
+from train.objectives.objective import Headline, HeldOut, Objective
 
 HEADS = ("language_model", "masked")  # those that give token logits
 # The config.data.corruption.kind that each architecture learns from.
@@ -37,6 +37,10 @@ class Language(Objective):
     router_z_loss: float = 0.0
 
     predicts_tokens: ClassVar = True
+    headlines: ClassVar = (
+        Headline("bits_per_byte", "bits per byte", "all on the same held-out files", others="compressors"),
+        Headline("loss", "nats per token", "on the target tokens of held-out data", {"unigram": "token frequencies"}),
+    )
     ranges: ClassVar = {"z_loss": "float [0, inf)", "label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:

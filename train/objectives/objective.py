@@ -23,6 +23,16 @@ class Companion(NamedTuple):
     field: str  # field of the config that holds its workdir, such as 'init_from' or 'teacher'
 
 
+class Headline(NamedTuple):
+    """A metric of evaluations that a report shows first."""
+
+    metric: str  # the name in `figures`
+    label: str  # its name for readers
+    where: str  # what it was measured on
+    baselines: Mapping[str, str] = {}  # metrics of the same evaluation to compare it with, and their names for readers
+    others: str = ""  # the key of summary.json that has more values to compare it with, by name
+
+
 class HeldOut(NamedTuple):
     """Facts about the held-out data that the metrics of an evaluation need."""
 
@@ -42,6 +52,8 @@ class Objective:
     predicts_tokens: ClassVar[bool]
     # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
     ranges: ClassVar[Mapping[str, str]] = {}
+    # What a report shows first: the first of these that an evaluation has.
+    headlines: ClassVar[tuple[Headline, ...]] = (Headline("loss", "loss", "on held-out data"),)
     # {metric of its evaluations: whether lower is better}, for metrics whose names do not show it (early_stopping.py).
     lower_is_better: ClassVar[Mapping[str, bool]] = {}
 

@@ -9,7 +9,11 @@ from train.objectives.dpo import Dpo
 from train.objectives.language import Language
 from train.objectives.objective import Objective
 
-OBJECTIVES: dict[str, type[Objective]] = {"language": Language, "labels": Classification, "dpo": Dpo}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "language": Language,
+    "labels": Classification,
+    "dpo": Dpo,
+}
 
 
 def fields(name: str) -> dict[str, Any]:

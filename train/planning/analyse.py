@@ -31,6 +31,7 @@ def analyse(step: jax.stages.Wrapped, state: Any, batch: Any, mesh: Any, target:
         "memory": {
             "parameters": compile.bytes_per_device(state.model),
             "optimizer": compile.bytes_per_device(state.opt_state),
+            "companions": compile.bytes_per_device(state.companions),
             "limit": chip.memory,
         },
         "flops": {"executed": work.total, "a_chip": work.per_device},

@@ -97,6 +97,8 @@ def _memory(found: dict) -> list[str]:
     memory = found["memory"]
     line = lambda name, value, words="": f"  {name:<13} {value / GIB:9.2f} GiB  {words}".rstrip()
     lines = ["Memory per chip", line("parameters", memory["parameters"]), line("optimizer", memory["optimizer"])]
+    if memory.get("companions"):
+        lines.append(line("companions", memory["companions"], "frozen models beside the one that trains"))
     if "peak" in memory:
         lines.append(
             line("activations", memory["peak"] - memory["arguments"], "peak minus parameters, optimizer, batch")

@@ -25,11 +25,15 @@ import math
 import time
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from data import files
+from train.early_stopping import lower_is_better
+from train.objectives.objective import Objective
+from train.objectives.table import OBJECTIVES
 from train.record.metrics import duration, read, short
 from train.record.mfu import MFU_CONVENTION
 from train.report import plots
@@ -44,7 +48,8 @@ def write_report(workdir) -> Path:
     summary, config = _load(workdir / "summary.json"), _load(workdir / "config.json")
     walls = [wall for wall in (summary.get("wall"), *(row.get("wall") for row in rows)) if wall]
     summary["wall"] = max(walls, key=goodput.total, default={})
-    sections = _headline(rows, summary) + _plots(rows)
+    objective = (config.get("objective") or {}).get("name", "language")
+    sections = _headline(rows, summary, objective) + _plots(rows)
     sections += (
         _wall(summary["wall"])
         + _experts(rows)
@@ -90,7 +95,7 @@ def _show(value, form) -> str:
     return form(value) if callable(form) else form.format(value)
 
 
-def _headline(rows: list[dict], summary: dict) -> str:
+def _headline(rows: list[dict], summary: dict, objective: str) -> str:
     def last(key):
         return next((row[key] for row in reversed(rows) if key in row), None)
 
@@ -100,12 +105,16 @@ def _headline(rows: list[dict], summary: dict) -> str:
 
     model, wall, skipped = summary.get("model") or {}, summary["wall"], last("skipped")
     bodies = model.get("non_embedding_parameters")
-    names = ("loss", "perplexity", "bits_per_byte", "unigram", "accuracy", "majority_accuracy", "mse", "mean_mse")
-    validation = {key: last("validation/" + key) for key in names}
+    prefix = "validation/"
+    validation: dict = {key.removeprefix(prefix): row[key] for row in rows for key in row if key.startswith(prefix)}
     validation |= summary.get("validation") or {}
     train_loss = plots.smooth(_series(rows, "loss")[1])
     facts = (
-        ("Validation loss", _show(validation["loss"], "{:.3f}"), _show(validation["perplexity"], "perplexity {:.4g}")),
+        (
+            "Validation loss",
+            _show(validation.get("loss"), "{:.3f}"),
+            _show(validation.get("perplexity"), "perplexity {:.4g}"),
+        ),
         ("Train loss", _show(float(train_loss[-1]) if train_loss.size else None, "{:.3f}"), "smoothed"),
         ("Steps", _show(last("step"), "{:,}"), _show(skipped or None, "{:.0f} skipped")),
         ("Tokens per second", _show(median("tokens_per_second"), short), "median"),
@@ -119,30 +128,30 @@ def _headline(rows: list[dict], summary: dict) -> str:
     for name, value, note in facts:
         note = "" if "–" in value + note else escape(note)
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
-    better = "Lower"
-    if validation["accuracy"] is not None:
-        better, what, where = "Higher", "accuracy", "on held-out labels"
-        figures = {"this model": validation["accuracy"], "most frequent class": validation["majority_accuracy"]}
-    elif validation["mse"] is not None:
-        what, where = "mean squared error", "on held-out labels"
-        figures = {"this model": validation["mse"], "mean of training": validation["mean_mse"]}
-    elif validation["bits_per_byte"] is not None or validation["unigram"] is None:
-        what, where = "bits per byte", "all on the same held-out files"
-        figures = {"this model": validation["bits_per_byte"]} | (summary.get("compressors") or {})
-    else:
-        what, where = "nats per token", "on the target tokens of held-out data"
-        figures = {"this model": validation["loss"], "token frequencies": validation["unigram"]}
-    shown = {name: value for name, value in figures.items() if _show(value, str) != "–" and value > 0}
+    chart = _chart(validation, summary, objective)
+    return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'
+
+
+def _chart(validation: dict, summary: dict, objective: str) -> str:
+    """Returns the first metric of the objective that was evaluated, beside its baselines."""
+    headlines = OBJECTIVES.get(objective, Objective).headlines
+    headline = next((one for one in headlines if validation.get(one.metric) is not None), headlines[0])
+    figures: dict[str, Any] = {"this model": validation.get(headline.metric)}
+    figures |= {name: validation.get(metric) for metric, name in headline.baselines.items()}
+    figures |= summary.get(headline.others) or {}
+    shown = {name: value for name, value in figures.items() if _show(value, str) != "–"}
+    longest = max((1e-9, *shown.values()))
     bars = ""
     for name, value in shown.items():
-        width = f'style="width:{100 * value / max(shown.values()):.1f}%"{" class=own" if name == "this model" else ""}'
+        width = f'style="width:{100 * max(0, value) / longest:.1f}%"{" class=own" if name == "this model" else ""}'
         bars += f"<span>{escape(name)}</span><i {width}></i><span>{value:.3f}</span>"
-    note = f"{better} is better; {where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
-    if what == "nats per token" and summary.get("no_bits_per_byte"):
+    better = "Lower" if lower_is_better(headline.metric) else "Higher"
+    note = f"{better} is better; {headline.where}." if len(shown) > 1 else "" if shown else "No evaluation yet."
+    if headline.metric == "loss" and summary.get("no_bits_per_byte"):
         note += f" No bits per byte, because {escape(summary['no_bits_per_byte'])}."
-    chart = f"""<small>Validation, {what}</small><div class="figure">{_show(figures["this model"], "{:.3f}")}</div>
+    own = _show(figures["this model"], "{:.3f}")
+    return f"""<small>Validation, {headline.label}</small><div class="figure">{own}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
-    return f'<section class="head"><div class="card">{chart}</div><dl class="card">{tiles}</dl></section>'
 
 
 def _plots(rows: list[dict]) -> str:

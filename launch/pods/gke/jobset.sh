@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# TPU slices or GPU nodes of Google Kubernetes Engine: fills in tpu.yaml or gpu.yaml and hands it to kubectl, of which the
-# current context says which cluster.
+# Runs a command on TPU slices or GPU nodes of Google Kubernetes Engine: fills in tpu.yaml or gpu.yaml and passes it to
+# kubectl, whose current context selects the cluster.
 set -euo pipefail
 # shellcheck source=launch/pods/options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../options.sh"
@@ -11,14 +11,15 @@ usage() {
 bash launch/pods/gke/jobset.sh SUBCOMMAND --name=NAME [--namespace=NAMESPACE] [--dry_run] ...
 
   start --image=IMAGE --claim=CLAIM --accelerator=ACCELERATOR TPU_OR_GPU [--restarts=10] -- COMMAND
-                    runs the command on all hosts, in /meshlm of the image (launch/pods/gke/Dockerfile makes one). CLAIM is a
-                    PersistentVolumeClaim that all pods can write to, at /meshlm/runs: --workdir goes there
-    TPU:            --topology=4x4 [--slices=1] [--chips=4 of a host], with e.g. --accelerator=tpu-v5-lite-podslice
-    GPU:            --nodes=N --gpus=GPUS_OF_A_NODE, with e.g. --accelerator=nvidia-h100-80gb
-  tail              what all pods say, every line with its process and host
-  status            the JobSet and its pods
-  stop              deletes it, also one that has ended: pods get SIGTERM and ten minutes, in which training saves; the
-                    same start continues the run
+                    runs the command on all hosts, in /meshlm of the image (build it with launch/pods/gke/Dockerfile).
+                    CLAIM is a PersistentVolumeClaim that all pods can write to. It is mounted at /meshlm/runs, so
+                    --workdir must be there
+    TPU:            --topology=4x4 [--slices=1] [--chips=4 per host], with e.g. --accelerator=tpu-v5-lite-podslice
+    GPU:            --nodes=N --gpus=GPUS_PER_NODE, with e.g. --accelerator=nvidia-h100-80gb
+  tail              follows the logs of all pods; every line begins with its process and host
+  status            shows the JobSet and its pods
+  stop              deletes the JobSet, also one that has ended. Pods get SIGTERM and ten minutes, in which training
+                    saves; the same `start` continues the run
 
   --dry_run         prints the manifest and the commands instead of applying them
 
@@ -28,7 +29,7 @@ END
 
 options=(name namespace image claim accelerator topology slices chips nodes gpus restarts)
 switches=(dry_run)
-# shellcheck disable=SC2034  # manifest reads them by their names
+# shellcheck disable=SC2034  # `manifest` reads them by name
 name='' namespace='' image='' claim='' accelerator='' topology='' slices=1 chips=4 nodes='' gpus='' restarts=10
 dry_run=no
 
@@ -37,7 +38,7 @@ need "$subcommand" name
 kubectl=(kubectl)
 [ -z "$namespace" ] || kubectl+=("--namespace=$namespace")
 
-# The arguments as a list that YAML and JSON read alike. Kubernetes would put variables in place of $(NAME).
+# Prints the arguments as a list that is valid YAML and JSON. Kubernetes would expand $(NAME), so it is escaped.
 json() {
   local word words=()
   for word; do
@@ -55,11 +56,11 @@ json() {
 manifest() {
   local kind text hosts=$nodes field value
   if [ -n "$topology" ]; then
-    [ -z "$nodes$gpus" ] || fail 'start takes --topology (TPU) or --nodes and --gpus (GPU), not both'
+    [ -z "$nodes$gpus" ] || fail 'start needs either --topology (TPU) or --nodes and --gpus (GPU), not both'
     [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || fail "--topology must be like 4x4 or 4x4x8, not '$topology'"
     need_count slices chips
     kind=tpu hosts=$((${topology//x/*}))
-    [ $((hosts % chips)) -eq 0 ] || fail "a topology of $topology cannot be split into hosts of $chips chips: see --chips"
+    [ $((hosts % chips)) -eq 0 ] || fail "--topology=$topology cannot be split into hosts of $chips chips; change --chips"
     hosts=$((hosts / chips))
   else
     [ -n "$nodes$gpus" ] || fail 'start needs --topology (TPU), or --nodes and --gpus (GPU)'
@@ -99,7 +100,8 @@ status() {
 
 stop() {
   run "${kubectl[@]}" delete jobset "$name"
-  run "${kubectl[@]}" delete --ignore-not-found "rolebinding/$name" "role/$name" "serviceaccount/$name" # of GPUs
+  # These exist only for GPUs.
+  run "${kubectl[@]}" delete --ignore-not-found "rolebinding/$name" "role/$name" "serviceaccount/$name"
 }
 
 "$subcommand"

@@ -1,4 +1,4 @@
-"""Requests as ids: what models of each tuning are asked, what is refused before anything runs, and what ids say."""
+"""Tests requests as ids: prompts for models of each tuning, early errors, and ids turned back into text."""
 
 import dataclasses
 import importlib
@@ -29,7 +29,7 @@ def words():
 
 
 def config(kind="", **fields):
-    """Of a run that learnt from examples of a kind, or from text."""
+    """Returns the config of a run that learnt from examples of a kind, or from text ('')."""
     found = importlib.import_module("configs.sft").get_config()
     found.data.update(path="a.jsonl" if kind else "", format=kind or "chat", sources=(("stdlib", 1.0),))
     found.data.pairs.prefix = "translate: "
@@ -61,7 +61,7 @@ def test_a_text_is_continued_and_a_question_answered(words):
 
 
 def test_requests_of_all_kinds_in_one_order(words):
-    """Also where each adapter was tuned on something else, and some ids end a request of their own."""
+    """Each adapter was tuned on other data, and one request has a stop id of its own."""
     model = completer(words, "chat", adapters=[config("pairs"), config()])
     requests = [Request("b", adapter=1), Request("a"), Request("b", adapter=0), Request("c", raw=True, stop=(5,))]
     found = model.completions(requests)
@@ -93,13 +93,17 @@ def test_ids_of_prompt_tuning_stand_before_and_are_not_shown(words):
         (
             "chat",
             Request("a", system="b", raw=True),
-            "a system text is for questions, and this is to be continued as it is",
+            "a system text is for questions, but the prompt is to be continued as it is",
         ),
         ("", Request(MESSAGES), "messages are for models that were tuned on conversations; give a text"),
-        ("chat", Request(MESSAGES, raw=True), "messages are for questions, and this is to be continued as it is"),
+        ("chat", Request(MESSAGES, raw=True), "messages are for questions, but the prompt is to be continued as it is"),
         ("pairs", Request(MESSAGES), "tuned on pairs of texts, and messages are for conversations; give a text"),
         ("pairs", Request("a", system="b"), "pairs of texts have no system text"),
-        ("chat", Request(MESSAGES, system="b"), "a system text beside messages; make it the first message"),
+        (
+            "chat",
+            Request(MESSAGES, system="b"),
+            "a system text can't be given along with messages; make it the first message",
+        ),
         ("chat", Request([]), "there are no messages"),
         ("chat", Request(SAID), "the last message is of the role assistant; a model answers a question"),
         ("chat", Request([{"role": "judge", "content": "a"}]), "message 1 has the unknown role 'judge'; there are sys"),
@@ -152,7 +156,8 @@ def test_of_a_record_the_model_reads_what_it_read_before_the_last_answer_in_trai
     asked = completer(words, kind, tiny.SWITCH if encoder else tiny.LLAMA)
     encoding = kinds.KINDS[kind].encoding(config(kind).data[kind].to_dict(), Context(words, 256, encoder, None))
     example = encoding.encode(RECORDS[kind])
-    begins = max(np.flatnonzero(~example.trained), default=-1) + 1  # the token that the last answer is said at first
+    # The position that predicts the first token of the last answer.
+    begins = max(np.flatnonzero(~example.trained), default=-1) + 1
     (given,) = asked.of_records(kind, [RECORDS[kind]], 256, 8)
     assert given.prompt == example.tokens[: begins + 1].tolist() and not given.cut
     assert given.source == (example.source.tolist() if encoder else None)

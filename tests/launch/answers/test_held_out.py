@@ -1,4 +1,4 @@
-"""Bits per byte are given where the targets say the whole text, and a reason where they do not."""
+"""Tests that there are bits per byte if the targets encode the whole text, and a reason if they do not."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ from train.objectives.language import Language
 from train.objectives.objective import HeldOut
 
 TEXT = "".join(f"line {i} of a text\n" for i in range(300))
-ODD = "an ö in a text\n" * 3  # with a character that the rest has not
+ODD = "an ö in a text\n" * 3  # with a character that TEXT lacks
 
 
 def eval_step(model, batch, companions=None):
-    """Each target costs one nat."""
+    """Returns a loss of one nat per target."""
     weight = jnp.sum(batch["weights"])
     return Loss(weight, weight, {"loss": weight})
 
@@ -36,7 +36,7 @@ def evaluated(config, tmp_path) -> tuple[dict, HeldOut, object]:
 
 @pytest.fixture
 def config(tiny, tmp_path):
-    """Of a text whose held-out part, its tail, ends oddly."""
+    """A config over a text whose held-out part, its tail, has a character that training lacks."""
     path = tmp_path / "text.txt"
     path.write_text(TEXT + ODD)
     tiny.data.update(sources=((str(path), 1.0),), dir=str(tmp_path / "data"))
@@ -62,14 +62,14 @@ def test_a_tokenizer_of_few_characters(config, tmp_path, capsys):
     assert "not what their tokens decode to, so no bits per byte" in said
     plain = {name.removeprefix("validation/"): value for name, value in figures.items()}
     assert f"no bits per byte, because {about.no_bits_per_byte}" in "\n".join(Language().lines(plain, about))
-    # As it was prepared before this was counted.
+    # As if prepared before this was counted.
     old = [dataclasses.replace(source, validation_altered=None) for source in prepared.sources]
     old = dataclasses.replace(prepared, sources=tuple(old))
     assert held_out.no_bits_per_byte(old, None) == about.no_bits_per_byte
 
 
 def test_characters_that_training_has_too(config, tmp_path):
-    """The same kind of tokenizer, on text of which it loses nothing."""
+    """The same kind of tokenizer loses nothing of a text whose characters are all in the training part."""
     config.data.tokenizer.update(kind="char", vocab_size=0)
     (tmp_path / "text.txt").write_text(TEXT)
     figures, about, _ = evaluated(config, tmp_path)
@@ -97,7 +97,7 @@ def test_corrupted_text(config, tmp_path):
 
 
 def test_nothing_is_held_out(config, tmp_path):
-    """It is said before the first step, and what is advised works."""
+    """The error comes before the first step, and its advice works."""
     config.data.validation = 0.0
     prepared = build.data(config, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"raise config\.data\.validation .*, or set config\.eval_every=0"):

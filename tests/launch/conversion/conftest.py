@@ -1,4 +1,4 @@
-"""The model with adapters that several files here look at."""
+"""The model with adapters that several test files here share."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.launch.conversion import peft_adapters
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """Returns (the folder of a LLaMA, of two adapters of peft and of their workdirs; the model by adapter)."""
+    """Returns (a folder with a LLaMA, two adapters of peft and their workdirs; transformers' models by adapter)."""
     return peft_adapters.make(tmp_path_factory.mktemp("adapters"))

@@ -1,4 +1,4 @@
-"""A small LLaMA with two adapters of peft, and the greedy continuations of both libraries."""
+"""Makes a small LLaMA with two adapters of peft, and greedy continuations with both libraries."""
 
 import copy
 
@@ -21,7 +21,7 @@ TARGETS = {"wide": ["q_proj", "down_proj"], "narrow": r".*layers\.1\..*(v_proj|o
 
 
 def make(root):
-    """A LLaMA, two adapters of peft on it, and the workdirs that they become: (folder, model by adapter)."""
+    """Writes a LLaMA, two adapters of peft and their workdirs to `root`; returns (root, models by adapter)."""
     torch.manual_seed(0)
     words = tokenizer.train(["some text, " * 50], "byte")
     shape = dict(vocab_size=words.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
@@ -52,17 +52,18 @@ def make(root):
 
 
 def theirs(model):
-    """A greedy continuation."""
+    """Returns the greedy continuation of PROMPT by transformers."""
     settings = transformers.GenerationConfig(max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0)
     return model.generate(torch.tensor([PROMPT]), generation_config=settings)[0, len(PROMPT) :].numpy()
 
 
 def ours(workdir):
+    """Returns the greedy continuation of PROMPT by the model of a workdir."""
     mesh, model, _ = restore.for_inference(Workdir(workdir))
     with axes.use_mesh(mesh):
         return generate(model, [PROMPT], jax.random.key(0), max_new_tokens=LENGTH).tokens[0]
 
 
 def opened(base, *runs):
-    """The first arguments of adapters.several."""
+    """Returns the first arguments of adapter_bank.several."""
     return Workdir(base), [Workdir(run) for run in runs]

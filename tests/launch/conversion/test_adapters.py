@@ -1,4 +1,4 @@
-"""Workdirs of adapters: from peft and back, merged, refused; against peft and transformers."""
+"""Tests workdirs of adapters against peft and transformers: import, export, merging, and errors."""
 
 import copy
 import dataclasses
@@ -37,12 +37,13 @@ def test_from_peft_and_back(name, made, tmp_path):
     assert old.keys() == new.keys()
     for tensor in old:
         np.testing.assert_array_equal(old[tensor], new[tensor])
-    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")  # which finds the base by its name
+    # This loads the base that the adapter names.
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
     np.testing.assert_array_equal(theirs(found), theirs(models[name]))
 
 
 def test_merged(made, tmp_path):
-    """As a folder, also where the base was quantized; and as a workdir, where it is a model like any."""
+    """Exported as a folder, also over a quantized base, and as a workdir with a plain model."""
     root, models = made
     wanted = copy.deepcopy(models["wide"]).merge_and_unload().state_dict()
     convert.export(root / "wide", tmp_path / "hf", merge=True)
@@ -66,7 +67,7 @@ def test_merged(made, tmp_path):
 
 
 def test_over_a_base_that_is_stored_quantized(made, tmp_path):
-    """Read from peft over it, used alone and beside another, written back; merged, the model says the same."""
+    """An imported adapter works alone, beside another one and exported; merged, the model gives the same logits."""
     root, _ = made
     compressing.compress(Workdir(root / "base"), tmp_path / "base", Settings("nf4"))
     for name in TARGETS:
@@ -93,7 +94,7 @@ def logits(workdir):
 
 
 def test_merged_into_the_weights_that_it_was_trained_over(made, tmp_path, capsys):
-    """The model then says what it said with the adapter; merged into the original weights, something else."""
+    """The merged model then gives the adapter's logits; merged into the original weights, it gives others."""
     root, _ = made
     run = tmp_path / "run"
     shutil.copytree(root / "wide", run)
@@ -134,7 +135,7 @@ def test_names_of_one_model(one, other, same):
     assert (adapters._model_name(one) == adapters._model_name(other)) == same
 
 
-def test_a_base_of_another_name_is_said(made, tmp_path, capsys):
+def test_a_base_of_another_name_is_a_warning(made, tmp_path, capsys):
     root, _ = made
     shutil.copytree(root / "peft narrow", tmp_path / "peft")
     path = tmp_path / "peft" / "adapter_config.json"
@@ -160,11 +161,11 @@ def test_the_commands(made, tmp_path):
     heads = [line for line in done.stdout.splitlines() if line.startswith("---")]
     assert heads == ["--- 1 of 2 ---", "--- 2 of 2 ---"], done
     done = run("launch.convert", f"--workdir={tmp_path / 'new'}", f"--from_peft={root / 'peft wide'}")
-    assert "--from_peft, and no other, needs --base" in done.stderr
+    assert "--from_peft needs it: the workdir of the model" in done.stderr
 
 
 def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
-    """What is hashed of a workdir with an adapter is what it stores: merged weights differ in their last bits."""
+    """The content hash is of the stored arrays, because merged weights differ in their last bits between meshes."""
     root, _ = made
     config, words = Workdir(root / "wide").architecture, Workdir(root / "wide").tokenizer
     tuning = Tuning(Lora(rank=2))
@@ -179,7 +180,7 @@ def test_an_adapter_over_an_adapter_reads_on_every_mesh(made, tmp_path):
 
 
 def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
-    """Not in that of a run over quantized weights, which may hold the others in fewer bits."""
+    """Not in the dtype of a run over quantized weights, which may hold its other parameters in fewer bits."""
     root, _ = made
     shutil.copytree(root / "wide", tmp_path / "wide")
     record = json.loads((root / "wide" / "config.json").read_text())
@@ -194,11 +195,11 @@ def test_a_chain_is_merged_in_the_dtype_at_its_bottom(made, tmp_path):
 
 def test_what_is_refused(made, tmp_path):
     root, _ = made
-    with pytest.raises(ConfigError, match=r"over a base \(lora\), and a .* --merge puts"):
+    with pytest.raises(ConfigError, match=r"over a base \(lora\), but a .* --merge puts"):
         convert.export(root / "wide", tmp_path / "out")
     with pytest.raises(ConfigError, match="holds no adapter"):
         adapters.to_peft(Workdir(root / "base"), tmp_path / "out")
-    changed = tmp_path / "base" / "config.json"  # a GPT-2 whose queries were divided by the number of their layer
+    changed = tmp_path / "base" / "config.json"  # like a GPT-2 whose queries were divided by the index of their layer
     changed.parent.mkdir()
     record = json.loads((root / "base" / "config.json").read_text())
     changed.write_text(json.dumps(record | {"imported_changed": True}))
@@ -207,7 +208,7 @@ def test_what_is_refused(made, tmp_path):
     with pytest.raises(ConfigError, match="holds a run already"):
         adapters.from_peft(root / "peft wide", Workdir(root / "base"), root / "wide")
     (tmp_path / "left" / "checkpoints" / "0").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds checkpoints of something that was not finished; delete it"):
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no config\.json, so it was not finished; delete it"):
         adapters.merge(Workdir(root / "wide"), tmp_path / "left")
     with pytest.raises(CheckpointError, match="holds no step '7'; there are: 0"):
         adapter_bank.several(*opened(root / "base", root / "narrow"), step="7")

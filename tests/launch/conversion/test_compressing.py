@@ -1,4 +1,4 @@
-"""Models whose checkpoints hold quantized weights: what is read is what would be quantized on the fly."""
+"""Tests checkpoints of quantized weights: they hold what quantizing on the fly gives."""
 
 import importlib
 import json
@@ -45,7 +45,7 @@ def base(tmp_path_factory, data_dir, corpus):
 
 @pytest.fixture(scope="module")
 def compressed(base):
-    """form, dtype -> the workdir that it makes."""
+    """Returns a function (form, dtype) -> the compressed workdir."""
 
     def make(form, dtype=None):
         out = base.parent / f"{form} {dtype}"
@@ -58,7 +58,7 @@ def compressed(base):
 
 @pytest.fixture
 def tuned(base, data_dir, tmp_path):
-    """A config over a workdir, on 40 questions."""
+    """Returns a function (config, source, fields) -> a config over that workdir, with 40 questions."""
     path = tmp_path / "colours.json"
     path.write_text(json.dumps([{"instruction": f"{i} fox?", "output": ("red", "blue")[i % 2]} for i in range(40)]))
 
@@ -74,7 +74,7 @@ def tuned(base, data_dir, tmp_path):
 
 
 def on_the_fly(base, form):
-    """The float model, quantized as it is read."""
+    """Returns the float model, quantized as it is loaded."""
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         return restore.pretrained(Workdir(base), Workdir(base).architecture, quantization=FORMS[form])[0]
 
@@ -108,7 +108,7 @@ def test_what_is_read_is_what_is_quantized_on_the_fly(form, base, compressed):
 
 
 def test_no_weight_is_ever_a_float_array(compressed, monkeypatch):
-    """Nor is more there, while a model is read, than the model and one array: neither for inference nor as a base."""
+    """While a model is loaded, for inference or as a base, memory holds at most the model and one more array."""
     run, read, seen = Workdir(compressed("nf4")), Checkpoints.restore_arrays, []
     before = {id(array) for array in jax.live_arrays()}
 
@@ -150,7 +150,7 @@ def test_the_command_and_the_programs(base, tmp_path, capsys):
     said = command("generate", f"--workdir={out}", "--prompt=fox", "--temperature=0", "--max_new_tokens=4")
     assert said.returncode == 0 and said.stdout.startswith("fox"), said.stderr
     again = command("compress", f"--workdir={out}", "--method=int8", f"--out={tmp_path / 'more'}")
-    assert again.returncode == 1 and "are in nf4 already; begin with the float model" in again.stderr
+    assert again.returncode == 1 and "are in nf4 already; use the float model" in again.stderr
     wrong = command(
         "compress", f"--workdir={base}", "--method=int8", "--nodouble_quantization", f"--out={tmp_path / 'x'}"
     )
@@ -160,7 +160,7 @@ def test_the_command_and_the_programs(base, tmp_path, capsys):
 
 def test_an_export_has_the_weights_as_floats(compressed, base, tmp_path, capsys):
     convert.export(compressed("int8"), tmp_path / "hf")
-    assert "are in int8; here they are float32" in capsys.readouterr().out
+    assert "are in int8; they become float32" in capsys.readouterr().out
     convert.import_folder(tmp_path / "hf", tmp_path / "again")
     _, model, _ = restore.for_inference(Workdir(compressed("int8")))
     again = by_name(restore.for_inference(Workdir(tmp_path / "again"))[1])
@@ -169,7 +169,7 @@ def test_an_export_has_the_weights_as_floats(compressed, base, tmp_path, capsys)
 
 
 def test_a_classifier(base, tmp_path):
-    """Heads stay floats; the scores are those of the model that is quantized on the fly."""
+    """Heads stay floats; the scores equal those of the model that is quantized on the fly."""
     fields = json.loads((base / "config.json").read_text())
     fields["model"] |= {"head": "sequence", "num_labels": 1}
     words, labels = tokenizer.train((), "byte"), {"kind": "number", "read": "last"}
@@ -206,7 +206,7 @@ def test_adapters_train_over_it_as_over_the_model_quantized_on_the_fly(base, com
     )
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], np.float32(array.astype(jnp.bfloat16)), name)  # the stored dtype
-    # Another base is noticed.
+    # Another base is an error.
     record = tmp_path / "stored" / "config.json"
     record.write_text(record.read_text().replace(str(stored), str(compressed("nf4"))))
     with pytest.raises(CheckpointError, match="trained over a base with the content hash"):
@@ -214,7 +214,7 @@ def test_adapters_train_over_it_as_over_the_model_quantized_on_the_fly(base, com
 
 
 def test_layers_that_an_adapter_parts(compressed, tuned, tmp_path):
-    """Its stacks are parted after they were quantized; they hold the same codes."""
+    """The adapter cuts stacks after they were quantized; they hold the same codes."""
     targets = (("layer/.*/-1/attention", True), (".*", False))
     train(tuned("lora", compressed("nf4"), **{"adapt.targets": targets}), tmp_path / "run")
     whole = by_name(restore.for_inference(Workdir(compressed("nf4")))[1])
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_found(compressed, tmp_path):
 
 
 def test_what_was_not_finished_is_no_workdir(base, tmp_path, monkeypatch):
-    """Killed before its config was written, or on a disk that lies."""
+    """Killed before its config was written, or on a disk that stores wrong numbers."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(workdirs, "_describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         compressing.compress(Workdir(base), tmp_path / "out", FORMS["int8"])
@@ -272,7 +272,9 @@ def test_refuses(base, compressed, tuned, tmp_path):
     for name, record in (("adapter", adapter), ("narrow", narrow)):
         shutil.copytree(base, tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=f"over the model in {base}, and only a whole model is compressed: merge it"):
+    with pytest.raises(
+        ConfigError, match=f"over the model in {base}, but only a whole model can be compressed: merge it"
+    ):
         compressing.compress(Workdir(tmp_path / "adapter"), tmp_path / "new", FORMS["nf4"])
     with pytest.raises(ConfigError, match=r"/down can't be quantized: it has 40 inputs.*int8 takes any"):
         compressing.compress(Workdir(tmp_path / "narrow"), tmp_path / "new", FORMS["nf4"])

@@ -1,4 +1,4 @@
-"""Several adapters in one batch, and one of a single layer, whose stack is parted; against peft and transformers."""
+"""Tests several adapters in one batch against peft and transformers; one is on a single layer, which cuts the stack."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.launch.conversion.peft_adapters import LENGTH, PROMPT, opened, ours, 
 
 @pytest.fixture
 def early(made):
-    """A workdir whose adapter is on the first layer alone, so that its stack is parted."""
+    """A workdir whose adapter is only on the first layer, so that its stack is cut in two."""
     root, _ = made
     if not (root / "early").exists():
         config, words = Workdir(root / "base").architecture, Workdir(root / "base").tokenizer
@@ -53,7 +53,7 @@ def test_several_in_one_batch(made, early):
 
 
 def test_in_another_precision(made, tmp_path):
-    """--dtype: alone, several in one batch, and over a quantized base, which keeps its parameters."""
+    """--dtype for one adapter, several in one batch, and over a quantized base, whose parameters keep their dtype."""
     root, _ = made
     shutil.copytree(root / "wide", tmp_path / "quantized")
     record = json.loads((root / "wide" / "config.json").read_text())

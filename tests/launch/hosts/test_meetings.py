@@ -1,4 +1,4 @@
-"""What two real processes tell each other: who does not come, what is damaged, whose device is wrong."""
+"""Two real processes exchange what they find: which process is missing, damaged checkpoints, a faulty device."""
 
 import re
 import socket
@@ -6,8 +6,8 @@ import socket
 from tests.launch.hosts.test_processes import together
 from train.checkpoints import manifest
 
-# Two processes that meet, but for the second, which comes late; and before that, if there is a word, find a bit that
-# has changed in what a device of the second holds.
+# Two processes that meet at barriers, where the second arrives late at the last one. With a word as argument, they must
+# first find a flipped bit in the memory of a device of the second process.
 MEETING = """
 import dataclasses, sys, time
 word = sys.argv.pop(1)
@@ -45,7 +45,7 @@ runtime.run(main)
 """
 
 
-# Two processes that set damaged checkpoints aside, of many workdirs one after another.
+# Two processes that set aside the damaged checkpoints of many workdirs, one after another.
 SETTLING = """
 import sys
 from pathlib import Path
@@ -63,18 +63,18 @@ runtime.run(main)
 """
 
 
-def test_a_process_that_does_not_come_is_named(tmp_path):
+def test_a_process_that_does_not_arrive_is_named(tmp_path):
     ended = together([[MEETING, ""]] * 2, tmp_path / "late")
     assert [status for status, *_ in ended] == [1, 1], ended
     errors = ended[0][2]
     host = socket.gethostname()
-    assert f"error: the save of step 4: all processes meet before it, and process 1 on {host} did not come" in errors
-    assert "within 2 seconds (config.watchdog.barrier)" in errors and "Traceback" not in errors
+    assert f"error: the save of step 4: all processes wait for each other before it, and process 1 on {host}" in errors
+    assert "did not arrive within 2 seconds (config.watchdog.barrier)" in errors and "Traceback" not in errors
     assert f"process 0 of 2 on {host} failed: the save of step 4" in ended[1][2]
 
 
 def test_all_set_the_same_checkpoints_aside(tmp_path):
-    """The first moves a folder while the other may look where there is room for it."""
+    """The first process moves a folder while the other may still look for a free name."""
     for i in range(20):
         for step in ("4", "8", "12"):
             folder = tmp_path / "runs" / str(i) / "checkpoints" / step
@@ -89,9 +89,9 @@ def test_all_set_the_same_checkpoints_aside(tmp_path):
 
 
 def test_a_device_of_another_process_is_named(tmp_path):
-    """One bit of one of four replicas."""
+    """One bit is flipped in one of four replicas."""
     ended = together([[MEETING, "flip"]] * 2, tmp_path / "wrong")
     assert [status for status, *_ in ended] == [1, 1], ended
     device = rf"cpu \d+ of process 1 on {socket.gethostname()}"
     found = rf"silent corruption, after step 1; the check after step 1 passed: {device}, in model/table"
-    assert all(re.search(found, errors) for *_, errors in ended), ended  # one says it first, and the other repeats it
+    assert all(re.search(found, errors) for *_, errors in ended), ended  # one reports it, and the other repeats it

@@ -1,7 +1,7 @@
-"""Real processes, two or four of two devices each, that train one model.
+"""Two or four real processes, with two devices each, train one model.
 
-What each of them reads is recorded at its source, so that what is compared with the stream of one process are the rows
-themselves and not only the losses that follow from them.
+A hash of every row that a process reads is recorded, so that the tests compare the rows themselves with those of one
+process, and not only the losses.
 """
 
 import os
@@ -32,8 +32,8 @@ from train.record import metrics
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, HEARTBEAT = 24, 6
 
-# launch.train as it is, but that it records which rows it reads, and sends itself a signal at a step. Steps are slow
-# after SIGTERM, which jax notices within a second.
+# launch.train, which also records the rows that it reads, and sends itself a signal at a step. Steps are slowed down
+# after the signal, because jax notices SIGTERM only within a second.
 PROGRAM = """
 import os, sys, time, zlib
 records, when, number = sys.argv.pop(1), int(sys.argv.pop(1)), int(sys.argv.pop(1))
@@ -69,7 +69,13 @@ runtime.run(train.main)
 
 
 def start(config, workdir, count, more=lambda process: (), records="", signals=None):
-    """(exit status, stdout, stderr) of each of `count` processes. `signals`: {process: (at which batch, which one)}."""
+    """Runs launch.train in `count` processes and returns (exit status, stdout, stderr) of each.
+
+    Args:
+      more: process -> its additional flags.
+      records: path of the records of rows, without the process number; "": none.
+      signals: {process: (batch, signal that it sends itself there)}.
+    """
     file = workdir.parent / f"{workdir.name}.py"
     file.write_text(
         f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config.to_dict()!r})\n"
@@ -83,7 +89,7 @@ def start(config, workdir, count, more=lambda process: (), records="", signals=N
 
 
 def together(commands, workdir):
-    """The same of programs with their arguments."""
+    """Runs one process for each [program, argument, ...]; returns (exit status, stdout, stderr) of each."""
     count = len(commands)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -115,7 +121,7 @@ def configured(tiny, **mesh):
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """What runs in this process has the four devices that two others have."""
+    """Gives this process four devices, as many as two of the others have together."""
     monkeypatch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:4])
 
 
@@ -126,18 +132,18 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def alone(tiny, place):
-    """The run of one process, on as many devices."""
+    """The run of one process on four devices."""
     if not (place / "alone").exists():
         train(configured(tiny, fsdp=2, tensor=2), place / "alone")
     return place / "alone"
 
 
 @pytest.fixture
-def two(tiny, place, ended={}):  # noqa: B006 (of the module)
-    """A run by two, which SIGTERM to the second has stopped."""
+def two(tiny, place, ended={}):  # noqa: B006 (it is shared by all tests of the module)
+    """A run of two processes, stopped by a SIGTERM to the second one."""
     if "two" not in ended:
         config = configured(tiny, fsdp=2, tensor=2)
-        config.check_every = 3  # which changes nothing
+        config.check_every = 3  # must not change the losses
         signals = {1: (5, signal.SIGTERM)}
         ended["two"] = start(config, place / "several", 2, records=place / "two", signals=signals)
         ended["step"] = Checkpoints(place / "several", reading=True).latest_step
@@ -146,8 +152,8 @@ def two(tiny, place, ended={}):  # noqa: B006 (of the module)
 
 
 @pytest.fixture
-def four(tiny, place, two, ended={}):  # noqa: B006 (of the module)
-    """The same run, continued by four on another mesh, whose axis `tensor` reaches over two of them."""
+def four(tiny, place, two, ended={}):  # noqa: B006 (it is shared by all tests of the module)
+    """The same run, continued by four processes on another mesh, whose axis `tensor` spans two of them."""
     if "four" not in ended:
         ended["four"] = start(configured(tiny, fsdp=2, tensor=4), place / "several", 4, records=place / "four")
         ended["losses"] = losses(place / "several")
@@ -168,16 +174,16 @@ def test_sigterm_to_one_saves_on_all(two):
     assert f"stopped after step {two['step']}, saved" in out and two["step"] < STEPS
 
 
-def test_process_0_alone_speaks(two, place):
+def test_only_process_0_writes_to_stdout(two, place):
     (_, out, _), (_, out_of_1, errors_of_1) = two["two"]
     assert "2 processes" in out and "step  1/24" in out and out_of_1 == ""
-    speaker = f"[process 1 of 2 on {socket.gethostname()}]"
+    prefix = f"[process 1 of 2 on {socket.gethostname()}]"
     ours = [line for line in errors_of_1.splitlines() if not line.startswith("W") or ".cc:" not in line]  # not XLA's
-    assert ours and all(line.startswith(speaker) for line in ours)
+    assert ours and all(line.startswith(prefix) for line in ours)
 
 
 def read_by(place, name, count):
-    """{next_row: rows that each process read}."""
+    """Returns {next_row: hashes of the rows that each process read}."""
     found = {}
     for process in range(count):
         for line in (place / f"{name}.{process}").read_text().splitlines():
@@ -186,9 +192,9 @@ def read_by(place, name, count):
     return found
 
 
-def test_four_go_on_where_two_stopped(tiny, alone, two, four, place):
-    """On another mesh: no row is skipped or repeated, each process reads what its devices need, and the losses are
-    those of one process but for rounding (another mesh adds up in another order)."""
+def test_four_continue_where_two_stopped(tiny, alone, two, four, place):
+    """No row is skipped or repeated, and each process reads the rows that its devices need. The losses equal those of
+    one process except for rounding, because another mesh sums in another order."""
     assert [status for status, *_ in four["four"]] == [0] * 4
     found, validation = losses(alone)
     some, validation_of_four = four["losses"]
@@ -215,16 +221,16 @@ def test_a_lost_process_ends_the_others(tiny, tmp_path, lost):
     killed = (tmp_path / f"read.{lost}").stat().st_mtime
     assert time.time() - killed < 2 * HEARTBEAT + 6
     assert ended[lost][0] == -signal.SIGKILL
-    # Without its coordinator jax aborts, with threads that still compute: on a busy machine one may fall first.
+    # Without its coordinator jax aborts while threads still compute; on a busy machine one of them may crash first.
     assert ended[1 - lost][0] in ([1] if lost else [-signal.SIGABRT, -signal.SIGSEGV])
-    time.sleep(2)  # a child process speaks then
+    time.sleep(2)  # until the lifeline has printed its message
     last = next(tmp_path.glob(f"run.2.{1 - lost}.err")).read_text()
-    speaker = f"[process {1 - lost} of 2 on {socket.gethostname()}] error: "
-    assert f"{speaker}lost process {lost} on {socket.gethostname()}" in last
+    prefix = f"[process {1 - lost} of 2 on {socket.gethostname()}] error: "
+    assert f"{prefix}lost process {lost} on {socket.gethostname()}" in last
 
 
 def test_adapters_over_two_processes(tiny, alone, corpus, data_dir, tmp_path):
-    """The base is read, hashed and left alone by both; the same losses as of one."""
+    """Both processes read and hash the base and do not write it; the losses equal those of one process."""
     config = shrink(lora.get_config(), data_dir, corpus)
     config.update(steps=3, eval_every=3, checkpoint_every=3, init_from=str(alone))
     config.mesh.update(fsdp=2, tensor=2)
@@ -237,7 +243,7 @@ def test_adapters_over_two_processes(tiny, alone, corpus, data_dir, tmp_path):
 
 
 def test_processes_that_differ_are_refused(tiny, tmp_path):
-    """What one of them finds wrong ends both, and both say what."""
+    """An error in one process ends both, and both print it."""
     ended = start(configured(tiny, data=4), tmp_path / "run", 2, lambda process: [f"--config.seed={process}"])
     assert [status for status, *_ in ended] == [1, 1]
     assert "error: config: process 0 on" in ended[1][2] and "all need the same command" in ended[1][2]
@@ -245,10 +251,10 @@ def test_processes_that_differ_are_refused(tiny, tmp_path):
     assert not any("Traceback" in errors for *_, errors in ended)
 
 
-def test_who_is_missing_at_the_start(tiny, tmp_path):
+def test_a_process_that_is_missing_at_the_start(tiny, tmp_path):
     ended = start(configured(tiny), tmp_path / "run", 1, lambda process: ["--processes=2", "--connect_timeout=3"])
     ((status, _, errors),) = ended
-    assert status == 1 and "did not meet the others at --coordinator localhost:" in errors
+    assert status == 1 and "could not connect to the others at --coordinator localhost:" in errors
 
 
 @pytest.mark.parametrize(
@@ -259,7 +265,7 @@ def test_who_is_missing_at_the_start(tiny, tmp_path):
         ({"coordinator": "host:1", "processes": 2, "process": 2}, "--process 2 of --processes 2"),
     ],
 )
-def test_flags_that_say_too_little(given, words):
+def test_incomplete_flags_are_refused(given, words):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**given), pytest.raises(ConfigError, match=words), distributed.joined():
@@ -280,7 +286,7 @@ def test_flags_that_say_too_little(given, words):
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
     ],
 )
-def test_clusters_that_show(variables, several, monkeypatch):
+def test_clusters_are_recognized_by_their_variables(variables, several, monkeypatch):
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_")):
             monkeypatch.delenv(name)

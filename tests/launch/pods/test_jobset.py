@@ -1,4 +1,4 @@
-"""JobSets: the manifests that kubectl gets, and the command that a pod of them runs."""
+"""JobSets: the manifests that kubectl gets, and the command that a pod runs."""
 
 import re
 import subprocess
@@ -7,15 +7,15 @@ import sys
 import pytest
 import yaml
 
-from tests.launch.standins import ARGUMENTS, H100, IMAGE, JOBSET, ROOT, V5E
+from tests.launch.pods.standins import ARGUMENTS, H100, IMAGE, JOBSET, ROOT, V5E
 
 
 def manifest(tools, *arguments):
-    """(the objects that kubectl gets by kind, words of its call)"""
+    """Returns (kind -> object that kubectl gets, the words of the call)."""
     done = tools.run(JOBSET, "start", *IMAGE, *arguments)
     assert done.returncode == 0, done.stderr
     *call, text = tools.calls()[-1]
-    assert not re.search(r"@\w+@", text.replace('@name@"', "")), "a field that nothing filled in"
+    assert not re.search(r"@\w+@", text.replace('@name@"', "")), "a placeholder is not filled in"
     return {found["kind"]: found for found in yaml.safe_load_all(text)}, call
 
 
@@ -35,7 +35,7 @@ def test_a_job_set_of_tpus(topology, chips, hosts, tools):
     assert {volume["name"] for volume in pod["volumes"]} == {v["name"] for v in pod["containers"][0]["volumeMounts"]}
 
 
-def test_a_job_set_of_gpus_may_ask_who_the_others_are(tools):
+def test_pods_with_gpus_may_ask_for_the_other_pods(tools):
     objects, call = manifest(tools, *H100, "--namespace=mine", "--", "true")
     assert call == ["kubectl", "--namespace=mine", "apply", "--filename=-"]
     [nodes] = objects["JobSet"]["spec"]["replicatedJobs"]
@@ -55,7 +55,7 @@ def test_a_pod_runs_the_command(kind, tools):
     objects, _ = manifest(tools, *kind, "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *ARGUMENTS)
     [container] = objects["JobSet"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     variables = {entry["name"]: entry["value"] for entry in container["env"]} | {"JOB_COMPLETION_INDEX": "1"}
-    # Kubernetes puts variables in place of $(NAME), and a dollar in place of two.
+    # Kubernetes expands $(NAME), and turns $$ into $.
     command = [word.replace("$$", "$") for word in container["command"]]
     assert not any(re.search(r"(?<!\$)\$\(", word) for word in container["command"])
     done = subprocess.run(command, env=tools.environment | variables, capture_output=True, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""What all launchers have in common: dry runs, mistakes, help, prefixed lines, README's commands, shellcheck."""
+"""Features that all launchers share: dry runs, errors, help, prefixed lines, README's commands, shellcheck."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.standins import (
+from tests.launch.pods.standins import (
     ARGUMENTS,
     H100,
     IMAGE,
@@ -42,7 +42,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=lambda x: x if isinstance(x, str) else " ".join(x[:4]))
-def test_a_dry_run_does_nothing_and_prints_what_would_be_done(script, arguments, tools):
+def test_a_dry_run_prints_commands_that_do_the_same(script, arguments, tools):
     done = tools.run(script, *arguments)
     assert done.returncode == 0, done.stderr
     real = tools.calls()
@@ -69,7 +69,7 @@ def test_a_dry_run_does_nothing_and_prints_what_would_be_done(script, arguments,
         ),
     ],
 )
-def test_every_line_says_which_process_speaks(variables, who, tools):
+def test_every_line_names_its_process(variables, who, tools):
     code = "import sys; print('one\\ntwo'); print('three', file=sys.stderr); sys.stdout.write('four')"
     done = tools.run(WORKER, "run", "--", sys.executable, "-c", code, **variables)
     assert done.returncode == 0
@@ -77,7 +77,7 @@ def test_every_line_says_which_process_speaks(variables, who, tools):
 
 
 @pytest.mark.parametrize(("variables", "status"), [({}, 0), ({"MESHLM_STOPPED_STATUS": "143"}, 143)])
-def test_a_signal_to_the_whole_group_costs_no_line(variables, status, tools):
+def test_no_line_is_lost_after_a_signal_to_the_whole_group(variables, status, tools):
     command = ["bash", str(ROOT / "launch" / "pods" / WORKER), "run", "--", sys.executable, "-c", TRAINING]
     environment = tools.environment | variables
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -112,7 +112,7 @@ def test_a_signal_to_the_whole_group_costs_no_line(variables, status, tools):
         (JOBSET, ["start", *IMAGE, *V5E, "--chips=3", "--", "true"], "cannot be split into hosts of 3 chips"),
         (JOBSET, ["start", *IMAGE, *V5E, "--topology=16", "--", "true"], "--topology must be like 4x4"),
         (WORKER, ["run", "--"], "run needs a command"),
-        (WORKER, ["tail"], "nothing was started here"),
+        (WORKER, ["tail"], "nothing was started on this host"),
     ],
 )
 def test_mistakes_are_one_line(script, arguments, words, tools):
@@ -123,7 +123,7 @@ def test_mistakes_are_one_line(script, arguments, words, tools):
 
 
 @pytest.mark.parametrize("script", [TPU_VM, SLURM, JOBSET, WORKER])
-def test_help_names_what_there_is(script, tools):
+def test_help_names_all_options_and_subcommands(script, tools):
     asked, bare = tools.run(script, "--help"), tools.run(script)
     assert (asked.returncode, bare.returncode) == (0, 2)
     assert asked.stdout == bare.stderr
@@ -157,7 +157,7 @@ def test_scripts_pass_shellcheck():
         if name.endswith(".sh") or (ROOT / name).read_bytes().startswith(b"#!/usr/bin/env bash")
     ]
     assert {"launch/pods/tpu_vm.sh", "launch/setup.sh", "tests/run.sh", ".ci/run"} <= {*scripts}
-    shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"  # of tests/requirements.txt
+    shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"  # from tests/requirements.txt
     done = subprocess.run(
         [shellcheck if shellcheck.exists() else "shellcheck", "--external-sources", *scripts],
         cwd=ROOT,

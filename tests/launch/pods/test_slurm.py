@@ -1,4 +1,4 @@
-"""A job under Slurm: what is submitted, and what the job does on its first node."""
+"""A Slurm job: what is submitted, and what the job does on its first node."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.standins import ARGUMENTS, ROOT, SLURM, TRAINING, given
+from tests.launch.pods.standins import ARGUMENTS, ROOT, SLURM, TRAINING, given
 
 JOB = {"SLURM_JOB_ID": "77"}
 SRUN = """
@@ -20,14 +20,14 @@ wait $! || exit
 
 
 def job(tools, *command):
-    """What sbatch would start: the file that it is given, under another name, with the arguments behind it."""
+    """Submits a job and returns the command that sbatch would run: a copy of the given file, with its arguments."""
     done = tools.run(SLURM, "--nodes=2", "--gpus=8", "--time=1:00:00", "--", *command)
     assert done.returncode == 0, done.stderr
     [[_, *words]] = tools.calls()
     at = next(i for i, word in enumerate(words) if not word.startswith("--"))
     assert given(words[:at]) == given(words[:at]) | {
         "nodes": "2",
-        "ntasks-per-node": "8",  # jax's detection: a process a GPU, each of which sees all
+        "ntasks-per-node": "8",  # jax's cluster detection expects one process per GPU, each of which sees all GPUs
         "gpus-per-node": "8",
         "exclusive": "",
         "requeue": "",
@@ -44,7 +44,7 @@ def test_a_job_runs_the_command_in_its_step(tools):
     words = job(tools, sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(3)", *ARGUMENTS)
     done = subprocess.run(words, env=tools.environment | JOB, capture_output=True, text=True, cwd=tools.home)
     assert (done.returncode, done.stdout) == (3, f"[5/16 here] {ARGUMENTS}\n")
-    assert [call[0] for call in tools.calls()] == ["srun"]  # and nothing back in the queue
+    assert [call[0] for call in tools.calls()] == ["srun"]  # the job is not queued again
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_a_job_near_its_time_limit_saves_and_queues_again(tools):
     started.send_signal(signal.SIGUSR1)
     rest = started.communicate(timeout=20)[0]
     assert started.returncode == 0
-    assert rest.splitlines() == ["[5/16 here] saved", "saved before the time limit: back into the queue"]
+    assert rest.splitlines() == ["[5/16 here] saved", "saved before the time limit; the job is queued again"]
     assert tools.calls()[1:] == [["scancel", "--signal=TERM", "77"], ["scontrol", "requeue", "77"]]

@@ -1,12 +1,12 @@
-"""TPU VMs: what is asked for, and a run from its start to its end on four made-up hosts of two slices."""
+"""TPU VMs: the requests to gcloud, and a run from start to end on four simulated hosts of two slices."""
 
 import sys
 import time
 
-from tests.launch.standins import ARGUMENTS, PLACE, RECORDER, TPU_VM, TRAINING, given
+from tests.launch.pods.standins import ARGUMENTS, PLACE, RECORDER, TPU_VM, TRAINING, given
 
 
-def test_tpus_are_asked_for(tools):
+def test_tpus_are_requested(tools):
     wanted = ["--type=v5litepod-16", "--version=image"]
     for more in ([], ["--queued"], ["--slices=3", "--spot"]):
         assert tools.run(TPU_VM, "create", *PLACE, *wanted, *more).returncode == 0
@@ -20,7 +20,7 @@ def test_tpus_are_asked_for(tools):
     assert given(slices) == same | many
 
 
-# Two slices of two hosts: ssh and scp as gcloud has them, each host with a home of its own.
+# Simulates ssh and scp of gcloud for two slices of two hosts, each with its own home directory.
 GCLOUD = """
 verb=$4 archive=$5 workers='' slices='' command=''
 for word; do
@@ -78,15 +78,15 @@ def test_a_run_on_two_slices(tools, tmp_path):
     logs = [host / "meshlm_run" / "log" for host in hosts]
     try:
         again = launcher("start", "--", "true")
-        assert again.returncode == 2 and "error: host-0-0: a run is going on" in again.stderr
+        assert again.returncode == 2 and "error: host-0-0: a run is still running" in again.stderr
         until = time.time() + 20
         while time.time() < until and not all(str(ARGUMENTS) in log.read_text() for log in logs):
             time.sleep(0.05)
-        assert launcher("status").stdout.count("runs as process") == 4
+        assert launcher("status").stdout.count("running as process") == 4
     finally:
         stopped = launcher("stop")
     assert stopped.returncode == 0, stopped.stderr
     for i, (host, log) in enumerate(zip(hosts, logs, strict=True)):
         prefix = f"[{i}/4 host-{host.name}] "
         assert log.read_text().splitlines()[-2:] == [f"{prefix}['{host.name}', 'meshlm'] {ARGUMENTS}", f"{prefix}saved"]
-    assert launcher("status").stdout.count("nothing runs") == 4
+    assert launcher("status").stdout.count("nothing is running") == 4

@@ -1,4 +1,4 @@
-"""`python -m launch` names every program, and each one's --help begins with what it does and an example."""
+"""`python -m launch` lists every program, and the --help of each begins with what it does and an example."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ def test_a_docstring_begins_with_what_the_program_does_and_an_example(path):
 
 
 @named
-def test_examples_use_flags_that_there_are(path):
+def test_examples_use_existing_flags(path):
     text = docstring(path).replace("\\\n", "")
     for line in re.findall(rf"^    python -m launch\.{path.stem} (.*)", text, re.MULTILINE):
         words = shlex.split(line, comments=True)
@@ -50,7 +50,7 @@ def test_help_of_flags_is_a_sentence_and_says_what_is_required(path):
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     called = lambda call: call.func.attr if isinstance(call.func, ast.Attribute) else ""
     strings = lambda call: [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    # of an enum the last string is a value
+    # An enum's last string is one of its values, so the help is the longest string.
     texts = {strings(call)[0]: max(strings(call), key=len) for call in calls if called(call).startswith("DEFINE_")}
     assert all(re.fullmatch(r"[A-Z0-9][^\n]+[.]", text) for text in texts.values()), texts
     required = {name for call in calls if called(call).startswith("mark_flag") for name in strings(call)}
@@ -59,7 +59,7 @@ def test_help_of_flags_is_a_sentence_and_says_what_is_required(path):
     assert {name for name in required if name in texts and not texts[name].endswith("Required.")} == set()
 
 
-def test_the_list_of_programs_is_whole_and_there_at_once():
+def test_the_list_of_programs_is_complete_and_quick():
     began = time.monotonic()
     done = run("launch")
     assert time.monotonic() - began < 5
@@ -73,7 +73,7 @@ def test_the_list_of_programs_is_whole_and_there_at_once():
     assert subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_a_program_behind_a_space_is_refused_with_the_right_command():
+def test_a_program_after_a_space_is_refused_with_the_right_command():
     done = run("launch", "train", "--workdir=runs/a b")
     assert done.returncode == 1 and not done.stdout
     assert "python -m launch.train '--workdir=runs/a b'" in done.stderr

@@ -1,4 +1,4 @@
-"""Settings that programs make before jax is imported, each seen from a process of its own."""
+"""The settings that programs make before jax is imported; each test starts a new process to see them."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def environment(kind: str, **variables: str) -> dict[str, str]:
-    """os.environ of a process after configure(kind)."""
+    """Returns os.environ of a process after configure(kind)."""
     code = (
         f"from launch.program import runtime; runtime.configure({kind!r}); "
         "import json, os; print(json.dumps(dict(os.environ)))"
@@ -27,7 +27,7 @@ def environment(kind: str, **variables: str) -> dict[str, str]:
     return json.loads(subprocess.check_output(command, cwd=ROOT, env=inherited | {"JAX_PLATFORMS": "cpu"} | variables))
 
 
-def test_variables_of_the_user_stay():
+def test_variables_of_the_user_are_kept():
     seen = environment("training", JAX_COMPILATION_CACHE_DIR="/elsewhere", XLA_FLAGS="--xla_cpu_use_onednn=false")
     assert seen["JAX_COMPILATION_CACHE_DIR"] == "/elsewhere"
     assert seen["XLA_FLAGS"].split()[0] == "--xla_cpu_use_onednn=false"
@@ -35,7 +35,7 @@ def test_variables_of_the_user_stay():
 
 
 @pytest.mark.parametrize(("platforms", "variable"), [("cuda", "XLA_FLAGS"), ("tpu", "LIBTPU_INIT_ARGS")])
-def test_flags_of_accelerators_give_way_to_those_of_the_user(platforms, variable):
+def test_flags_of_the_user_replace_those_for_accelerators(platforms, variable):
     mine = environment("training", JAX_PLATFORMS=platforms)[variable].split()
     assert mine and all(re.fullmatch(r"--xla_\w+=\w+", flag) for flag in mine)
     assert len({flag.split("=")[0] for flag in mine}) == len(mine)
@@ -48,8 +48,8 @@ def test_flags_of_accelerators_give_way_to_those_of_the_user(platforms, variable
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_libtpu_that_is_there_to_plan_is_silent(monkeypatch):
-    """Nor does it take the seconds in which it looks for a TPU."""
+def test_a_libtpu_installed_for_planning_is_silent(monkeypatch):
+    """jax does not load it, so it prints nothing and spends no seconds looking for a TPU."""
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if runtime.platform() != "cpu":
         pytest.skip("there is an accelerator")
@@ -58,8 +58,8 @@ def test_a_libtpu_that_is_there_to_plan_is_silent(monkeypatch):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_this_jaxlib_knows_the_flags_of_gpus():
-    """It reads those of all platforms, and ends at one that it does not know."""
+def test_this_jaxlib_knows_the_flags_for_gpus():
+    """jaxlib parses the flags of all platforms, and ends the process if it does not know one."""
     flags = environment("training", JAX_PLATFORMS="cuda")["XLA_FLAGS"]
     code = "import jax; jax.devices()"
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
@@ -71,7 +71,7 @@ def test_this_jaxlib_knows_the_flags_of_gpus():
     assert unknown.split() == ["--xla_gpu_of_no_release=true"]
 
 
-def test_flags_are_for_training_and_for_new_releases(monkeypatch):
+def test_flags_are_set_for_training_with_new_releases_only(monkeypatch):
     assert "XLA_FLAGS" not in environment("")
     for release, flags in (("0.10.2", None), ("0.12.0.1", runtime.ENVIRONMENT[0][3]["XLA_FLAGS"])):
         for name in ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE"):
@@ -83,8 +83,8 @@ def test_flags_are_for_training_and_for_new_releases(monkeypatch):
         assert os.environ.get("XLA_FLAGS") == flags
 
 
-def test_products_in_a_loop_are_right_with_the_flags_of_training():
-    """XLA's oneDNN fusions of jax 0.12 got them wrong by as much as their size, without a word."""
+def test_matmuls_in_a_loop_are_right_with_the_flags_for_training():
+    """With XLA's oneDNN fusions of jax 0.12 they had errors as large as the values, without any warning."""
     code = """
 from launch.program import runtime
 runtime.configure("training")
@@ -102,7 +102,7 @@ for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.2)):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_freed_memory_is_used_again():
-    """256 MB that were used once are there without a page fault the second time; by default every page faults anew."""
+    """The second use of 256 MB gives no page faults; by default every page faults again."""
     code = """
 import resource, sys
 from launch.program import runtime
@@ -118,7 +118,7 @@ print(*faults)
 """
     run = lambda word: subprocess.check_output([sys.executable, "-c", code, word], cwd=ROOT, text=True).split()
     assert int(run("yes")[1]) < 100
-    assert int(run("no")[1]) > 100  # else this test shows nothing
+    assert int(run("no")[1]) > 100  # else the test could not fail
 
 
 @pytest.mark.parametrize(

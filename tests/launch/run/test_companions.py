@@ -1,4 +1,4 @@
-"""A run with a frozen reference beside its model: begun, stopped, continued, and refused with another one."""
+"""Tests runs with a frozen reference model: they start, stop and continue, and another reference is refused."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_a_run_with_a_reference_continues_bit_for_bit(near, name, base, data_dir
     config = configured(name, base, data_dir, corpus)
     assert train(config, tmp_path / "whole")
     whole = evaluations(tmp_path / "whole")
-    assert whole[0] == 0 and min(whole[2], whole[4]) > 0  # it begins at the reference, and leaves it
+    assert whole[0] == 0 and min(whole[2], whole[4]) > 0  # it starts at the reference and moves away from it
 
     def stop(step, figures):
         if step == 2:
@@ -89,7 +89,7 @@ def test_a_run_with_a_reference_continues_bit_for_bit(near, name, base, data_dir
     assert evaluations(tmp_path / "stopped") == whole
     record = Workdir(tmp_path / "stopped").companions()
     if name is lora:
-        assert record == {}  # the base under the adapter: nothing that could change
+        assert record == {}  # the base under the adapter is the reference, so nothing is recorded
     else:
         assert (record["reference"]["workdir"], record["reference"]["step"]) == (str(base), 3)
 

@@ -1,4 +1,4 @@
-"""Runs that end early: where, with what kept, and the same after a stop; which step is then read."""
+"""Tests runs that end early: at which step, which checkpoints they keep, and which one is then read."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from train.record import metrics
 
 @pytest.fixture
 def ruined(tiny):
-    """A rate that ruins the model after a few steps; evaluated at every 2nd, saved at none for its number."""
+    """A config whose learning rate ruins the model after a few steps; it saves only its best evaluations."""
     tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last = 40, 2, 1000, 1
     tiny.optimizer.update(schedule="constant", learning_rate=0.3, warmup_steps=0)
     tiny.early_stopping.patience, tiny.log_every = 3, 1000
@@ -59,7 +59,7 @@ def test_ends_after_three_evaluations_without_a_better_one(ruined, ended, capsys
     assert max(losses) == best + 3 * ruined.eval_every < ruined.steps
     assert kept(workdir) == {best, best + 6}
     (logged,) = (row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row)
-    assert logged["step"] == best + 6  # the last window, though it is not whole
+    assert logged["step"] == best + 6  # the last logging window, although it is incomplete
     words = f"validation/loss was best at step {best} ({losses[best]:.4g})"
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["best"] == {"metric": "validation/loss", "value": losses[best], "step": best}
@@ -73,7 +73,7 @@ def test_ends_after_three_evaluations_without_a_better_one(ruined, ended, capsys
 
 
 def test_counts_on_after_a_stop(ruined, ended, tmp_path):
-    """Stopped by a signal while it waits for a better evaluation; everything is then as in a run in one piece."""
+    """A run that a signal stops while it waits for a better evaluation ends like an uninterrupted one."""
     whole = ended(ruined)
     at = Checkpoints(whole).find("best") + ruined.eval_every
     interrupt = lambda step, _: step == at and os.kill(os.getpid(), signal.SIGTERM)
@@ -94,7 +94,7 @@ def test_more_patience_trains_on(ruined, ended, tmp_path):
 
 
 def test_what_is_read_of_a_run_that_ended_early(ruined, ended, tmp_path, capsys):
-    """Its best step, and that is said, unless another one is asked for."""
+    """The best step is read, with a note, unless another one is requested."""
     workdir = ended(ruined)
     best, last = sorted(kept(workdir))
     arrays = {}
@@ -134,7 +134,7 @@ def test_mistakes_are_found_early(tiny, tmp_path):
     assert not (tmp_path / "a").exists()
     config = changed(early_stopping__metric="validation/accuracy", eval_every=1)
     refused(config, tmp_path / "b", UnknownMetric, "'validation/accuracy'", "validation/loss, validation/perplexity")
-    # Before the first step; and as nothing is lost by it, the same workdir takes another config.
+    # It fails before the first step, so nothing is lost and the same workdir accepts another config.
     assert not validation(tmp_path / "b") and not (tmp_path / "b" / "report.html").exists()
     assert train(changed(steps=1, eval_every=1, optimizer__warmup_steps=0), tmp_path / "b")
     assert validation(tmp_path / "b").keys() == {1}

@@ -1,4 +1,4 @@
-"""Runs that begin with the parameters of another workdir, trained or imported."""
+"""Tests runs that begin with the parameters of another workdir, trained or imported."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ BEGIN = "<s>"
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """(a GPT-2 over bytes as launch.convert leaves it, the model of transformers); its texts begin with <s>."""
+    """Returns (the workdir of an imported byte-level GPT-2, transformers' model of it); its texts begin with <s>."""
     folder = tmp_path_factory.mktemp("hf")
     words = tokenizer.train([], "byte", specials=[BEGIN])
     words.save(folder / "tokenizer.json")
@@ -38,15 +38,16 @@ def imported(tmp_path_factory):
     config = transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
+        # Noise, so that the loss differs from that of other untrained models.
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))  # so that its loss is not that of any untrained model
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     convert.import_folder(folder, folder / "run")
     return folder / "run", model
 
 
 def reference_loss(model, batch) -> float:
-    """Of transformers' model, document by document."""
+    """Returns the mean loss of transformers' model, computed document by document."""
     total = count = 0.0
     for tokens, targets, segments in zip(batch["tokens"], batch["targets"], batch["segment_ids"], strict=True):
         for segment in set(segments.tolist()) - {0}:
@@ -88,12 +89,12 @@ def test_begins_with_the_parameters_and_goes_on_without_the_source(tiny, importe
 
 
 def test_from_a_run(tiny, tmp_path):
-    """The first loss is what the evaluation step gives for the source and the same rows."""
+    """The first loss equals the evaluation loss of the source model on the same rows."""
     tiny.steps, tiny.checkpoint_every, tiny.eval_rows = 4, 4, 0
     train(tiny, tmp_path / "first")
     tuned = tiny.copy_and_resolve_references()
     tuned.init_from = str(tmp_path / "first")
-    tuned.model.num_layers = 7  # of the config file: the architecture is the source's
+    tuned.model.num_layers = 7  # ignored: it is set in the config file, and the architecture is the source's
     tuned.seed = 1
     train(tuned, tmp_path / "second")
     mesh, model, _ = restore.for_inference(Workdir(tmp_path / "first"))
@@ -107,7 +108,7 @@ def test_from_a_run(tiny, tmp_path):
 @pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])
 def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     tiny.init_from = str(imported[0])
-    with pytest.raises(ConfigError, match=rf"says otherwise; leave these flags out:\n  config.{field}: "):
+    with pytest.raises(ConfigError, match=rf"contradicts these flags; leave them out:\n  config.{field}: "):
         train(tiny, tmp_path / "run", [field, "model.dtype", "optimizer.learning_rate"])
     assert not (tmp_path / "run").exists()
 
@@ -117,7 +118,7 @@ def test_refuses_what_contradicts(tiny, imported, tmp_path, field):
     [
         (
             "--config.model.num_layers=7",
-            "says otherwise; leave these flags out:\n  config.model.num_layers: 3 there, 7 now",
+            "contradicts these flags; leave them out:\n  config.model.num_layers: 3 there, 7 now",
         ),
         ("--config.data.seq_len=64", "config.data.seq_len 64 is longer than config.model.max_length 48"),
         ("--config.data.dir=elsewhere", "leave --config.data.dir out"),

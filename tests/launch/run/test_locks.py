@@ -1,4 +1,4 @@
-"""Two runs in one workdir: the second is refused, whoever holds it; who was killed holds nothing."""
+"""Tests locks of workdirs: a second run is refused, and a killed process leaves no lock."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ with locks.alone(Path(sys.argv[1]), "trains"):
 
 
 def holder(workdir):
-    """Another process that holds the lock."""
+    """Starts another process that holds the lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(workdir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -38,7 +38,7 @@ def holder(workdir):
 
 
 def test_a_second_run_is_refused_and_the_first_goes_on(tiny, uninterrupted, tmp_path, monkeypatch):
-    """It is told who holds the folder; the files of the first are as they would be without it."""
+    """The error names the process that holds the folder, and the files of the first run are not affected."""
     whole, tries = uninterrupted(tiny), []
     monkeypatch.setattr(locks, "_SECONDS", 0.2)
 
@@ -53,14 +53,14 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tiny, uninterrupted, tmp_
 
 
 def test_data_that_are_prepared_in_the_workdir(tiny, tmp_path):
-    """Preparation has a lock of its own, in what may be the same folder: a run does not wait for itself."""
+    """Preparation has its own lock, possibly in the same folder; a run must not wait for itself."""
     tiny.data.dir, tiny.steps, tiny.eval_every, tiny.checkpoint_every = str(tmp_path / "run"), 3, 0, 0
     assert train(tiny, tmp_path / "run")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_killed_holds_nothing(how, tiny, tmp_path, monkeypatch):
-    """The file stays, with the name of the one that is gone, and the next run takes it at once."""
+    """The file of the killed process stays, and the next run takes the lock at once."""
     process = holder(tmp_path)
     with pytest.raises(ConfigError, match=rf"process {process.pid} on "), locks.alone(tmp_path, "trains"):
         pass
@@ -86,12 +86,12 @@ def test_a_folder_that_was_made_for_the_lock_goes_with_it(tmp_path):
 
 
 def test_who_waited_for_a_file_that_is_gone_locks_the_new_one(tmp_path, monkeypatch):
-    """Else a third one could lock a file of the same name, and there would be two."""
+    """Otherwise a third process could lock a new file of the same name, and two would hold the lock."""
     take, times = fcntl.flock, []
 
     def late(descriptor, how):
         times.append(1)
-        if len(times) == 1:  # the holder before goes, and takes its file with it
+        if len(times) == 1:  # the previous holder ends and removes its file
             (tmp_path / ".run.lock").unlink()
         take(descriptor, how)
 
@@ -108,7 +108,8 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     with locks.alone(tmp_path, "trains"):
         pass
     assert re.search(
-        r"note: the file system of .* has no locks .*: nothing keeps a second run out", capsys.readouterr().err
+        r"note: the file system of .* has no locks .*, so a second run in this folder would not",
+        capsys.readouterr().err,
     )
 
 
@@ -116,13 +117,13 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_SECONDS", 0.0)
     with locks.alone(tmp_path, "trains"):
         (tmp_path / ".run.lock").write_text("{")
-        with pytest.raises(ConfigError, match="another process is at work in"), locks.alone(tmp_path, "trains"):
+        with pytest.raises(ConfigError, match="an unknown process is at work in"), locks.alone(tmp_path, "trains"):
             pass
 
 
 def test_a_folder_that_can_not_be_made():
     with (
-        pytest.raises(ConfigError, match=r"/proc/x/\.run\.lock can't be made or opened"),
+        pytest.raises(ConfigError, match=r"/proc/x/\.run\.lock can't be created or opened"),
         locks.alone(Path("/proc/x"), "trains"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Workdirs of all names: they work, or are refused before anything is made."""
+"""Tests workdirs with unusual names: they work, or are refused before anything is created."""
 
 import pytest
 
@@ -14,7 +14,7 @@ ALL_CHARACTERS = "a[b]*?{c}**%41%/'q\" `$HOME` ~x#;&|<>()=,@ 日本 ü"
 
 
 def test_a_workdir_of_all_characters(tiny, tmp_path, capsys):
-    """A run in it is saved, continues, is done, and is read by others; its data lie in such a folder too."""
+    """A run there saves, continues and ends, and other programs read it; its data are in such a folder too."""
     workdir = tmp_path / ALL_CHARACTERS
     tiny.update(steps=4, eval_every=2, checkpoint_every=2)
     tiny.data.dir = str(tmp_path / "data [x]" / "y*?{z}")
@@ -36,7 +36,7 @@ def test_a_workdir_of_all_characters(tiny, tmp_path, capsys):
     [
         ("file", "is a file"),
         ("file/run", "file is a file"),
-        ("link", "is a link to nothing"),
+        ("link", "is a broken symbolic link"),
         ("file_inside", "checkpoints is a file"),
         ("gs:/bucket/run", "'gs:' looks like the address of a bucket"),
         ("logs:/run", "'logs:' looks like the address of a bucket"),
@@ -48,7 +48,7 @@ def test_a_workdir_of_all_characters(tiny, tmp_path, capsys):
     ],
 )
 def test_a_workdir_that_can_not_be_one(place, words, tiny, tmp_path):
-    """It is refused before data are prepared, and nothing is left."""
+    """It is refused before data are prepared, and nothing is left behind."""
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file_inside").mkdir()
@@ -60,8 +60,8 @@ def test_a_workdir_that_can_not_be_one(place, words, tiny, tmp_path):
 
 
 def test_a_workdir_that_may_not_be_written(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    refused(tiny, tmp_path / "new" / "run", ConfigError, f"{tmp_path} may not be written")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # because root can write everywhere
+    refused(tiny, tmp_path / "new" / "run", ConfigError, f"{tmp_path} is not writable")
 
 
 def test_an_empty_workdir_is_not_this_folder():

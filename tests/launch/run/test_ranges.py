@@ -1,4 +1,4 @@
-"""Every number of every published config has a range, and a value outside of it is refused before anything is made."""
+"""Tests that every number of every config has a range, and that values outside are refused first of all."""
 
 import importlib
 import math
@@ -21,7 +21,7 @@ ARGUMENTS = {"benchmark": ["small", "small-lora", "small-qlora"]}
 
 
 def published():
-    """The fields of every config in configs/, by their names with dots; a list of pairs as that of its numbers."""
+    """Yields the fields of every config in configs/ and of every size, by their names with dots."""
     for path in sorted(CONFIGS.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if hasattr(module, "get_config"):
@@ -32,7 +32,7 @@ def published():
 
 
 def numbers(fields):
-    """(field, value) of what is a number, or stands for one that is not set; of pairs too."""
+    """Yields (field, value) of each number, or None in place of one, also inside lists of pairs (as `field[]`)."""
     is_number = lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     for field, value in fields.items():
         if isinstance(value, tuple) and value and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
@@ -106,7 +106,7 @@ def outside(field):
 
 @pytest.mark.parametrize("field", NUMBERS)
 def test_a_value_outside_of_its_range_is_refused_first(field, tiny, tmp_path):
-    """By the name that a flag has. The name of the norm is wrong too, which any later check would say."""
+    """The error names the field as its flag does. The norm is wrong too, which a later check would report first."""
     fields = flat(tiny.to_dict()) | {"model.norm": "none of these"}
     for value in outside(field):
         if field.endswith("[]"):

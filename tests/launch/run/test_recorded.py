@@ -1,4 +1,4 @@
-"""config.json across versions: fields that came, were renamed, hold another type, and what is refused."""
+"""Tests config.json across versions: new fields, renamed ones, ones of another type, and errors."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ RECORDED = Path(__file__).parent / "recorded.tar.xz"
 
 
 def holding(workdir, config, change=lambda fields: None):
-    """A directory with the config as it is recorded today, changed, and something to lose."""
+    """Returns a workdir with a checkpoint folder and the config as it is recorded today, edited by `change`."""
     fields = recorded.written(config)
     change(fields)
     (workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def holding(workdir, config, change=lambda fields: None):
 
 
 def without(*names):
-    """Takes these fields, or blocks, out of a record."""
+    """Returns a function that removes these fields or blocks from a record."""
 
     def change(fields):
         for name in names:
@@ -62,7 +62,7 @@ def test_a_run_that_is_older_than_a_field_goes_on_with_its_default(name, tiny, t
 
 @pytest.mark.parametrize("name", [name for name in flat(DEFAULTS) if name not in ("train_only", "data.sources")])
 def test_a_run_that_lacks_a_field_is_refused_where_the_default_is_not_what_the_config_says(name, tiny, tmp_path):
-    """Whichever field it is: none is passed over in silence, but those that a run may change."""
+    """This holds for every field, except those that a continued run may change."""
     tiny.update_from_flattened_dict({name: (value := flat(DEFAULTS)[name])})
     changed = {bool: lambda v: not v, str: lambda v: f"{v} other", tuple: lambda v: (*v, *v)}
     other = changed.get(type(value), lambda v: v + 1)(value)
@@ -83,7 +83,7 @@ def test_a_run_that_lacks_a_field_is_refused_where_the_default_is_not_what_the_c
 
 
 def test_a_field_has_one_default():
-    """Those of configs/, which imports nothing, are those of what reads the field."""
+    """configs/ imports nothing, so it repeats the defaults of the code that reads each field; both must agree."""
     of_model = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     assert DEFAULTS["model"].items() <= of_model.items()
     assert {name: dict(kind.fields) for name, kind in kinds.KINDS.items()}.items() <= DEFAULTS["data"].items()
@@ -94,7 +94,7 @@ def test_a_field_has_one_default():
 
 @pytest.mark.parametrize("config", [classify, lora, qlora, prompt])
 def test_a_block_whose_fields_its_name_chooses_has_the_defaults_of_its_reader(config):
-    """Not those of configs/: a method without a rank does what the method does without one."""
+    """Not those of configs/: a recorded method without a rank gets the default rank of the method itself."""
     whole = json.loads(config.get_config().to_json())
     method, objective = whole["adapt"]["method"], whole["objective"]["name"]
     bare = whole | {"adapt": {"method": method}, "objective": {"name": objective}}
@@ -102,7 +102,7 @@ def test_a_block_whose_fields_its_name_chooses_has_the_defaults_of_its_reader(co
     assert flat(found.to_dict()).keys() >= flat(whole).keys()
     assert models.tuning(found) == models.tuning(ConfigDict(bare))
     assert found.objective.to_dict() == whole["objective"]
-    assert found.adapt.get("alpha") == (8.0 if method == "lora" else None)  # of configs/parts/methods.py: 16
+    assert found.adapt.get("alpha") == (8.0 if method == "lora" else None)  # configs/parts/methods.py has 16
 
 
 def test_a_renamed_field_keeps_its_value(tiny, tmp_path, monkeypatch):
@@ -131,15 +131,15 @@ def test_a_renamed_field_keeps_its_value(tiny, tmp_path, monkeypatch):
     tiny.optimizer.final = 0.5
     with pytest.raises(ConfigError, match=r"optimizer\.final: 0\.25 there, 0\.5 now"):
         continuing.check(there, tiny)
-    there = holding(tmp_path, tiny, without("optimizer.final"))  # of today: its default
+    there = holding(tmp_path, tiny, without("optimizer.final"))  # in a config of today's version: its default
     assert there.config.optimizer.final == DEFAULTS["optimizer"]["final"]
-    there = holding(tmp_path, tiny, lambda fields: fields.update(lr=0.25))  # a name of yesterday in a config of today
-    with pytest.raises(ConfigError, match=r"config\.json has the field lr, which nothing here reads"):
+    there = holding(tmp_path, tiny, lambda fields: fields.update(lr=0.25))  # an old name in a config of today's version
+    with pytest.raises(ConfigError, match=r"config\.json has the field lr, which this code does not know"):
         _ = there.config
 
 
 def test_a_field_of_another_type_is_turned_into_it(tiny, tmp_path, monkeypatch):
-    """Also where its name becomes that of a block."""
+    """Also if its name becomes the name of a block."""
     monkeypatch.setattr(recorded, "VERSION", 2)
     seconds = recorded.Change(2, "watchdog", "watchdog.seconds", float)
     monkeypatch.setattr(recorded, "CHANGES", (seconds, recorded.Change(2, "spike", "spike", lambda on: 10.0 * on)))
@@ -168,7 +168,9 @@ def test_a_field_that_nobody_knows_is_refused_by_name(name, tiny, tmp_path):
         fields[last] = 1
 
     holding(tmp_path, tiny, change)
-    refused(tiny, tmp_path, ConfigError, f"{tmp_path / 'config.json'} has the field {name}, which nothing here reads")
+    refused(
+        tiny, tmp_path, ConfigError, f"{tmp_path / 'config.json'} has the field {name}, which this code does not know"
+    )
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", '{"model": 3}', "", "\x00", '{"model": '])
@@ -204,7 +206,7 @@ def test_a_sweep_that_is_older_than_a_field_goes_on(tiny, tmp_path):
 
 
 def test_recorded_configs_have_every_field():
-    """Those of all kinds of runs that older code has recorded."""
+    """Configs of all kinds of runs, recorded by older code, are complete with their defaults."""
     count = 0
     with tarfile.open(RECORDED) as archive:
         for member in archive:
@@ -218,7 +220,7 @@ def test_recorded_configs_have_every_field():
 
 
 def test_a_config_is_read_once(tiny, tmp_path, monkeypatch):
-    """Of each workdir of a command, however many files of launch/ ask for it."""
+    """Each workdir of a command is read once, however many files of launch/ need it."""
     tiny.update(steps=3, eval_every=0, checkpoint_every=3)
     train(tiny, tmp_path / "base")
     reads, read = [], recorded.read

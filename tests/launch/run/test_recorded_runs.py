@@ -1,8 +1,8 @@
-"""Runs that older code has recorded go on: with the configs of today they reach the losses that it reached, and what
-it trained can be evaluated, continued as text, exported and merged.
+"""Tests that runs of older code continue: with today's configs they reach the same losses, and the models that the
+older code trained can be evaluated, sampled, exported and merged.
 
-recorded.tar.xz holds workdirs of thirteen kinds, without report and tensorboard: `decoder` has ended at step 4, all
-others stopped at step 2; six have their checkpoints. losses.json says what each reached when the same code went on.
+recorded.tar.xz holds workdirs of thirteen kinds, without report and TensorBoard files: `decoder` ended at step 4, all
+others stopped at step 2; six have their checkpoints. losses.json has the losses that the older code reached.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ GROUPED = dict(num_kv_heads=2, vocab_size=0)
 OVER = {"init_from": "recorded/decoder", "data.seq_len": 64, "data.path": "chat.jsonl"}
 PAIRS = {"data.path": "pairs.jsonl", "data.format": "pairs", "data.seq_len": 32}
 TEXTS = {"data.sources": (("files:fox.txt", 1.0),)}
-# kind -> (config, fields of its model, other fields); `adapt.rank` and the like make them small.
+# kind -> (config, fields of its model, other fields, such as a small `adapt.rank`).
 KINDS = {
     "decoder": ("pretrain_decoder", SIZE | GROUPED, TEXTS),
     "half": ("pretrain_decoder", SIZE | GROUPED, TEXTS),
@@ -54,13 +54,13 @@ KINDS = {
     "classify": ("classify", SIZE, {"data.path": "labels.jsonl"}),
 }
 SAVED = ("decoder", "half", "lora", "qlora", "adapter", "prompt")
-# Losses are those of another CPU in their last bits: float32 sums of 8 x 64 tokens, four updates; where the base
-# computes in bfloat16, a bit of an activation is 1 in 256, of which a mean of a few hundred losses leaves a part.
+# Another CPU may change the last bits of losses: float32 sums over 8 x 64 tokens, after four updates. With a base in
+# bfloat16, the last bit of an activation is 1/256, of which the mean of a few hundred losses keeps a part.
 TOLERANCE = {"qlora": 2e-3}
 
 
 def config_of(kind):
-    """The published config of today, with the fields that the run was recorded with."""
+    """Returns today's config with the fields that the run was recorded with."""
     name, model, fields = KINDS[kind]
     config = importlib.import_module(f"configs.{name}").get_config()
     config.update(batch_size=8, log_every=1, eval_every=2, eval_rows=8, checkpoint_every=2, steps=4)
@@ -75,7 +75,7 @@ def config_of(kind):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The recorded workdirs beside the texts that they were trained on."""
+    """Returns a folder with the recorded workdirs and the texts that they were trained on."""
     root = tmp_path_factory.mktemp("runs")
     with tarfile.open(Path(__file__).parent / "recorded.tar.xz") as archive:
         archive.extractall(root / "recorded", filter="data")
@@ -99,7 +99,7 @@ def there(folder, monkeypatch):
 
 
 def check_losses(kind, workdir):
-    """Those of every step and evaluation, also of steps that the older code took."""
+    """Checks the losses of all steps and evaluations, also those of the older code; returns the held-out ones."""
     wanted = json.loads(Path("recorded/losses.json").read_text())[kind]
     rows = metrics.read(workdir / "metrics.jsonl")
     for name, field in (("train", "loss"), ("validation", "validation/loss")):
@@ -111,7 +111,7 @@ def check_losses(kind, workdir):
 
 
 def continued(run, prompt):
-    """A model's greedy answer; as it is where the template of a conversation is longer than such a model reads."""
+    """Returns a model's greedy continuation; without a chat template, which would exceed the context."""
     mesh, model, words = restore.for_inference(run, step="latest")
     request = Request(prompt, raw=kinds.asked(run.config.data) == "chat", max_new_tokens=4)
     (given,) = Completer(run.config, words, model.config, model.inputs.tokens.rows).completions([request])
@@ -121,7 +121,7 @@ def continued(run, prompt):
 
 
 def evaluated(run):
-    """The loss on the held-out rows that an evaluation of the run takes."""
+    """Returns the loss on the held-out rows that the run's own evaluations use."""
     mesh, model, _ = restore.for_inference(run, build.mesh(run.config), "latest")
     with axes.use_mesh(mesh):
         objective = models.objective(run.config, run.prepared.labels)
@@ -136,7 +136,7 @@ def test_a_recorded_run_goes_on(kind, tmp_path):
     assert train(config_of(kind), path)
     validation = check_losses(kind, path)
     run = Workdir(path)
-    if kind == "decoder":  # it had ended, so nothing was written, and its data are where they were made
+    if kind == "decoder":  # it had ended, so continuing wrote no data.json
         (path / "data.json").write_text(json.dumps({"directory": str(build.data(config_of(kind), path).directory)}))
     assert evaluated(run) == pytest.approx(validation["4"], rel=TOLERANCE.get(kind, 1e-5))
     assert isinstance(continued(run, "the quick"), str)
@@ -154,7 +154,7 @@ def test_a_recorded_run_goes_on(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SAVED])
 def test_a_run_goes_on_from_a_recorded_config(kind, tmp_path):
-    """The checkpoint is of today, what says which run it is of was recorded."""
+    """The checkpoint is of today's code, and config.json, data.json and tokenizer.json are recorded ones."""
     path, recorded = tmp_path / "run", Path("recorded", kind)
     stop = lambda step, _: step == 2 and signal.raise_signal(signal.SIGTERM)
     assert not train(config_of(kind), path, observe=stop)

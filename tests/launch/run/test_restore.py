@@ -1,4 +1,4 @@
-"""--dtype: a model in the precision of its folder or of its run, or in another."""
+"""Tests --dtype: a model in the precision of its folder or run, or in another one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Search files: what is refused, and in which words; grids by hand; values as the kinds promise."""
+"""Search files: errors and their messages, grids computed by hand, and distributions of the drawn values."""
 
 import math
 
@@ -16,15 +16,18 @@ RATE = "optimizer.learning_rate"
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"optimizer.lerning_rate": ("log", 1e-5, 1e-2)}, "no field 'optimizer.lerning_rate'; is it optimizer.lear"),
+        (
+            {"optimizer.lerning_rate": ("log", 1e-5, 1e-2)},
+            "no field 'optimizer.lerning_rate'; did you mean optimizer.lear",
+        ),
         ({"optimizer": ("choice", 1)}, "no field 'optimizer'"),
-        ({RATE: [1e-5, 1e-2]}, "is none of ('float', low, high[, step]), ('log', low, high)"),
-        ({RATE: ("uniform", 1e-5, 1e-2)}, "('uniform', 1e-05, 0.01) is none of"),
-        ({RATE: ("log", 1e-2, 1e-5)}, "an empty range; 0.01 must be below 1e-05"),
-        ({RATE: ("float", 0.1, 0.1)}, "an empty range"),
+        ({RATE: [1e-5, 1e-2]}, "must have one of the forms ('float', low, high[, step]), ('log', low, high)"),
+        ({RATE: ("uniform", 1e-5, 1e-2)}, "('uniform', 1e-05, 0.01) must have one of the forms"),
+        ({RATE: ("log", 1e-2, 1e-5)}, "the range is empty; 0.01 must be below 1e-05"),
+        ({RATE: ("float", 0.1, 0.1)}, "the range is empty"),
         ({RATE: ("log", 0.0, 1e-2)}, "a logarithm needs numbers above 0"),
-        ({RATE: ("log", 1e-5, 1e-2, 10)}, "after 'log' come low, high"),
-        ({RATE: ("float", 0.1)}, "after 'float' come low, high[, step]"),
+        ({RATE: ("log", 1e-5, 1e-2, 10)}, "'log' must be followed by low, high"),
+        ({RATE: ("float", 0.1)}, "'float' must be followed by low, high[, step]"),
         ({RATE: ("float", "0.1", 1)}, "all must be numbers"),
         ({RATE: ("float", 0.0, 0.3, 0.2)}, "steps of 0.2 do not lead from 0.0 to 0.3"),
         ({RATE: ("float", 0.0, 0.3, 0.0)}, "steps of 0.0"),
@@ -33,7 +36,7 @@ RATE = "optimizer.learning_rate"
         ({"optimizer.name": ("choice",)}, "needs values that all differ"),
         ({"optimizer.name": ("choice", "adamw", "adamw")}, "needs values that all differ"),
         ({"optimizer.name": ("choice", 1)}, "search: optimizer.name: "),
-        ({"data.sources": ("choice", (("stdlib", 1.0),))}, "is no number, string"),
+        ({"data.sources": ("choice", (("stdlib", 1.0),))}, "is not a number, string"),
         ({"early_stopping.metric": ("choice", "validation/loss")}, "must be the same in all trials"),
     ],
 )
@@ -43,7 +46,7 @@ def test_mistakes_are_named(space, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_may_be_searched():
+def test_valid_spaces_pass():
     space = {
         RATE: ("log", 1e-5, 1),
         "optimizer.weight_decay": ("float", 0, 0.3, 0.1),
@@ -78,7 +81,7 @@ def test_a_missing_file_is_named(tmp_path):
         search.read(str(tmp_path / "nothing.py"))
 
 
-def test_grid_is_every_combination_once():
+def test_a_grid_has_every_combination_once():
     space = {
         "a": ("float", 0.0, 0.3, 0.1),
         "b": ("int", 2, 8, 3),
@@ -88,7 +91,7 @@ def test_grid_is_every_combination_once():
     points = search.grid(space, seed=0)
     expected = {
         (a, b, c, d) for a in (0.0, 0.1, 0.2, 0.3) for b in (2, 5, 8) for c in ("x", None) for d in (1, 2)
-    }  # 0.3 and not 0.30000000000000004
+    }  # steps are exact: 0.3, not 0.30000000000000004
     assert len(points) == 48 and {tuple(point.values()) for point in points} == expected
     assert points == search.grid(space, seed=0) != search.grid(space, seed=1)
 
@@ -99,8 +102,9 @@ def test_a_grid_needs_steps(form):
         search.grid({"b": ("choice", 1), "a": form}, seed=0)
 
 
-def test_random_values_are_spread_as_the_kinds_say():
-    """400 draws: means within 4 standard errors of the uniform ones, of the logarithm for 'log'."""
+def test_random_values_have_the_distribution_of_their_kind():
+    """The means of 400 draws are within 4 standard errors of those of a uniform distribution (for 'log', of the
+    logarithm)."""
     space = {"log": ("log", 1e-4, 1e-2), "float": ("float", 0.0, 1.0), "int": ("int", 0, 10, 5)}
     study, drawn = optuna.create_study(), []
     for number in range(400):

@@ -1,7 +1,7 @@
-"""Sweeps: the same after an end at any moment, bad trials, what is kept and shown.
+"""Sweeps: the same results after an interruption at any moment, bad trials, and what is kept and shown.
 
-Trials here are `pretend`ed: evaluations that a formula gives, saved as a run would save them. Those that train are in
-test_sweep_runs.py.
+Trials here only pretend to train (`pretend`): a formula gives their evaluations, which are saved as a run would save
+them. The tests of real trials are in test_sweep_runs.py.
 """
 
 import gc
@@ -32,17 +32,18 @@ SPACE = {
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def loss(config, step):
-    """Best at a rate of 1e-2 and little decay."""
+    """Returns a loss that is lowest at a learning rate of 1e-2 without weight decay."""
     o = config.optimizer
     return abs(math.log10(o.learning_rate) + 2) + o.weight_decay + 10 / step + (o.name == "lion") * 0.1
 
 
 def pretend(kill=None):
-    """A stand-in for launch.train.train. `kill`: (trial, step) before which the process ends."""
+    """Returns a replacement for launch.train.train. `kill`: (trial, step) before which the process ends. A negative
+    step means: after its evaluation is reported, before it is saved."""
 
     def train(config, workdir, chosen, observe):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def pretend(kill=None):
                 raise Killed
             value = loss(config, step)
             observe(step, {"validation/loss": value, "validation/accuracy": -value})
-            if kill == (int(workdir.name), -step):  # told, not saved
+            if kill == (int(workdir.name), -step):  # reported, not saved
                 raise Killed
             saved.parent.mkdir(exist_ok=True)
             saved.write_text(str(step))
@@ -65,27 +66,27 @@ def pretend(kill=None):
 @pytest.fixture
 def config(tiny):
     tiny.steps, tiny.eval_every = 20, 4
-    gc.freeze()  # a trial begins with a collection, whose time is that of the modules there are
+    gc.freeze()  # each trial begins with a garbage collection, which is slow with all modules of a test session
     yield tiny
     gc.unfreeze()
 
 
 def write(config, folder):
-    """The config as a file."""
+    """Writes the config to a file and returns its path."""
     path = folder / "config.py"
     body = f"def get_config(argument=''):\n  return ConfigDict({config.to_dict()!r})\n"
     path.write_text(f"from ml_collections import ConfigDict\n{body}")
     return path
 
 
-def told(trials):
+def reported(trials):
     return [(row.number, row.state, row.parameters, row.values) for row in trials.rows()]
 
 
 @pytest.mark.parametrize(("sampler", "total"), [("random", 7), ("grid", 7), ("tpe", 12)])
 def test_the_same_after_kills(sampler, total, config, tmp_path, monkeypatch):
-    """Before a trial's first evaluation, between telling and saving, in its middle: then as in one piece. TPE begins to
-    model after 10 trials."""
+    """Kills before a trial's first evaluation, between report and save, and in the middle of a trial change nothing.
+    There are 12 trials with TPE, because its model starts after 10."""
     space = SPACE | ({"optimizer.learning_rate": ("choice", 1e-3, 1e-2)} if sampler == "grid" else {})
     make = lambda name: Trials(config, space, tmp_path / name, sampler)
     monkeypatch.setattr(trials, "train", pretend())
@@ -99,17 +100,17 @@ def test_the_same_after_kills(sampler, total, config, tmp_path, monkeypatch):
     killed = make("killed")
     assert killed.rows()[-1].state == "unfinished"
     assert killed.run(total)
-    assert told(killed) == told(whole)
-    assert (
-        len(told(whole)) == total and len({tuple(parameters.values()) for _, _, parameters, _ in told(whole)}) == total
-    )
-    assert sampler != "tpe" or "pruned" in {state for _, state, *_ in told(whole)}
-    monkeypatch.setattr(trials, "train", None)  # all is done: nothing runs
+    rows = reported(whole)
+    assert reported(killed) == rows
+    assert len(rows) == total and len({tuple(parameters.values()) for _, _, parameters, _ in rows}) == total
+    assert sampler != "tpe" or "pruned" in {state for _, state, *_ in rows}
+    monkeypatch.setattr(trials, "train", None)  # all trials are done, so nothing trains
     assert make("killed").run(total)
 
 
 def test_a_bad_trial_is_pruned_and_a_grid_ends(config, tmp_path, monkeypatch, capsys):
-    """Five trials of a grid whose rates get worse; the sixth is no better than their median after a quarter."""
+    """Five trials of a grid have worse and worse rates; the sixth is worse than their median after a quarter of its
+    steps."""
     monkeypatch.setattr(trials, "train", pretend())
     rates = (1e-2, 1.1e-2, 1.2e-2, 1.3e-2, 1.4e-2, 0.9)
     space = {"optimizer.learning_rate": ("choice", *rates)}
@@ -123,7 +124,7 @@ def test_a_bad_trial_is_pruned_and_a_grid_ends(config, tmp_path, monkeypatch, ca
     assert [row.number for row in ranked(rows, lower=True)] == [0, 1, 2, 3, 4, 5]
     assert "trial 5: pruned after step 8, " in capsys.readouterr().out
     kept = [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")]
-    assert kept == ["0"]  # the best one's
+    assert kept == ["0"]  # only the best trial keeps checkpoints
 
 
 def test_none_is_pruned_without_a_pruner_and_higher_may_be_better(config, tmp_path, monkeypatch):
@@ -139,7 +140,7 @@ def test_none_is_pruned_without_a_pruner_and_higher_may_be_better(config, tmp_pa
 
 
 def test_failed_trials_do_not_end_a_sweep(config, tmp_path, monkeypatch):
-    """Numbers that stay bad, and evaluations that never are finite."""
+    """One trial has bad losses and stops, and the evaluations of another are never finite."""
 
     def train(config, workdir, chosen, observe):
         if workdir.name == "1":
@@ -155,8 +156,8 @@ def test_failed_trials_do_not_end_a_sweep(config, tmp_path, monkeypatch):
 
 
 def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, capsys):
-    """A config that is refused, data that can't be made and real want of memory, between trials that run; three in a
-    row end the sweep, and the same command goes on."""
+    """Single trials fail by a refused config, data that can't be prepared, and too little memory, and the sweep
+    continues. Three failures in a row end it, and the same command continues it."""
     causes = {
         1: lambda: build.learning_rate(search.applied(config, {"optimizer.warmup_steps": 1000})),
         2: lambda: prepare({"sources": (), "seq_len": 8, "tokenizer": {"kind": "byte"}}, tmp_path / "data"),
@@ -183,14 +184,14 @@ def test_values_that_cannot_run_fail_their_trial(config, tmp_path, monkeypatch, 
     )
     assert make().run(10)
     assert [row.state for row in make().rows()[7:]] == ["failed", "complete", "complete"]
-    monkeypatch.setattr(trials, "train", lambda *_: 1 / 0)  # no mistake of the user: stays as it is
+    monkeypatch.setattr(trials, "train", lambda *_: 1 / 0)  # not a mistake of the user, so it is raised as it is
     with pytest.raises(ZeroDivisionError):
         make().run(11)
     assert make().rows()[-1].state == "unfinished"
 
 
-def test_a_trial_begins_with_the_memory_of_the_last_one_free(config, tmp_path, monkeypatch):
-    """Arrays in a circle of references, as a real trial leaves them, lie on the device until Python looks for such."""
+def test_the_memory_of_a_trial_is_free_when_the_next_one_begins(config, tmp_path, monkeypatch):
+    """Arrays in a reference cycle, as real trials leave, stay on the device until Python's garbage collection."""
     found = []
 
     def train(config, workdir, chosen, observe):
@@ -209,7 +210,7 @@ def test_a_trial_begins_with_the_memory_of_the_last_one_free(config, tmp_path, m
 
 
 def test_the_ends_of_a_space_are_checked_first(config, tmp_path):
-    """Nothing is left behind; the config's own value of a field that is searched does not count."""
+    """Nothing is written. The config's own value of a searched field does not matter."""
     config.optimizer.warmup_steps, config.accumulate = 1000, 4
     for space, words in (
         ({"optimizer.warmup_steps": ("int", 2, 1000)}, "trial with optimizer.warmup_steps 1000 cannot run: config: "),
@@ -225,7 +226,7 @@ def test_the_ends_of_a_space_are_checked_first(config, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_the_table_stands_above_an_error(config, tmp_path, monkeypatch, capsys):
+def test_the_table_is_printed_before_an_error(config, tmp_path, monkeypatch, capsys):
     def train(*_):
         raise ConfigError("config.model.num_heads 3")
 
@@ -246,12 +247,12 @@ def test_a_signal_stops_and_more_trials_may_follow(config, tmp_path, monkeypatch
     made = Trials(config, SPACE, tmp_path, "random")
     assert [row.state for row in made.rows()] == ["unfinished"]
     assert made.run(2) and len(made.rows()) == 2
-    first = told(made)
-    assert made.run(4) and told(made)[:2] == first and len(told(made)) == 4
+    first = reported(made)
+    assert made.run(4) and reported(made)[:2] == first and len(reported(made)) == 4
 
 
 def test_mistakes_end_a_sweep(config, tmp_path, monkeypatch):
-    """Before anything is made where they can be seen; else with the trial's number."""
+    """Errors that can be seen early come before anything is written; the others name the trial."""
 
     def refused(*words, space=SPACE, workdir=tmp_path / "none", **changes):
         changed = config.copy_and_resolve_references()

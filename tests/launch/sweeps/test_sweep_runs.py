@@ -1,4 +1,4 @@
-"""Sweeps whose trials train."""
+"""Sweeps with real trials, which train."""
 
 import os
 import re
@@ -21,9 +21,9 @@ def figures(workdir):
     return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
 
 
-def test_a_real_trial_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
-    """Cut off after its second evaluation, before that is saved, and started again: losses, those of steps too, are
-    those of a run of launch.train with the same values, bit for bit."""
+def test_a_real_trial_continues_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """A trial is interrupted after its second evaluation, before the save, and started again. Its losses, also those of
+    steps, equal those of a run of launch.train with the same values, bit for bit."""
     space = {"optimizer.learning_rate": ("choice", 1e-3)}
 
     def cut_off(config, workdir, chosen, observe):
@@ -48,9 +48,9 @@ def test_a_real_trial_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     assert again.rows()[0].state == "complete" and list(again.rows()[0].values) == [4, 8]
 
 
-def test_the_command_that_is_printed_trains_the_best_again(tiny, tmp_path):
-    """Processes: launch.sweep over two trials, and what it prints, given to a shell. The config has an argument, and
-    flags of it hold quotes."""
+def test_the_printed_command_trains_the_best_trial_again(tiny, tmp_path):
+    """A process runs launch.sweep with two trials, and a shell runs the command that it prints. The config has an
+    argument, and its flags contain quotes."""
     tiny.steps = 3
     words = [f"--config={write(tiny, tmp_path)}:an argument", f"--search={tmp_path}/search.py", "--sampler=grid"]
     sources = str(tiny.data.sources).replace(".txt", ".tx?")

@@ -1,4 +1,4 @@
-"""Batches that give no good update: what is left out, kept in metrics.jsonl, and gone past."""
+"""Batches that give bad updates are skipped, recorded in metrics.jsonl, and passed by a roll-back."""
 
 import zlib
 
@@ -13,8 +13,8 @@ from train.record import metrics
 
 @pytest.fixture
 def poisoned(tiny, monkeypatch):
-    """poison(steps): the batches that a run of these settings reads at these steps have weights of NaN, whenever they
-    are read."""
+    """Returns poison(steps, workdir), which trains a run there. From then on the batches of its steps `steps` have
+    weights of NaN whenever they are read."""
     tiny.update(steps=16, checkpoint_every=4, eval_every=0, max_bad_steps=2)
     seen, bad, make = [], set(), build.put
 
@@ -46,7 +46,7 @@ def rows_of(workdir):
     return [event for event in events if "start" not in event], rows
 
 
-def test_each_update_that_is_left_out_is_kept_with_its_rows(tiny, poisoned, tmp_path, capsys):
+def test_each_skipped_update_is_recorded_with_its_rows(tiny, poisoned, tmp_path, capsys):
     poisoned([3, 6], tmp_path / "clean")
     train(tiny, tmp_path / "run")
     events, rows = rows_of(tmp_path / "run")
@@ -56,8 +56,8 @@ def test_each_update_that_is_left_out_is_kept_with_its_rows(tiny, poisoned, tmp_
     assert "step 3: update skipped, not finite" in capsys.readouterr().out
 
 
-def test_a_run_rolls_back_past_the_data_that_did_it(tiny, poisoned, tmp_path, capsys):
-    """Steps 10 and 11 of the stream end in a roll-back to checkpoint 8; its steps 9 to 16 read what is behind them."""
+def test_a_run_rolls_back_past_the_bad_data(tiny, poisoned, tmp_path, capsys):
+    """Steps 10 and 11 of the stream cause a roll-back to checkpoint 8; then steps 9 to 16 read the data after them."""
     poisoned([10, 11], tmp_path / "clean")
     tiny.on_bad_steps = "roll_back"
     train(tiny, tmp_path / "run")
@@ -73,6 +73,6 @@ def test_a_run_rolls_back_past_the_data_that_did_it(tiny, poisoned, tmp_path, ca
 
 def test_a_run_that_rolls_back_again_and_again_stops(tiny, poisoned, tmp_path):
     tiny.on_bad_steps, tiny.steps, tiny.optimizer.learning_rate, tiny.optimizer.clip_norm = "roll_back", 30, 1e30, 0.0
-    words = r"rolled back to step \d+ 3 times before: look at the data from row [\d,]+ of the stream"
+    words = r"rolled back to step \d+ 3 times before\. Look at the data from row [\d,]+ of the stream"
     with pytest.raises(loop.TrainingStopped, match=words):
         train(tiny, tmp_path / "run")

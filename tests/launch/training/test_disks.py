@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written, for a while or for good, and checkpoints that can't be read."""
+"""Disks that are full or read-only, for a while or forever, and checkpoints that can't be read."""
 
 import os
 import resource
@@ -26,14 +26,14 @@ from train.report import run_report, summary
 
 @pytest.fixture(autouse=True)
 def threads_of_failed_saves_end_with_the_process(monkeypatch):
-    """Orbax leaves threads behind a save that failed, which wait for each other for five minutes. A program of launch/
-    ends without them (runtime.run); pytest would wait at its end."""
+    """A failed save leaves threads of Orbax, which wait for each other for five minutes. A program of launch/ ends
+    without them (runtime.run), but pytest would wait at its end."""
     monkeypatch.setattr(future._SignalingThread, "daemon", True)
 
 
 def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
-    """The save after step 4 fails as where files may not grow, and so does the next one; with room again the third is
-    whole, and the run is the one that had room from the start."""
+    """The save after step 4 and the next one fail, because files may not grow. The third one has room, and the run
+    equals one that always had room."""
     tiny.checkpoint_every = 4
     whole = uninterrupted(tiny)
     capsys.readouterr()
@@ -52,13 +52,13 @@ def test_a_full_disk_does_not_end_a_run(tiny, uninterrupted, tmp_path, monkeypat
 
 
 def crowded(save, steps):
-    """Checkpoints.save, but at these steps no file grows beyond 4 kB, as where a quota is used up."""
+    """Returns Checkpoints.save, but at these steps no file can grow beyond 4 kB, as if a quota were used up."""
 
     def limited(self, step, *rest):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if step not in steps:
             return save(self, step, *rest)
-        self.wait()  # an earlier save had room
+        self.wait()  # an earlier save must not be limited
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
         try:
             save(self, step, *rest)
@@ -71,14 +71,14 @@ def crowded(save, steps):
 
 @pytest.fixture
 def reachable():
-    """A folder whose parents everybody may enter, which pytest's are not."""
+    """A folder whose parents every user may enter, unlike those of pytest's tmp_path."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
-def test_a_folder_that_turns_read_only(tiny, uninterrupted, reachable, monkeypatch, capsys):
-    """The save after step 4 may not write; the next one, a step later, may, and nothing is missing."""
+def test_a_folder_that_becomes_read_only(tiny, uninterrupted, reachable, monkeypatch, capsys):
+    """The save after step 4 may not write, but the next one, a step later, may; nothing is missing."""
     tiny.checkpoint_every, workdir = 4, reachable / "run"
     whole = uninterrupted(tiny)
     monkeypatch.setattr(Checkpoints, "save", locked(Checkpoints.save, step=4))
@@ -90,12 +90,12 @@ def test_a_folder_that_turns_read_only(tiny, uninterrupted, reachable, monkeypat
 
 
 def locked(save, step):
-    """Checkpoints.save, but at this step its folder may not be written."""
+    """Returns Checkpoints.save, but at this step its folder is read-only."""
 
     def refusing(self, at, *rest):
         if at != step:
             return save(self, at, *rest)
-        root = os.geteuid() == 0  # who may write everywhere
+        root = os.geteuid() == 0  # root may write everywhere, so another user saves
         self.directory.chmod(0o555)
         os.seteuid(65534 if root else os.geteuid())
         try:
@@ -109,7 +109,7 @@ def locked(save, step):
 
 
 def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path, monkeypatch):
-    """With the system's words, the last good step and its place; that step is still there."""
+    """The error has the system's message and the last complete step, which still exists."""
     monkeypatch.setattr(Checkpoints, "save", crowded(Checkpoints.save, steps=(8,)))
     monkeypatch.setattr(saves, "_SECONDS_BETWEEN", 0.1)
     refused(tiny, tmp_path / "run", CheckpointError, "File too large", "last complete one is step 4")
@@ -118,7 +118,7 @@ def test_a_disk_that_stays_full_ends_the_run_after_its_last_step(tiny, tmp_path,
 
 
 def flipped(write):
-    """manifest.write, after one bit of the largest file of a part was flipped, as by a disk that lies."""
+    """Returns manifest.write, but one bit of the largest file of a part is flipped before, as by a faulty disk."""
 
     def lying(folder):
         file = max(
@@ -134,7 +134,7 @@ def flipped(write):
 
 @pytest.mark.parametrize("fault", ["not found", "other numbers"])
 def test_a_first_checkpoint_that_can_not_be_read_ends_the_run(fault, tiny, tmp_path, monkeypatch):
-    """At once and not after its last step. Not found: Orbax looks for files elsewhere than it wrote them."""
+    """The run ends at once, not after its last step. "not found": Orbax looks for files where it did not write them."""
     if fault == "not found":
         monkeypatch.delattr(LiteralPath, "glob")
     else:
@@ -145,7 +145,7 @@ def test_a_first_checkpoint_that_can_not_be_read_ends_the_run(fault, tiny, tmp_p
 
 
 def test_only_the_first_checkpoint_of_a_run_is_read_back(tiny, uninterrupted, tmp_path, monkeypatch):
-    """Whether this process wrote it or one before."""
+    """Another process that continues the run does not read one back again."""
     read, steps = read_back.compare, []
     monkeypatch.setattr(
         loop, "compare", lambda checkpoints, step, state: steps.append(step) or read(checkpoints, step, state)
@@ -157,8 +157,8 @@ def test_only_the_first_checkpoint_of_a_run_is_read_back(tiny, uninterrupted, tm
     assert steps == [4] and Checkpoints(tmp_path / "run").latest_step == 8
 
 
-def test_a_full_disk_leaves_what_describes_a_run(tiny, uninterrupted, tmp_path):
-    """A continued run says anew what it is; where no file may grow beyond 20 bytes, what stood there before stays."""
+def test_a_full_disk_keeps_the_files_that_describe_a_run(tiny, uninterrupted, tmp_path):
+    """A continued run writes these files again; if no file can grow beyond 20 bytes, the old ones stay as they are."""
     workdir = shutil.copytree(uninterrupted(tiny), tmp_path / "run")
     prepared = Workdir(workdir).prepared
     files = lambda: {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}

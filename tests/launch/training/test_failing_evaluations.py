@@ -1,4 +1,4 @@
-"""Evaluations of nothing are refused; one that fails costs no steps."""
+"""Evaluations without held-out data are refused; an evaluation that fails loses no steps."""
 
 import contextlib
 from types import SimpleNamespace
@@ -22,14 +22,14 @@ def test_without_a_validation_share_evaluations_are_refused_before_data_are_prep
 
 
 @pytest.mark.parametrize("spec", ["tfds:a/b", "tfds[text]:a/b"])
-def test_sources_with_splits_of_their_own_may_hold_out_all_there_is(spec, tiny):
+def test_sources_with_their_own_splits_need_no_validation_share(spec, tiny):
     tiny.data.update(validation=0.0, sources=((spec, 1.0),))
     held_out.check(tiny)
 
 
 @pytest.mark.parametrize(("rows", "every", "says"), [((0, 0), 4, True), ((0, 1), 4, False), ((0, 0), 0, False)])
 def test_sources_that_hold_nothing_out_are_refused_before_programs_are_compiled(rows, every, says, tiny, tmp_path):
-    """Their own splits may have no validation rows, which only shows when they are read."""
+    """Sources may come with a validation split that is empty, which is known only after reading them."""
     tiny.eval_every = every
     prepared = SimpleNamespace(directory=tmp_path, sources=[SimpleNamespace(validation_rows=count) for count in rows])
     words = "nothing is held out in .* config.eval_every 4.* config.eval_every=0"
@@ -45,8 +45,8 @@ def test_without_evaluations_nothing_has_to_be_held_out(tiny, tmp_path):
 
 @pytest.mark.parametrize("failing", [4, 8])
 @pytest.mark.parametrize("error", [ValueError("odd text"), OSError(5, "Input/output error")], ids=type)
-def test_an_evaluation_that_fails_costs_no_steps(failing, error, tiny, uninterrupted, tmp_path, monkeypatch, capsys):
-    """In the middle of a run and at its end. The state is saved; the same command goes on to the same parameters."""
+def test_an_evaluation_that_fails_loses_no_steps(failing, error, tiny, uninterrupted, tmp_path, monkeypatch, capsys):
+    """In the middle of a run and at its end, the state is saved; the same command continues to the same parameters."""
     whole = uninterrupted(tiny)
     tiny.checkpoint_every = 100
     make = held_out.Evaluation
@@ -81,7 +81,7 @@ def test_an_evaluation_that_fails_costs_no_steps(failing, error, tiny, uninterru
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_failed_is_raised_where_the_save_behind_it_fails_too(tiny, tmp_path, monkeypatch, capsys):
+def test_the_error_of_an_evaluation_is_raised_even_if_the_save_fails_too(tiny, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("odd text")
 

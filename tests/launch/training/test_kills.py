@@ -1,7 +1,9 @@
-"""A run that is killed again and again ends as one that was left alone, bit for bit.
+"""A run that is killed again and again gives the same result as an undisturbed one, bit for bit.
 
-Each process kills itself (SIGKILL) a random moment after it has entered a phase for the n-th time; then the same
-command is given again. Five kills here; more: bash tests/run.sh tests/launch/training/test_kills.py --kills=25
+Each process kills itself (SIGKILL) at a random moment after it enters a phase for the n-th time; then the same command
+is given again. By default there are five kills. For more:
+
+    bash tests/run.sh tests/launch/training/test_kills.py --kills=25
 """
 
 import json
@@ -16,7 +18,7 @@ from train.record import metrics
 
 PHASES = ("prepare", "step", "save", "evaluate", "report")
 
-# launch.train as it is, but that it ends its life where it is told to.
+# launch.train, which kills itself in the phase that the arguments name.
 PROGRAM = """
 import os, signal, sys, threading
 phase, count, delay = sys.argv.pop(1), int(sys.argv.pop(1)), float(sys.argv.pop(1))
@@ -54,14 +56,15 @@ runtime.run(train.main)
 
 
 def start(config, workdir, phase="", count=0, delay=0.0):
-    """The exit status of one process, which dies `delay` seconds after it enters `phase` for the n-th time."""
+    """Runs one process, which dies `delay` seconds after it enters `phase` for the `count`-th time; returns its exit
+    status."""
     done = started(PROGRAM, config, workdir, phase, str(count), str(delay))
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
 
 def logged(workdir):
-    """Rows of metrics.jsonl without what depends on the clock."""
+    """Returns the rows of metrics.jsonl without the fields that depend on the clock."""
     timed = ("time", "seconds_per_step", "tokens_per_second", "mfu", "goodput", "wall")
     rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "start" not in row.get("event", {})]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
@@ -79,7 +82,7 @@ def test_killed_anywhere(tiny, tmp_path, request):
         status = start(config, tmp_path / "killed", phase, count, rng.uniform(0, 0.1))
         survived += [phase] if status == -signal.SIGKILL else []
     assert start(config, tmp_path / "killed") == 0
-    assert len(survived) >= kills - 1, survived  # the last may come after the end
+    assert len(survived) >= kills - 1, survived  # the last kill may come after the end of the run
     config.data.dir = str(tmp_path / "other")
     assert start(config, tmp_path / "alone") == 0
 

@@ -1,4 +1,4 @@
-"""Whole runs over meshes: the losses of one device, in whatever order tokens lie; and what is refused."""
+"""Runs over meshes give the losses of one device, however tokens are ordered; impossible meshes are refused."""
 
 import jax
 import numpy as np
@@ -14,9 +14,9 @@ from tests.launch.test_train import losses
 DEVICES = jax.devices()
 
 
-def test_a_run_goes_on_over_another_mesh(tiny, tmp_path, monkeypatch):
-    """Over layers, lengths and heads; then over lengths in a ring and in circles over layers, its optimizer's state on
-    the host. The losses are those of one device."""
+def test_a_run_continues_on_another_mesh(tiny, tmp_path, monkeypatch):
+    """First pipeline, context and tensor parallelism; then ring attention and a circular pipeline, with the optimizer's
+    state on the host. The losses are those of one device."""
     tiny.model.num_layers = 4
     train(tiny, tmp_path / "one")
     split = tmp_path / "split"
@@ -34,19 +34,19 @@ def test_a_run_goes_on_over_another_mesh(tiny, tmp_path, monkeypatch):
     train(tiny, split)
     one, other = losses(tmp_path / "one"), losses(split)
     assert list(one) == list(other) == list(range(1, 9))
-    # Float32, sums in another order: Adam's steps of its first updates make the most of it.
+    # Float32 sums in another order give small differences, which Adam's normalization enlarges in its first updates.
     np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-4)
 
 
 def until(steps, make):
-    """`build.put` whose batches end in an interrupt after so many."""
+    """Returns `build.put`, but with an interrupt after so many batches."""
 
     def interrupting(mesh):
         put, calls = make(mesh), []
 
         def counted(batch):
             calls.append(1)
-            if len(calls) > steps + 2:  # rows of an evaluation pass through it too
+            if len(calls) > steps + 2:  # batches of an evaluation pass through it too
                 raise KeyboardInterrupt
             return put(batch)
 
@@ -56,7 +56,7 @@ def until(steps, make):
 
 
 def test_zigzag():
-    """Each part has as many earlier tokens to look at as the others."""
+    """All parts attend to the same number of earlier tokens, so the work is balanced."""
     order = axes.zigzag(16, 4).reshape(4, -1)
     assert order[0].tolist() == [0, 1, 14, 15] and order[3].tolist() == [6, 7, 8, 9]
     assert len({part.sum() for part in order}) == 1 and sorted(order.ravel()) == list(range(16))

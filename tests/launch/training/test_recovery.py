@@ -1,4 +1,4 @@
-"""Damaged checkpoints: named, set aside, and nothing else is lost."""
+"""Damaged checkpoints are named and set aside, and nothing else is lost."""
 
 import errno
 import json
@@ -30,8 +30,8 @@ def largest(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def test_a_run_goes_on_from_the_newest_good_one(tiny, uninterrupted, run, capsys):
-    """One flipped bit, which Orbax would not see, and an empty folder, which it would take for a step."""
+def test_a_run_continues_from_the_newest_intact_checkpoint(tiny, uninterrupted, run, capsys):
+    """One has a flipped bit, which Orbax does not notice; one is an empty folder, which Orbax takes for a step."""
     weights = largest(run / "checkpoints" / "8" / "model")
     flip(weights, weights.stat().st_size // 2)
     (run / "checkpoints" / "12").mkdir()
@@ -51,8 +51,8 @@ def test_a_run_goes_on_from_the_newest_good_one(tiny, uninterrupted, run, capsys
 
 @pytest.mark.parametrize("part", ["model", "training", "loop", "metrics"])
 @pytest.mark.parametrize("fault", ["flip", "cut", "gone", "more"])
-def test_every_file_counts(run, part, fault, capsys):
-    """Of every part of a step, whatever happens to its largest file."""
+def test_damage_of_any_file_is_found(run, part, fault, capsys):
+    """The largest file of each part of a step is damaged in each way."""
     file = largest(run / "checkpoints" / "8" / part)
     if fault == "flip":
         flip(file, -1)
@@ -75,21 +75,21 @@ def test_every_file_counts(run, part, fault, capsys):
     assert good and "set aside" in lines[1]
 
 
-def test_without_a_good_one_nothing_is_lost(tiny, run):
-    """A run does not begin anew by itself, nor when it is started again."""
+def test_without_an_intact_checkpoint_nothing_is_lost(tiny, run):
+    """A run does not start over by itself, nor if the command is given again."""
     for step in ("4", "8"):
         (run / "checkpoints" / step / manifest.NAME).unlink()
     curve = (run / "metrics.jsonl").read_bytes()
     for _ in range(2):
-        refused(tiny, run, CheckpointError, "no good checkpoint is left", str(run / "damaged"), "another --workdir")
+        refused(tiny, run, CheckpointError, "no intact checkpoint is left", str(run / "damaged"), "another --workdir")
     assert (run / "metrics.jsonl").read_bytes() == curve
     (run / "damaged" / "8").rename(run / "checkpoints" / "8")
     manifest.write(run / "checkpoints" / "8")
     train(tiny, run)
 
 
-def test_what_can_not_be_read_is_not_damaged(tiny, run, monkeypatch, capsys):
-    """A network disk that fails for a moment; the same of a permission."""
+def test_a_file_that_cannot_be_read_does_not_count_as_damaged(tiny, run, monkeypatch, capsys):
+    """A network disk may fail for a moment; a missing permission gives an OSError too."""
     weights, opened = largest(run / "checkpoints" / "8" / "model"), Path.open
 
     def failing(self, *arguments, **more):
@@ -108,8 +108,8 @@ def test_what_can_not_be_read_is_not_damaged(tiny, run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("level", ["full", "off"])
-def test_what_is_no_step(tiny, run, level, capsys):
-    """An empty folder, at any level, and a file."""
+def test_entries_that_are_not_steps(tiny, run, level, capsys):
+    """An empty folder is set aside at any level of verification, and a file is ignored."""
     (run / "checkpoints" / "50").mkdir()
     (run / "checkpoints" / "60").write_text("")
     tiny.verify_checkpoints = level
@@ -135,20 +135,20 @@ def test_an_unknown_level(tiny, tmp_path):
         ("watchdog.barrier", 0.0, "at least 1"),
     ],
 )
-def test_numbers_that_make_no_sense(tiny, tmp_path, field, value, words):
+def test_invalid_values_are_refused(tiny, tmp_path, field, value, words):
     tiny.update_from_flattened_dict({field: value})
     refused(tiny, tmp_path / "run", ConfigError, f"config.{field} is {value!r}", words)
 
 
 def test_a_workdir_without_its_config(tiny, run):
-    """Another run must not go on from its checkpoints."""
+    """Another run must not continue from its checkpoints."""
     (run / "config.json").unlink()
     refused(tiny, run, ConfigError, "checkpoints but no config.json", "new --workdir")
     assert not (run / "config.json").exists()
 
 
 def test_text_that_has_changed(tiny, corpus, tmp_path):
-    """Refused, and the run's own tokenizer and record stay as they are."""
+    """The run is refused, and its own tokenizer and records stay as they are."""
     text = tmp_path / "text.txt"
     text.write_text(corpus.read_text())
     tiny.data.update(sources=((f"files:{text}", 1.0),), dir=str(tmp_path / "data"))
@@ -185,7 +185,7 @@ def test_what_was_set_aside_is_in_the_metrics(tiny, run):
 
 
 def test_a_process_whose_saves_fail_ends(tiny, tmp_path):
-    """After step 4 no file may grow beyond 3 kB for good. Orbax's threads wait then; the process does not."""
+    """From step 6 on, no file may grow beyond 3 kB. Orbax's threads block forever then; the process still ends."""
     program = """
 import resource
 from absl import flags
@@ -221,7 +221,7 @@ runtime.run(train.main)
 
 
 def test_a_run_that_hangs_ends(tiny, tmp_path):
-    """Whose data do not come after step 5: in a process of its own, as it ends."""
+    """Its data block after step 5. The run is a process of its own, because the watchdog ends the process."""
     tiny.steps, tiny.eval_every = 100, 0
     tiny.watchdog.update(seconds=0.5, first_seconds=60.0, end_after=0.5)
     program = """

@@ -1,4 +1,4 @@
-"""A step of a run, done again."""
+"""A step of a run is repeated."""
 
 import re
 
@@ -15,8 +15,8 @@ from train.record import metrics
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with checkpoints 8 and 16 that was rolled back to 8 and went on behind two rows of NaN; in it step 12 is
-    the 15th batch. Made by the first test that asks."""
+    """A run with checkpoints 8 and 16, which was rolled back to 8 and continued after two batches of NaN. So its step
+    12 reads the 15th batch of the stream. The first test that uses it makes it."""
     workdir, seen = tmp_path_factory.mktemp("replayed") / "run", []
 
     def make(config, monkeypatch):
@@ -48,9 +48,9 @@ def figures(text):
 
 
 @pytest.mark.parametrize("step", [3, 9, 12, 16])
-def test_a_step_again(tiny, finished, monkeypatch, capsys, step):
-    """From the beginning and from checkpoint 8, before and after the data that a roll-back has left out: the loss and
-    the norm that were recorded, and the rows that were read."""
+def test_a_repeated_step_gives_the_recorded_figures(tiny, finished, monkeypatch, capsys, step):
+    """Loss, gradient norm and rows are the same, from the start of the run and from checkpoint 8, before and after the
+    data that the roll-back skipped."""
     workdir, seen = finished(tiny, monkeypatch)
     capsys.readouterr()
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -62,16 +62,17 @@ def test_a_step_again(tiny, finished, monkeypatch, capsys, step):
     assert float(found["grad_norm"]) == pytest.approx(row["grad_norm"], rel=1e-5)
     assert f"recorded       loss {row['loss']:.6g}" in said
     text = (workdir / "replay" / f"{step}.txt").read_text()
-    batch = seen[step - 1 if step <= 8 else step + 3]  # 12 had been made when the results of 10 and 11 were read
+    # Batches 9 to 12 were seen before the roll-back (the 12th was already put when the results of 10 and 11 were read).
+    batch = seen[step - 1 if step <= 8 else step + 3]
     tokens = tokenizer.load(workdir / "tokenizer.json")
     words = [tokens.decode(ids) for ids in batch["tokens"]]
     assert len(words) == tiny.batch_size and all(word.strip() in text for word in words)
     assert (workdir / "metrics.jsonl").read_bytes() == before
-    assert (f"to {step - 1} are done again" in said) == (step not in (1, 9))
+    assert (f"to {step - 1} are repeated" in said) == (step not in (1, 9))
 
 
 def test_norms_by_parameter(tiny, finished, monkeypatch, capsys):
-    """Their squares add up to the square of the whole norm, and the losses of rows, by weight, to the loss."""
+    """The squares of the norms sum to the square of the global norm, and the mean loss of the rows is the loss."""
     workdir, _ = finished(tiny, monkeypatch)
     capsys.readouterr()
     replay.show(tiny, workdir, (), 5)
@@ -82,19 +83,19 @@ def test_norms_by_parameter(tiny, finished, monkeypatch, capsys):
     text = (workdir / "replay" / "5.txt").read_text()
     heads = re.findall(r"^== row \d+ of the batch, row \d+ of fox_txt, loss ([\d.]+)$", text, re.MULTILINE)
     losses = [float(loss) for loss in heads]
-    assert len(losses) == tiny.batch_size  # every row is full: all weigh the same
+    assert len(losses) == tiny.batch_size  # every row is full, so all have the same weight
     assert np.mean(losses) == pytest.approx(float(figures(said)["loss"]), abs=1e-4)
 
 
-def test_what_was_not_finite(tiny, finished, tmp_path, monkeypatch, capsys):
-    """A rate that ruins the model: the replayed step shows it, and what the update would have been."""
+def test_a_step_that_was_not_finite(tiny, finished, tmp_path, monkeypatch, capsys):
+    """A learning rate ruins the model; the repeated step shows this, and the norm of the skipped update."""
     tiny.optimizer.update(learning_rate=1e30, clip_norm=0.0, warmup_steps=0, schedule="constant")
     tiny.steps, tiny.checkpoint_every, tiny.eval_every = 4, 1, 0
     train(tiny, tmp_path / "run")
     capsys.readouterr()
     replay.show(tiny, tmp_path / "run", (), 4)
     said = capsys.readouterr().out
-    assert "update         left out: not finite" in said and "recorded       left out: not finite" in said
+    assert "update         skipped: not finite" in said and "recorded       skipped: not finite" in said
     assert re.search(r"nan .* not finite$", said, re.MULTILINE)
 
 
@@ -103,7 +104,7 @@ def test_nothing_to_replay(tiny, tmp_path):
         replay.show(tiny, tmp_path, (), 3)
 
 
-def test_a_step_that_was_not_taken(tiny, finished, monkeypatch):
+def test_a_step_that_was_not_done(tiny, finished, monkeypatch):
     workdir, _ = finished(tiny, monkeypatch)
-    with pytest.raises(ConfigError, match=r"--replay=17: .* has taken 16 steps"):
+    with pytest.raises(ConfigError, match=r"--replay=17: .* has done only 16 steps"):
         replay.show(tiny, workdir, (), 17)

@@ -1,4 +1,4 @@
-"""Runs over another run's model: what is saved, how it goes on, what it refuses."""
+"""Tests runs that tune another run's model: what they save, how they continue, and their errors."""
 
 import hashlib
 import importlib
@@ -37,7 +37,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, corpus, data_dir):
-    """A model trained here for a few steps."""
+    """A model trained for a few steps."""
     workdir = tmp_path_factory.mktemp("base") / "run"
     config = shrink(importlib.import_module("configs.pretrain_decoder").get_config(), data_dir, corpus)
     config.steps = config.eval_every = config.checkpoint_every = 3
@@ -56,7 +56,7 @@ def configured(name, base, data_dir, examples, **fields):
 
 
 def losses_by_step(workdir):
-    """Loss by step."""
+    """Returns the held-out loss by step."""
     return {
         row["step"]: row["validation/loss"]
         for row in metrics.read(workdir / "metrics.jsonl")
@@ -65,7 +65,7 @@ def losses_by_step(workdir):
 
 
 def restored(workdir):
-    """The arrays of the latest model, on the host."""
+    """Returns the arrays of the latest model on the host."""
     return jax.device_get(by_name(restore.for_inference(Workdir(workdir))[1]))
 
 
@@ -94,7 +94,7 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
         np.testing.assert_array_equal(leaf, model[name])
     assert losses_by_step(tmp_path / "again") == losses_by_step(tmp_path / "run")
     assert losses_by_step(tmp_path / "run")[4] < losses_by_step(tmp_path / "run")[0]
-    # A base that has changed is noticed, when it goes on and when it is used.
+    # A changed base is an error, when the run continues and when it is used.
     shutil.copytree(base, tmp_path / "other")
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         changed = restore.model(Workdir(base), Workdir(base).architecture)
@@ -110,7 +110,7 @@ def test_an_adapter_is_saved_alone_and_goes_on_bit_for_bit(base, data_dir, examp
 @pytest.mark.parametrize("name", ["adapter", "prompt", "qlora"])
 def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir, examples, tmp_path, capsys):
     fields = {}
-    if name == "qlora":  # the base in bfloat16, what trains in float32
+    if name == "qlora":  # the base is in bfloat16, trained parameters in float32
         fields |= {"train_only": (("norm", True), (".*", False))}
     if name == "prompt":
         fields |= {"adapt.length": 3, "adapt.init_text": "fox"}
@@ -149,7 +149,7 @@ def test_before_and_after():
 
 
 def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, examples, tmp_path):
-    """A LoRA run's loss at step 0 is the base's; a run that begins with a LoRA run begins as that ended, merged."""
+    """A LoRA run starts with the loss of its base; a run that starts from a LoRA run starts with its last loss."""
     lora = configured("lora", base, data_dir, examples)
     train(lora, tmp_path / "lora")
     last = {"train_only": (("layer/.*/-1/|^norm", True), (".*", False))}
@@ -170,7 +170,7 @@ def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, ex
 
 
 def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corpus, tmp_path):
-    """What was trained over a step stays over that one, for as long as it is kept; then the error says what is."""
+    """An adapter stays over the step that it was trained over; if that is gone, the error lists the kept ones."""
     source = tmp_path / "source"
     shutil.copytree(base, source)
     config = configured("lora", str(source) + "/", data_dir, examples)
@@ -192,9 +192,11 @@ def test_an_earlier_step_of_a_base_that_trains_on(base, data_dir, examples, corp
         train(configured("lora", source, data_dir, examples, init_step="6"), tmp_path / "run")
     with pytest.raises(CheckpointError, match="no step '5'; there are: 3, 6"):
         train(configured("lora", source, data_dir, examples, init_step="5"), tmp_path / "new")
-    # Moved away: said at once, also how to go on.
+    # If the base was moved, the error comes at once and says what to do.
     shutil.move(source, tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=r"source, which is gone: bring it back, or write its new place into init_f"):
+    with pytest.raises(
+        ConfigError, match=r"source, which is gone: bring it back, or set init_from in .*config.json to its new"
+    ):
         restored(tmp_path / "run")
     recorded = tmp_path / "run" / "config.json"
     recorded.write_text(
@@ -213,7 +215,7 @@ def test_what_can_not_be_begun_with_is_refused_before_anything_is_made(base, dat
     shutil.copytree(base, tmp_path / "prompt")
     (tmp_path / "prompt" / "config.json").write_text(json.dumps(record))
     with pytest.raises(
-        ConfigError, match=f"can't be merged into its base .prompt.; begin with the base itself, {base}"
+        ConfigError, match=f"method prompt, which can't be merged into the base; begin with the base itself, {base}"
     ):
         train(configured("sft", tmp_path / "prompt", data_dir, examples), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -265,7 +267,7 @@ def test_widths_that_can_not_be_quantized_are_found_before_anything_is_made(data
 
 
 def test_an_adapter_that_peft_can_not_read_is_noted(data_dir, corpus):
-    """At the start of the run, not when it is exported."""
+    """The note comes at the start of the run, not at the export."""
     config = shrink(importlib.import_module("configs.pretrain_moe").get_config(), data_dir, corpus)
     config.model.experts.mlp_dim, config.objective.balance_loss = 48, 0.01
     model, attention = models.model_config(config, 64), "stack/segments/0/0/attention/query"
