@@ -47,6 +47,10 @@ TABLES = ("inputs/tokens", "inputs/positions", "inputs/types", "unembedding/tabl
 HEADS = {"decoder": ("language_model", "token"), "encoder": ("masked", "sequence"), "encoder_decoder": (None,)}
 
 
+# One worker makes the models of all sizes, which takes half a minute.
+pytestmark = pytest.mark.xdist_group("roles")
+
+
 def models():
     """Returns (name, abstract model) for each size and head, and for each method over a few of the models."""
     for name, fields in SIZES.items():
