@@ -22,6 +22,7 @@ NAMES = {
     "bloom": "BLOOM",
     "llama": "LLaMA 1, 2, 3",
     "mistral": "Mistral",
+    "phi3": "Phi-3, Phi-4",
     "mixtral": "Mixtral",
     "qwen2": "Qwen2",
     "qwen2_moe": "Qwen2-MoE",

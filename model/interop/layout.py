@@ -9,11 +9,14 @@ fuse projections into one tensor; ours keep dims and parameters separate. An ent
           theirs="embed (3 kv_heads head_dim)", ours="layer embed kv_heads head_dim", slot=1)
     Entry("stack/segments/0/0/attention/key_up", "model.layers.{layer}.kv_b_proj.weight",  # DeepSeek: unequal parts
           theirs="(kv content+value) latent", ours="layer kv content latent")
+    Entry("stack/segments/0/0/attention/key", "model.layers.{layer}.self_attn.qkv_proj.weight",  # Phi-3: grouped heads
+          theirs="(kv group head)+(kv head)+(kv head) embed", ours="layer embed kv head", slot=1)
 
 `ours` names the parameter's dims in order. Dims in the braces of the tensor's name come first, and select the tensor.
 `(a b)` is a dim that flattens a and b, with a outermost. A number is a dim of that size that ours lacks; the entry is
 index `slot` of it. `a+b` is a dim that concatenates a and b; ours has one of them, and another entry knows the size of
-the other one. Sizes come from our parameters, so an entry works for all model sizes.
+the other one. `(a b)+(a c)` concatenates flattened dims; the entry is part `slot` of it, and other entries know the
+sizes that ours lacks. Sizes come from our parameters, so an entry works for all model sizes.
 
 Without a divisor, both directions only copy: reading and writing a tensor keeps it bit for bit.
 """
@@ -62,6 +65,9 @@ class Entry:
     divisor: Callable[[int], float] | None = None  # layer number -> divisor of the tensor when it is read
 
     def __post_init__(self):
+        joined = [len(parts) for parts in self.parts if len(parts) > 1]
+        if len(joined) > 1 or any(not 0 <= (-1 if self.slot is None else self.slot) < count for count in joined):
+            self.fail("slot must select a part of the one concatenation in theirs")
         named = [name for group in self.groups for factor in group for name in factor.split("+")]
         numbers, named = [n for n in named if n.isdigit()], [n for n in named if not n.isdigit()]
         dims, stacked = self.ours.split(), re.findall(r"\{(\w+)\}", self.name)
@@ -74,13 +80,23 @@ class Entry:
         for factor in itertools.chain.from_iterable(self.groups):
             if not factor.isdigit() and sum(name in self.dims for name in factor.split("+")) != 1:
                 self.fail(f"dim {factor} is not in ours" if "+" not in factor else f"ours must have one of {factor}")
-        if len(numbers) != (self.slot is not None) or any(not 0 <= self.slot < int(n) for n in numbers):
+        if len(numbers) + len(joined) != (self.slot is not None) or any(not 0 <= self.slot < int(n) for n in numbers):
             self.fail("slot must select a part of the one number in theirs")
 
     @functools.cached_property
+    def their_dims(self) -> list[str]:
+        """The text of each of their dims."""
+        return re.findall(r"(?:\([^()]*\)|[^()\s])+", self.theirs)
+
+    @functools.cached_property
+    def parts(self) -> list[list[list[str]]]:
+        """The parts that each of their dims concatenates, each as its factors; a dim that is whole has one part."""
+        return [[part.strip("()").split() for part in re.split(r"(?<=\))\+(?=\()", dim)] for dim in self.their_dims]
+
+    @functools.cached_property
     def groups(self) -> list[list[str]]:
-        """The factors of each of their dims, outermost first."""
-        return [(group or single).split() for group, single in re.findall(r"\(([^()]*)\)|([^()\s]+)", self.theirs)]
+        """The factors of our part of each of their dims, outermost first."""
+        return [parts[self.slot or 0] if len(parts) > 1 else parts[0] for parts in self.parts]
 
     @functools.cached_property
     def stacked(self) -> list[str]:
@@ -116,7 +132,7 @@ class Entry:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Returns the shape of their tensor, given the sizes of our dims and of the other parts of `a+b`."""
-        return tuple(math.prod(factor.total for factor in group) for group in self._factors(sizes, {}))
+        return tuple(sum(self._size(part, sizes) for part in parts) for parts in self.parts)
 
     def take(self, read: Callable, sizes: Mapping[str, int], wanted: Mapping[str, Range]) -> np.ndarray:
         """Reads theirs as ours: the part `wanted` (start and stop by dim) of the parameter, as a view.
@@ -128,12 +144,35 @@ class Entry:
         """
         runs = [_run(group) for group in self._factors(sizes, wanted)]
         factors = [factor for _, inside in runs for factor in inside]
-        return self._ours(read(tuple(run for run, _ in runs)), factors)
+        places = [
+            slice(own.start + run.start, own.start + run.stop)
+            for (run, _), own in zip(runs, self._own(sizes), strict=True)
+        ]
+        return self._ours(read(tuple(places)), factors)
 
     def put(self, array: np.ndarray, tensor: np.ndarray, sizes: Mapping[str, int]) -> None:
         """Writes ours as theirs: one index of the stacked dims into its place in `tensor` (contiguous)."""
         factors = list(itertools.chain.from_iterable(self._factors(sizes, {})))
-        self._ours(tensor, factors)[...] = array
+        self._ours(tensor[self._own(sizes)], factors)[...] = array
+
+    def _own(self, sizes: Mapping[str, int]) -> tuple[slice, ...]:
+        """Returns our part of each of their dims: all of it, unless the dim concatenates parts."""
+        own = []
+        for parts, group in zip(self.parts, self.groups, strict=True):
+            start = sum(self._size(part, sizes) for part in parts[: self.slot]) if len(parts) > 1 else 0
+            own.append(slice(start, start + self._size(group, sizes)))
+        return tuple(own)
+
+    def _size(self, group: list[str], sizes: Mapping[str, int]) -> int:
+        return math.prod(self._total(factor, sizes) for factor in group)
+
+    def _total(self, factor: str, sizes: Mapping[str, int]) -> int:
+        """Returns the size of a factor of theirs."""
+        if factor.isdigit():
+            return int(factor)
+        if unknown := [part for part in factor.split("+") if part not in sizes]:
+            self.fail(f"no entry of this tensor gives the size of {unknown[0]}")
+        return sum(sizes[part] for part in factor.split("+"))
 
     def _ours(self, tensor: np.ndarray, factors: list[Factor]) -> np.ndarray:
         """Returns our part of a tensor with these factors, with our order of dims. A view."""
@@ -145,16 +184,15 @@ class Entry:
         """Returns the factors of each of their dims, restricted to the wanted part of our dims."""
 
         def factor(text: str) -> Factor:
+            total = self._total(text, sizes)
             if text.isdigit():
                 slot = self.slot or 0  # __post_init__ checks that there is one
-                return Factor(None, slot, slot + 1, int(text))
+                return Factor(None, slot, slot + 1, total)
             parts = text.split("+")
-            if unknown := [part for part in parts if part not in sizes]:
-                self.fail(f"no entry of this tensor gives the size of {unknown[0]}")
             own = next(part for part in parts if part in self.dims)
             before = sum(sizes[part] for part in parts[: parts.index(own)])
             start, stop = wanted.get(own, (0, sizes[own]))
-            return Factor(own, before + start, before + stop, sum(sizes[part] for part in parts))
+            return Factor(own, before + start, before + stop, total)
 
         return [[factor(text) for text in group] for group in self.groups]
 

@@ -235,9 +235,8 @@ def _linear(weight: Theirs, leaves: dict[str, nnx.Variable]) -> Linear:
         dims = dict(zip(w.get_metadata("out_sharding"), entry.ours.split(), strict=True))
         inputs = [dims[dim] for dim in w.get_metadata("inputs")]
         outputs = [dim for dim in entry.dims if dim not in inputs]
-        sides = [f"({' '.join(group)})" for group in entry.groups]
         transposed = {*entry.groups[0]} <= {*inputs}
-        into, out = sides if transposed else sides[::-1]
+        into, out = entry.their_dims if transposed else entry.their_dims[::-1]
         for part, found, theirs, own, slot in (
             ("a", a, f"rank {into}", [*inputs, "rank"], None),
             ("b", b, f"{out} rank", ["rank", *outputs], entry.slot),

@@ -17,7 +17,7 @@ from model.interop.files import precision, quantized
 from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.files.writer import json_text
-from model.interop.tables import bert, bloom, deepseek, gemma, gpt2, llama, mixture, opt, t5
+from model.interop.tables import bert, bloom, deepseek, gemma, gpt2, llama, mixture, opt, phi3, t5
 
 FAMILIES: dict[str, Family] = {
     "albert": bert.ALBERT,
@@ -26,6 +26,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": with_classes(gpt2.GPT2, "GPT2", token="classifier"),
     "llama": with_classes(llama.LLAMA, "Llama"),
     "mistral": with_classes(llama.MISTRAL, "Mistral"),
+    "phi3": with_classes(phi3.PHI3, "Phi3"),
     "opt": with_classes(opt.OPT, "OPT", token=None),
     "bloom": with_classes(bloom.BLOOM, "Bloom", token="classifier"),
     "qwen2": with_classes(llama.QWEN2, "Qwen2"),

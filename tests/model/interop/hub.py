@@ -23,6 +23,7 @@ _DEEPSEEK |= dict(kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_hea
 _DEEPSEEK |= dict(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2)
 _DEEPSEEK |= dict(first_k_dense_replace=1, routed_scaling_factor=1.5, eos_token_id=None)
 _GPT2 = dict(vocab_size=64, n_positions=64, n_embd=32, n_layer=3, n_head=4, n_inner=48, layer_norm_epsilon=0.01)
+_PHI3 = _LLAMA | dict(rope_parameters=_ROPE, pad_token_id=None, eos_token_id=None)  # its defaults exceed 64
 _OPT = _SMALL | dict(ffn_dim=48)
 
 # name: (transformers' configuration class, its values)
@@ -39,6 +40,8 @@ CHECKPOINTS = {
     ),
     "llama yarn": (transformers.LlamaConfig, _LLAMA | dict(rope_parameters=_YARN, tie_word_embeddings=True)),
     "mistral": (transformers.MistralConfig, _LLAMA | dict(rope_parameters=_ROPE, sliding_window=5)),
+    "phi3": (transformers.Phi3Config, _PHI3 | dict(sliding_window=5)),
+    "phi3 multi-head": (transformers.Phi3Config, _PHI3 | dict(num_key_value_heads=4, tie_word_embeddings=True)),
     "opt": (transformers.OPTConfig, _OPT | dict(word_embed_proj_dim=32)),
     "opt post-norm": (transformers.OPTConfig, _OPT | dict(word_embed_proj_dim=16, do_layer_norm_before=False)),
     "bloom": (

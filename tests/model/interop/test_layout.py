@@ -13,6 +13,8 @@ CASES = {  # their layout, our layout, slot; their index of (d, k, g, h) for siz
     "bloom": ("(k 3 g h) d", "d k g h", 2, lambda d, k, g, h: (k * 30 + 20 + g * 5 + h, d)),
     "out": ("d (k g h)", "k g h d", None, lambda d, k, g, h: (d, k * 10 + g * 5 + h)),
     "last": ("d (g h k 2)", "d k g h", 0, lambda d, k, g, h: (d, ((g * 5 + h) * 3 + k) * 2)),
+    "phi3 query": ("(k g h)+(k h)+(k h) d", "d k g h", 0, lambda d, k, g, h: (k * 10 + g * 5 + h, d)),
+    "second of three": ("d (k h rest)+(k g h)+(g 2)", "d k g h", 1, lambda d, k, g, h: (d, 105 + k * 10 + g * 5 + h)),
     "parts": ("d k (g rest+h)", "d k g h", None, lambda d, k, g, h: (d, k, g * 12 + 7 + h)),
 }
 SIZES = {"d": 4, "k": 3, "g": 2, "h": 5, "rest": 7}
@@ -54,6 +56,8 @@ def test_reads_only_what_is_asked_for_where_that_is_a_plain_slice():
     Entry("a/b", "c", "(k g h) d", "d k g h").take(read, SIZES, {"k": (1, 3), "d": (2, 4)})
     Entry("a/b", "c", "d (3 k g h)", "d k g h", 1).take(read, SIZES, {"k": (1, 2), "g": (1, 2), "h": (2, 4)})
     Entry("a/b", "c", "(k 3 g h) d", "d k g h", 1).take(read, SIZES, {"k": (1, 2)})
+    Entry("a/b", "c", "(k h)+(k g h) d", "d k g h", 1).take(read, SIZES, {"k": (1, 2), "d": (0, 1)})
+    assert asked[3] == (slice(25, 35), slice(0, 1))
     assert asked[0] == (slice(10, 30), slice(2, 4))
     assert asked[1] == (slice(0, 4), slice(47, 49))
     assert asked[2] == (slice(40, 50), slice(0, 4))
@@ -77,6 +81,10 @@ def test_names_of_the_tensors():
         (dict(name="w", theirs="(3 k) d", ours="k d", slot=3), "slot"),
         (dict(name="w", theirs="k d", ours="k d", slot=0), "slot"),
         (dict(name="w", theirs="k+n d", ours="d"), "one of k"),
+        (dict(name="w", theirs="(k)+(k h) d", ours="k d"), "slot"),
+        (dict(name="w", theirs="(k)+(k h) d", ours="k d", slot=2), "slot"),
+        (dict(name="w", theirs="(k)+(k h) (d)+(d)", ours="k d", slot=0), "slot"),
+        (dict(name="w", theirs="(2 k)+(k h) d", ours="k d", slot=0), "slot"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(entry, message):

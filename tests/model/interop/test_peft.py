@@ -50,6 +50,7 @@ CASES = {
     "llama": (lambda: hub.reference("llama"), dict(target_modules=["q_proj", "o_proj", "gate_proj", "down_proj"])),
     "qwen2": (lambda: hub.reference("qwen2"), dict(target_modules=r".*(1.*v_proj|0.*k_proj)", use_rslora=True)),
     "gpt2": (lambda: hub.reference("gpt2"), dict(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "phi3": (lambda: hub.reference("phi3"), dict(target_modules=["qkv_proj", "gate_up_proj", "o_proj"])),
     "bloom": (lambda: hub.reference("bloom"), dict(target_modules=["query_key_value"])),
     "deepseek2": (
         lambda: hub.reference("deepseek2"),

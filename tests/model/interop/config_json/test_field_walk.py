@@ -45,6 +45,7 @@ WALKED = {
     "bert": (transformers.BertConfig, _ENCODER),
     "t5": hub.ENCODER_DECODERS["t5"],
     "mistral": hub.CHECKPOINTS["mistral"],
+    "phi3": hub.CHECKPOINTS["phi3"],
     "opt": hub.CHECKPOINTS["opt"],
     "bloom": hub.CHECKPOINTS["bloom"],
     "qwen2": hub.CHECKPOINTS["qwen2"],

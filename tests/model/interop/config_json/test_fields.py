@@ -113,6 +113,21 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
             dict(layer_types=["full_attention"]),
             "layer_types is .*; it must name the kind of each of the 28",
         ),
+        (
+            "phi3_mini_4k",
+            dict(rope_scaling=dict(type="longrope", short_factor=[1.0] * 48, long_factor=[2.0] * 48)),
+            r"rope_scaling\.type is 'longrope'; of Phi-3 only models with 'default' can be read",
+        ),
+        ("phi3_mini_4k", dict(rope_scaling=dict(type="su", short_factor=[1.0] * 48)), r"rope_scaling\.type is 'su'"),
+        ("phi4", dict(rope_parameters=dict(rope_type="yarn", factor=2.0)), r"rope_parameters\.rope_type is 'yarn'; of"),
+        ("phi4", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75; only None or 1"),
+        (
+            "phi4",
+            dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.75)),
+            r"rope_parameters\.partial_rotary_factor is 0.75; only 1",
+        ),
+        ("phi4", dict(attention_bias=True), "attention_bias is True; only False"),
+        ("phi4", dict(rope_scaling="longrope"), "rope_scaling is 'longrope'; it must be an object"),
         ("gemma2_2b", dict(sliding_window=None), "some layers have a window .as in all models.*sliding_window is None"),
         ("gemma_2b", dict(hidden_activation="relu"), "hidden_activation is 'relu', but the model's"),
         (
