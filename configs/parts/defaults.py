@@ -65,7 +65,7 @@ DEFAULTS: dict = dict(
         # How far the biases that balance experts move per step (arXiv:2412.19437); read if model.experts.correction.
         correction_rate=1e-3,
     ),
-    # What is minimized: language, labels or dpo. z_loss and label_smoothing: train/losses.py. The last two are
+    # What is minimized: language, labels or preference. z_loss and label_smoothing: train/losses.py. The last two are
     # coefficients of the losses of expert routers: train/objectives/routing.py.
     objective=dict(name="language", z_loss=0.0, label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0),
     data=dict(
