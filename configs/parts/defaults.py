@@ -101,8 +101,10 @@ DEFAULTS: dict = dict(
         pairs=dict(source="source", target="target", prefix=""),
         # Fields of labelled data. kind: class, number or token. All are explained in data/examples/labels.py.
         labels=dict(kind="class", text="", label="", pair="", split="", read=""),
-        # Field names of preferences; template and system as in `chat`.
-        preferences=dict(prompt="prompt", chosen="chosen", rejected="rejected", template="auto", system=""),
+        # Field names of preferences (data/examples/comparisons.py); template and system as in `chat`.
+        preferences=dict(
+            prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
+        ),
         # Augmentation: fractions of the words of examples that are deleted, swapped or masked, anew in each epoch.
         augment=dict(delete=0.0, swap=0.0, mask=0.0),
         # none (next-token prediction), masked (for encoders), spans (for encoder-decoders); data/rows/corrupt.py has
