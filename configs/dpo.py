@@ -20,7 +20,19 @@ _METHODS = tuple(name for name in METHODS if name != "prompt")
 
 def get_config(argument: str = "tiny") -> ConfigDict:
     config = base("tiny" if argument in _METHODS else argument, DECODERS, _METHODS)
-    config.objective = ConfigDict(dict(name="dpo", beta=0.1, balance_loss=0.0, router_z_loss=0.0))
+    config.objective = ConfigDict(
+        dict(
+            name="preference",
+            method="dpo",  # dpo, robust, ipo, hinge, simpo, orpo (train/objectives/preference.py)
+            beta=0.1,  # a larger one keeps the model nearer to the reference; 2 to 2.5 for simpo
+            label_smoothing=0.0,  # fraction of the labels that are taken to be flipped, for dpo, robust and simpo
+            target_margin=0.0,  # of simpo; about half of beta in its paper
+            per_token=False,  # divide the scores of answers by their lengths
+            sft=0.0,  # weight of the negative log-likelihood of better answers; 1 for orpo
+            balance_loss=0.0,
+            router_z_loss=0.0,
+        )
+    )
     config.data.sources = ()
     config.data.path = ""  # .jsonl, .json, .csv or .tsv with the fields that config.data.preferences names
     config.data.format = "preferences"

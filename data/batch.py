@@ -19,8 +19,8 @@ A kind of examples declares any further arrays as `Channel`s. Two sorts of them 
 
     token_types  int32    1 from the second text of an example on, else 0
     group_ids    int32    1, 2, ... for each example of several segments in the row; 0 = none
-    ranks        int32    the segment's place in its example, from 0: a chosen answer before the rejected one, the best
-                          of a list first
+    ranks        int32    how good the segment is in its example, from 0: a chosen answer before the rejected one, the
+                          best of a list first; answers of equal rank are not compared
 
 Every array is 0 on padding. A declared array is also 0 on rows of sources that do not provide it.
 

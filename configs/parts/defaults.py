@@ -65,7 +65,7 @@ DEFAULTS: dict = dict(
         # How far the biases that balance experts move per step (arXiv:2412.19437); read if model.experts.correction.
         correction_rate=1e-3,
     ),
-    # What is minimized: language, labels or dpo. z_loss and label_smoothing: train/losses.py. The last two are
+    # What is minimized: language, labels or preference. z_loss and label_smoothing: train/losses.py. The last two are
     # coefficients of the losses of expert routers: train/objectives/routing.py.
     objective=dict(name="language", z_loss=0.0, label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0),
     data=dict(
@@ -101,8 +101,10 @@ DEFAULTS: dict = dict(
         pairs=dict(source="source", target="target", prefix=""),
         # Fields of labelled data. kind: class, number or token. All are explained in data/examples/labels.py.
         labels=dict(kind="class", text="", label="", pair="", split="", read=""),
-        # Field names of preferences; template and system as in `chat`.
-        preferences=dict(prompt="prompt", chosen="chosen", rejected="rejected", template="auto", system=""),
+        # Field names of preferences (data/examples/comparisons.py); template and system as in `chat`.
+        preferences=dict(
+            prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
+        ),
         # Augmentation: fractions of the words of examples that are deleted, swapped or masked, anew in each epoch.
         augment=dict(delete=0.0, swap=0.0, mask=0.0),
         # none (next-token prediction), masked (for encoders), spans (for encoder-decoders); data/rows/corrupt.py has

@@ -29,6 +29,7 @@ class Example(NamedTuple):
     source: np.ndarray | None = None  # int32 [m]: tokens of the encoder
     source_marks: np.ndarray | None = None  # uint8 [m]: ENCODER_CONTENT
     notes: tuple[str, ...] = ()  # what was done to the example; the number of each note is printed
+    rank: int | None = None  # in an example of several segments (data/batch.py, ranks); None: its place there
     own: Mapping[str, np.ndarray] = {}  # the kind's own channels, [n]; those called 'encoder_...' are [m]
 
     @classmethod

@@ -90,13 +90,13 @@ def _fill(rows: np.ndarray, place: np.ndarray, examples: Sequence[list[Example]]
     segments, groups = np.zeros((2, len(rows)), int)
     for row, example in zip(place, examples, strict=True):
         groups[row] += 1
-        for rank, segment in enumerate(example):
+        for number, segment in enumerate(example):
             segments[row] += 1
             arrays = {"tokens": segment.tokens, "targets": bits(segment.targets), "segment_ids": segments[row]}
             if encoder:
                 arrays |= {"encoder_tokens": segment.source, "encoder_segment_ids": segments[row]}
             if grouped:
-                arrays |= {"group_ids": groups[row], "ranks": rank}
+                arrays |= {"group_ids": groups[row], "ranks": number if segment.rank is None else segment.rank}
             arrays |= {name: bits(values, dtype_of[name]) for name, values in segment.own.items()}
             sizes = [*segment.sizes(), 0][:2]
             parts = [slice(begin, begin + size) for begin, size in zip(used[row], sizes, strict=True)]

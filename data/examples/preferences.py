@@ -1,8 +1,8 @@
-"""The kind `preferences`: a prompt, a chosen answer, and a rejected one.
+"""The kind `preferences`: a conversation and several answers to its last question, of which some are better.
 
-An example has two segments: the prompt with the chosen answer (rank 0), and the prompt with the rejected one (rank 1).
-Both are written with a chat template, as a conversation of the prompt and the answer, so that what was tuned on
-conversations (data/examples/chat_examples.py) can go on with preferences.
+An example has a segment for each answer: the conversation with that answer, in the order of the ranks. All are written
+with a chat template, as the kind `chat` writes conversations, so that a model that was tuned on conversations can
+continue with preferences. data/examples/comparisons.py reads the records.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -13,29 +13,23 @@ import numpy as np
 from data.batch import GROUPS, DataError
 from data.examples import chat_examples
 from data.examples.chat import Chat
+from data.examples.comparisons import comparison_of
 from data.examples.example import CUT, Context, Encoding, Example, Kind, LeftOut, cut_prompt
-from data.read.records import field
 from data.tokens.tokenizer import Tokenizer
 
-_TEXTS = ("prompt", "chosen", "rejected")
-FIELDS = {name: name for name in _TEXTS} | chat_examples.FIELDS
+_COLUMNS = ("prompt", "chosen", "rejected", "answers")
+FIELDS = {name: name for name in _COLUMNS} | chat_examples.FIELDS
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    for name in _TEXTS:
+    for name in _COLUMNS:
         if not isinstance(settings[name], str):
             raise DataError(f"data.preferences.{name} must be a string, not {settings[name]!r}.")
     _as_chat(chat_examples.KIND.check, settings)
 
 
-def _parse(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
-    found = {name: field(record, settings[name], f"data.preferences.{name}") for name in _TEXTS}
-    for name, text in found.items():
-        if not isinstance(text, str):
-            raise ValueError(f"field {settings[name]!r} is not a string but {type(text).__name__}")
-        if not text.strip():
-            raise ValueError(f"field {settings[name]!r} is empty; fix the record or remove it")
-    return found
+def _text(record: dict) -> str:
+    return chat_examples.KIND.text({"messages": [*record["messages"], *record["answers"]]})
 
 
 def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
@@ -44,41 +38,51 @@ def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) 
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
     chat, begin = _as_chat(Chat, context.tokenizer, settings), context.tokenizer.special.begin
-    room = context.seq_len - 2 * len(context.prefix)
 
     def encode(record: dict) -> list[Example]:
-        if record["chosen"] == record["rejected"]:
-            raise LeftOut("preferences have the same answer twice")
-        asked = {"role": "user", "content": record["prompt"]}
-        prompt, answers = np.asarray(chat.prompt([asked]), np.int32), []
-        for name in ("chosen", "rejected"):
-            ids, trained, _ = chat.encode([asked, {"role": "assistant", "content": record[name]}])
+        messages, ranks, tools = record["messages"], record["ranks"], record.get("tools")
+        # Of equal answers the best one stays.
+        kept = [i for i, answer in enumerate(record["answers"]) if answer not in record["answers"][:i]]
+        if len({ranks[i] for i in kept}) < 2:
+            raise LeftOut("preferences have no two different answers of different rank")
+        prompt, answers = np.asarray(chat.prompt(messages, tools), np.int32), []
+        for i in kept:
+            ids, trained, _ = chat.encode([*messages, record["answers"][i]], tools)
             answers.append(ids[len(prompt) : int(np.flatnonzero(trained)[-1]) + 1])
+        room = context.seq_len - len(kept) * len(context.prefix)
         read, said = _lengths(len(prompt), [len(ids) for ids in answers], room)
+        if read < 1 or said < 1:
+            raise LeftOut("preferences have too many answers for a row; raise data.seq_len")
         cut = read < len(prompt) or said < max(map(len, answers))
         prompt = cut_prompt(prompt, read, begin)
-        pair = [_segment(prompt, ids[:said]) for ids in answers]
-        return [pair[0]._replace(notes=(CUT.format(context.seq_len),)), pair[1]] if cut else pair
+        segments = [_segment(prompt, ids[:said], ranks[i]) for i, ids in zip(kept, answers, strict=True)]
+        notes = (CUT.format(context.seq_len),) if cut else ()
+        return [segments[0]._replace(notes=notes), *segments[1:]]
 
     return Encoding(encode)
 
 
-def _segment(prompt: np.ndarray, answer: np.ndarray) -> Example:
-    return Example.of_ids(np.concatenate([prompt, answer]), [False] * len(prompt) + [True] * len(answer))
+def _segment(prompt: np.ndarray, answer: np.ndarray, rank: int) -> Example:
+    ids, trained = np.concatenate([prompt, answer]), [False] * len(prompt) + [True] * len(answer)
+    return Example.of_ids(ids, trained)._replace(rank=rank)
 
 
 def _lengths(prompt: int, answers: list[int], room: int) -> tuple[int, int]:
     """Returns how many ids of the prompt and at most of each answer fit into `room`.
 
-    Both answers follow the same prompt, for otherwise their probabilities would not be comparable. The prompt keeps at
-    least a quarter of its half of the row, as in data/examples/example.py, `cut`.
+    All answers follow the same prompt, because otherwise their probabilities would not be comparable. The prompt keeps
+    at least a quarter of its share of the row, as in data/examples/example.py, `cut`.
     """
-    over = 2 * prompt + sum(answers) - 2 - room  # a segment has one token less than ids
+    n = len(answers)
+    over = n * prompt + sum(answers) - n - room  # a segment has one token less than ids
     if over <= 0:
         return prompt, max(answers)
-    read = max(prompt - -(-over // 2), min(prompt, max(room // 8, 1)))
-    left = room + 2 - 2 * read
-    return read, max(left // 2, left - min(answers))
+    read = max(prompt - -(-over // n), min(prompt, max(room // (4 * n), 1)))
+    said, left, more = 0, room + n - n * read, sorted(answers)
+    while more and left >= len(more) * (more[0] - said):  # short answers leave room for longer ones
+        left -= len(more) * (more[0] - said)
+        said = more.pop(0)
+    return read, said + (left // len(more) if more else 0)
 
 
 def _as_chat(function: Callable, *given: Any) -> Any:
@@ -98,18 +102,20 @@ _CHAT = chat_examples.KIND.asking
 
 KIND = Kind(
     fields=FIELDS,
-    columns=_TEXTS,
+    columns=_COLUMNS,
     check=_check,
-    parse=_parse,
-    text=lambda record: "\n".join(record[name] for name in _TEXTS),
+    parse=comparison_of,
+    text=_text,
     identity=_identity,
     encoding=_encoding,
     channels=lambda settings: GROUPS,
     asking=_CHAT._replace(
-        question=lambda record: _CHAT.of_text(record["prompt"], ""),
-        reference=lambda settings, tokenizer, record: record["chosen"],
+        question=lambda record: chat_examples.Question(record["messages"], record.get("tools")),
+        reference=lambda settings, tokenizer, record: _CHAT.reference(
+            settings, tokenizer, record | {"messages": [*record["messages"], record["answers"][0]]}
+        ),
     ),
     encoder=False,
-    augmentable=lambda settings: False,  # both answers must follow the same prompt
+    augmentable=lambda settings: False,  # all answers must follow the same prompt
     check_trained=_check_trained,
 )

@@ -47,7 +47,6 @@ class HeldOut(NamedTuple):
 class Objective:
     """The base of all objectives."""
 
-    companions: ClassVar[tuple[Companion, ...]] = ()
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
     # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
@@ -56,6 +55,11 @@ class Objective:
     headlines: ClassVar[tuple[Headline, ...]] = (Headline("loss", "loss", "on held-out data"),)
     # {metric of its evaluations: whether lower is better}, for metrics whose names do not show it (early_stopping.py).
     lower_is_better: ClassVar[Mapping[str, bool]] = {}
+
+    @property
+    def companions(self) -> tuple[Companion, ...]:
+        """The frozen models that a call gets as arguments."""
+        return ()
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         """Raises an error if this objective does not fit the model or the data. It runs before data are prepared.
@@ -85,7 +89,7 @@ class Objective:
           model: the model that trains.
           batch: arrays by name.
           key: random key for dropout; None in an evaluation.
-          companions: the frozen models that the class attribute `companions` names.
+          companions: the frozen models that the property `companions` names.
         """
         raise NotImplementedError
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.objectives.classification import Classification
-from train.objectives.dpo import Dpo
 from train.objectives.language import Language
 from train.objectives.objective import Objective
+from train.objectives.preference import Preference
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "language": Language,
     "labels": Classification,
-    "dpo": Dpo,
+    "preference": Preference,
 }
 
 
@@ -41,6 +41,6 @@ def make(settings: Mapping[str, Any]) -> Objective:
     if unknown := [field for field in given if field not in known]:
         raise ValueError(
             f"{unknown[0]} is not a field of objective {name!r}, which has {', '.join(known)}; start from a config "
-            "with this objective (configs/classify.py for labels, configs/dpo.py for dpo, both also with :lora)"
+            "with this objective (configs/classify.py for labels, configs/dpo.py for preferences, both also with :lora)"
         )
     return OBJECTIVES[name](**given)

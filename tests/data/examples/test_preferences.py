@@ -12,7 +12,7 @@ from data.prepare import prepare
 from data.rows.pack import RowReader
 from data.tokens import tokenizer as tokenizers
 
-RECORD = {"prompt": "What is a list?", "chosen": "A row of things.", "rejected": "No."}
+RECORD = {"prompt": "What is a list?", "chosen": "A row of things.", "rejected": "No."}  # before it is parsed
 # Stanford Alpaca's prompt without an input, which its README prints.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -31,8 +31,8 @@ def block(**changes):
 
 
 def encoded(words, seq_len=1024, record=RECORD, prefix=(), **changes):
-    context = Context(words, seq_len, False, lambda: iter(()), prefix)
-    return KIND.encoding(block(**changes), context).encode(record)
+    context, settings = Context(words, seq_len, False, lambda: iter(()), prefix), block(**changes)
+    return KIND.encoding(settings, context).encode(KIND.parse(record, settings))
 
 
 def test_both_answers_follow_the_prompt(words):
@@ -60,11 +60,12 @@ def test_each_is_what_the_model_learnt_as_a_conversation(template, words):
 
 def test_a_model_is_asked_as_in_training(words):
     asking, (example, _) = KIND.asking, encoded(words)
-    questions = [asking.question(RECORD), asking.of_text(RECORD["prompt"], "")]
+    parsed = KIND.parse(RECORD, block())
+    questions = [asking.question(parsed), asking.of_text(RECORD["prompt"], "")]
     prompts = asking.prompts(block(), words, questions, False)
     begin = len(example.tokens) - example.trained.sum() + 1
     assert prompts.prompts == [example.tokens[:begin].tolist()] * 2
-    assert asking.reference(block(), words, RECORD) == RECORD["chosen"]
+    assert asking.reference(block(), words, parsed) == RECORD["chosen"]
     assert asking.shown(questions[0]) == RECORD["prompt"]
     assert prompts.answer(words, example.targets[example.trained]) == RECORD["chosen"]
 
@@ -96,15 +97,44 @@ def test_what_is_too_long_is_cut_alike(seq_len, prompt, lengths, prefix, words):
         assert [example.trained.sum() for example in pair] == [example.trained.sum() for example in whole]
 
 
-def test_the_same_answer_twice_teaches_nothing(words):
-    with pytest.raises(LeftOut, match="the same answer twice"):
-        encoded(words, record=RECORD | {"rejected": RECORD["chosen"]})
+def listed(*answers):
+    return {"prompt": "a?", "answers": [{"text": text, "rank": rank} for text, rank in answers]}
+
+
+def test_a_list_is_an_example_of_all_its_answers(words):
+    """Of two equal answers the better one stays; answers of equal rank keep it."""
+    segments = encoded(words, record=listed(("b", 2), ("a", 1), ("a", 4), ("c", 2), ("d", 3)))
+    said = [words.decode(segment.targets[segment.trained]) for segment in segments]
+    assert said == ["a", "b", "c", "d"] and [segment.rank for segment in segments] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("seq_len", [40, 90, 200])
+def test_a_list_that_is_too_long_is_cut_alike(seq_len, words):
+    answers = [("a" * 30, 1), ("b", 2), ("c" * 60, 3), ("d" * 5, 4)]
+    segments = encoded(words, seq_len, listed(*answers))
+    assert seq_len - 3 <= sum(len(segment.tokens) for segment in segments) <= seq_len
+    begins = {len(segment.tokens) - segment.trained.sum() + 1 for segment in segments}
+    sizes = [int(segment.trained.sum()) for segment in segments]
+    assert len(begins) == 1 and min(sizes) > 0
+    whole = [len(text) + 1 for text, _ in answers]  # with the end token
+    assert all(size == min(full, max(sizes)) for size, full in zip(sizes, whole, strict=True))
+
+
+def test_a_list_without_room_is_left_out(words):
+    with pytest.raises(LeftOut, match="too many answers for a row"):
+        encoded(words, 8, listed(*((str(i), i) for i in range(9))))
+
+
+@pytest.mark.parametrize("record", [RECORD | {"rejected": RECORD["chosen"]}, listed(("a", 1), ("b", 1))])
+def test_answers_that_are_not_better_teach_nothing(record, words):
+    with pytest.raises(LeftOut, match="no two different answers of different rank"):
+        encoded(words, record=record)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"chosen": [{"role": "user", "content": "a"}]}, "field 'chosen' is not a string but list"),
+        ({"chosen": [{"role": "user", "content": "a"}]}, "'chosen' and 'rejected' are list and str"),
         ({"rejected": " "}, "field 'rejected' is empty"),
         ({"prompt": None}, "field 'prompt' is null"),
     ],
@@ -141,7 +171,9 @@ def test_from_a_file_to_rows(settings, tmp_path):
     said = []
     prepared = prepare(config, tmp_path / "out", said.append)
     words, (source,) = tokenizers.load(prepared.tokenizer_path), prepared.sources
-    assert any("1 preferences have the same answer twice, and are skipped" in line for line in said), said
+    assert any(
+        "1 preferences have no two different answers of different rank, and are skipped" in line for line in said
+    ), said
     found = {}
     for split in ("train", "validation"):
         reader = RowReader(getattr(source, split), 640, channels=source.channels)

@@ -54,8 +54,10 @@ KINDS = {
     "classify": ("classify", SIZE, {"data.path": "labels.jsonl"}),
 }
 SAVED = ("decoder", "half", "lora", "qlora", "adapter", "prompt")
-# Another CPU may change the last bits of losses: float32 sums over 8 x 64 tokens, after four updates. With a base in
-# bfloat16, the last bit of an activation is 1/256, of which the mean of a few hundred losses keeps a part.
+# Another CPU may change the last bits of losses: float32 sums over 8 x 64 tokens, after four updates. The runs were
+# recorded with jax 0.10; another XLA adds in another order. With a base in bfloat16, the last bit of an activation is
+# 1/256, of which the mean of a few hundred losses keeps a part.
+SAME = 1e-5 if jax.__version__.startswith("0.10.") else 1e-4
 TOLERANCE = {"qlora": 2e-3}
 
 
@@ -105,7 +107,7 @@ def check_losses(kind, workdir):
     for name, field in (("train", "loss"), ("validation", "validation/loss")):
         found = {str(row["step"]): row[field] for row in rows if field in row}
         assert found == {
-            step: pytest.approx(loss, rel=TOLERANCE.get(kind, 1e-5)) for step, loss in wanted[name].items()
+            step: pytest.approx(loss, rel=TOLERANCE.get(kind, SAME)) for step, loss in wanted[name].items()
         }
     return wanted["validation"]
 
@@ -138,7 +140,7 @@ def test_a_recorded_run_goes_on(kind, tmp_path):
     run = Workdir(path)
     if kind == "decoder":  # it had ended, so continuing wrote no data.json
         (path / "data.json").write_text(json.dumps({"directory": str(build.data(config_of(kind), path).directory)}))
-    assert evaluated(run) == pytest.approx(validation["4"], rel=TOLERANCE.get(kind, 1e-5))
+    assert evaluated(run) == pytest.approx(validation["4"], rel=TOLERANCE.get(kind, SAME))
     assert isinstance(continued(run, "the quick"), str)
     merges = kind in ("lora", "qlora")
     refusing = pytest.raises(ConfigError, match="a checkpoint folder") if kind in ("adapter", "prompt") else None

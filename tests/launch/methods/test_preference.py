@@ -24,7 +24,7 @@ from tests.launch.conftest import refused, shrink
 from train.checkpoints.checkpoint import Checkpoints
 from train.record import metrics
 
-pytestmark = pytest.mark.xdist_group("dpo")  # one worker makes the base
+pytestmark = pytest.mark.xdist_group("preference")  # one worker makes the base
 
 ARGUMENTS = ["tiny", "lora"]
 
@@ -180,7 +180,7 @@ def test_user_errors(base, data_dir, preferences, tmp_path):
         return changed
 
     where = tmp_path / "run"
-    refused(made(init_from=""), where, ConfigError, "config.init_from is empty", "'dpo' needs a reference")
+    refused(made(init_from=""), where, ConfigError, "config.init_from is empty", "'preference' needs a reference")
     refused(made(**{"objective.beta": 0.0}), where, ConfigError, "config.objective.beta is 0.0; it must be ")
     refused(made(**{"adapt.method": "prompt"}), where, ConfigError, "config.adapt.method prompt puts vectors")
     refused(made(**{"data.format": "chat"}), where, ConfigError, "can learn only from preferences", "also has chat")

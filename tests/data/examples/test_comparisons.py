@@ -1,0 +1,103 @@
+"""Every published form of a comparison gives the same conversation and answers; broken ones are named."""
+
+import pytest
+
+from data.examples import kinds
+from data.examples.comparisons import comparison_of
+
+SETTINGS = kinds.checked({})["preferences"]
+QUESTION = [{"role": "user", "content": "Two plus two?"}]
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("4", "22"))
+HUMAN = "\n\nHuman: Two plus two?\n\nAssistant:"
+WANTED = {
+    "messages": [{"content": "Two plus two?", "role": "user"}],
+    "answers": [{"content": "4", "role": "assistant"}, {"content": "22", "role": "assistant"}],
+    "ranks": [0, 1],
+}
+FORMS = {
+    "texts": {"prompt": "Two plus two?", "chosen": "4", "rejected": "22"},
+    "a null prompt": {"prompt": None, "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]},
+    "prompt of messages": {"prompt": QUESTION, "chosen": [GOOD], "rejected": [BAD]},
+    "texts after messages": {"prompt": QUESTION, "chosen": "4", "rejected": "22"},
+    "whole conversations": {"prompt": "Two plus two?", "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]},
+    "hh-rlhf": {"chosen": HUMAN + " 4", "rejected": HUMAN + " 22"},
+    "ShareGPT": {
+        "chosen": [{"from": "human", "value": "Two plus two?"}, {"from": "gpt", "value": "4"}],
+        "rejected": [{"from": "human", "value": "Two plus two?"}, {"from": "gpt", "value": "22"}],
+    },
+    "Nectar": {
+        "prompt": "Two plus two?",
+        "answers": [{"answer": "22", "model": "a", "rank": 7.0}, {"answer": "4", "model": "b", "rank": 1.0}],
+    },
+    "scores": {
+        "prompt": "Two plus two?",
+        "answers": [{"response": "22", "overall_score": 2.5}, {"response": "4", "overall_score": 9.0}],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same(form):
+    assert comparison_of(FORMS[form], SETTINGS) == WANTED
+
+
+def test_other_field_names():
+    record = {"instruction": "Two plus two?", "completions": FORMS["scores"]["answers"]}
+    assert comparison_of(record, SETTINGS | {"prompt": "instruction", "answers": "completions"}) == WANTED
+
+
+def test_a_dialogue_of_several_turns():
+    said = "\n\nHuman: Hi\n\nAssistant: Hello\nthere\n\nHuman: Two plus two?\n\nAssistant: "
+    found = comparison_of({"chosen": said + "4", "rejected": said + "22"}, SETTINGS)
+    assert [message["role"] for message in found["messages"]] == ["user", "assistant", "user"]
+    assert found["messages"][1]["content"] == "Hello\nthere" and found["answers"] == WANTED["answers"]
+
+
+def test_equal_answers_of_a_list_share_a_rank():
+    items = [{"text": text, "score": score} for text, score in (("a", 1), ("b", 3), ("c", 1), ("d", 2))]
+    found = comparison_of({"prompt": "?", "answers": items}, SETTINGS)
+    assert [answer["content"] for answer in found["answers"]] == ["b", "d", "a", "c"]
+    assert found["ranks"] == [0, 1, 2, 2]
+
+
+def test_a_system_text_and_tools_stay():
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    record = {"prompt": [{"role": "system", "content": "Be brief."}, *QUESTION], "chosen": "4", "rejected": "22"}
+    found = comparison_of(record | {"tools": tools}, SETTINGS)
+    assert [message["role"] for message in found["messages"]] == ["system", "user"] and found["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "no field 'rejected'"),
+        ({"chosen": "b", "rejected": "c"}, "no field 'prompt'"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "field 'rejected' is null"),
+        ({"prompt": " ", "chosen": "b", "rejected": "c"}, "field 'prompt' is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": " "}, "field 'rejected' is empty"),
+        ({"prompt": "a", "chosen": [GOOD], "rejected": "c"}, "'chosen' and 'rejected' are list and str; both must be"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "'chosen' has no message before its answer"),
+        (
+            {"chosen": [{"role": "user", "content": "Other?"}, GOOD], "rejected": [*QUESTION, BAD]},
+            "differ before their last messages",
+        ),
+        (
+            {"chosen": HUMAN + " 4", "rejected": HUMAN.replace("Two", "One") + " 22"},
+            "differ before their last messages",
+        ),
+        ({"chosen": HUMAN + " 4", "rejected": HUMAN}, "'rejected' does not end with an answer of the assistant"),
+        ({"chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, *QUESTION]}, "answer"),
+        ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}, "'answers' must be a list of at least two objects"),
+        ({"prompt": "a", "answers": [{"rank": 1}, {"rank": 2}]}, "exactly one of answer, response, .*; it has none"),
+        ({"prompt": "a", "answers": [{"text": "b", "rank": 1}, {"text": "c"}]}, "item 2 must have exactly one of rank"),
+        (
+            {"prompt": "a", "answers": [{"text": "b", "rank": 1}, {"text": "c", "score": 2}]},
+            "ranks in some items and scores in others",
+        ),
+        ({"prompt": "a", "answers": [{"text": "b", "rank": "1"}, {"text": "c", "rank": 2}]}, "it must be a number"),
+        ({"prompt": "a", "answers": [{"text": "b", "rank": 1}, {"text": "", "rank": 2}]}, "item 2' is empty"),
+    ],
+)
+def test_what_is_no_comparison_is_named(record, said):
+    with pytest.raises(ValueError, match=said):
+        comparison_of(record, SETTINGS)

@@ -1,0 +1,88 @@
+"""Sums over the segments of packed rows, and over pairs of segments that answer the same prompt.
+
+A row holds several examples, and an example of several answers holds a segment for each (data/batch.py: group_ids,
+ranks). A mesh may split and reorder the length, so nothing here relies on the order of tokens: every token is compared
+with every segment id, and every segment with every other one. This happens for some ids at a time, because all at once
+would need an array [B, T, T].
+
+Dims: B rows, T length, S segments of a row (at most T), C some of them, n chunks.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_CHUNK = 16  # segments that are compared at a time
+
+
+class Segments(NamedTuple):
+    """What is known of each segment of a row, [B, S]. A segment that a row lacks is in group 0."""
+
+    group_BS: jax.Array  # the example, from 1; 0: an example of one segment
+    rank_BS: jax.Array  # the place in its example, from 0, the best one
+    sums_BS: dict[str, jax.Array]  # sums over its tokens
+
+
+def segments(batch: Mapping[str, jax.Array], sums_BT: dict[str, jax.Array]) -> Segments:
+    """Returns the segments of a batch, with the sums of these values over their tokens; differentiable."""
+    ids_BT = batch["segment_ids"]
+
+    @jax.checkpoint
+    def some(ids_C, sums_BT):
+        inside_BTC = ids_BT[..., None] == ids_C
+        known = [jnp.where(inside_BTC, batch[name][..., None], 0).max(1) for name in ("group_ids", "ranks")]
+        return known, {name: jnp.where(inside_BTC, v_BT[..., None], 0).sum(1) for name, v_BT in sums_BT.items()}
+
+    length = ids_BT.shape[1]
+    ids_nC = jnp.arange(1, -(-length // _CHUNK) * _CHUNK + 1).reshape(-1, _CHUNK)
+    found = jax.lax.map(lambda ids_C: some(ids_C, sums_BT), ids_nC)
+    (group_BS, rank_BS), sums_BS = jax.tree.map(_joined, found)
+    return Segments(group_BS, rank_BS, sums_BS)
+
+
+def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *values_BS: jax.Array) -> dict:
+    """Returns sums over all pairs of a better and a worse segment of an example, and `pairs`, the sum of their weights.
+
+    The pairs of an example have a weight of 1 together, so a list of many answers counts as much as a pair
+    (InstructGPT, arXiv:2203.02155, equation 1). Segments of equal rank are no pair.
+
+    Args:
+      measure: (better [B, C, 1], worse [B, 1, S]) for each value -> a dict of [B, C, S].
+      found: the segments.
+      counted_BS: which segments count, bool.
+      values_BS: values of the segments.
+    """
+    everything = (jnp.where(counted_BS, found.group_BS, 0), found.rank_BS)
+
+    def pairs(better, worse):
+        (group_BC, rank_BC), (group_BS, rank_BS) = better, worse
+        same_BCS = (group_BC[..., None] == group_BS[:, None]) & (group_BC[..., None] > 0)
+        return same_BCS, same_BCS & (rank_BC[..., None] < rank_BS[:, None])
+
+    won_BS = _joined(jax.lax.map(lambda some: pairs(some, everything)[1].sum(-1), _chunks(everything)))
+    won_BS = won_BS.astype(jnp.float32)
+    of_example = lambda some: jnp.where(pairs(some, everything)[0], won_BS[:, None], 0).sum(-1)
+    weight_BS = 1 / jnp.maximum(_joined(jax.lax.map(of_example, _chunks(everything))), 1)
+
+    @jax.checkpoint
+    def measured(some, weight_BC, values_BC, values_BS):
+        share_BCS = jnp.where(pairs(some, everything)[1], weight_BC[..., None], 0)
+        rows = measure(*((a[..., None], b[:, None]) for a, b in zip(values_BC, values_BS, strict=True)))
+        sums = {name: (share_BCS * jnp.where(share_BCS > 0, value, 0)).sum() for name, value in rows.items()}
+        return sums | {"pairs": share_BCS.sum()}
+
+    run = lambda chunk: measured(*chunk, values_BS)
+    return jax.tree.map(lambda a: a.sum(0), jax.lax.map(run, _chunks((everything, weight_BS, values_BS))))
+
+
+def _chunks(tree_BS):
+    """[B, S] -> [n, B, C]."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0], -1, _CHUNK), 1, 0), tree_BS)
+
+
+def _joined(a_nBC: jax.Array) -> jax.Array:
+    """[n, B, C] -> [B, S]."""
+    a_BnC = jnp.moveaxis(a_nBC, 0, 1)
+    return a_BnC.reshape(a_BnC.shape[0], -1)
