@@ -188,7 +188,9 @@ def test_readme_trees_are_true(package):
     files = [name for name in files if not name.endswith("__init__.py")]
     there, _ = listed(ROOT / package / "README.md")
     assert not (missing := sorted({*files} - {*there})), f"{package}/README.md does not name {missing}"
-    assert not (gone := sorted({*there} - {*files})), f"{package}/README.md names {gone}, which do not exist"
+    assert not (gone := sorted({*there} - {*files})), (
+        f"{package}/README.md names {gone}, which git does not track (git add)"
+    )
     assert len(there) == len({*there})
 
 

@@ -64,12 +64,6 @@ def _mistral(**fields) -> dict:
     return llama(32, 4096, 32, 14336, **fields)
 
 
-def _phi3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, **fields) -> dict:
-    """Phi-3 (arXiv:2404.14219, section 2, and the released config.json), and Phi-4 (arXiv:2412.08905)."""
-    shared: dict = dict(vocab_size=32_064, max_length=4096, norm_epsilon=1e-5)
-    return llama(num_layers, embed_dim, num_heads, mlp_dim, **shared | fields)
-
-
 def _qwen2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, num_kv_heads: int, **fields) -> dict:
     """Qwen2 (arXiv:2407.10671, table 1)."""
     shared: dict = dict(vocab_size=152_064, max_length=131_072, rope=rope(1_000_000.0), qkv_bias=True)
@@ -99,9 +93,14 @@ SIZES = {
     "llama3.2_3b": _llama3(28, 3072, 24, 8192, factor=32.0, tied=True),
     "mistral_7b_v0.1": _mistral(vocab_size=32_000, window=4096, attention_pattern=("local",)),
     "mistral_7b_v0.3": _mistral(vocab_size=32_768, rope=rope(1_000_000.0)),
-    "phi3_mini_4k": _phi3(32, 3072, 32, 8192, window=2047, attention_pattern=("local",)),
-    "phi3_medium_4k": _phi3(40, 5120, 40, 17920, num_kv_heads=10, window=2047, attention_pattern=("local",)),
-    "phi4": _phi3(40, 5120, 40, 17920, num_kv_heads=10, vocab_size=100_352, max_length=16_384, rope=rope(250_000.0)),
+    "phi4": llama(  # arXiv:2412.08905
+        *(40, 5120, 40, 17920),
+        num_kv_heads=10,
+        vocab_size=100_352,
+        max_length=16_384,
+        norm_epsilon=1e-5,
+        rope=rope(250_000.0),
+    ),
     "qwen2_0.5b": _qwen2(24, 896, 14, 4864, 2, vocab_size=151_936, tied=True),
     "qwen2_1.5b": _qwen2(28, 1536, 12, 8960, 2, vocab_size=151_936, tied=True),
     "qwen2_7b": _qwen2(28, 3584, 28, 18944, 4),

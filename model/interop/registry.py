@@ -17,7 +17,18 @@ from model.interop.files import precision, quantized
 from model.interop.files.folder import Folder
 from model.interop.files.tensorfile import CheckpointFolderError
 from model.interop.files.writer import json_text
-from model.interop.tables import bert, bloom, deepseek, gemma, gpt2, llama, mixture, opt, phi3, t5
+from model.interop.tables import (
+    bert,
+    bloom,
+    deepseek,
+    gemma,
+    gpt2,
+    llama,
+    mixture,
+    opt,
+    phi3,
+    t5,
+)
 
 FAMILIES: dict[str, Family] = {
     "albert": bert.ALBERT,

@@ -23,11 +23,9 @@ _LLAMA1 = _LLAMA | dict(vocab_size=32000, max_position_embeddings=2048, rms_norm
 _LLAMA2 = _LLAMA | dict(vocab_size=32000, max_position_embeddings=4096)
 _LLAMA3 = _LLAMA | dict(vocab_size=128256, max_position_embeddings=8192, rope_theta=500000.0)
 _MISTRAL = dict(hidden_act="silu", max_position_embeddings=32768, rms_norm_eps=1e-5, tie_word_embeddings=False)
-_PHI3 = dict(hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False, attention_bias=False, rope_scaling=None)
-_PHI3 |= dict(embd_pdrop=0.0, resid_pdrop=0.0, max_position_embeddings=4096, original_max_position_embeddings=4096)
-_PHI3 |= dict(vocab_size=32064, rope_theta=10000.0, sliding_window=2047)
-_PHI4 = dict(vocab_size=100352, rope_theta=250000.0, sliding_window=None, max_position_embeddings=16384)
-_PHI4 |= dict(original_max_position_embeddings=16384)
+_PHI4 = dict(hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False, attention_bias=False, rope_scaling=None)
+_PHI4 |= dict(embd_pdrop=0.0, resid_pdrop=0.0, max_position_embeddings=16384, original_max_position_embeddings=16384)
+_PHI4 |= dict(vocab_size=100352, rope_theta=250000.0, sliding_window=None)
 _QWEN = dict(hidden_act="silu", rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False)
 _QWEN2 = _QWEN | dict(vocab_size=152064, max_position_embeddings=131072, sliding_window=131072, max_window_layers=28)
 _QWEN3 = _QWEN | dict(vocab_size=151936, max_position_embeddings=40960, sliding_window=None, attention_bias=False)
@@ -103,16 +101,7 @@ CONFIGS = {
             ),
         },
     ),
-    **released(
-        "phi3",
-        _GROUPED,
-        _PHI3,
-        {
-            "phi3_mini_4k": (3072, 32, 32, 8192, 32),
-            "phi3_medium_4k": (5120, 40, 40, 17920, 10),
-            "phi4": (5120, 40, 40, 17920, 10, _PHI4),
-        },
-    ),
+    **released("phi3", _GROUPED, _PHI4, {"phi4": (5120, 40, 40, 17920, 10)}),
     **released(
         "qwen2",
         _GROUPED,

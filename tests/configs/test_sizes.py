@@ -41,9 +41,6 @@ FIGURES = {
     "llama3.2_3b": ("3.21B",),
     "llama3.1_405b": ("405B",),
     "mistral_7b_v0.1": ("7.24B",),
-    "phi3_mini_4k": ("3.8B",),
-    "phi3_medium_4k": ("14B",),
-    "phi4": ("14.7B",),
     "qwen2_0.5b": ("0.49B", "0.35B"),
     "qwen2_1.5b": ("1.54B", "1.31B"),
     "qwen2_72b": ("72.71B", "70.21B"),  # the 7.07B of 7b count only one of its two tables

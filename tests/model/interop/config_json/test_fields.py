@@ -114,11 +114,11 @@ def test_a_field_that_nobody_knows_is_refused(size, tmp_path):
             "layer_types is .*; it must name the kind of each of the 28",
         ),
         (
-            "phi3_mini_4k",
+            "phi4",
             dict(rope_scaling=dict(type="longrope", short_factor=[1.0] * 48, long_factor=[2.0] * 48)),
             r"rope_scaling\.type is 'longrope'; of Phi-3 only models with 'default' can be read",
         ),
-        ("phi3_mini_4k", dict(rope_scaling=dict(type="su", short_factor=[1.0] * 48)), r"rope_scaling\.type is 'su'"),
+        ("phi4", dict(rope_scaling=dict(type="su", short_factor=[1.0] * 48)), r"rope_scaling\.type is 'su'"),
         ("phi4", dict(rope_parameters=dict(rope_type="yarn", factor=2.0)), r"rope_parameters\.rope_type is 'yarn'; of"),
         ("phi4", dict(partial_rotary_factor=0.75), "partial_rotary_factor is 0.75; only None or 1"),
         (
