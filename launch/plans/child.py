@@ -63,7 +63,7 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
     trains = weights.trained(abstract.model)
     tokens = config.batch_size * config.data.seq_len
-    per_token = build.flops(config, model, trains, None)
+    per_token = build.flops(config, abstract, None)
     return result | {
         "missing": missing,
         "parameters": count.num_params(model),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +14,13 @@ from data.rows import augment, corrupt
 from data.tokens import tokenizer
 from launch.program.checking import checking
 from launch.run import models, workdirs
-from model import axes
+from model import axes, weights
 from model.config import ModelConfig
 from model.count import flops_per_token
 from train.loop import Schedule
 from train.objectives.objective import Objective
 from train.optimizer import make_optimizer, schedule
+from train.state import TrainState
 from train.step import make_eval_step, make_train_step
 
 
@@ -76,14 +78,24 @@ def augmentation(config: ConfigDict, prepared: Prepared) -> augment.Augmentation
     return augment.make(config.data.augment, tokenizer.load(prepared.tokenizer_path))
 
 
-def flops(config: ConfigDict, model: ModelConfig, trains: dict, corruption: corrupt.Corruption | None) -> float:
-    """Returns the model FLOPs of training on one token of the data's rows; `trains` as in count.flops_per_token.
+def flops(config: ConfigDict, state: TrainState, corruption: corrupt.Corruption | None) -> float:
+    """Returns the model FLOPs of training on one token of the data's rows, forward passes of companions included.
 
     Only span corruption makes the decoder's rows shorter than the encoder's: rows of examples have one length.
+
+    Args:
+      config: the whole config.
+      state: the state of training, or its shapes.
+      corruption: of the rows.
     """
     length = config.data.seq_len
     target_length = corruption.target_length(length) if isinstance(corruption, corrupt.Spans) else length
-    return flops_per_token(model, length, target_length=target_length, trains=trains)
+    model: Any = state.model
+    found = flops_per_token(model.config, length, target_length=target_length, trains=weights.trained(model))
+    for companion in models.objective(config).companions:  # one that the state lacks is the model without its adapter
+        beside: Any = state.companions.get(companion.name, model)
+        found += flops_per_token(beside.config, length, target_length=target_length, training=False)
+    return found
 
 
 def put(mesh: jax.sharding.Mesh):

@@ -149,7 +149,7 @@ class _Attempt:
         writer = metrics.Writer(self.workdir, resume_step=self.step or -1, enabled=self.first)
         stack.enter_context(contextlib.closing(writer))
         self._record_start(writer, int(earlier["starts"]), spent)
-        self.flops = build.flops(config, run.model, weights.trained(self.state.model), run.corruption)
+        self.flops = build.flops(config, self.state, run.corruption)
         self.tokens = config.batch_size * config.data.seq_len
         self.peak, self.peak_words = mfu.peak_flops(run.mesh.devices.flat, run.model.dtype)
         evaluate = held_out.Evaluation(config, run.prepared, run.corruption, run.objective, self.eval_step, run.mesh)

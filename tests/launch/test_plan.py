@@ -70,8 +70,12 @@ def test_a_reference_is_planned(argument):
     """It is as large as the model that trains; that of an adapter is its base. No workdir is needed."""
     config = dpo.get_config(argument)
     config.model.update(num_layers=1, vocab_size=64, attention="xla")
-    found = candidates.plan(config, targets.parse("cpu:4"), {"fsdp": 4})["memory"]
-    assert found["companions"] == (0 if argument == "lora" else found["parameters"])
+    plan = candidates.plan(config, targets.parse("cpu:4"), {"fsdp": 4})
+    assert plan["memory"]["companions"] == (0 if argument == "lora" else plan["memory"]["parameters"])
+    if argument == "tiny":  # the reference's forward pass counts
+        model, tokens = ModelConfig(**config.model.to_dict()), config.batch_size * config.data.seq_len
+        passes = [count.flops_per_token(model, config.data.seq_len, training=training) for training in (True, False)]
+        assert plan["model_flops"] == pytest.approx(tokens * sum(passes))
 
 
 @pytest.mark.parametrize(

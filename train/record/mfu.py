@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 MFU_CONVENTION = (
     "MFU = model FLOPs per second / peak FLOPs per second. Model FLOPs: 6 per matmul weight and token (2 forward, "
-    "4 backward; 2 backward where the weight is frozen) plus attention with only the causal half counted; recomputed "
-    "activations are not counted. Peak: the published dense bf16 rate times the number of devices, whatever the run's "
-    "dtype; on CPUs and unknown devices the best rate of a large square matmul in the compute dtype, measured at "
-    "start-up."
+    "4 backward; 2 backward where the weight is frozen; 2 in all for a reference model) plus attention with only the "
+    "causal half counted; recomputed activations are not counted. Peak: the published dense bf16 rate times the number "
+    "of devices, whatever the run's dtype; on CPUs and unknown devices the best rate of a large square matmul in the "
+    "compute dtype, measured at start-up."
 )
 
 # (pattern for jax's device_kind, published dense bf16 FLOP/s per device); the first match wins. The rates come from the
