@@ -91,8 +91,8 @@ def _check_augment(config: dict[str, Any], mask: bool) -> None:
     found = {kinds.kind_of(spec) for spec, _ in config["sources"]} - {kinds.TEXT}
     if not any(kinds.KINDS[kind].augmentable(config[kind]) for kind in found):
         raise DataError(
-            "data.augment changes only words that are not targets, and in data.sources every word is a target: set its "
-            "rates to 0."
+            "data.augment changes only words that are not targets, and not the prompt of answers that are compared: in "
+            "data.sources there is nothing to change. Set its rates to 0."
         )
 
 

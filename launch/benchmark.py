@@ -47,11 +47,18 @@ def main() -> None:
     config = _CONFIG.value
     mesh = build.mesh(config)
     checks.check(config, mesh)
-    model = models.model_config(config)
+    # A vocabulary of 0 is that of the tokenizer, which is not trained here: its planned size stands for it.
+    model = models.model_config(config, 0 if config.model.vocab_size else config.data.tokenizer.vocab_size)
     if model.architecture == "encoder_decoder":
         raise ConfigError(
             "launch.benchmark times only decoders and encoders, but config.model.architecture is encoder_decoder; "
             "launch.train prints its tokens/s"
+        )
+    objective = models.objective(config)
+    if not objective.predicts_tokens:
+        raise ConfigError(
+            f"launch.benchmark times only the prediction of tokens, but config.objective.name is "
+            f"{config.objective.name!r}; launch.train prints its tokens/s"
         )
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.data.seq_len)
@@ -64,7 +71,7 @@ def main() -> None:
         "weights": np.ones(shape, np.float32),
     }
     tx = build.optimizer(config, model)
-    train_step, _ = build.steps(config, tx, models.objective(config))
+    train_step, _ = build.steps(config, tx, objective)
     with axes.use_mesh(mesh):
         train_state = state.around(random_model(config, model), tx)
         trains = trained(train_state.model)

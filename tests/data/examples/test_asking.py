@@ -112,7 +112,7 @@ def test_what_has_no_word_without_a_target_is_not_augmented(tmp_path, settings, 
     monkeypatch.setitem(kinds.KINDS, "pairs", kind)
     (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n' * 20)
     changes = {"tokenizer": {"kind": "byte"}, "augment": {"swap": 0.1}}
-    with pytest.raises(DataError, match="every word is a target"):
+    with pytest.raises(DataError, match="there is nothing to change"):
         prepare(settings(f"pairs:{tmp_path}/a.jsonl", **changes), tmp_path / "out", lambda line: None)
     config = settings(f"pairs:{tmp_path}/a.jsonl", **changes, pairs={"prefix": "Q: "})
     prepare(config, tmp_path / "out", lambda line: None)
