@@ -24,23 +24,24 @@ _TEXTS = ("answer", "response", "completion", "content", "text")  # names of an 
 _SCORES = ("score", "overall_score")
 
 
-def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "preferences") -> dict[str, Any]:
     """Returns {"messages": the prompt, "answers": [answer as a message], "ranks": [its place, from 0]}, and "tools".
 
     Args:
       record: one record.
       settings: `prompt`, `chosen`, `rejected` and `answers` are names of its fields.
+      kind: the block of config.data that these settings are from.
 
     Raises:
       ValueError: the record is not a comparison; the message says what is wrong.
     """
     if record.get(settings["answers"]) is not None:
         answers, ranks = _listed(record[settings["answers"]], settings["answers"])
-        messages = _prompt(field(record, settings["prompt"], "data.preferences.prompt"), settings["prompt"])
+        messages = _prompt(field(record, settings["prompt"], f"data.{kind}.prompt"), settings["prompt"])
     else:
-        both = [field(record, settings[side], f"data.preferences.{side}") for side in ("chosen", "rejected")]
+        both = [field(record, settings[side], f"data.{kind}.{side}") for side in ("chosen", "rejected")]
         given = record.get(settings["prompt"])
-        messages, answers = _pair(both, given, record, settings)
+        messages, answers = _pair(both, given, record, settings, kind)
         ranks = [0, 1]
     tools = record.get("tools") or []
     found = [
@@ -50,13 +51,15 @@ def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return asked | {"answers": [one["messages"][-1] for one in found], "ranks": ranks}
 
 
-def _pair(both: list, given: Any, record: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[list, list]:
+def _pair(
+    both: list, given: Any, record: Mapping[str, Any], settings: Mapping[str, Any], kind: str
+) -> tuple[list, list]:
     """Returns the prompt's messages and the two answers."""
     names = [settings["chosen"], settings["rejected"]]
     if isinstance(both[0], str) and isinstance(both[1], str):
         if given is None and all(map(_TURN.match, both)):
             return _shared([_dialogue(text, name) for text, name in zip(both, names, strict=True)], names)
-        given = field(record, settings["prompt"], "data.preferences.prompt")
+        given = field(record, settings["prompt"], f"data.{kind}.prompt")
         return _prompt(given, settings["prompt"]), [_answer(text, name) for text, name in zip(both, names, strict=True)]
     if not all(isinstance(side, list) and side for side in both):
         kinds = " and ".join(type(side).__name__ for side in both)

@@ -9,7 +9,7 @@ from data.examples.chat_examples import KIND as CHAT
 from data.examples.example import Kind
 from data.examples.labels import KIND as LABELS
 from data.examples.pairs import KIND as PAIRS
-from data.examples.preferences import KIND as PREFERENCES
+from data.examples.preferences import PREFERENCES, RANKINGS
 from data.read.records import RecordSource
 from data.settings import merged
 
@@ -20,6 +20,7 @@ KINDS: dict[str, Kind] = {
     "pairs": PAIRS,
     "labels": LABELS,
     "preferences": PREFERENCES,
+    "rankings": RANKINGS,
 }
 
 TEXT = "text"

@@ -1,16 +1,21 @@
-"""The kind `preferences`: a conversation and several answers to its last question, of which some are better.
+"""The kinds `preferences` and `rankings`: a conversation and several answers to its last question, some of them better.
 
 An example has a segment for each answer: the conversation with that answer, in the order of the ranks. All are written
 with a chat template, as the kind `chat` writes conversations, so that a model that was tuned on conversations can
-continue with preferences. data/examples/comparisons.py reads the records.
+continue with them. data/examples/comparisons.py reads the records.
+
+`preferences` are for objectives that need the probabilities of answers: every token of an answer has a target.
+`rankings` are for reward models, which read the whole answer and give a score at its last token: only that token is
+trained, and it has no target.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from data.batch import GROUPS, DataError
+from data.batch import GROUPS, TRAINED, DataError
 from data.examples import chat_examples
 from data.examples.chat import Chat
 from data.examples.comparisons import comparison_of
@@ -21,50 +26,61 @@ _COLUMNS = ("prompt", "chosen", "rejected", "answers")
 FIELDS = {name: name for name in _COLUMNS} | chat_examples.FIELDS
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _check(kind: str, settings: Mapping[str, Any]) -> None:
     for name in _COLUMNS:
         if not isinstance(settings[name], str):
-            raise DataError(f"data.preferences.{name} must be a string, not {settings[name]!r}.")
-    _as_chat(chat_examples.KIND.check, settings)
+            raise DataError(f"data.{kind}.{name} must be a string, not {settings[name]!r}.")
+    _as_chat(kind, chat_examples.KIND.check, settings)
 
 
 def _text(record: dict) -> str:
     return chat_examples.KIND.text({"messages": [*record["messages"], *record["answers"]]})
 
 
-def _identity(settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
-    return _as_chat(Chat, tokenizer, settings).identity
+def _identity(kind: str, settings: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Any:
+    return _as_chat(kind, Chat, tokenizer, settings).identity
 
 
-def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
-    chat, begin = _as_chat(Chat, context.tokenizer, settings), context.tokenizer.special.begin
+def _encoding(kind: str, settings: Mapping[str, Any], context: Context) -> Encoding:
+    chat, begin = _as_chat(kind, Chat, context.tokenizer, settings), context.tokenizer.special.begin
+    scored = kind == "rankings"
 
     def encode(record: dict) -> list[Example]:
         messages, ranks, tools = record["messages"], record["ranks"], record.get("tools")
         # Of equal answers the best one stays.
         kept = [i for i, answer in enumerate(record["answers"]) if answer not in record["answers"][:i]]
         if len({ranks[i] for i in kept}) < 2:
-            raise LeftOut("preferences have no two different answers of different rank")
+            raise LeftOut(f"{kind} have no two different answers of different rank")
         prompt, answers = np.asarray(chat.prompt(messages, tools), np.int32), []
         for i in kept:
             ids, trained, _ = chat.encode([*messages, record["answers"][i]], tools)
             answers.append(ids[len(prompt) : int(np.flatnonzero(trained)[-1]) + 1])
-        room = context.seq_len - len(kept) * len(context.prefix)
+        # The last token of an answer is only a target, except that a reward model reads it.
+        room = context.seq_len - len(kept) * (len(context.prefix) - (not scored))
         read, said = _lengths(len(prompt), [len(ids) for ids in answers], room)
         if read < 1 or said < 1:
-            raise LeftOut("preferences have too many answers for a row; raise data.seq_len")
+            raise LeftOut(f"{kind} have too many answers for a row; raise data.seq_len")
         cut = read < len(prompt) or said < max(map(len, answers))
         prompt = cut_prompt(prompt, read, begin)
-        segments = [_segment(prompt, ids[:said], ranks[i]) for i, ids in zip(kept, answers, strict=True)]
+        made = _scored if scored else _said
+        segments = [made(prompt, ids[:said])._replace(rank=ranks[i]) for i, ids in zip(kept, answers, strict=True)]
         notes = (CUT.format(context.seq_len),) if cut else ()
         return [segments[0]._replace(notes=notes), *segments[1:]]
 
     return Encoding(encode)
 
 
-def _segment(prompt: np.ndarray, answer: np.ndarray, rank: int) -> Example:
-    ids, trained = np.concatenate([prompt, answer]), [False] * len(prompt) + [True] * len(answer)
-    return Example.of_ids(ids, trained)._replace(rank=rank)
+def _said(prompt: np.ndarray, answer: np.ndarray) -> Example:
+    """Returns the example whose targets are the tokens of the answer."""
+    return Example.of_ids(np.concatenate([prompt, answer]), [False] * len(prompt) + [True] * len(answer))
+
+
+def _scored(prompt: np.ndarray, answer: np.ndarray) -> Example:
+    """Returns the example that is trained at the answer's last token alone."""
+    tokens = np.concatenate([prompt, answer]).astype(np.int32)
+    marks = np.zeros(len(tokens), np.uint8)
+    marks[-1] = TRAINED
+    return Example(tokens, np.zeros_like(tokens), marks)
 
 
 def _lengths(prompt: int, answers: list[int], room: int) -> tuple[int, int]:
@@ -74,48 +90,57 @@ def _lengths(prompt: int, answers: list[int], room: int) -> tuple[int, int]:
     at least a quarter of its share of the row, as in data/examples/example.py, `cut`.
     """
     n = len(answers)
-    over = n * prompt + sum(answers) - n - room  # a segment has one token less than ids
+    over = n * prompt + sum(answers) - room
     if over <= 0:
         return prompt, max(answers)
     read = max(prompt - -(-over // n), min(prompt, max(room // (4 * n), 1)))
-    said, left, more = 0, room + n - n * read, sorted(answers)
+    said, left, more = 0, room - n * read, sorted(answers)
     while more and left >= len(more) * (more[0] - said):  # short answers leave room for longer ones
         left -= len(more) * (more[0] - said)
         said = more.pop(0)
     return read, said + (left // len(more) if more else 0)
 
 
-def _as_chat(function: Callable, *given: Any) -> Any:
+def _as_chat(kind: str, function: Callable, *given: Any) -> Any:
     """Calls a function of conversations, whose errors then name the fields of this kind."""
     try:
         return function(*given)
     except DataError as error:
-        raise DataError(str(error).replace("data.chat.", "data.preferences.")) from error
+        raise DataError(str(error).replace("data.chat.", f"data.{kind}.")) from error
 
 
-def _check_trained(settings: Mapping[str, Any], specials: Collection[str]) -> None:
-    _as_chat(chat_examples.KIND.check_trained, settings, specials)
+def _check_trained(kind: str, settings: Mapping[str, Any], specials: Collection[str]) -> None:
+    _as_chat(kind, chat_examples.KIND.check_trained, settings, specials)
 
 
 assert chat_examples.KIND.asking is not None
 _CHAT = chat_examples.KIND.asking
 
-KIND = Kind(
-    fields=FIELDS,
-    columns=_COLUMNS,
-    check=_check,
-    parse=comparison_of,
-    text=_text,
-    identity=_identity,
-    encoding=_encoding,
-    channels=lambda settings: GROUPS,
+
+def _kind(name: str, **own: Any) -> Kind:
+    return Kind(
+        fields=FIELDS,
+        columns=_COLUMNS,
+        check=functools.partial(_check, name),
+        parse=functools.partial(comparison_of, kind=name),
+        text=_text,
+        identity=functools.partial(_identity, name),
+        encoding=functools.partial(_encoding, name),
+        channels=lambda settings: GROUPS,
+        encoder=False,
+        augmentable=lambda settings: False,  # all answers must follow the same prompt
+        check_trained=functools.partial(_check_trained, name),
+        **own,
+    )
+
+
+PREFERENCES = _kind(
+    "preferences",
     asking=_CHAT._replace(
         question=lambda record: chat_examples.Question(record["messages"], record.get("tools")),
         reference=lambda settings, tokenizer, record: _CHAT.reference(
             settings, tokenizer, record | {"messages": [*record["messages"], record["answers"][0]]}
         ),
     ),
-    encoder=False,
-    augmentable=lambda settings: False,  # all answers must follow the same prompt
-    check_trained=_check_trained,
 )
+RANKINGS = _kind("rankings")

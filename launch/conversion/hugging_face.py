@@ -11,7 +11,7 @@ from data.tokens import hub
 from data.tokens.tokenizer import Tokenizer
 from launch.conversion import adapters
 from launch.program.checking import ConfigError
-from launch.run import restore, workdirs
+from launch.run import models, restore, workdirs
 from launch.run.workdirs import Workdir
 from model import architectures, axes, count
 from model.adapt.lora import Lora
@@ -128,9 +128,16 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     asking = None if kind == kinds.TEXT else kinds.KINDS[kind].asking
     if asking is not None:
         words = asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
-    if config.architecture == "decoder" and config.head == "sequence":
+    at_end = models.objective(run.config).scores_end
+    if config.architecture == "decoder" and config.head == "sequence" and not at_end:
         words = hub.padded(words)  # transformers finds a text's last token by its padding
     fields: dict[str, Any] = words.special.config
+    if at_end:  # a padding token that is also the end token would hide the end, and move the score one token forward
+        fields = fields | {"pad_token_id": None}
+        print(
+            "note: transformers scores one text at a time by this folder, unless you give it a padding token that is "
+            "not the end token"
+        )
     files = hub.files(words)
     if encoder:
         fields = fields | {"decoder_start_token_id": words.start_id}

@@ -193,8 +193,8 @@ def check(
     known = known or config.vocab_size
     if config.architecture == "encoder" or config.head != "language_model":
         raise ValueError(
-            f"the model is an {config.architecture} with the head {config.head}; only models with a decoder and the "
-            "head language_model continue text"
+            f"the model has the architecture {config.architecture} and the head {config.head}; only models with a "
+            "decoder and the head language_model continue text"
         )
     if (config.architecture == "encoder_decoder") != (sources is not None):
         raise ValueError("an encoder-decoder, and no other model, needs sources: a text to read for each prompt")

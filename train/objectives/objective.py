@@ -49,6 +49,8 @@ class Objective:
 
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
+    # Whether the score of a text is read at its end token. If not, it is read at the token before, or there is none.
+    scores_end: ClassVar[bool] = False
     # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
     ranges: ClassVar[Mapping[str, str]] = {}
     # What a report shows first: the first of these that an evaluation has.

@@ -8,11 +8,13 @@ from train.objectives.classification import Classification
 from train.objectives.language import Language
 from train.objectives.objective import Objective
 from train.objectives.preference import Preference
+from train.objectives.reward import Reward
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "language": Language,
     "labels": Classification,
     "preference": Preference,
+    "reward": Reward,
 }
 
 

@@ -1,0 +1,98 @@
+"""Reward models over another run's model, with all parameters and with LoRA: metrics, stops, what reads them."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from configs import pretrain_decoder, reward
+from launch.conversion.hugging_face import export
+from launch.program.checking import ConfigError
+from launch.run import restore
+from launch.run.workdirs import Workdir
+from launch.train import train
+from model import axes
+from model.weights import by_name
+from tests.launch.conftest import refused, shrink
+from train.record import metrics
+
+pytestmark = pytest.mark.xdist_group("reward")  # one worker makes the base
+
+
+@pytest.fixture(scope="module")
+def rankings(tmp_path_factory):
+    """Lists of three answers, of which the longer one is better."""
+    path = tmp_path_factory.mktemp("rankings") / "foxes.jsonl"
+    answers = [{"answer": "fox " * count, "rank": 4 - count} for count in (1, 2, 3)]
+    path.write_text("".join(json.dumps({"prompt": f"{i}?", "answers": answers}) + "\n" for i in range(40)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, corpus, data_dir):
+    workdir = tmp_path_factory.mktemp("base") / "run"
+    config = shrink(pretrain_decoder.get_config(), data_dir, corpus)
+    config.steps = config.checkpoint_every = 3
+    config.eval_every, config.model.max_length = 0, 768
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
+        train(config, workdir)
+    return workdir
+
+
+def configured(argument, base, data_dir, rankings):
+    config = shrink(reward.get_config(argument), data_dir, rankings)
+    config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 8, 4, 4
+    config.data.update(path=str(rankings), sources=(), split="document", seq_len=600)
+    config.eval_rows, config.early_stopping.metric, config.model.max_length = 0, "validation/accuracy", 768
+    return config
+
+
+def evaluations(workdir):
+    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "validation/accuracy" in row]
+    return {row["step"]: {name: row[f"validation/{name}"] for name in ("loss", "accuracy", "margin")} for row in rows}
+
+
+@pytest.mark.parametrize("argument", ["tiny", "lora"])
+def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, rankings, tmp_path):
+    def stop(step, figures):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = configured(argument, base, data_dir, rankings)
+    assert train(config, tmp_path / "whole")
+    found = evaluations(tmp_path / "whole")
+    assert list(found) == [0, 4, 8]
+    assert found[8]["accuracy"] == 1 and found[8]["loss"] < found[0]["loss"] and found[8]["margin"] > 0.1
+    assert not train(config, tmp_path / "run", observe=stop)
+    assert train(config, tmp_path / "run")
+    assert evaluations(tmp_path / "run") == found
+    config = Workdir(tmp_path / "run").architecture
+    assert (config.head, config.num_labels) == ("sequence", 1)
+    mesh, model, words = restore.for_inference(Workdir(tmp_path / "run"))
+    assert np.asarray(by_name(model)["classifier/weight"], np.float32).any()
+    if argument == "tiny":
+        export(tmp_path / "run", tmp_path / "hf")
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+        tokens = np.array([[*words.encode("1? fox fox"), words.eot_id]], np.int32)
+        with torch.no_grad():
+            score = theirs(torch.tensor(tokens, dtype=torch.int64)).logits
+        with axes.use_mesh(mesh):
+            found = model.classes(model(tokens).x_BTD)[:, -1]
+        np.testing.assert_allclose(found, score.numpy(), atol=1e-5)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "accuracy of pairs" in report and "No evaluation yet" not in report
+
+
+def test_mistakes_are_named_early(base, data_dir, rankings, tmp_path):
+    config = configured("tiny", base, data_dir, rankings)
+    config.model.num_labels = 2
+    refused(config, tmp_path / "run", ConfigError, "needs a decoder with head 'sequence' and 1 label")
+    config = configured("tiny", base, data_dir, rankings)
+    config.data.format = "preferences"
+    refused(config, tmp_path / "run", ConfigError, "'reward' can learn only from rankings", "has preferences")
+    assert not list(tmp_path.iterdir())

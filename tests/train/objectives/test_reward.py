@@ -1,0 +1,107 @@
+"""Reward models equal PyTorch in float64: loss, gradient and metrics of ranked answers in packed rows."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from model.architectures import Hidden
+from tests.model import tiny
+from tests.train.objectives.test_preference import LENGTH, ROWS, batch
+from train.objectives.objective import HeldOut
+from train.objectives.reward import BINS, Reward
+
+REWARD = dataclasses.replace(tiny.LLAMA, head="sequence", num_labels=1)
+DATA = {"path": "a.jsonl", "sources": (), "format": "rankings"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Scored:
+    """A model whose scores are its parameters."""
+
+    scores_BT: jax.Array
+
+    def __call__(self, tokens_BT, segments_BT, positions_BT, *, key=None):
+        return Hidden(None, None, None)
+
+    def classes(self, x_BTD):
+        return self.scores_BT[..., None]
+
+
+def ranked(answers=2):
+    """Returns rows in which only the last token of each answer has a weight."""
+    rows = batch(answers=answers)
+    after = np.pad(rows["segment_ids"], ((0, 0), (0, 1)))[:, 1:]
+    return rows | {"weights": ((rows["segment_ids"] != after) & (rows["segment_ids"] > 0)).astype(np.float32)}
+
+
+def model(seed=0):
+    return Scored(np.random.default_rng(seed).normal(size=(ROWS, LENGTH)).astype(np.float32))
+
+
+def pairs(rows):
+    """Yields (row, better place, worse place, weight) of each pair."""
+    for row, group in itertools.product(range(ROWS), range(1, 3)):
+        at = np.flatnonzero((rows["group_ids"][row] == group) & (rows["weights"][row] > 0))
+        found = list(itertools.combinations(at, 2))  # later answers are worse
+        yield from ((row, better, worse, 1 / len(found)) for better, worse in found)
+
+
+@pytest.mark.parametrize(("centre", "answers"), [(0.0, 2), (0.05, 2), (0.0, 4)])
+def test_equals_float64(centre, answers):
+    rows, scored = ranked(answers), model()
+    total = lambda scored: (lambda loss: (loss.total, loss))(Reward(centre=centre)(scored, rows, jax.random.key(0)))
+    gradient, loss = jax.jit(jax.grad(total, has_aux=True))(scored)
+    scores = torch.tensor(np.asarray(scored.scores_BT, np.float64), requires_grad=True)
+    wanted = torch.zeros((), dtype=torch.float64)
+    right = margin = 0.0
+    for row, better, worse, weight in pairs(rows):
+        a, b = scores[row, better], scores[row, worse]
+        wanted = wanted + weight * (centre * (a + b) ** 2 - torch.nn.functional.logsigmoid(a - b))
+        right, margin = right + weight * float(a > b), margin + weight * float(a - b)
+    wanted.backward()
+    assert loss.weight == pytest.approx(5) and 0 < right < 5
+    np.testing.assert_allclose(loss.total, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient.scores_BT, scores.grad, atol=1e-6)
+    assert not np.asarray(gradient.scores_BT)[rows["weights"] == 0].any()
+    np.testing.assert_allclose([loss.metrics["accuracy"], loss.metrics["margin"]], [right, margin], rtol=1e-5)
+
+
+def test_calibration():
+    """The expected calibration error over bins of the predicted probability, as by its definition."""
+    rows, scored = ranked(4), model(1)
+    figures = Reward().figures(jax.device_get(Reward()(scored, rows, None)), HeldOut())
+    bins = [[] for _ in range(BINS)]
+    for row, better, worse, weight in pairs(rows):
+        z = float(scored.scores_BT[row, better]) - float(scored.scores_BT[row, worse])
+        sure = 1 / (1 + np.exp(-abs(z)))
+        bins[min(int((sure - 0.5) * 2 * BINS), BINS - 1)].append((weight, weight * sure, weight * (z > 0)))
+    sums = [np.sum(one, axis=0) for one in bins if one]
+    wanted = sum(abs(sure - right) for _, sure, right in sums) / sum(count for count, _, _ in sums)
+    assert figures["calibration_error"] == pytest.approx(wanted, rel=1e-4) and wanted > 0.05
+    assert [*figures] == ["loss", "accuracy", "margin", "calibration_error", "score"]
+    assert len(list(Reward().lines(figures, HeldOut()))) == 6
+
+
+def test_rows_without_weight_are_no_pairs():
+    rows = ranked() | {"weights": np.zeros((ROWS, LENGTH), np.float32)}
+    loss = Reward()(model(), rows, jax.random.key(0))
+    assert loss.total == 0 and loss.weight == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "said"),
+    [
+        (tiny.LLAMA, {}, "needs a decoder with head 'sequence' and 1 label"),
+        (dataclasses.replace(REWARD, num_labels=2), {}, "num_labels 2"),
+        (REWARD, {"format": "preferences"}, "config.data also has preferences"),
+    ],
+)
+def test_what_it_cannot_learn_is_refused(config, change, said):
+    Reward().check(REWARD, DATA)
+    with pytest.raises(ValueError, match=said):
+        Reward().check(config, DATA | change)
