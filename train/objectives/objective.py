@@ -49,6 +49,9 @@ class Objective:
 
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
+    # What `lines` prints above the metrics of an evaluation, and behind each one as its explanation.
+    heading: ClassVar[str] = "held-out data, not used in training:"
+    meanings: ClassVar[Mapping[str, str]] = {}
     # Whether the score of a text is read at its end token. If not, it is read at the token before, or there is none.
     scores_end: ClassVar[bool] = False
     # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
@@ -101,4 +104,6 @@ class Objective:
 
     def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
         """Yields the metrics of an evaluation as lines of text."""
-        yield from (f"  {name:18} {value:.4f}" for name, value in figures.items())
+        yield self.heading
+        for name, value in figures.items():
+            yield f"  {name:18} {value:.4f}  {self.meanings.get(name, '')}".rstrip()

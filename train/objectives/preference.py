@@ -18,7 +18,7 @@ Dims: B rows, T length, S segments of a row.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -99,6 +99,8 @@ class Preference(Objective):
     router_z_loss: float = 0.0
 
     predicts_tokens: ClassVar = False
+    heading: ClassVar = "held-out preferences, not used in training:"
+    meanings: ClassVar = _MEANINGS
     headlines: ClassVar = (Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences"),)
     ranges: ClassVar = {
         "beta": "float (0, inf)",
@@ -185,7 +187,3 @@ class Preference(Objective):
         sums = {name: float(value) for name, value in loss.metrics.items() if name in _MEANINGS}
         weight = dict.fromkeys(sums, float(loss.weight)) | {"kl": float(loss.metrics.get("tokens", 0.0))}
         return {name: sums[name] / max(weight[name], 1e-9) for name in _MEANINGS if name in sums}
-
-    def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
-        yield "held-out preferences, not used in training:"
-        yield from (f"  {name:18} {value:.4f}  {_MEANINGS.get(name, '')}".rstrip() for name, value in figures.items())

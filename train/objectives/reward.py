@@ -9,7 +9,7 @@ Dims: B rows, T length, S segments of a row, N bins.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -49,6 +49,8 @@ class Reward(Objective):
     router_z_loss: float = 0.0
 
     predicts_tokens: ClassVar = False
+    heading: ClassVar = "held-out rankings, not used in training:"
+    meanings: ClassVar = _MEANINGS
     scores_end: ClassVar = True
     headlines: ClassVar = (Headline("accuracy", "accuracy of pairs", "on held-out rankings"),)
     ranges: ClassVar = {"centre": "float [0, inf)"} | routing.RANGES
@@ -108,7 +110,3 @@ class Reward(Objective):
         found = {name: float(sums[name]) / weight for name in _MEANINGS if name in sums}
         apart = sum(abs(float(sums[f"bin{n}_sure"] - sums[f"bin{n}_right"])) for n in range(BINS))
         return {name: found.get(name, apart / weight) for name in _MEANINGS}
-
-    def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
-        yield "held-out rankings, not used in training:"
-        yield from (f"  {name:18} {value:.4f}  {_MEANINGS.get(name, '')}".rstrip() for name, value in figures.items())
