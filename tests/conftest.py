@@ -4,6 +4,7 @@ The CPU counts as eight devices, so that meshes can be tested. Compiled programs
 stay visible, because some tests read them.
 """
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -28,6 +29,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 pytest_plugins = ["tests.needs", "tests.fast"]
+
+# torch, transformers and jax hold millions of objects. By default, Python walks over all of them so often that it takes
+# a twentieth of the tests' time.
+gc.set_threshold(30_000, 20, 50)
 
 jax.devices()  # starts the backend with these settings, so that a later import from launch/ cannot change them
 

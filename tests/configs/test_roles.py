@@ -1,9 +1,10 @@
-"""Over all published sizes, each parameter's role decides the same as its name would.
+"""Over the published sizes, one of each structure, each parameter's role decides the same as its name would.
 
 The names are those of today's architectures, written out here again. A parameter of a new kind needs a role, not just a
 name that one of these patterns happens to match.
 """
 
+import dataclasses
 import re
 
 import jax
@@ -47,18 +48,31 @@ TABLES = ("inputs/tokens", "inputs/positions", "inputs/types", "unembedding/tabl
 HEADS = {"decoder": ("language_model", "token"), "encoder": ("masked", "sequence"), "encoder_decoder": (None,)}
 
 
-# One worker makes the models of all sizes, which takes half a minute.
+# One worker makes these models, because that takes a while.
 pytestmark = pytest.mark.xdist_group("roles")
 
 
+def structure(fields):
+    """What decides which parameters a model has. Numbers decide their shapes, and whether they are there at all."""
+    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+    return tuple(sorted((name, bool(v) if number(v) else repr(v)) for name, v in fields.items()))
+
+
 def models():
-    """Returns (name, abstract model) for each size and head, and for each method over a few of the models."""
+    """Returns (name, abstract model) for one size of each structure, and for each method over a few of the models.
+
+    Sizes of one structure have the same parameters in other shapes. The first size of an architecture has every head.
+    """
+    seen, met = set(), set()
     for name, fields in SIZES.items():
-        fields = dict(fields, vocab_size=fields["vocab_size"] or 256)
-        config = ModelConfig(**fields)
-        for head in HEADS[config.architecture]:
-            changed = ModelConfig(**fields | ({} if head is None else dict(head=head, num_labels=3)))
+        config = ModelConfig(**fields | dict(vocab_size=fields["vocab_size"] or 256))
+        if structure(fields) in seen:
+            continue
+        for head in HEADS[config.architecture][: 1 if config.architecture in met else 2]:
+            changed = config if head is None else dataclasses.replace(config, head=head, num_labels=3)
             yield f"{name}:{head}", jax.eval_shape(lambda config=changed: make(config, nnx.Rngs(0)))
+        seen.add(structure(fields))
+        met.add(config.architecture)
     for config in (tiny.LLAMA, tiny.GPT, tiny.SWITCH, tiny.LATENT):
         for method in ("lora", "adapter", "prompt"):
             made = tuning.make(dict(method=method) | (dict(reduction=8) if method == "adapter" else {}))
