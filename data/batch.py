@@ -31,7 +31,7 @@ channels that its kind declares. A float32 channel is stored by its bits, which 
 separate file for it would keep the other channels at 16 bits, but would cost a second read per row and could get out of
 step with the first.
 
-`DataError` is defined here because this is the lowest floor of the package. Every user mistake (a missing file, a
+`DataError` is defined here because this is the lowest layer of the package. Every user mistake (a missing file, a
 broken line, a wrong setting) raises one, with a message that says what is wrong, where, and what to do.
 """
 

@@ -69,8 +69,10 @@ def to_batch(
     corruption: Corruption | None = None,
     augmentation: Augmentation | None = None,
 ) -> Batch:
-    """The batch of a block of rows of these channels; its text is corrupted, its examples augmented, with random
-    numbers that follow from seed and place."""
+    """Returns a block of rows as a batch, with text corrupted and examples augmented.
+
+    The random numbers depend only on the seed and on the place of a row.
+    """
     batch = _corrupted(block, seed, channels, corruption)
     if augmentation is None:
         return batch

@@ -47,8 +47,9 @@ def checked(given: Mapping[str, Any], encoder: bool) -> dict[str, Any]:
     _check_sources(config["sources"])
     kinds.batch_channels(given, encoder)  # raises an error for sources that can't share a batch
     for key in ("seq_len", "max_bad_lines"):
-        if not (isinstance(config[key], int) and config[key] >= (key == "seq_len")):
-            raise DataError(f"data.{key} must be a positive whole number, not {config[key]!r}.")
+        least = 1 if key == "seq_len" else 0
+        if not (isinstance(config[key], int) and config[key] >= least):
+            raise DataError(f"data.{key} must be a whole number of at least {least}, not {config[key]!r}.")
     if not (isinstance(config["validation"], int | float) and 0 <= config["validation"] < 1):
         raise DataError(f"data.validation must be a fraction from 0 up to 1, not {config['validation']!r}.")
     if config["split"] not in RULES:
@@ -121,6 +122,12 @@ def _check_tokenizer(config: dict[str, Any]) -> None:
         raise DataError(
             "data.tokenizer.mask, .sentinels and .chat are for tokenizers trained here, but a file is used unchanged: "
             "set data.tokenizer.mask to False, data.tokenizer.sentinels to 0 and data.tokenizer.chat to ''."
+        )
+    size = config["tokenizer"]["vocab_size"]
+    if not (isinstance(size, int) and size >= (kind == "bpe")):
+        raise DataError(
+            f"data.tokenizer.vocab_size is {size!r}; a tokenizer of kind {kind} needs a whole number of at least "
+            f"{int(kind == 'bpe')}."
         )
     if all(kinds.kind_of(spec) != kinds.TEXT for spec, _ in config["sources"]):
         return  # examples are never corrupted

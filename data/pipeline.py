@@ -42,8 +42,8 @@ class Pipeline:
         """Returns the next batch.
 
         Raises:
-          DataError: no token of the batch has a weight. This is only checked if the batch is not shared with other
-            processes.
+          DataError: no token of the batch has a weight, and that is not because all of its rows are damaged. This is
+            only checked if the batch is not shared with other processes.
         """
         place = self._steps % self._blocks.steps
         if place == 0:
@@ -51,12 +51,14 @@ class Pipeline:
         self._steps += 1
         share = self._blocks.share
         batch = {key: array[place * share : (place + 1) * share] for key, array in self._block.items()}
-        if share == self._blocks.batch_size and not batch["weights"].any():  # else other processes may have some
+        alone = share == self._blocks.batch_size  # else other processes may have rows with weights
+        if alone and batch["segment_ids"].any() and not batch["weights"].any():
             raise DataError(self._nothing_trains(batch))
         return batch
 
     def _nothing_trains(self, batch: Batch) -> str:
-        ids = batch["tokens"][0][batch["segment_ids"][0] == 1]
+        row = int(batch["segment_ids"].any(1).argmax())  # damaged rows are padding
+        ids = batch["tokens"][row][batch["segment_ids"][row] == 1]
         shown = load_tokenizer(self._tokenizer_path).decode(ids)
         return (
             f"All weights of the batch at row {self.position()['next_row'] - self._blocks.batch_size} are 0: there is "

@@ -34,15 +34,13 @@ class Parts:
     """The objects and functions that the loop calls."""
 
     train_step: Callable  # (state, batch) -> (state, metrics)
-    source: (
-        Any  # .next() -> host batch; .position() -> JSON; .damaged() -> messages about rows skipped since the last call
-    )
+    # .next() -> host batch; .position() -> JSON; .damaged() -> messages about rows skipped since the last call
+    source: Any
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh
     evaluate: Callable  # state -> {name: value}
-    observe: (
-        Callable  # called with (step, {name: value}) after each evaluation; if it raises, the run ends without a save
-    )
+    # Called with (step, {name: value}) after each evaluation; if it raises, the run ends without a save.
+    observe: Callable
     stopping: EarlyStopping
     learning_rates: np.ndarray  # [steps], one per step
     checkpoints: Checkpoints

@@ -62,7 +62,7 @@ def make_train_step(
     Args:
       objective, accumulate, seed: as in `make_gradients`.
       tx: the optimizer.
-      spike: an update is skipped if it is more than so many deviations above the recent ones (guard.judge); 0 skips
+      spike: an update is skipped if it is more than this many deviations above the recent ones (guard.judge); 0 skips
         only updates that are not finite.
     """
     gradients = make_gradients(objective, accumulate=accumulate, seed=seed)

@@ -39,6 +39,3 @@ class Asking(NamedTuple):
     shown: Callable[[Any], str]  # question -> text for a person to read
     # (settings, tokenizer, parsed record) -> the record's own answer, which the model's answer is compared with
     reference: Callable[[Mapping[str, Any], Tokenizer, dict], str]
-    # (settings, tokenizer, encoder) -> the tokenizer with how questions are written, for other libraries to do so too;
-    # DataError where they would make other tokens of them
-    hand_on: Callable[[Mapping[str, Any], Tokenizer, bool], Tokenizer] = lambda settings, tokenizer, encoder: tokenizer

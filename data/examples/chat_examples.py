@@ -147,7 +147,7 @@ KIND = Kind(
         prompts=_prompts,
         shown=_shown,
         reference=_reference,
-        hand_on=lambda settings, tokenizer, encoder: chat_export.hand_on(tokenizer, settings, encoder),
     ),
+    hand_on=lambda settings, tokenizer, encoder: chat_export.hand_on(tokenizer, settings, encoder),
     check_trained=_check_trained,
 )

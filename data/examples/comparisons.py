@@ -1,27 +1,32 @@
-"""Converts records that compare answers, in the published formats, to a conversation and its answers, best first.
+"""Converts records that compare answers, in published formats, into a conversation and its answers, best first.
 
     {"prompt": "...", "chosen": "...", "rejected": "..."}            texts (TRL)
     {"prompt": ..., "chosen": [messages], "rejected": [messages]}    messages; with or without the prompt in them
     {"chosen": [messages], "rejected": [messages]}                   messages; the prompt is what both begin with
-    {"chosen": "\n\nHuman: ...", "rejected": "\n\nHuman: ..."}       dialogues of Anthropic's hh-rlhf
+    {"chosen": "\n\nHuman: ...", "rejected": "\n\nHuman: ..."}       transcripts, as in Anthropic's hh-rlhf
     {"prompt": "...", "answers": [{"answer": "...", "rank": 1}, ...]}      a list; a lower rank is better (Nectar)
     {"prompt": "...", "answers": [{"response": "...", "score": 7.5}, ...]}  a list; a higher score is better
 
-The names of the four fields are settings, and the format is detected for each record. Answers of equal rank or score
-are not compared with each other.
+The names of the four fields are settings, and the format is detected for each record. A prompt may be a text, a
+transcript or messages, and an answer may also be one message. What else belongs to a conversation ("system", "tools",
+Alpaca's "input" and "history") is read as data/examples/conversations.py does. Answers of equal rank or score are not
+compared with each other.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.examples.conversations import asking_conversation, conversation_of
+from data.examples.conversations import conversation_of
 from data.read.records import field
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _TEXTS = ("answer", "response", "completion", "content", "text")  # names of an answer's text in a list
 _SCORES = ("score", "overall_score")
+_QUESTION = {"role": "user", "content": "?"}  # a placeholder
+# Many data sets also hold the same conversation in the form that fine-tuning needs. These fields are not read.
+_OTHER_FORMS = ("messages", "conversations", "instruction", "output")
 
 
 def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "preferences") -> dict[str, Any]:
@@ -35,67 +40,97 @@ def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: 
     Raises:
       ValueError: the record is not a comparison; the message says what is wrong.
     """
-    if record.get(settings["answers"]) is not None:
-        answers, ranks = _listed(record[settings["answers"]], settings["answers"])
-        messages = _prompt(field(record, settings["prompt"], f"data.{kind}.prompt"), settings["prompt"])
+    names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
+    given = {column: record[name] for column, name in names.items() if record.get(name) not in (None, "")}
+    beside = {n: value for n, value in record.items() if n not in (*names.values(), *_OTHER_FORMS)}
+    need = lambda column: field(record, names[column], f"data.{kind}.{column}")
+    if "answers" in given:
+        texts, ranks = _listed(given["answers"], names["answers"])
+        where = [names["answers"]] * len(texts)
     else:
-        both = [field(record, settings[side], f"data.{kind}.{side}") for side in ("chosen", "rejected")]
-        given = record.get(settings["prompt"])
-        messages, answers = _pair(both, given, record, settings, kind)
-        ranks = [0, 1]
-    tools = record.get("tools") or []
-    found = [
-        conversation_of({"messages": [*messages, answer]} | ({"tools": tools} if tools else {})) for answer in answers
-    ]
-    asked = asking_conversation(messages, tools)
-    return asked | {"answers": [one["messages"][-1] for one in found], "ranks": ranks}
+        texts, ranks, where = [need("chosen"), need("rejected")], [0, 1], [names["chosen"], names["rejected"]]
+    sides = [_side(text, name) for text, name in zip(texts, where, strict=True)]
+    if max(map(len, sides)) == 1:
+        prompt = need("prompt")
+        if _is_transcript(prompt):
+            sides = [[side[0] | {"content": side[0]["content"].strip()}] for side in sides]
+            prompt = _open(prompt)
+    else:
+        prompt = _shared(sides, where)
+        if "prompt" in given:
+            prompt = _agreed(given["prompt"], prompt, names["prompt"], where[0])
+    if isinstance(prompt, list):
+        form: dict[str, Any] = {"messages": [*prompt, {"role": "assistant", "content": "..."}]}
+    else:
+        form = {"instruction": _text(prompt, names["prompt"]), "output": "..."}
+    asked = conversation_of(beside | form)
+    answers = [conversation_of({"messages": [_QUESTION, side[-1]]})["messages"][-1] for side in sides]
+    if not all(message.get("train", True) for message in (asked["messages"].pop(), *answers)):
+        raise ValueError("an answer is excluded from training, so it can't be compared; remove the record or the mark")
+    return asked | {"answers": answers, "ranks": ranks}
 
 
-def _pair(
-    both: list, given: Any, record: Mapping[str, Any], settings: Mapping[str, Any], kind: str
-) -> tuple[list, list]:
-    """Returns the prompt's messages and the two answers."""
-    names = [settings["chosen"], settings["rejected"]]
-    if isinstance(both[0], str) and isinstance(both[1], str):
-        if given is None and all(map(_TURN.match, both)):
-            return _shared([_dialogue(text, name) for text, name in zip(both, names, strict=True)], names)
-        given = field(record, settings["prompt"], f"data.{kind}.prompt")
-        return _prompt(given, settings["prompt"]), [_answer(text, name) for text, name in zip(both, names, strict=True)]
-    if not all(isinstance(side, list) and side for side in both):
-        kinds = " and ".join(type(side).__name__ for side in both)
-        raise ValueError(f"fields {names[0]!r} and {names[1]!r} are {kinds}; both must be texts, or lists of messages")
-    if given is None or any(len(side) > 1 for side in both):
-        return _shared(both, names)
-    return _prompt(given, settings["prompt"]), [side[0] for side in both]
-
-
-def _shared(both: Sequence[list], names: Sequence[str]) -> tuple[list, list]:
-    """Splits two conversations into the messages that both begin with, and their last ones."""
-    for side, name in zip(both, names, strict=True):
-        if len(side) < 2:
-            raise ValueError(f"field {name!r} has no message before its answer, and the record has no prompt")
-    if both[0][:-1] != both[1][:-1]:
-        raise ValueError(f"{names[0]!r} and {names[1]!r} differ before their last messages; only answers may differ")
-    return list(both[0][:-1]), [side[-1] for side in both]
-
-
-def _dialogue(text: str, name: str) -> list[dict[str, str]]:
-    """Returns the messages of a transcript of turns that begin with '\n\nHuman:' or '\n\nAssistant:'."""
-    _, *parts = _TURN.split(text)
-    turns = [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
-    if turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
+def _side(given: Any, name: str) -> list[dict[str, Any]]:
+    """Returns an answer as a list of one message, or of all messages of the conversation that ends with it."""
+    if isinstance(given, str):
+        turns = _dialogue(given) if _is_transcript(given) else [{"role": "assistant", "content": _text(given, name)}]
+    else:
+        turns = [given] if isinstance(given, dict) else given
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+        raise ValueError(
+            f"field {name!r} is {type(given).__name__}; it must be a text, a message, or a list of messages"
+        )
+    role = turns[-1].get("role", turns[-1].get("from"))
+    if role in ("user", "human", "system", "tool") or not turns[-1].get("content", "..."):
         raise ValueError(f"field {name!r} does not end with an answer of the assistant; fix the record or remove it")
     return turns
 
 
-def _prompt(given: Any, name: str) -> list:
-    if isinstance(given, list):
-        return given
-    return [{"role": "user", "content": _text(given, name)}]
+def _shared(sides: Sequence[list], names: Sequence[str]) -> list:
+    """Returns the messages that whole conversations begin with, all but their last ones."""
+    for side, name in zip(sides, names, strict=True):
+        if len(side) < 2:
+            raise ValueError(f"field {name!r} has no message before its answer, but another answer of the record has")
+        if side[:-1] != sides[0][:-1]:
+            raise ValueError(f"{names[0]!r} and {name!r} differ before their last messages; only answers may differ")
+    return list(sides[0][:-1])
 
 
-def _answer(text: Any, name: str) -> dict[str, str]:
-    return {"role": "assistant", "content": _text(text, name)}
+def _agreed(given: Any, messages: list, name: str, side: str) -> list:
+    """Returns the prompt of conversations that contain it, after checking that they do."""
+    said = lambda turns: [
+        (turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns
+    ]
+    if isinstance(given, str) and not _is_transcript(given):
+        same = given.strip() in [content.strip() for _, content in said(messages) if isinstance(content, str)]
+    else:
+        given = _open(given) if isinstance(given, str) else given
+        if not (isinstance(given, list) and given and all(isinstance(turn, dict) for turn in given)):
+            raise ValueError(f"field {name!r} is not a text, and not a list of messages")
+        if said(given[-1:])[0][0] == "system":
+            return [*given, *messages]
+        same = said(given) == said(messages)
+    if not same:
+        raise ValueError(
+            f"the conversation in {side!r} does not begin with {name!r}; remove one of them, or the record"
+        )
+    return messages
+
+
+def _is_transcript(given: Any) -> bool:
+    return isinstance(given, str) and _TURN.match(given) is not None
+
+
+def _dialogue(text: str) -> list[dict[str, str]]:
+    """Returns the messages of a transcript of turns that begin with '\n\nHuman:' or '\n\nAssistant:'."""
+    _, *parts = _TURN.split(text)
+    return [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _open(text: str) -> list[dict[str, str]]:
+    """Returns the messages of a transcript that may end with the start of an answer, '\n\nAssistant:'."""
+    turns = _dialogue(text)
+    return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
 
 
 def _text(text: Any, name: str) -> str:
@@ -106,7 +141,7 @@ def _text(text: Any, name: str) -> str:
     return text
 
 
-def _listed(items: Any, name: str) -> tuple[list[dict[str, str]], list[int]]:
+def _listed(items: Any, name: str) -> tuple[list[str], list[int]]:
     """Returns the answers of a list, best first, and their ranks from 0; equal ones share a rank."""
     if not isinstance(items, list) or len(items) < 2 or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"field {name!r} must be a list of at least two objects, each with an answer and its rank")
@@ -116,7 +151,7 @@ def _listed(items: Any, name: str) -> tuple[list[dict[str, str]], list[int]]:
     places = sorted(range(len(items)), key=lambda i: order[i][1])
     values = sorted({value for _, value in order})
     texts = [_text(_only(items[i], _TEXTS, f"{name!r}, item {i + 1}"), f"{name}, item {i + 1}") for i in places]
-    return [_answer(text, name) for text in texts], [values.index(order[i][1]) for i in places]
+    return texts, [values.index(order[i][1]) for i in places]
 
 
 def _order(item: Mapping[str, Any], where: str) -> tuple[str, float]:

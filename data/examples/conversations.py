@@ -1,8 +1,8 @@
 """Converts records of conversations, in three published formats, to messages.
 
-    {"instruction": "...", "input": "...", "output": "..."}               Alpaca; optional "history": [[asked, said],
-    ...] {"messages": [{"role": "user", "content": "..."}, ...]}                OpenAI; optional "tools"
-    {"conversations": [{"from": "human", "value": "..."}, ...]}            ShareGPT; optional "tools"
+    {"instruction": "...", "input": "...", "output": "..."}        Alpaca; optional "history": [[asked, said], ...]
+    {"messages": [{"role": "user", "content": "..."}, ...]}        OpenAI; optional "tools"
+    {"conversations": [{"from": "human", "value": "..."}, ...]}    ShareGPT; optional "tools"
 
 The format is detected for each record, and any record may have a "system" text. The result is a list of messages: an
 optional system text, then alternating questions and answers. An answer may call tools, whose results follow it as
@@ -88,7 +88,7 @@ def asking_conversation(messages: Sequence[Any], tools: Sequence[Mapping[str, An
             f"the last message is of the role {last['role']}; a model answers a question or the result of a tool"
         )
     record = {"messages": [*messages, {"role": "assistant", "content": "..."}]} | ({"tools": [*tools]} if tools else {})
-    found = conversation_of(record)  # which wants an answer, as all records have one
+    found = conversation_of(record)  # which requires an answer, so a placeholder is added
     return found | {"messages": found["messages"][:-1]}
 
 

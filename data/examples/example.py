@@ -117,6 +117,9 @@ class Kind(NamedTuple):
     encoding: Callable[[Mapping[str, Any], Context], Encoding]
     # settings -> the kind's own channels; one called 'targets' replaces that of all examples
     channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
+    # (settings, tokenizer, encoder) -> the tokenizer with how conversations are written, so that other libraries write
+    # them alike; DataError where they would make other tokens of them
+    hand_on: Callable[[Mapping[str, Any], Tokenizer, bool], Tokenizer] = lambda settings, tokenizer, encoder: tokenizer
     asking: Asking | None = None  # how a model is asked for an answer; None: there are no answers to grade
     encoder: bool | None = None  # True: only for encoder-decoders; False: only for other models; None: for all
     # settings -> whether some words carry no target, which augmentation may change

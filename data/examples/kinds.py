@@ -12,6 +12,7 @@ from data.examples.pairs import KIND as PAIRS
 from data.examples.preferences import PREFERENCES, RANKINGS
 from data.read.records import RecordSource
 from data.settings import merged
+from data.tokens.tokenizer import Tokenizer
 
 _PARSED = 2  # part of the hash of example corpora: raise it when `parse` returns something else for the same records
 
@@ -41,10 +42,27 @@ def open_source(spec: str, settings: Mapping[str, Any]) -> RecordSource:
 
 
 def asked(data_config: Mapping[str, Any]) -> str:
-    """The kind of examples by which a model that learnt from these data is asked: of those that train and are answered
-    in words the first one in KINDS; TEXT where there is none."""
+    """Returns the kind whose prompts a model trained on these data expects.
+
+    It is the first one in KINDS that is trained on and whose answers are text, or TEXT if there is none.
+    """
+    return next((name for name in _trained(data_config) if KINDS[name].asking is not None), TEXT)
+
+
+def hand_on(data_config: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool) -> Tokenizer:
+    """Returns the tokenizer with how this config's conversations are written, as the first kind in KINDS writes them.
+
+    Raises:
+      DataError: other libraries would encode a conversation differently.
+    """
+    kind = next(iter(_trained(data_config)), None)
+    return KINDS[kind].hand_on(checked(data_config)[kind], tokenizer, encoder) if kind else tokenizer
+
+
+def _trained(data_config: Mapping[str, Any]) -> list[str]:
+    """Returns the kinds of examples that are trained on, in the order of KINDS."""
     train = {kind_of(spec) for spec, weight in sources(data_config) if weight}
-    return next((name for name, kind in KINDS.items() if name in train and kind.asking is not None), TEXT)
+    return [name for name in KINDS if name in train]
 
 
 def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Channel, ...]:

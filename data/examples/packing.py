@@ -23,7 +23,7 @@ from data.batch import BASE, GROUPS, MARKS, TRAINED, Channel, DataError, stored,
 from data.examples.example import CUT, Context, Encoding, Example, LeftOut, cut, is_encoders, prefixed
 from data.rows.pack import row_dtype, write_rows
 
-# A group ends at this many examples or tokens, which bounds memory (9 bytes per token).
+# A group ends at this many examples or tokens, which bounds memory (9 bytes per token, beside a kind's own channels).
 GROUP, GROUP_TOKENS = 8192, 1 << 24
 BLOCK_TOKENS = 1 << 20  # size of a block of rows, in tokens
 

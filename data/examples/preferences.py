@@ -5,8 +5,9 @@ with a chat template, as the kind `chat` writes conversations, so that a model t
 continue with them. data/examples/comparisons.py reads the records.
 
 `preferences` are for objectives that need the probabilities of answers: every token of an answer has a target.
-`rankings` are for reward models, which read the whole answer and give a score at its last token: only that token is
-trained, and it has no target.
+`rankings` are for reward models, which read the whole conversation and give a score at its last token: only that token
+is trained, and it has no target. What the template writes after an answer (a line break, in ChatML) belongs to it,
+because transformers, too, scores a conversation at the last token of its text.
 """
 
 import functools
@@ -47,27 +48,40 @@ def _encoding(kind: str, settings: Mapping[str, Any], context: Context) -> Encod
 
     def encode(record: dict) -> list[Example]:
         messages, ranks, tools = record["messages"], record["ranks"], record.get("tools")
-        # Of equal answers the best one stays.
-        kept = [i for i, answer in enumerate(record["answers"]) if answer not in record["answers"][:i]]
-        if len({ranks[i] for i in kept}) < 2:
-            raise LeftOut(f"{kind} have no two different answers of different rank")
         prompt, answers = np.asarray(chat.prompt(messages, tools), np.int32), []
-        for i in kept:
-            ids, trained, _ = chat.encode([*messages, record["answers"][i]], tools)
-            answers.append(ids[len(prompt) : int(np.flatnonzero(trained)[-1]) + 1])
+        for answer, rank in zip(record["answers"], ranks, strict=True):
+            ids, trained, _ = chat.encode([*messages, answer], tools)
+            end = len(ids) if scored else int(np.flatnonzero(trained)[-1]) + 1
+            answers.append((ids[len(prompt) : end], rank))
+        answers = _different(answers, kind)
         # The last token of an answer is only a target, except that a reward model reads it.
-        room = context.seq_len - len(kept) * (len(context.prefix) - (not scored))
-        read, said = _lengths(len(prompt), [len(ids) for ids in answers], room)
+        room = context.seq_len - len(answers) * (len(context.prefix) - (not scored))
+        read, said = _lengths(len(prompt), [len(ids) for ids, _ in answers], room)
         if read < 1 or said < 1:
             raise LeftOut(f"{kind} have too many answers for a row; raise data.seq_len")
-        cut = read < len(prompt) or said < max(map(len, answers))
+        cut = read < len(prompt) or said < max(len(ids) for ids, _ in answers)
         prompt = cut_prompt(prompt, read, begin)
+        answers = _different([(ids[:said], rank) for ids, rank in answers], kind)
         made = _scored if scored else _said
-        segments = [made(prompt, ids[:said])._replace(rank=ranks[i]) for i, ids in zip(kept, answers, strict=True)]
+        segments = [made(prompt, ids)._replace(rank=rank) for ids, rank in answers]
         notes = (CUT.format(context.seq_len),) if cut else ()
         return [segments[0]._replace(notes=notes), *segments[1:]]
 
-    return Encoding(encode)
+    return Encoding(functools.partial(_as_chat, kind, encode))
+
+
+def _different(answers: list[tuple[np.ndarray, int]], kind: str) -> list[tuple[np.ndarray, int]]:
+    """Returns the answers (ids, rank) without those that equal a better one as ids, from which nothing can be learned.
+
+    Raises:
+      LeftOut: all that stay are of one rank.
+    """
+    kept: dict[bytes, tuple[np.ndarray, int]] = {}
+    for ids, rank in answers:
+        kept.setdefault(ids.tobytes(), (ids, rank))
+    if len({rank for _, rank in kept.values()}) < 2:
+        raise LeftOut(f"{kind} have no two different answers of different rank")
+    return list(kept.values())
 
 
 def _said(prompt: np.ndarray, answer: np.ndarray) -> Example:
@@ -105,8 +119,11 @@ def _as_chat(kind: str, function: Callable, *given: Any) -> Any:
     """Calls a function of conversations, whose errors then name the fields of this kind."""
     try:
         return function(*given)
-    except DataError as error:
-        raise DataError(str(error).replace("data.chat.", f"data.{kind}.")) from error
+    except LeftOut:
+        raise
+    except (DataError, ValueError) as error:
+        made = DataError if isinstance(error, DataError) else ValueError
+        raise made(str(error).replace("data.chat.", f"data.{kind}.")) from error
 
 
 def _check_trained(kind: str, settings: Mapping[str, Any], specials: Collection[str]) -> None:
@@ -130,6 +147,7 @@ def _kind(name: str, **own: Any) -> Kind:
         encoder=False,
         augmentable=lambda settings: False,  # all answers must follow the same prompt
         check_trained=functools.partial(_check_trained, name),
+        hand_on=chat_examples.KIND.hand_on,
         **own,
     )
 

@@ -10,6 +10,7 @@ source's kind, is skipped and recorded in `BadLines` with file and line (in a JS
 file that can't be read at all is an error.
 """
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ def _lines(stream, file: Path, bad: BadLines) -> Iterator[tuple[str, dict]]:
         if not line.strip():
             continue
         try:
-            record = parsed_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+            record = parsed_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except (ValueError, RecursionError) as error:
             bad.add(f"{file}, line {number}", str(error))
         else:

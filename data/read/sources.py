@@ -11,6 +11,7 @@ can't be read (broken JSON, not UTF-8) is skipped and recorded in `BadLines` wit
 processing of documents, which is in data/clean/.
 """
 
+import codecs
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ def open_source(spec: str) -> Source:
     if spec == "stdlib":
         return _stdlib()
     if match is None and re.match(r"\w{2,}(\[.*\])?:", spec):
-        raise DataError(f"Unknown data source {spec!r}: use stdlib, files:GLOB, tfds:NAME, a path, or one of examples.")
+        raise DataError(
+            f"Unknown data source {spec!r}: use stdlib, files:GLOB, tfds:NAME, a path, or examples, such as chat:GLOB."
+        )
     kind, name, rest = match.groups() if match else ("files", None, spec)
     if kind == "tfds":
         return TfdsSource(rest, name)
@@ -57,7 +60,7 @@ def _stdlib() -> "FileSource":
 
 
 def _files(pattern: str, text_field: str) -> "FileSource":
-    listing = find_files(pattern, _SUFFIXES, "Records in .csv, .tsv and .json are for chat:, pairs: and labels:.")
+    listing = find_files(pattern, _SUFFIXES, "Records in .csv, .tsv and .json are read as examples (chat:GLOB).")
     return FileSource(listing, text_field)
 
 
@@ -104,7 +107,7 @@ class FileSource:
                     continue
                 found = True
                 try:
-                    text = self._parse(line)
+                    text = self._parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
                 except (ValueError, RecursionError) as error:
                     bad.add(f"{file}, line {number}", str(error))
                     continue

@@ -124,10 +124,7 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     """
     config, words = run.architecture, run.tokenizer
     encoder = config.architecture == "encoder_decoder"
-    kind = kinds.asked(run.config.data)
-    asking = None if kind == kinds.TEXT else kinds.KINDS[kind].asking
-    if asking is not None:
-        words = asking.hand_on(kinds.checked(run.config.data)[kind], words, encoder)
+    words = kinds.hand_on(run.config.data, words, encoder)
     at_end = models.objective(run.config).scores_end
     if config.architecture == "decoder" and config.head == "sequence" and not at_end:
         words = hub.padded(words)  # transformers finds a text's last token by its padding

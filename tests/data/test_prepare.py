@@ -188,7 +188,9 @@ def test_broken_lines_are_reported(settings, tmp_path):
         ({"sources": ("stdlib", 1.0)}, "data.sources must be pairs"),
         ({"sources": (("/nowhere/a.txt", 1.0),)}, "There is no file or folder /nowhere/a.txt"),
         ({"sources": (("stdlib", float("nan")),)}, "must be a positive number, not nan"),
-        ({"seq_len": 0}, "data.seq_len must be a positive whole number"),
+        ({"seq_len": 0}, "data.seq_len must be a whole number of at least 1"),
+        ({"max_bad_lines": -1}, "data.max_bad_lines must be a whole number of at least 0"),
+        ({"tokenizer": {"kind": "bpe", "vocab_size": 0}}, "a tokenizer of kind bpe needs a whole number of at least 1"),
         ({"validation": 5}, "data.validation must be a fraction"),
         ({"split": "random"}, "data.split must be one of document, tail"),
         ({"tokenizer": {"mask": 1}}, "data.tokenizer.mask must be True or False"),
@@ -212,12 +214,12 @@ def test_a_given_tokenizer_must_suit_the_corruption(corpus, settings, prepared, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_not_prepared(tmp_path):
+def test_a_folder_that_is_not_prepared(settings, tmp_path):
     with pytest.raises(DataError, match="holds no prepared data"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"File exists .*file"):
-        prepare({"sources": (("stdlib", 1.0),), "seq_len": 8}, tmp_path / "file", quiet)
+        prepare(settings("stdlib"), tmp_path / "file", quiet)
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(settings, tmp_path):

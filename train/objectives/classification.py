@@ -52,6 +52,7 @@ class Classification(Objective):
     router_z_loss: float = 0.0
     names: tuple[str, ...] = dataclasses.field(default=(), metadata={"from_data": True})
 
+    config: ClassVar = "configs/classify.py"
     predicts_tokens: ClassVar = False
     headlines: ClassVar = (
         Headline("accuracy", "accuracy", "on held-out labels", {"majority_accuracy": "most frequent class"}),

@@ -36,6 +36,7 @@ class Language(Objective):
     balance_loss: float = 0.0
     router_z_loss: float = 0.0
 
+    config: ClassVar = "configs/pretrain_decoder.py"
     predicts_tokens: ClassVar = True
     headlines: ClassVar = (
         Headline("bits_per_byte", "bits per byte", "all on the same held-out files", others="compressors"),
@@ -53,7 +54,8 @@ class Language(Objective):
         if others := sorted(kind for kind in found - {kinds.TEXT} if kinds.KINDS[kind].asking is None):
             raise ValueError(
                 f"config.data has {', '.join(others)}, which config.objective.name 'language' cannot learn, because "
-                "their answers are not text; use a config for them, such as configs/classify.py for labels"
+                "they have no text to predict; use a config for them (configs/classify.py for labels, "
+                "configs/reward.py for rankings)"
             )
         if ranked := sorted(kind for kind in found if GROUPS[0] in kinds.channels(kind, kinds.checked(data), False)):
             raise ValueError(

@@ -47,6 +47,7 @@ class HeldOut(NamedTuple):
 class Objective:
     """The base of all objectives."""
 
+    config: ClassVar[str] = ""  # the config file that sets this objective, for messages
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
     # What `lines` prints above the metrics of an evaluation, and behind each one as its explanation.

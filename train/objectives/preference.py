@@ -9,7 +9,7 @@ function of the difference of the two scores:
     ipo      (z / beta - 1 / (2 beta))^2                                                          arXiv:2310.12036
     hinge    max(0, 1 - z)                                                                        arXiv:2305.10425
     simpo    dpo without a reference, scores per token, less a target margin                      arXiv:2405.14734
-    orpo     -beta log sigmoid(difference of the log-odds per token), with an SFT loss            arXiv:2403.07691
+    orpo     -beta log sigmoid(difference of the log-odds per token), beside an SFT loss          arXiv:2403.07691
 
 The answers to a prompt are segments of one row (data/examples/preferences.py). A list of more than two gives all its
 pairs (segments.py).
@@ -30,7 +30,7 @@ from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
 from train.objectives.objective import Companion, Headline, HeldOut, Objective
-from train.objectives.segments import over_pairs, segments
+from train.objectives.segments import over_pairs, segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
 
@@ -64,7 +64,7 @@ METHODS = {
 # The metrics of evaluations, with explanations that are printed beside them.
 _MEANINGS = {
     "loss": "mean over examples",
-    "accuracy": "pairs whose better answer has the larger score; says nothing where all scores are 0",
+    "accuracy": "pairs whose better answer has the larger score; equal scores count half",
     "margin": "mean score of better answers minus that of worse ones",
     "chosen_reward": "mean score of better answers",
     "rejected_reward": "mean score of worse answers",
@@ -98,6 +98,7 @@ class Preference(Objective):
     balance_loss: float = 0.0
     router_z_loss: float = 0.0
 
+    config: ClassVar = "configs/dpo.py"
     predicts_tokens: ClassVar = False
     heading: ClassVar = "held-out preferences, not used in training:"
     meanings: ClassVar = _MEANINGS
@@ -121,6 +122,8 @@ class Preference(Objective):
             raise ValueError(
                 f"per_token has no effect in method {self.method!r}, which always divides; set it to False"
             )
+        if self.method == "orpo" and not self.sft:
+            raise ValueError("sft is 0, but method 'orpo' adds its term to an SFT loss; set sft, to 1 as in its paper")
         if self.target_margin and self.method != "simpo":
             raise ValueError(f"target_margin has no effect in method {self.method!r}; set it to 0")
 
@@ -176,7 +179,7 @@ class Preference(Objective):
         z = better - worse
         return {
             "loss": METHODS[self.method].loss(self, z),
-            "accuracy": (z > 0).astype(jnp.float32),
+            "accuracy": share_won(z),
             "margin": z,
             "chosen_reward": better,
             "rejected_reward": worse,

@@ -1,6 +1,6 @@
 """A reward model: a score of a whole answer, learned from answers of which some are better than others.
 
-The score is that of the model's head at the answer's last token, which is where transformers' classifiers read it. The
+The score is that of the model's head at the conversation's last token, where transformers' classifiers read it. The
 loss of a pair is that of Bradley and Terry, -log sigmoid(better - worse) (InstructGPT, arXiv:2203.02155, equation 1);
 a list of answers gives all its pairs (segments.py). Only differences of scores count, so their level is free;
 `centre` keeps it near 0 (arXiv:2312.09244, section 3.1).
@@ -21,14 +21,14 @@ from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
 from train.objectives.objective import Headline, HeldOut, Objective
-from train.objectives.segments import over_pairs, segments
+from train.objectives.segments import over_pairs, segments, share_won
 
 BINS = 10  # of the probabilities from 0.5 to 1 that the better-scored answer is better, for the calibration error
 
 # The metrics of evaluations, with explanations that are printed beside them.
 _MEANINGS = {
-    "loss": "nats per example; 0.6931 if all answers have one score",
-    "accuracy": "pairs whose better answer has the larger score",
+    "loss": "nats per example, with the term of `centre`; log 2 = 0.6931 without it if all scores are equal",
+    "accuracy": "pairs whose better answer has the larger score; equal scores count half",
     "margin": "mean score of better answers minus that of worse ones",
     "calibration_error": "mean difference between the predicted and the true share of better answers",
     "score": "mean score of all answers",
@@ -48,6 +48,7 @@ class Reward(Objective):
     balance_loss: float = 0.0
     router_z_loss: float = 0.0
 
+    config: ClassVar = "configs/reward.py"
     predicts_tokens: ClassVar = False
     heading: ClassVar = "held-out rankings, not used in training:"
     meanings: ClassVar = _MEANINGS
@@ -88,7 +89,7 @@ class Reward(Objective):
         z = better - worse
         return {
             "loss": self.centre * jnp.square(better + worse) - log_sigmoid(z),
-            "accuracy": (z > 0).astype(jnp.float32),
+            "accuracy": share_won(z),
             "margin": z,
             "score": (better + worse) / 2,
         }
@@ -102,11 +103,10 @@ class Reward(Objective):
         found = self._trained(scores)
         for n in range(BINS):
             inside = (place == n).astype(jnp.float32)
-            found |= {f"bin{n}": inside, f"bin{n}_sure": inside * sure, f"bin{n}_right": inside * (z > 0)}
+            found |= {f"bin{n}": inside, f"bin{n}_sure": inside * sure, f"bin{n}_right": inside * share_won(z)}
         return found
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
-        sums, weight = loss.metrics, max(float(loss.weight), 1e-9)
-        found = {name: float(sums[name]) / weight for name in _MEANINGS if name in sums}
-        apart = sum(abs(float(sums[f"bin{n}_sure"] - sums[f"bin{n}_right"])) for n in range(BINS))
-        return {name: found.get(name, apart / weight) for name in _MEANINGS}
+        apart = sum(abs(float(loss.metrics[f"bin{n}_sure"] - loss.metrics[f"bin{n}_right"])) for n in range(BINS))
+        sums = {**loss.metrics, "calibration_error": apart}
+        return {name: float(sums[name]) / max(float(loss.weight), 1e-9) for name in _MEANINGS}

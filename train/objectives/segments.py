@@ -18,7 +18,7 @@ _CHUNK = 16  # segments that are compared at a time
 
 
 class Segments(NamedTuple):
-    """What is known of each segment of a row, [B, S]. A segment that a row lacks is in group 0."""
+    """The segments of each row, [B, S]. A segment that a row lacks is in group 0."""
 
     group_BS: jax.Array  # the example, from 1; 0: an example of one segment
     rank_BS: jax.Array  # the place in its example, from 0, the best one
@@ -75,6 +75,11 @@ def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *value
 
     run = lambda chunk: measured(*chunk, values_BS)
     return jax.tree.map(lambda a: a.sum(0), jax.lax.map(run, _chunks((everything, weight_BS, values_BS))))
+
+
+def share_won(z: jax.Array) -> jax.Array:
+    """Returns 1 where a better answer's score is larger by z > 0, 1/2 where the scores are equal, and 0 elsewhere."""
+    return (jnp.sign(z) + 1) / 2
 
 
 def _chunks(tree_BS):

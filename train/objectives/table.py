@@ -41,8 +41,7 @@ def make(settings: Mapping[str, Any]) -> Objective:
         raise ValueError(f"name is {name!r}; choose from {', '.join(OBJECTIVES)}")
     known = fields(name)
     if unknown := [field for field in given if field not in known]:
-        raise ValueError(
-            f"{unknown[0]} is not a field of objective {name!r}, which has {', '.join(known)}; start from a config "
-            "with this objective (configs/classify.py for labels, configs/dpo.py for preferences, both also with :lora)"
-        )
+        config = OBJECTIVES[name].config
+        start = f"; start from a config with this objective ({config})" if config else ""
+        raise ValueError(f"{unknown[0]} is not a field of objective {name!r}, which has {', '.join(known)}{start}")
     return OBJECTIVES[name](**given)

@@ -21,6 +21,21 @@ FORMS = {
     "texts after messages": {"prompt": QUESTION, "chosen": "4", "rejected": "22"},
     "whole conversations": {"prompt": "Two plus two?", "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]},
     "hh-rlhf": {"chosen": HUMAN + " 4", "rejected": HUMAN + " 22"},
+    "hh-rlhf with a prompt": {"prompt": HUMAN, "chosen": " 4", "rejected": " 22"},
+    "transcripts in all fields": {"prompt": HUMAN, "chosen": HUMAN + " 4", "rejected": HUMAN + " 22"},
+    "a message each": {"prompt": QUESTION, "chosen": GOOD, "rejected": {"from": "gpt", "value": "22"}},
+    "with other forms beside it": {
+        "prompt": "Two plus two?",
+        "messages": [*QUESTION, GOOD],
+        "chosen": [*QUESTION, GOOD],
+        "rejected": [*QUESTION, BAD],
+        "score_chosen": 8.0,
+    },
+    "empty fields of a table": {"prompt": "", "answers": "", "chosen": HUMAN + " 4", "rejected": HUMAN + " 22"},
+    "Nectar's prompt": {
+        "prompt": HUMAN + " ",
+        "answers": [{"answer": "22", "rank": 2.0}, {"answer": "4", "rank": 1.0}],
+    },
     "ShareGPT": {
         "chosen": [{"from": "human", "value": "Two plus two?"}, {"from": "gpt", "value": "4"}],
         "rejected": [{"from": "human", "value": "Two plus two?"}, {"from": "gpt", "value": "22"}],
@@ -39,6 +54,32 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same(form):
     assert comparison_of(FORMS[form], SETTINGS) == WANTED
+
+
+PAIR = {"chosen": "4", "rejected": "22"}
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        ({"prompt": "Hi", "system": "Be brief."}, [("system", "Be brief."), ("user", "Hi")]),
+        ({"prompt": QUESTION, "system": "Be brief."}, [("system", "Be brief."), ("user", "Two plus two?")]),
+        ({"prompt": "Add.", "input": "2 2"}, [("user", "Add.\n\n2 2")]),
+        ({"prompt": "c", "history": [["a", "b"]]}, [("user", "a"), ("assistant", "b"), ("user", "c")]),
+        (
+            {"prompt": [{"role": "system", "content": "S"}], "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]},
+            [("system", "S"), ("user", "Two plus two?")],
+        ),
+        (
+            {"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"},
+            [("user", "a"), ("assistant", "b"), ("user", "c")],
+        ),
+    ],
+)
+def test_all_of_the_prompt_is_read(record, wanted):
+    found = comparison_of(PAIR | record, SETTINGS)
+    assert [(message["role"], message["content"]) for message in found["messages"]] == wanted
+    assert found["answers"] == WANTED["answers"]
 
 
 def test_other_field_names():
@@ -75,8 +116,19 @@ def test_a_system_text_and_tools_stay():
         ({"prompt": "a", "chosen": "b", "rejected": None}, "field 'rejected' is null"),
         ({"prompt": " ", "chosen": "b", "rejected": "c"}, "field 'prompt' is empty"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "field 'rejected' is empty"),
-        ({"prompt": "a", "chosen": [GOOD], "rejected": "c"}, "'chosen' and 'rejected' are list and str; both must be"),
-        ({"chosen": [GOOD], "rejected": [BAD]}, "'chosen' has no message before its answer"),
+        ({"prompt": "a", "chosen": 4, "rejected": "c"}, "'chosen' is int; it must be a text, a message"),
+        ({"prompt": [1], "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]}, "'prompt' is not a text, and not"),
+        ({"chosen": [GOOD], "rejected": [BAD]}, "no field 'prompt'"),
+        ({"chosen": [*QUESTION, GOOD], "rejected": [BAD]}, "'rejected' has no message before its answer"),
+        (
+            {"prompt": "Other?", "chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, BAD]},
+            "does not begin with 'prompt'",
+        ),
+        ({"prompt": "Hi", "chosen": HUMAN + " 4", "rejected": HUMAN + " 22"}, "does not begin with 'prompt'"),
+        (PAIR | {"prompt": QUESTION, "input": "x"}, 'both "messages" and "input"'),
+        (PAIR | {"prompt": "a", "images": ["x.png"]}, '"images" is not read'),
+        (PAIR | {"prompt": "a", "train": False}, "an answer is excluded from training"),
+        ({"prompt": "a", "chosen": [GOOD | {"weight": 0}], "rejected": [BAD]}, "an answer is excluded from training"),
         (
             {"chosen": [{"role": "user", "content": "Other?"}, GOOD], "rejected": [*QUESTION, BAD]},
             "differ before their last messages",

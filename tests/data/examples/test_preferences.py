@@ -7,10 +7,12 @@ import pytest
 
 from data.batch import DataError, from_rows
 from data.examples import chat_examples, kinds
+from data.examples.chat import Chat
 from data.examples.example import CUT, Context, LeftOut
 from data.prepare import prepare
 from data.rows.pack import RowReader
 from data.tokens import tokenizer as tokenizers
+from data.tokens.templates import TEMPLATES
 
 RECORD = {"prompt": "What is a list?", "chosen": "A row of things.", "rejected": "No."}  # before it is parsed
 # Stanford Alpaca's prompt without an input, which its README prints.
@@ -131,10 +133,37 @@ def test_answers_that_are_not_better_teach_nothing(record, words):
         encoded(words, record=record)
 
 
+def test_answers_that_are_equal_as_tokens_teach_nothing(words):
+    """Some templates strip an answer, and a row cuts it."""
+    with pytest.raises(LeftOut, match="no two different answers of different rank"):
+        encoded(words, 64, RECORD | {"chosen": "x" * 200 + "a", "rejected": "x" * 200 + "b"})
+    tokenizer = tokenizers.train(["a"], "byte", specials=list(TEMPLATES["gemma"].markers))
+    with pytest.raises(LeftOut, match="no two different answers of different rank"):
+        encoded(tokenizer, record=RECORD | {"chosen": "No. "}, template="gemma")
+
+
+def test_errors_of_the_template_name_this_kind(words):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    with pytest.raises(ValueError, match=r"config\.data\.preferences\.template"):
+        encoded(words, record=RECORD | {"tools": tools})
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chatml"])
+def test_a_ranking_is_scored_at_the_last_token_of_its_text(template, words):
+    settings = kinds.checked({"rankings": {"template": template}})["rankings"]
+    kind = kinds.KINDS["rankings"]
+    record = kind.parse(RECORD, settings)
+    found = kind.encoding(settings, Context(words, 1024, False, lambda: iter(()))).encode(record)
+    for segment, answer in zip(found, record["answers"], strict=True):
+        whole = Chat(words, settings).encode([*record["messages"], answer])[0]
+        assert segment.tokens.tolist() == whole.tolist()
+        assert np.flatnonzero(segment.trained).tolist() == [len(whole) - 1]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"chosen": [{"role": "user", "content": "a"}]}, "'chosen' and 'rejected' are list and str"),
+        ({"chosen": [{"role": "user", "content": "a"}]}, "'chosen' does not end with an answer of the assistant"),
         ({"rejected": " "}, "field 'rejected' is empty"),
         ({"prompt": None}, "field 'prompt' is null"),
     ],

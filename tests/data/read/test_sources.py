@@ -63,6 +63,12 @@ def test_lines_are_documents_and_broken_ones_are_named(tmp_path, name):
         assert reason in line
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    write_lines(tmp_path / "x.jsonl", ['\ufeff{"text": "one"}', '{"text": "two"}'])
+    found, bad = read(tmp_path / "x.jsonl")
+    assert [text for _, text in found] == ["one", "two"] and bad.count == 0
+
+
 def test_another_field(tmp_path):
     write_lines(tmp_path / "x.jsonl", ['{"body": "yes", "text": "no"}'])
     assert read(f"files[body]:{tmp_path}/*.jsonl")[0] == [("x.jsonl:1", "yes")]
@@ -130,7 +136,7 @@ def test_the_fingerprint_follows_the_content(tmp_path):
         ("files:{}/*.txt", r"No file matches .*\*.txt"),
         ("{}", "No file matches"),
         ("{}/data.parquet", "data.parquet: unknown kind of file; these can be read: .txt"),
-        ("{}/data.csv", "data.csv: unknown kind of file; .* are for chat:, pairs: and labels:"),
+        ("{}/data.csv", "data.csv: unknown kind of file; .* are read as examples"),
         ("hdfs:foo", "Unknown data source 'hdfs:foo'"),
         ("tfds:lm1c", "no TFDS dataset 'lm1c': did you mean .*lm1b"),
         ("tfds:lm1b:9.9.9", "'lm1b:9.9.9' can't be opened.*9.9.9"),

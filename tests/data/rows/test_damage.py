@@ -71,6 +71,15 @@ def test_a_damaged_row_moves_no_other(own, prepared):
         stream.close()
 
 
+def test_a_batch_of_damaged_rows_trains_on_nothing(own):
+    """It does not end the run, as a batch without answers does."""
+    damaged_row(own.sources[0])
+    stream = train_pipeline(own, 1, seed=0, max_damaged=3)
+    empty = [not stream.next()["segment_ids"].any() for _ in range(own.sources[0].train_rows)]
+    assert sum(empty) == 1 and len(stream.damaged()) == 1
+    stream.close()
+
+
 def test_too_many_damaged_rows_are_an_error(own):
     damaged_row(own.sources[0])
     with pytest.raises(DataError, match=r"row \d+ of .*0 may be missing .* Move .*/rows/t32-\w+ away"):

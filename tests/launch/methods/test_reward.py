@@ -3,13 +3,14 @@
 import json
 import signal
 
-import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from configs import pretrain_decoder, reward
+from configs import reward
+from data.examples import kinds
+from data.examples.example import Context
 from launch.conversion.hugging_face import export
 from launch.program.checking import ConfigError
 from launch.run import restore
@@ -30,18 +31,6 @@ def rankings(tmp_path_factory):
     answers = [{"answer": "fox " * count, "rank": 4 - count} for count in (1, 2, 3)]
     path.write_text("".join(json.dumps({"prompt": f"{i}?", "answers": answers}) + "\n" for i in range(40)))
     return path
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, corpus, data_dir):
-    workdir = tmp_path_factory.mktemp("base") / "run"
-    config = shrink(pretrain_decoder.get_config(), data_dir, corpus)
-    config.steps = config.checkpoint_every = 3
-    config.eval_every, config.model.max_length = 0, 768
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
-        train(config, workdir)
-    return workdir
 
 
 def configured(argument, base, data_dir, rankings):
@@ -78,7 +67,14 @@ def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, rankings
     if argument == "tiny":
         export(tmp_path / "run", tmp_path / "hf")
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
-        tokens = np.array([[*words.encode("1? fox fox"), words.eot_id]], np.int32)
+        # Their template writes a conversation as it was scored in training.
+        turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "fox fox"}]
+        ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").apply_chat_template(turns)["input_ids"]
+        kind, settings = kinds.KINDS["rankings"], kinds.checked({})["rankings"]
+        record = kind.parse({"prompt": "1?", "chosen": "fox fox", "rejected": "fox"}, settings)
+        chosen, _ = kind.encoding(settings, Context(words, 600, False, lambda: iter(()))).encode(record)
+        assert ids == chosen.tokens.tolist() and np.flatnonzero(chosen.trained).tolist() == [len(ids) - 1]
+        tokens = np.array([ids], np.int32)
         with torch.no_grad():
             score = theirs(torch.tensor(tokens, dtype=torch.int64)).logits
         with axes.use_mesh(mesh):

@@ -35,18 +35,6 @@ def examples(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, corpus, data_dir):
-    """A model trained for a few steps."""
-    workdir = tmp_path_factory.mktemp("base") / "run"
-    config = shrink(importlib.import_module("configs.pretrain_decoder").get_config(), data_dir, corpus)
-    config.steps = config.eval_every = config.checkpoint_every = 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
-        train(config, workdir)
-    return workdir
-
-
 def configured(name, base, data_dir, examples, **fields):
     config = shrink(importlib.import_module(f"configs.{name}").get_config(), data_dir, examples)
     config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 4, 2, 2

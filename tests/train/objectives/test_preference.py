@@ -184,6 +184,7 @@ def test_the_divergence_of_an_evaluation():
         (dict(method="robust", label_smoothing=0.5), "method 'robust' needs less than 0.5"),
         (dict(method="simpo", per_token=True), "per_token has no effect in method 'simpo', which always divides"),
         (dict(target_margin=0.5), "target_margin has no effect in method 'dpo'"),
+        (dict(method="orpo"), "sft is 0, but method 'orpo' adds its term to an SFT loss"),
     ],
 )
 def test_settings_without_effect_are_refused(settings, said):
@@ -192,7 +193,8 @@ def test_settings_without_effect_are_refused(settings, said):
 
 
 def test_a_method_without_a_reference_asks_for_none():
-    assert {name for name in METHODS if not Preference(method=name).companions} == {"simpo", "orpo"}
+    made = [Preference(method=name, sft=float(name == "orpo")) for name in METHODS]
+    assert {one.method for one in made if not one.companions} == {"simpo", "orpo"}
 
 
 def test_the_order_of_tokens_does_not_count():
@@ -217,11 +219,11 @@ def test_rows_without_weight_are_no_pairs():
 
 
 def test_a_model_that_is_its_reference():
-    """Its loss is log 2. No chosen answer is preferred, because no reward is larger than the other."""
+    """Its loss is log 2 and its accuracy 1/2, because no reward is larger than the other."""
     loss = Preference()(stated(0), batch(), None, reference=stated(0))
     figures = Preference().figures(jax.device_get(loss), HeldOut())
     assert figures == pytest.approx(
-        {"loss": np.log(2), "accuracy": 0, "margin": 0, "chosen_reward": 0, "rejected_reward": 0, "kl": 0}
+        {"loss": np.log(2), "accuracy": 0.5, "margin": 0, "chosen_reward": 0, "rejected_reward": 0, "kl": 0}
         | {"sft_loss": figures["sft_loss"]},
         abs=1e-6,
     )

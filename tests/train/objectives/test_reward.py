@@ -57,12 +57,14 @@ def test_equals_float64(centre, answers):
     total = lambda scored: (lambda loss: (loss.total, loss))(Reward(centre=centre)(scored, rows, jax.random.key(0)))
     gradient, loss = jax.jit(jax.grad(total, has_aux=True))(scored)
     scores = torch.tensor(np.asarray(scored.scores_BT, np.float64), requires_grad=True)
+    values = scores.detach().numpy()
     wanted = torch.zeros((), dtype=torch.float64)
     right = margin = 0.0
     for row, better, worse, weight in pairs(rows):
         a, b = scores[row, better], scores[row, worse]
         wanted = wanted + weight * (centre * (a + b) ** 2 - torch.nn.functional.logsigmoid(a - b))
-        right, margin = right + weight * float(a > b), margin + weight * float(a - b)
+        apart = values[row, better] - values[row, worse]
+        right, margin = right + weight * (apart > 0), margin + weight * apart
     wanted.backward()
     assert loss.weight == pytest.approx(5) and 0 < right < 5
     np.testing.assert_allclose(loss.total, wanted.item(), rtol=1e-5)
@@ -85,6 +87,14 @@ def test_calibration():
     assert figures["calibration_error"] == pytest.approx(wanted, rel=1e-4) and wanted > 0.05
     assert [*figures] == ["loss", "accuracy", "margin", "calibration_error", "score"]
     assert len(list(Reward().lines(figures, HeldOut()))) == 6
+
+
+def test_equal_scores():
+    """A model that scores all answers the same knows nothing, which is calibrated."""
+    same = Scored(np.full((ROWS, LENGTH), 3, np.float32))
+    figures = Reward().figures(jax.device_get(Reward()(same, ranked(4), None)), HeldOut())
+    wanted = {"loss": np.log(2), "accuracy": 0.5, "margin": 0, "calibration_error": 0, "score": 3}
+    assert figures == pytest.approx(wanted, abs=1e-6)
 
 
 def test_rows_without_weight_are_no_pairs():
