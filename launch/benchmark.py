@@ -5,7 +5,7 @@
 This prints compile time, median tokens per second, peak memory and MFU. It reads no data and writes nothing.
 """
 
-if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.benchmark")
 
 from launch.program import runtime
@@ -26,7 +26,7 @@ from flax import nnx
 from ml_collections import config_flags
 
 from launch.program.checking import ConfigError
-from launch.run import build, checks, models, restore
+from launch.run import build, checks, init_from, models, restore
 from model import architectures, axes, count
 from model.compress.quantize import quantize
 from model.weights import trained
@@ -45,10 +45,11 @@ _SERVE = flags.DEFINE_bool(
 
 def main() -> None:
     config = _CONFIG.value
+    if config.init_from:
+        config, _ = init_from.resolve(config, None, config_flags.get_override_values(flags.FLAGS["config"]))
     mesh = build.mesh(config)
     checks.check(config, mesh)
-    # A vocabulary of 0 is that of the tokenizer, which is not trained here: its planned size stands for it.
-    model = models.model_config(config, 0 if config.model.vocab_size else config.data.tokenizer.vocab_size)
+    model = models.model_config(config, models.planned_tokenizer_size(config))
     if model.architecture == "encoder_decoder":
         raise ConfigError(
             "launch.benchmark times only decoders and encoders, but config.model.architecture is encoder_decoder; "

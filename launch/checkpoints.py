@@ -6,7 +6,7 @@
 The exit status is 1 if a checkpoint is damaged. This changes nothing; training sets damaged checkpoints aside.
 """
 
-if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.checkpoints")
 
 from launch.program import runtime

@@ -9,6 +9,9 @@ and the text. A model that labels words gives one line per word, and an empty li
 than the rows of training are cut at the end.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
+    raise SystemExit("start it from the checkout as: python -m launch.classify")
+
 from launch.program import runtime
 
 runtime.configure()
@@ -57,6 +60,10 @@ def given(settings: dict) -> Iterator[tuple[str | list[str], str | None]]:
     """
     if bool(_TEXT.value) == bool(_FILE.value):
         raise ConfigError("give either --text or --file")
+    if _FILE.value and _PAIR.value:
+        raise ConfigError("--pair goes with --text; in a file, the second text is a field of each record")
+    if _PAIR.value and settings["kind"] == "token":
+        raise ConfigError("--pair is the second text of a pair, but this model labels the words of one text")
     if not _FILE.value:
         pairs: Sequence[str | None] = _PAIR.value or [None] * len(_TEXT.value)
         if len(pairs) != len(_TEXT.value):

@@ -7,6 +7,9 @@ Generation, evaluation and classification read NEW like any other workdir. Adapt
 names it. The float model is read one array at a time, so the host needs memory for the quantized model and one array.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
+    raise SystemExit("start it from the checkout as: python -m launch.compress")
+
 from launch.program import runtime
 
 runtime.configure()
@@ -43,7 +46,7 @@ def main() -> None:
     with checking("flags"):
         settings = Settings.of({name: value for name, value in form.items() if value is not None})
     run = Workdir(Path(_WORKDIR.value).absolute())
-    compressing.compress(run, places.named(_OUT.value), settings, _STEP.value, _DTYPE.value)
+    compressing.compress(run, places.named(_OUT.value, "--out"), settings, _STEP.value, _DTYPE.value)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ A model's folder needs config.json, safetensors and a tokenizer (data/tokens/hub
 at a time, and the model is split over as many devices as possible.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
+    raise SystemExit("start it from the checkout as: python -m launch.convert")
+
 from launch.program import runtime
 
 runtime.configure()
@@ -91,7 +94,10 @@ def main() -> None:
         raise ConfigError(f"give one of --{', --'.join(WAYS)}")
     (way,) = given
     _check(way)
-    workdir, other = places.named(_WORKDIR.value), Path(str(flags.FLAGS[way].value))
+    workdir = places.named(_WORKDIR.value)
+    text = str(flags.FLAGS[way].value)
+    places.named(text, f"--{way}")  # refuses an empty one
+    other = Path(text)  # as the user wrote it, for messages
     if way in ("to_hf", "to_peft"):
         writer.check_new(other)  # before a model is read
     WAYS[way](workdir, other)

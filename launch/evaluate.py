@@ -69,16 +69,18 @@ def main() -> None:
     run = Workdir(Path(_WORKDIR.value).absolute())
     workdir, config, prepared = run.path, run.config, run.prepared
     grader, new = _grader(run), 100 if _TOKENS.value is None else _TOKENS.value
+    with checking("--temperature, --top_p"):
+        drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
+    objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
+    companions.check(objective, config)
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
         batch = []
         if _PROMPTS.value:
             completer = Completer(config, tokenizer, model.config, model.inputs.tokens.rows)
-            drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
             with checking("--prompt, --max_new_tokens"):
                 requests = [Request(text, max_new_tokens=new, settings=drawn) for text in _PROMPTS.value]
                 batch = completer.completions(requests)
-        objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
         beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)

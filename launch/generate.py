@@ -11,6 +11,9 @@ or on pairs of texts gets the prompt as a question in the same form, and only it
 continues every prompt with every adapter, all in one batch.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
+    raise SystemExit("start it from the checkout as: python -m launch.generate")
+
 from launch.program import runtime
 
 runtime.configure()

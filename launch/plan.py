@@ -7,7 +7,7 @@ The real train step is compiled for the target, in a separate process. To instal
 `pip install --no-deps -r launch/plans/requirements.txt`.
 """
 
-if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.plan")
 
 from launch.program import runtime
@@ -21,11 +21,12 @@ from ml_collections import config_flags
 
 from launch.plans import candidates
 from launch.program.checking import ConfigError, checking
+from launch.run import init_from
 from train.planning import page, targets
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon. Required.")
 _TARGET = flags.DEFINE_string(
-    "target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:NODESxGPUS, cpu:N. Required.", required=True
+    "target", None, "Chips: v4, v5e, v5p or v6e:TOPOLOGY, h100:GPUS or h100:NODESxGPUS, cpu:N. Required.", required=True
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "Number of slices of a TPU target, connected by the data center's network.")
 _MESH = flags.DEFINE_string(
@@ -37,7 +38,9 @@ _TRIES = flags.DEFINE_integer("tries", 12, "How many programs --search compiles 
 
 
 def main() -> None:
-    config, words = _CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"])
+    config, name = _CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"])
+    if config.init_from:
+        config, _ = init_from.resolve(config, None, config_flags.get_override_values(flags.FLAGS["config"]))
     with checking("--target"):
         target = targets.parse(_TARGET.value, _SLICES.value)
     mesh = candidates.mesh_of(_MESH.value, config)
@@ -46,10 +49,10 @@ def main() -> None:
             raise ConfigError(f"--search ranks by estimated time, but no rates are published for {target.name}")
         show = lambda row: print(page.table([row], target).splitlines()[-1], file=sys.stderr, flush=True)
         rows = candidates.search(config, target, mesh if _MESH.value else {}, _TRIES.value, show)
-        print(f"{words} on {target}, {config.batch_size} x {config.data.seq_len} tokens per step")
+        print(f"{name} on {target}, {config.batch_size} x {config.data.seq_len} tokens per step")
         print(page.table(rows, target))
         return
-    for text in candidates.pages(config, target, mesh, words, _TOKENS.value):
+    for text in candidates.pages(config, target, mesh, name, _TOKENS.value):
         print(text, flush=True)
 
 

@@ -6,6 +6,9 @@ Writes array_record files (with TFDS). Training prepares missing data by itself;
 machine without accelerators.
 """
 
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
+    raise SystemExit("start it from the checkout as: python -m launch.prepare")
+
 from launch.program import runtime
 
 runtime.configure()
@@ -19,7 +22,6 @@ from data.examples import kinds
 from data.prepare import Prepared
 from launch.program.checking import ConfigError
 from launch.run import build, checks, init_from
-from launch.run.workdirs import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file whose .data block says what to prepare. Required."
@@ -68,7 +70,7 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     if "data.dir" in chosen:
         raise ConfigError("--data_dir names the folder; leave --config.data.dir out")
-    config, _ = init_from.resolve(_CONFIG.value, Workdir(Path(_DATA_DIR.value)), chosen)
+    config, _ = init_from.resolve(_CONFIG.value, None, chosen)
     checks.check(config, None)  # the run's devices may be elsewhere
     with config.unlocked():
         config.data.dir = _DATA_DIR.value

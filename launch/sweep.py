@@ -8,7 +8,7 @@ DIR/trials/NUMBER. Trials are ranked by their best evaluation, measured by confi
 Only the best trial and the running one keep checkpoints. DIR/sweep.html shows a table and plots.
 """
 
-if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.sweep")
 
 from launch.program import runtime

@@ -6,7 +6,7 @@ The same command continues the run, or reports that it is done. On SIGTERM or Ct
 several hosts, run the same command on each of them (launch/hosts/distributed.py).
 """
 
-if __package__ in (None, ""):  # run as a script, launch/ would come first on sys.path
+if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
     raise SystemExit("start it from the checkout as: python -m launch.train")
 
 from launch.program import runtime

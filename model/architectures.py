@@ -241,6 +241,8 @@ class EncoderDecoder(Decoder):
           encoder_hidden, encoder_attention: like `hidden` and `attention`, for the encoder.
           others: as in Decoder.
         """
+        if source is None and (encoder_hidden or encoder_attention):
+            raise ValueError("states of the encoder need a source that it reads, not the memory of an earlier call")
         tap = Tap(self.stack.depth, hidden=hidden, attention=attention, cross=cross)
         encoder = Tap(self.encoder.depth, hidden=encoder_hidden, attention=encoder_attention)
         found = self(tokens_BT, segments_BT, positions_BT, source=source, tap=tap, encoder_tap=encoder, **others)

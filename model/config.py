@@ -136,6 +136,8 @@ class ModelConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose from {', '.join(choices)}")
         for name, choices in (("attention_pattern", ("global", "local")), ("mlp_pattern", ("dense", "sparse"))):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be a list, like ('{choices[0]}',)")
             pattern = tuple(getattr(self, name))
             if not pattern or set(pattern) - set(choices):
                 raise ValueError(f"model.{name} is {pattern!r}; choose its entries from {', '.join(choices)}")
@@ -282,10 +284,10 @@ def _cannot_be_split(what: str, dim: int, split: dict[str, int], hint: str = "")
 def _nested(name: str, kind, fields):
     if unknown := set(fields) - {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"model.{name}.{min(unknown)} is not a field of {kind.__name__}")
-    try:
-        return kind(**fields)
-    except TypeError as error:  # a field is missing
-        raise ValueError(f"model.{name}: {error}") from error
+    needed = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    if missing := [field for field in needed if field not in fields]:
+        raise ValueError(f"model.{name} lacks {', '.join(missing)}")
+    return kind(**fields)
 
 
 def _repetitions(kinds: list[Kind]):

@@ -44,9 +44,8 @@ class Rope:
     scaling: str = "none"  # none, linear (arXiv:2306.15595), llama3 (arXiv:2407.21783), yarn (arXiv:2309.00071)
     factor: float = 1.0
     original_length: int = 0  # context length before rescaling; llama3 and yarn need it
-    low_factor: float = (
-        1.0  # llama3: divide frequencies with wavelengths above original_length / low_factor by `factor`
-    )
+    # llama3: divide frequencies with wavelengths above original_length / low_factor by `factor`.
+    low_factor: float = 1.0
     high_factor: float = 4.0  # llama3: keep wavelengths below original_length / high_factor
     beta_fast: float = 32.0  # yarn: keep frequencies that rotate more often over the original context
     beta_slow: float = 1.0  # yarn: divide frequencies that rotate less often by `factor`
@@ -60,6 +59,11 @@ class Rope:
             raise ValueError(f"model.rope.scaling is {self.scaling!r}; choose from {', '.join(scalings)}")
         if self.scaling in ("llama3", "yarn") and self.original_length < 1:
             raise ValueError(f"model.rope.original_length must be set for the scaling {self.scaling!r}")
+        if self.scaling == "llama3" and self.low_factor >= self.high_factor:
+            raise ValueError(
+                f"model.rope.low_factor is {self.low_factor}; it must be smaller than model.rope.high_factor, which is "
+                f"{self.high_factor}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ LINEAR = (Role.MATRIX, Role.EXPERT, Role.PROJECTION)
 WITH_INPUTS = (*LINEAR, Role.ADAPTER)
 # Read by id instead of multiplied (the output layer multiplies its table, and is counted separately).
 LOOKED_UP = (Role.TABLE, Role.POSITION)
-# Used elementwise, without a matmul.
+# No matrices: used elementwise or looked up.
 ELEMENTWISE = (Role.NORM, Role.BIAS, Role.DISTANCE, Role.CORRECTION)
 
 

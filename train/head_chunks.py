@@ -44,7 +44,10 @@ def on_rows(run, heads: tuple[Head, ...], arrays_BT: tuple[jax.Array, ...], *, a
       arrays_BT: further arrays [B, T, ...], split like the tokens.
       add: True if the results are sums over tokens, which are then added over devices. False if they are [B, T, ...].
     """
-    shape = arrays_BT[0].shape if arrays_BT else heads[0].x_BTD.shape[:2]
+    shape = heads[0].x_BTD.shape[:2]
+    context = axes.size("context")
+    if shape[1] % context:
+        raise ValueError(f"rows of {shape[1]} tokens can't be split over context={context}; use a multiple of it")
     # Without a split there is no shard_map: XLA's partitioner fails if the axes of a shard_map all have size 1.
     names = axes.splitting("batch", "length", shape=shape)
     if not names:

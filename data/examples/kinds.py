@@ -59,6 +59,12 @@ def hand_on(data_config: Mapping[str, Any], tokenizer: Tokenizer, encoder: bool)
     return KINDS[kind].hand_on(checked(data_config)[kind], tokenizer, encoder) if kind else tokenizer
 
 
+def chat_settings(data_config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns how conversations that are trained on are written: {"template", "system"}, or {} if there are none."""
+    blocks = (checked(data_config)[name] for name in _trained(data_config) if "template" in KINDS[name].fields)
+    return next(({name: block[name] for name in ("template", "system")} for block in blocks), {})
+
+
 def _trained(data_config: Mapping[str, Any]) -> list[str]:
     """Returns the kinds of examples that are trained on, in the order of KINDS."""
     train = {kind_of(spec) for spec, weight in sources(data_config) if weight}

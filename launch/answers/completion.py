@@ -12,6 +12,7 @@ import jax
 from data.examples.asking import Prompts
 from data.tokens.templates import Message
 from data.tokens.tokenizer import Tokenizer
+from model.adapt.bank import holds_several
 from model.decode.generate import generate
 from model.decode.sampling import Settings
 
@@ -80,17 +81,16 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
     """Generates all completions in one batch on the current mesh, and returns their new ids, each with its end id.
 
     Raises:
-      ValueError: their sampling settings, limits or stop ids differ, or only some of them have an adapter.
+      ValueError: their sampling settings, limits or stop ids differ, or the model has no adapters to choose from.
     """
     requests = [completion.request for completion in batch]
-    if len({(one.settings, one.max_new_tokens, one.stop, one.adapter is None) for one in requests}) != 1:
-        raise ValueError(
-            "the requests of one batch must have the same sampling settings, max_new_tokens and stop ids, and all of "
-            "them an adapter or none of them"
-        )
+    if len({(one.settings, one.max_new_tokens, one.stop) for one in requests}) != 1:
+        raise ValueError("the requests of one batch must have the same sampling settings, max_new_tokens and stop ids")
     first = requests[0]
+    if any(request.adapter is not None for request in requests) and not holds_several(model):
+        raise ValueError("a request names an adapter, but the model has none to choose from")
     sources = [completion.source for completion in batch if completion.source is not None]
-    adapters = [request.adapter for request in requests if request.adapter is not None]
+    adapters = [-1 if request.adapter is None else request.adapter for request in requests]
     out = generate(
         model,
         [completion.prompt for completion in batch],
@@ -100,6 +100,6 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
         eos_id=sorted({end for completion in batch for end in completion.ends}),
         vocab_size=batch[0].tokenizer.vocab_size,
         sources=sources or None,
-        adapters=adapters or None,
+        adapters=adapters if holds_several(model) else None,
     )
     return [[int(i) for i in ids[:length]] for ids, length in zip(out.tokens, out.lengths, strict=True)]

@@ -105,7 +105,9 @@ class Evaluation:
         """Returns the facts about these sources (None: those that train) that the objective needs for its figures."""
         prepared = self._prepared
         why = no_bits_per_byte(prepared, self._corruption, sources)
-        per_token = None if why else bytes_per_token(self._sources if sources is None else sources)
+        if sources is None:
+            sources = [source for source in self._sources if source.weight]
+        per_token = None if why else bytes_per_token(sources)
         return HeldOut(prepared.labels, per_token, why, prepared.validation_bytes, compressors)
 
     def _loss(self, number: int, model, rows: int | None, companions) -> Loss:

@@ -98,7 +98,7 @@ def export(workdir: Path, path: Path, step: str = "", merge: bool = False, into:
         if isinstance(method, Lora):
             way = "--merge puts it into the base's parameters, --to_peft writes it alone"
         raise ConfigError(
-            f"{workdir} holds an adapter over a base ({type(method).__name__.lower()}), but a checkpoint folder needs "
+            f"{workdir} holds an adapter over a base ({run.config.adapt.method}), but a checkpoint folder needs "
             f"a whole model: {way}"
         )
     name = run.config.get("model_type") or registry.family_of(config)

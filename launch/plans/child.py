@@ -48,8 +48,7 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         except compile.CompilerMissing as error:
             mesh, missing = compile.abstract_mesh(target, mesh_shape), str(error)
     checks.check(config, mesh)
-    tokenizer_size = 0 if config.model.vocab_size else config.data.tokenizer.vocab_size
-    model = models.model_config(config, tokenizer_size, config.model.get("num_labels") or 1)
+    model = models.model_config(config, models.planned_tokenizer_size(config), config.model.get("num_labels") or 1)
     tx, tuning = build.optimizer(config, model), models.tuning(config)
 
     def make(rngs: nnx.Rngs):

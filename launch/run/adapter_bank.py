@@ -29,7 +29,7 @@ def lora(run: Workdir) -> Tuning:
     """
     method = run.tuning.method
     if not isinstance(method, Lora):
-        kind = "no adapter" if method is None else f"parameters of the method {type(method).__name__.lower()}"
+        kind = "no adapter" if method is None else f"parameters of the method {run.config.adapt.method}"
         raise ConfigError(f"{run.path} holds {kind}; a low-rank adapter is needed (configs/lora.py)")
     return run.tuning
 
@@ -63,7 +63,15 @@ def several(
     config = dataclasses.replace(config, cuts=tuple(sorted(cuts)))
     mesh = axes.make_mesh({"data": 1}, jax.devices()[:1]) if mesh is None else mesh
     with axes.use_mesh(mesh):
-        model, content, _ = restore.pretrained(base, config)
+        seen = [run.tuning.quantization for run in runs]
+        if base.compression is None and any(form != seen[0] for form in seen):
+            raise ConfigError(
+                "the adapters of --adapter were trained over different forms of the base: "
+                + ", ".join(f"{run.path} over {run.config.adapt.get('base', 'float')}" for run in runs)
+                + "; generate with each alone"
+            )
+        base_step = runs[0].config.init_step  # of another one, `checkpoints` refuses the adapter below
+        model, content, _ = restore.pretrained(base, config, quantization=seen[0], step=base_step)
         adapted = [_over(config, run, content, step) for run in runs]
         with checking("--adapter"):
             return mesh, bank(model, adapted), base.tokenizer

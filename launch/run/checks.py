@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 from flax import nnx
@@ -16,6 +16,7 @@ from model.compress.quantize import quantize
 from model.config import ModelConfig
 from model.interop import peft, registry
 from model.interop.files.tensorfile import CheckpointFolderError
+from model.parts import Rope
 from model.roles import Role, role_of
 from train.optimizer import UNREAD, fetched
 
@@ -109,6 +110,7 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Mapping[str, nnx.Varia
             f"note: config.checkpoint_every is 0, so nothing is saved{but}, not even at the end; only SIGTERM, "
             "Ctrl-C and a failing evaluation save a checkpoint"
         )
+    found += [f"note: {field} has no effect: {why}" for field, why in _without_effect(config, model)]
     if unread := UNREAD.get(config.optimizer.name):
         fields = ", ".join(f"config.optimizer.{field}" for field in unread)
         found.append(f"note: the optimizer {config.optimizer.name} does not read {fields}")
@@ -121,6 +123,31 @@ def notes(config: ConfigDict, model: ModelConfig, trains: Mapping[str, nnx.Varia
         if why := peft.unreadable(model, registry.FAMILIES[name].table(model), adapted):
             found.append(f"note: {why}")
     return found + _rare_sources(config)
+
+
+def _without_effect(config: ConfigDict, model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yields (field, reason) of fields that are set and that nothing reads."""
+    if model.window and "local" not in model.attention_pattern:
+        yield "config.model.window", "config.model.attention_pattern has no 'local' layer"
+    if model.share_inner != 1 and not model.share_groups:
+        yield "config.model.share_inner", "config.model.share_groups is 0"
+    for name, scalings in _SCALED.items():
+        if getattr(model.rope, name) != getattr(Rope(), name) and model.rope.scaling not in scalings:
+            yield f"config.model.rope.{name}", f"config.model.rope.scaling is {model.rope.scaling!r}"
+    if config.adapt.get("base") == "int8" and not config.adapt.get("double_quantization", True):
+        yield "config.adapt.double_quantization", "int8 has no scales to quantize"
+
+
+# The scalings that read a field of model.rope.
+_SCALED = {
+    "factor": ("linear", "llama3", "yarn"),
+    "original_length": ("llama3", "yarn"),
+    "low_factor": ("llama3",),
+    "high_factor": ("llama3",),
+    "beta_fast": ("yarn",),
+    "beta_slow": ("yarn",),
+    "attention_factor": ("yarn",),
+}
 
 
 def _rare_sources(config: ConfigDict) -> list[str]:

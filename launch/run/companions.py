@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
@@ -21,7 +22,7 @@ from model.adapt.prompt import Prompt
 from model.adapt.tuning import stands_on_frozen_base
 from model.config import ModelConfig
 from model.fingerprint import array_sum, fingerprint
-from model.weights import by_name, frozen
+from model.weights import frozen, trained
 from train import state as states
 from train.objectives.objective import Companion, Objective
 
@@ -43,15 +44,7 @@ def check(objective: Objective, config: ConfigDict) -> None:
             f"config.objective.name {config.objective.name!r} does not have; choose another method, such as lora"
         )
     for companion in objective.companions:
-        field = f"config.{companion.field}"
-        path = _path(config, companion)
-        if not path:
-            raise ConfigError(
-                f"{field} is empty, but config.objective.name {config.objective.name!r} needs a {companion.name} "
-                "beside the model that trains: set it to the workdir of that model"
-            )
-        if not (Path(path) / "config.json").exists():
-            raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")
+        _workdir(objective, config, companion)
 
 
 def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, dict]) -> Companions:
@@ -66,25 +59,40 @@ def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, d
     Raises:
       ConfigError: a workdir holds another model than when the run began.
     """
-    models, record = {}, {}
+    beside, record = {}, {}
     for companion in objective.companions:
         if companion.field == "init_from" and stands_on_frozen_base(model):
             continue  # the step takes its adapter off
-        workdir = Workdir(Path(_path(config, companion)).absolute())
+        workdir = _workdir(objective, config, companion)
         before = recorded.get(companion.name)
         wanted = str(before["step"]) if before else config.init_step if companion.field == "init_from" else ""
         with contextlib.closing(workdir.checkpoints()) as checkpoints:
             step = find_step(checkpoints, wanted)
-        found = frozen(restore.model(workdir, _computing_like(workdir.architecture, model.config), str(step)))
-        content = fingerprint({name: array_sum(array) for name, array in by_name(found).items()})
+        beside[companion.name], content = _loaded(workdir, companion, model.config, str(step))
         if before and before["content"] != content:
             raise ConfigError(
                 f"config.{companion.field} {workdir.path} holds another model than when the run began, so the "
                 f"{companion.name} of the run is gone: bring it back, or use a new --workdir"
             )
-        models[companion.name] = found
         record[companion.name] = {"workdir": str(workdir.path), "step": step, "content": content}
-    return Companions(models, record)
+    return Companions(beside, record)
+
+
+def _loaded(workdir: Workdir, companion: Companion, like: ModelConfig, step: str):
+    """Returns (a frozen model, content hash of its stored arrays).
+
+    The model that a run begins with is loaded as the run loads it: an adapter is merged into the original weights. Any
+    other model is loaded as it was trained, over quantized weights too.
+    """
+    config = _computing_like(workdir.architecture, like)
+    if companion.field == "init_from" or workdir.tuning.method is None:
+        config = dataclasses.replace(config, cuts=())
+        model, content, _ = restore.pretrained(workdir, config, labels=workdir.labels, step=step)
+    else:
+        model, base = restore.over_base(workdir, config, workdir.tuning, step)
+        sums = {name: array_sum(leaf[...]) for name, leaf in trained(model).items()}
+        content = fingerprint(sums | {"base": base})
+    return frozen(model), content
 
 
 def planned(objective: Objective, config: ConfigDict, model) -> dict:
@@ -97,9 +105,10 @@ def planned(objective: Objective, config: ConfigDict, model) -> dict:
     for companion in objective.companions:
         if companion.field == "init_from" and stands_on_frozen_base(model):
             continue
-        path = Path(_path(config, companion) or ".")
-        there = Workdir(path.absolute()).architecture if (path / "config.json").exists() else model.config
-        like = _computing_like(there, model.config)
+        path = _path(config, companion)
+        is_here = bool(path) and (Path(path) / "config.json").exists()
+        there = Workdir(Path(path).absolute()).architecture if is_here else model.config
+        like = dataclasses.replace(_computing_like(there, model.config), cuts=())
         shapes[companion.name] = states.abstract_model(lambda rngs, like=like: frozen(architectures.make(like, rngs)))
     return shapes
 
@@ -111,9 +120,35 @@ def _path(config: ConfigDict, companion: Companion) -> str:
     return value
 
 
+def _workdir(objective: Objective, config: ConfigDict, companion: Companion) -> Workdir:
+    """Returns the workdir of a companion.
+
+    Raises:
+      ConfigError: the config names none, or it holds no run.
+    """
+    field, path = f"config.{companion.field}", _path(config, companion)
+    if not path:
+        raise ConfigError(
+            f"{field} is empty, but config.objective.name {config.objective.name!r} needs a {companion.name} beside "
+            "the model that trains: set it to the workdir of that model"
+        )
+    if not (Path(path) / "config.json").exists():
+        raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")
+    return Workdir(Path(path).absolute())
+
+
 def _computing_like(config: ModelConfig, like: ModelConfig) -> ModelConfig:
-    """Returns the architecture with the dtype and kernels of `like`, without dropout, noise and remat."""
+    """Returns the architecture with the dtypes and kernels of `like`, without dropout, noise and remat.
+
+    Parameters stay in their own dtype if that is narrower, because a wider one would take memory and change nothing.
+    """
+    narrow = min(config.param_dtype, like.param_dtype, key=lambda name: jnp.dtype(name).itemsize)
     same = ("dtype", "attention", "context", "scan_unroll", "pipeline_slots", "pipeline_groups")
     return dataclasses.replace(
-        config, dropout=0.0, embedding_noise=0.0, remat="none", **{name: getattr(like, name) for name in same}
+        config,
+        dropout=0.0,
+        embedding_noise=0.0,
+        remat="none",
+        param_dtype=narrow,
+        **{name: getattr(like, name) for name in same},
     )

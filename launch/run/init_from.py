@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data.examples import kinds
+from data.examples.kinds import KINDS
 from launch.program.checking import ConfigError, checking
 from launch.run import models, restore, workdirs
 from launch.run.defaults import flat
@@ -34,16 +36,20 @@ class _Taken(NamedTuple):
     model: dict  # the block `model`
     tokenizer: ConfigDict  # the block `data.tokenizer`
     facts: dict  # the model's family (model_type), if it is known
+    chat: dict  # the template and system text of its conversations; {}: it was not tuned on any
 
 
-def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) -> tuple[ConfigDict, Workdir | None]:
+def resolve(
+    config: ConfigDict, workdir: Workdir | None, chosen: Iterable[str] = ()
+) -> tuple[ConfigDict, Workdir | None]:
     """Fills in the architecture and the tokenizer that a config leaves to config.init_from.
 
     Fields that do not belong to the parameters (registry.RUNNING: dtype, remat, dropout, ...) stay as they are.
 
     Args:
       config: the config as the user gave it.
-      workdir: that of the run; if it has a checkpoint, its record is used instead of the other workdir's.
+      workdir: that of the run; if it has a checkpoint, its record is used instead of the other workdir's. None: there
+        is no run yet.
       chosen: fields that the user has set by flags, like 'model.num_layers'.
 
     Returns:
@@ -52,9 +58,9 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     Raises:
       ConfigError: config.init_from is empty but an adapter needs it, or a chosen field contradicts it.
     """
-    begun = workdirs.begun(workdir.path)
-    if begun:
-        _refuse_another(config, workdir)
+    run = workdir if workdir is not None and workdirs.begun(workdir.path) else None  # if it has begun
+    if run:
+        _refuse_another(config, run)
     if not config.init_from:
         if models.tuning(config).method:
             raise ConfigError(
@@ -63,16 +69,16 @@ def resolve(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
             )
         return config, None
     source = Workdir(Path(config.init_from).absolute())
-    if begun and workdir.tuning.method:
-        source = workdir.base  # still needed, so a missing one is an error now
-    taken = _recorded(workdir, config) if begun else _found(source, config)
+    if run and run.tuning.method:
+        source = run.base  # still needed, so a missing one is an error now
+    taken = _recorded(run, config) if run else _found(source, config)
     own = {*RUNNING}
     # A head for labels depends on the data; `create` loads the source's head if it fits.
     if models.objective(config).head(config.data):
         own |= {"head", "num_labels"}
     _refuse_contradictions(config, taken.model, [name for name in chosen if name.removeprefix("model.") not in own])
     config = _with(config, taken, own)
-    if not begun or workdir.tuning.method:
+    if not run or run.tuning.method:
         _keep_form(config, source)
     return config, source
 
@@ -89,6 +95,10 @@ def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
         config.data.tokenizer = taken.tokenizer
         config.init_from, config.init_step = taken.place, taken.step
         config.update(taken.facts)
+        for name in KINDS if taken.chat else ():
+            block = config.data[name]
+            if (block.get("template"), block.get("system")) == ("auto", ""):
+                block.update(taken.chat)
     return config
 
 
@@ -100,14 +110,23 @@ def _found(source: Workdir, config: ConfigDict) -> _Taken:
     with contextlib.closing(source.checkpoints()) as checkpoints:
         step = find_step(checkpoints, config.init_step)
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
-    return _Taken(config.init_from, str(step), dataclasses.asdict(source.architecture), words, _facts(source))
+    chat, model = kinds.chat_settings(source.config.data), dataclasses.asdict(source.architecture)
+    wanted = kinds.chat_settings(config.data)
+    if chat and wanted and wanted not in (chat, {"template": "auto", "system": ""}):
+        print(
+            f"warning: conversations are written with {wanted}, but those of config.init_from {config.init_from} with "
+            f"{chat}; leave template and system out to keep its own",
+            file=sys.stderr,
+        )
+    return _Taken(config.init_from, str(step), model, words, _facts(source), chat)
 
 
 def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
     """Returns what a run that continues has recorded. A step that the user gives is kept, to be compared later."""
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
-    return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir))
+    chat = kinds.chat_settings(there.data)
+    return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir), chat)
 
 
 def _keep_form(config: ConfigDict, source: Workdir) -> None:

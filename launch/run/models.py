@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data.checked import specials
+from data.tokens import tokenizer as tokenizers
 from data.tokens.tokenizer import Tokenizer
 from launch.program.checking import ConfigError, checking
 from model import count, patterns
@@ -75,6 +77,27 @@ def _left_to_data(config: ConfigDict, fields: dict, tokenizer_size: int, num_lab
             "many as the labels need)"
         )
     return found
+
+
+def planned_tokenizer_size(config: ConfigDict) -> int:
+    """Returns the size of the tokenizer that config.data will have, before it is trained; 0: the model has its own.
+
+    Raises:
+      ConfigError: the size depends on the data.
+    """
+    tokenizer = config.data.tokenizer
+    if config.model.vocab_size:
+        return 0
+    if tokenizer.kind == "file":
+        return tokenizers.load(tokenizer.path).vocab_size
+    if tokenizer.kind == "byte":
+        return 256 + 1 + len(specials(tokenizer))  # all bytes, the end of a text, and further special tokens
+    if not tokenizer.vocab_size:
+        raise ConfigError(
+            f"config.model.vocab_size and config.data.tokenizer.vocab_size are 0, and the size of a tokenizer of kind "
+            f"{tokenizer.kind} depends on the data; set config.model.vocab_size"
+        )
+    return tokenizer.vocab_size
 
 
 def objective(config: ConfigDict, labels: Mapping | None = None) -> Objective:

@@ -16,34 +16,34 @@ _MISTAKEN = {
 }
 
 
-def named(text: str) -> Path:
-    """Returns the absolute path of the folder that --workdir names.
+def named(text: str, flag: str = "--workdir") -> Path:
+    """Returns the absolute path of the folder that a flag names.
 
     Raises:
       ConfigError: the name is empty.
     """
     if not text:
-        raise ConfigError("--workdir is empty; name a folder (perhaps a shell variable in the command is not set)")
+        raise ConfigError(f"{flag} is empty; name a folder (perhaps a shell variable in the command is not set)")
     return Path(text).absolute()
 
 
 def check(workdir: Path) -> None:
-    """Checks that a run can be written to this folder.
+    """Checks that a run or a model can be written to this folder as a workdir.
 
     Raises:
       ConfigError: the folder can't be created or is not writable, or Orbax would write to another place.
     """
     for what, wrong in _MISTAKEN.items():
         if found := re.search(wrong, str(workdir)):
-            raise ConfigError(f"--workdir {str(workdir)!r}: {found[0]!r} {what}")
+            raise ConfigError(f"workdir {str(workdir)!r}: {found[0]!r} {what}")
     try:
         for folder in (workdir, workdir / "checkpoints"):
             there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
             if not there.is_dir():
                 kind = "a file" if there.exists() else "a broken symbolic link"
-                raise ConfigError(f"{there} is {kind}, not a folder: use another --workdir, or move it away")
+                raise ConfigError(f"{there} is {kind}, not a folder: use another workdir, or move it away")
         there = next(path for path in (workdir, *workdir.parents) if path.exists())
     except OSError as error:
-        raise ConfigError(f"--workdir {workdir}: {error.strerror}; use another one") from error
+        raise ConfigError(f"workdir {workdir}: {error.strerror}; use another one") from error
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{there} is not writable: change its permissions, or use another --workdir")
+        raise ConfigError(f"{there} is not writable: change its permissions, or use another workdir")

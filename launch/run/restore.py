@@ -133,7 +133,8 @@ def pretrained(
       config: the architecture of the result. It may differ from that of `source` in `cuts`, in fields that change no
         parameters, and in the head: the head of `source` is kept only if its scores mean the same.
       seed: for parameters that the checkpoint lacks, such as a new head.
-      labels: the labels that the result gives (labels.json); None: none.
+      labels: the labels that the result gives (labels.json); None: the objective needs none, and keeps the scores of
+        `source` if there are as many.
       quantization: how to quantize the weights that `source` stores as floats; None: not.
       step: which checkpoint (Checkpoints.find).
       into_quantized: merge an adapter into the quantized weights that it was trained over, written out in full, instead
@@ -144,7 +145,7 @@ def pretrained(
     """
     make_model = _maker(source, config)
     target = variables(states.abstract_model(make_model))
-    if _meaning(labels) != _meaning(source.labels):
+    if not _same_scores(labels, source, config):
         target = {name: leaf for name, leaf in target.items() if not name.startswith("classifier/")}
     form = quantization if source.compression is None else None
     narrowed = (lambda name, variable: variable) if form is None else form.narrowed
@@ -169,9 +170,12 @@ def pretrained(
     return model, content or fingerprint(sums), new
 
 
-def _meaning(labels: Mapping[str, Any] | None):
-    """Returns what the scores of a classifier mean; None for a model without labels."""
-    return labels and (labels["kind"], labels.get("names"))
+def _same_scores(labels: Mapping[str, Any] | None, source: Workdir, config: ModelConfig) -> bool:
+    """Returns whether the scores of a classifier head in `source` mean what they shall mean in the result."""
+    if labels is None:
+        return source.architecture.num_labels == config.num_labels
+    there = source.labels or {}
+    return (labels["kind"], labels.get("names")) == (there.get("kind"), there.get("names"))
 
 
 def _stored(source: Workdir, step: str) -> Iterator[tuple[str, jax.Array]]:
@@ -221,7 +225,7 @@ def check_mergeable(run: Workdir) -> None:
     method = run.tuning.method
     if not isinstance(method, Lora | None):
         raise ConfigError(
-            f"{run.path} holds parameters of the method {type(method).__name__.lower()}, which can't be merged into "
+            f"{run.path} holds parameters of the method {run.config.adapt.method}, which can't be merged into "
             f"the base; begin with the base itself, {run.base.path}"
         )
 

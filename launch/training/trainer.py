@@ -88,7 +88,7 @@ class _Attempt:
             self._restore()
             with self.phases("start"):
                 parts = self._parts(stack)
-                self._describe(parts)
+                self._describe()
             if self.back is not None:
                 words = f"rolled back to step {self.step}: {self.back}; continues with the data after them"
                 parts.progress.message(words)
@@ -191,7 +191,7 @@ class _Attempt:
             writer.event(self.step, event)
         writer.event(self.step, {"start": starts, "wall": spent.wall()})
 
-    def _describe(self, parts: Parts) -> None:
+    def _describe(self) -> None:
         """Prints the first lines of the log, and stores the facts for the report."""
         run = self.opened
         words = f"{mfu.MFU_CONVENTION} Here: {self.peak_words}"

@@ -86,6 +86,12 @@ def bank(model, adapted: Sequence):
     return model
 
 
+def holds_several(model) -> bool:
+    """Returns whether a model has several adapters, of which each row must choose one."""
+    leaves = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, Bank))
+    return any(isinstance(leaf, Bank) for leaf in leaves)
+
+
 def chosen(model, rows: Sequence[int]):
     """Returns the model for a batch with these rows.
 

@@ -11,7 +11,7 @@ from model.adapt import bottleneck
 from model.adapt.bottleneck import Bottleneck
 from model.adapt.lora import Lora, LowRank, weights
 from model.adapt.prompt import Prompt
-from model.compress.quantize import Settings
+from model.compress.quantize import FORMS, Settings
 from model.compress.quantized import QuantizedWeight
 from model.config import ModelConfig
 from model.patterns import Rules, by_array, cuts
@@ -123,6 +123,8 @@ def make(fields: Mapping, train_only: Rules = ()) -> Tuning:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; choose from {', '.join(METHODS)}")
     base, double = (fields.pop(name, default) for name, default in BASE.items())
+    if base not in ("float", *FORMS):
+        raise ValueError(f"base is {base!r}; choose from float, {', '.join(FORMS)}")
     quantization = None if base == "float" else Settings(base, double)
     kind = METHODS[method]
     if kind is None:

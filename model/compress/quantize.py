@@ -1,4 +1,4 @@
-"""quantize: the weights of a model's linear layers in few bits, by one of the forms in FORMS; and their bytes.
+"""Quantizes the weights of a model's linear layers (FORMS lists the forms), and counts their bytes.
 
 They are the frozen base of adapters, or a model that is kept so: its checkpoint holds the arrays of its quantized
 weights ('.../query/codes', '.../query/absmax'), and the block `compress` of its config.json is Settings.fields().
@@ -26,8 +26,8 @@ from model.weights import Frozen, is_variable, whole_name
 class Form(NamedTuple):
     """A way to keep a weight."""
 
-    make: Callable[[nnx.Variable, "Settings"], QuantizedWeight]  # traced, so that shapes are enough for a shape
-    fields: Mapping[str, str]  # what a config says of it beside its name, and which of the Settings that is
+    make: Callable[[nnx.Variable, "Settings"], QuantizedWeight]  # traceable: works on abstract arrays
+    fields: Mapping[str, str]  # field of a config block -> attribute of Settings
 
 
 FORMS = {
@@ -59,7 +59,7 @@ class Settings:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Settings":
-        """From what `fields` gives; what is not there has its default.
+        """Returns the Settings of a config block; absent fields have their defaults.
 
         Raises:
           ValueError: an unknown method, a field that it does not have, or a value that is not possible.
@@ -68,11 +68,11 @@ class Settings:
         found = cls(given.pop("method", ""))
         known = FORMS[found.kind].fields
         if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"{unknown[0]} is no field of {found.kind}; it has {', '.join(known) or 'none'}")
+            raise ValueError(f"{unknown[0]} is not a field of {found.kind}; it has {', '.join(known) or 'none'}")
         return dataclasses.replace(found, **{known[name]: value for name, value in given.items()})
 
     def fields(self) -> dict[str, Any]:
-        """As a config says it: `method`, and the fields of that form. Two Settings with the same make the same."""
+        """Returns the config block: `method`, and the fields of that form. It does not hold `weights`."""
         own = FORMS[self.kind].fields
         return {"method": self.kind} | {name: getattr(self, attribute) for name, attribute in own.items()}
 
@@ -108,7 +108,7 @@ def quantize(model, settings: Settings = Settings()):
 
 
 def dequantized(model, dtype=jnp.float32):
-    """The model with each quantized weight as the array that it stands for, in this dtype; that never trains."""
+    """Returns the model with every quantized weight dequantized to `dtype`, as a frozen array."""
 
     @jax.jit
     def written_out(weight: QuantizedWeight) -> Frozen:

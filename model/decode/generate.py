@@ -8,6 +8,7 @@ Left out: text (the caller has the tokenizer), and requests that arrive while ot
 Dims: B rows, P padded prompt length, N new tokens, V vocabulary, E tokens that end a row.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,13 +24,14 @@ from model.architectures import Source
 from model.config import ModelConfig
 from model.decode.cache import KVCache
 from model.decode.sampling import Settings, sample
+from model.experts.moe import MoE
 from model.platforms import table
 from model.roles import Role, role_of
 from model.weights import Frozen, is_variable
 
 _SMALLEST_BUCKET = 32
-# Parameters that stay in float32 whatever the model's dtype is.
-_IN_FLOAT32 = (Role.NORM, Role.ROUTER, Role.GATE, Role.CORRECTION, Role.DISTANCE)
+# Parameters that keep their own dtype, usually float32, whatever dtype the model computes in.
+_KEPT = (Role.NORM, Role.ROUTER, Role.GATE, Role.CORRECTION, Role.DISTANCE)
 
 
 class Generated(NamedTuple):
@@ -153,21 +155,33 @@ def _segmented(tokens_BP, lengths_B):
 
 def _prepare(model):
     """Does once, before the loop, what each step would repeat."""
-    model = narrowed(model, jnp.dtype(model.config.dtype))
+    model = _without_drops(narrowed(model, jnp.dtype(model.config.dtype)))
     if table.here().unstacked:
         model.stack.unstack()
     return model
 
 
+def _without_drops(model):
+    """Returns the model with experts that drop no tokens for a capacity_factor.
+
+    Such a capacity grows with the padded length of the batch, so a row's text would depend on the other rows. A fixed
+    capacity stays, as in transformers' Switch.
+    """
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, MoE) and not module.experts.capacity:
+            module.experts = dataclasses.replace(module.experts, capacity_factor=0.0)
+    return model
+
+
 def narrowed(model, dtype):
-    """Returns the model cast to its compute dtype, except for parameters that always compute in float32."""
+    """Returns the model cast to its compute dtype, except for parameters that keep their dtype (_KEPT)."""
 
     def cast(variable):
         if not isinstance(variable, nnx.Param | Frozen):  # quantized
             return variable
         # Biases of the residual stream stay wide; their dim has the name of a norm's.
         of_stream = role_of(variable) is Role.BIAS and variable.get_metadata("out_sharding")[-1] == "norm"
-        wide = of_stream or role_of(variable) in _IN_FLOAT32
+        wide = of_stream or role_of(variable) in _KEPT
         return variable if wide else variable.replace(variable[...].astype(dtype))
 
     return jax.tree.map(cast, model, is_leaf=is_variable)
@@ -202,13 +216,13 @@ def check(
         raise ValueError(f"{len(prompts)} prompts and {len(sources)} sources; each prompt needs one that is not empty")
     if not len(prompts):
         raise ValueError("there is no prompt to continue")
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    limits = np.broadcast_to(max_new_tokens, len(prompts)).tolist()
     if min(limits) < 1:
         raise ValueError(f"max_new_tokens is {min(limits)}; it must be at least 1")
     if not 0 < vocab_size <= config.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} must lie in [1, {config.vocab_size}], the model's")
-    for what, rows, more in (("prompt", prompts, limits), ("source", sources or (), [0] * len(prompts))):
-        for row, (ids, new) in enumerate(zip(rows, more, strict=False)):
+    for what, rows, more in (("prompt", prompts, limits), ("source", sources or (), [0] * len(sources or ()))):
+        for row, (ids, new) in enumerate(zip(rows, more, strict=True)):
             if not len(ids):
                 raise ValueError(f"{what} {row} is empty; start it with a special token or with text")
             if min(ids) < 0 or max(ids) >= known:

@@ -5,8 +5,8 @@
 
 The layout of A and B follows from their weight's, so this code uses the families' tables.
 
-A linear layer of theirs has one A, even if it contains several of our weights (GPT-2's c_attn). In reading, each of
-these weights gets a copy of A and its part of B. In writing, weights with equal A share it, and different ones are
+A linear layer of theirs has one A, even if it contains several of our weights (GPT-2's c_attn). When reading, each of
+these weights gets a copy of A and its part of B. When writing, weights with equal A share it, and different ones are
 concatenated, with zeros in B for the ranks of other weights. Layers that one of our arrays stacks have one rank:
 smaller ranks are padded with zeros, which never train and are removed in writing. One of our adapters has one scale: if
 theirs differ, B absorbs the difference. So both directions keep the function. Further training differs if weights

@@ -25,11 +25,16 @@ SLOTS = 4  # default micro-batches per stage, if the rows divide: at most 1 in 5
 
 
 def spread(blocks):
-    """Shards arrays [layers, ...] by layer over the stages."""
-    if axes.size(AXIS) == 1:
+    """Shards arrays [layers, ...] by layer over the stages.
+
+    Arrays that don't divide stay whole. A model with such arrays can't run on this mesh (ModelConfig.check_mesh), but
+    its checkpoint can be read, to be stacked in another way.
+    """
+    stages = axes.size(AXIS)
+    if stages == 1:
         return blocks
     place = lambda a: jax.sharding.reshard(a, PartitionSpec(AXIS, *jax.typeof(a).sharding.spec[1:]))
-    return jax.tree.map(place, blocks)
+    return jax.tree.map(lambda a: a if len(a) % stages else place(a), blocks)
 
 
 def collected(blocks):

@@ -152,7 +152,10 @@ class Stack(nnx.Module):
         )
 
     def prepared(self, context: Context, bias: RelativeBias | None = None) -> Context:
-        """Returns the context with the bias that all layers share. Inside a map, `bias` passes the stack's arrays."""
+        """Returns the context with the bias that all layers share.
+
+        Inside a shard_map, pass the stack's bias as `bias`, because arrays that it closes over are not mapped.
+        """
         if self.bias is None:
             return context
         distance = context.mask.distance(slice(None), slice(None))

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import classify, dpo, pretrain_decoder
+from configs import classify, dpo, pretrain_decoder, shakespeare_char
 from data.batch import DTYPES
+from data.tokens import tokenizer as tokenizers
 from launch.plans import candidates, child
 from launch.program.checking import ConfigError
+from launch.run import models
 from model import axes, count
 from model.config import ModelConfig
 from train.planning import page, targets
@@ -78,6 +80,19 @@ def test_a_reference_is_planned(argument):
         assert plan["model_flops"] == pytest.approx(tokens * sum(passes))
 
 
+def test_the_size_of_a_tokenizer_that_is_not_trained_yet():
+    """A byte tokenizer has all bytes, the end of a text, and the special tokens that the config asks for."""
+    config = shakespeare_char.get_config()
+    assert config.model.vocab_size == 0
+    with pytest.raises(ConfigError, match=r"a tokenizer of kind char depends on the data; set config\.model"):
+        models.planned_tokenizer_size(config)
+    config.data.tokenizer.update(kind="byte", sentinels=3, mask=True)
+    made = tokenizers.train(["a"], "byte", specials=tokenizers.specials(True, 3))
+    assert models.planned_tokenizer_size(config) == made.vocab_size
+    config.model.vocab_size = 512
+    assert models.planned_tokenizer_size(config) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "more"),
     [
@@ -107,6 +122,7 @@ def test_a_batch_that_cannot_be_sharded_is_refused(config):
         (("--target=cpu:2", "--mesh=fsdp"), "not of the form fsdp=16,tensor=4"),
         (("--target=cpu:2", "--mesh=fdsp=2"), "unknown axis 'fdsp'"),
         (("--target=cpu:2", "--search"), "no rates are published"),
+        (("--target=cpu:2", "--config.init_from=/nowhere"), "/nowhere holds no run"),
     ],
 )
 def test_mistakes_of_flags(args, words):

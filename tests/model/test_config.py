@@ -45,6 +45,12 @@ from tests.model import tiny
         ({"experts": dict(count=4, per_token=2, mlp_dim=8)}, "model.experts is set, but no layer"),
         ({"mlp_pattern": ("sparse",)}, "model.mlp_pattern has sparse layers"),
         ({"rope": dict(thetta=1.0)}, "model.rope.thetta is not a field of Rope"),
+        (
+            {"rope": dict(scaling="llama3", original_length=16, low_factor=4.0, high_factor=1.0)},
+            "model.rope.low_factor is 4.0; it must be smaller than model.rope.high_factor, which is 1.0",
+        ),
+        ({"latent": dict(kv_rank=4, content_dim=2)}, "model.latent lacks rope_dim, value_dim"),
+        ({"attention_pattern": "global"}, r"model.attention_pattern is 'global'; it must be a list, like \('global',"),
     ],
 )
 def test_an_impossible_value_names_its_field(change, words):

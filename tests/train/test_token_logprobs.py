@@ -205,6 +205,24 @@ def test_a_measure_of_ones_own():
     assert_equal(jax.value_and_grad(ours, (0, 1, 2))(*given), in_float64(expected, given))
 
 
+def test_arrays_of_more_dims_on_a_mesh():
+    """The log-probabilities of a few chosen ids per token, as a teacher stores them."""
+    x, table, _ = arrays()
+    ids = np.random.default_rng(1).integers(0, V, (B, T, 3)).astype(np.int32)
+
+    def measure(logits_BCV, ids_BCK):
+        chosen_BCKV = ids_BCK[..., None] == jnp.arange(V)
+        return jnp.where(chosen_BCKV, jax.nn.log_softmax(logits_BCV)[:, :, None], 0).sum((-1, -2))
+
+    wanted = by_token(measure, (output(x, table),), jnp.asarray(ids))
+    with axes.use_mesh(axes.make_mesh({"data": 4, "context": 2})):
+        rows = lambda a: axes.place(jnp.asarray(a), "batch", "length", None)
+        found = jax.jit(lambda x, ids: by_token(measure, (output(x, table),), ids))(rows(x), rows(ids))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        with pytest.raises(ValueError, match="rows of 7 tokens can't be split over context=2"):
+            token_logprobs(output(jnp.asarray(arrays(7)[0]), table), targets(7))
+
+
 def test_outputs_of_different_vocabularies_are_refused():
     x, table, _ = arrays()
     with pytest.raises(ValueError, match=r"\(4, 6, 32\), \(4, 6, 31\)"):

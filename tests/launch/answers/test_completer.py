@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,8 +16,12 @@ from data.tokens import tokenizer
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from model import architectures
+from model.adapt.bank import bank
+from model.adapt.lora import Lora
+from model.adapt.tuning import Tuning
 from model.decode.generate import generate
 from model.decode.sampling import settings
+from model.weights import replaced, trained
 from tests.model import tiny
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one?"}]
@@ -177,11 +182,27 @@ def test_one_batch_is_one_call_of_generate(words):
     options = dict(max_new_tokens=6, settings=drawn, eos_id=words.special.end, vocab_size=words.vocab_size)
     wanted = generate(model, words.prompts(["ab", "c"]), jax.random.key(3), **options)
     assert found == [ids[:length].tolist() for ids, length in zip(wanted.tokens, wanted.lengths, strict=True)]
-    for change in ({"max_new_tokens": 7}, {"settings": settings(1.0)}, {"stop": (5,)}, {"adapter": 0}):
+    for change in ({"max_new_tokens": 7}, {"settings": settings(1.0)}, {"stop": (5,)}):
         with_adapter = completer(words, adapters=[config()])
         other = with_adapter.completions([requests[0], dataclasses.replace(requests[1], **change)])
         with pytest.raises(ValueError, match="the requests of one batch must have the same sampling settings"):
             completed(model, other, jax.random.key(3))
+    asking = completer(words, adapters=[config()]).completions([Request("a", adapter=0)])
+    with pytest.raises(ValueError, match="a request names an adapter, but the model has none"):
+        completed(model, asking, jax.random.key(3))
+
+
+def test_rows_of_one_batch_may_have_an_adapter_or_none(words):
+    base = _sized(tiny.LLAMA, words)
+    lora = Tuning(Lora(rank=2))
+    adapted = jax.jit(lambda: lora.apply(architectures.make(base, nnx.Rngs(0)), jax.random.key(1)))()
+    b = {n: leaf.replace(jnp.ones_like(leaf[...])) for n, leaf in trained(adapted).items() if n.endswith("/b")}
+    several = bank(architectures.make(base, nnx.Rngs(0)), [replaced(adapted, b)])
+    made = completer(words, adapters=[config()])
+    asked = lambda *adapters: [Request("ab", max_new_tokens=6, adapter=adapter) for adapter in adapters]
+    answers = lambda *adapters: completed(several, made.completions(asked(*adapters)), jax.random.key(3))
+    without, with_one = answers(None, 0)
+    assert without == answers(None)[0] != with_one == answers(0)[0]
 
 
 def test_what_a_model_is_asked_by_follows_from_what_it_learnt():

@@ -154,7 +154,7 @@ def test_the_command_and_the_programs(base, tmp_path, capsys):
     wrong = command(
         "compress", f"--workdir={base}", "--method=int8", "--nodouble_quantization", f"--out={tmp_path / 'x'}"
     )
-    assert wrong.returncode == 1 and "double_quantization is no field of int8" in wrong.stderr
+    assert wrong.returncode == 1 and "double_quantization is not a field of int8" in wrong.stderr
     assert not (tmp_path / "more").exists() and not (tmp_path / "x").exists()
 
 
@@ -282,7 +282,7 @@ def test_refuses(base, compressed, tuned, tmp_path):
         ({"method": "nf3"}, r"config.json: compress: a weight can't be quantized to 'nf3'; choose from nf4, int8"),
         (
             {"method": "int8", "double_quantization": True},
-            "compress: double_quantization is no field of int8; it has none",
+            "compress: double_quantization is not a field of int8; it has none",
         ),
         ({"method": "nf4", "double_quantization": 1}, "double quantization is 1; it must be True or False"),
     ):

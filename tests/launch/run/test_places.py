@@ -67,4 +67,6 @@ def test_a_workdir_that_may_not_be_written(tiny, tmp_path, monkeypatch):
 def test_an_empty_workdir_is_not_this_folder():
     with pytest.raises(ConfigError, match="--workdir is empty"):
         places.named("")
+    with pytest.raises(ConfigError, match="--out is empty"):
+        places.named("", "--out")
     assert places.named("runs/a/") == ROOT / "runs" / "a"

@@ -12,6 +12,7 @@ from model.architectures import Decoder
 from model.decode import generate as module
 from model.decode import sampling
 from model.decode.generate import check, generate
+from model.parts import Experts
 from tests.model import tiny
 
 PROMPTS = [[5, 6, 7, 8, 9], [11], [20, 21, 22]]
@@ -47,6 +48,16 @@ def test_a_row_does_not_depend_on_the_others():
     changed = run(model(), [PROMPTS[0], [1, 2, 3, 4], PROMPTS[2]], settings=WARM).tokens
     np.testing.assert_array_equal(changed[[0, 2]], expected[[0, 2]])
     assert (changed[1] != expected[1]).any()
+
+
+def test_a_row_with_experts_does_not_depend_on_the_others():
+    """A capacity by capacity_factor would grow with the padded length of the batch."""
+    experts = Experts(count=4, per_token=2, mlp_dim=16, capacity_factor=0.05)
+    few = tiny.drawn(dataclasses.replace(tiny.LLAMA, mlp_pattern=("sparse",), experts=experts))
+    alone = run(few, PROMPTS[:1]).tokens
+    long = [1, 2, 3, 4] * 12
+    np.testing.assert_array_equal(run(few, [PROMPTS[0], long]).tokens[0], alone[0])
+    assert few.config.experts.capacity_factor == 0.05
 
 
 def test_seeds():
@@ -148,6 +159,7 @@ def test_bfloat16_stays_near_float32():
         ([[1], []], {}, "prompt 1 is empty"),
         ([[1, 64]], {}, "prompt 0 has ids from 1 to 64, but the vocabulary has 64"),
         ([[1]], {"new": 0}, "max_new_tokens is 0"),
+        ([[1]], {"new": np.int64(0)}, "max_new_tokens is 0"),
         ([[1]], {"vocab_size": 65}, "vocab_size 65"),
         ([[1], [1] * 60], {}, r"prompt 1 has 60 tokens, with 12 new ones 72, .* context is 64 \(model.max_length\)"),
     ],

@@ -144,6 +144,9 @@ def test_what_cannot_be_tapped_is_refused():
         run(attention=(-7,))
     with pytest.raises(ValueError, match="cached decoding"):
         run(hidden=(0,), cache=object())
+    with pytest.raises(ValueError, match="states of the encoder need a source"):
+        pair = jax.eval_shape(lambda: architectures.make(tiny.SWITCH, nnx.Rngs(0)))
+        pair.tapped(*ROWS, memory=object(), encoder_hidden=(1,))
     mesh = axes.make_mesh({"stage": 2, "data": 4})
     with axes.use_mesh(mesh), pytest.raises(ValueError, match="split over the mesh axis stage can't be tapped"):
         four = lambda: architectures.make(dataclasses.replace(DEEP, num_layers=4), nnx.Rngs(0))
