@@ -86,7 +86,10 @@ def _loaded(workdir: Workdir, companion: Companion, like: ModelConfig, step: str
     """
     config = _computing_like(workdir.architecture, like)
     if companion.field == "init_from" or workdir.tuning.method is None:
-        config = dataclasses.replace(config, cuts=())
+        # A wider dtype than that of the stored parameters would take memory and change nothing.
+        width = lambda name: jnp.dtype(name).itemsize
+        narrow = min(restore.stored_dtype(workdir), like.param_dtype, key=width)
+        config = dataclasses.replace(config, cuts=(), param_dtype=narrow)
         model, content, _ = restore.pretrained(workdir, config, labels=workdir.labels, step=step)
     else:
         model, base = restore.over_base(workdir, config, workdir.tuning, step)
@@ -138,17 +141,12 @@ def _workdir(objective: Objective, config: ConfigDict, companion: Companion) -> 
 
 
 def _computing_like(config: ModelConfig, like: ModelConfig) -> ModelConfig:
-    """Returns the architecture with the dtypes and kernels of `like`, without dropout, noise and remat.
-
-    Parameters stay in their own dtype if that is narrower, because a wider one would take memory and change nothing.
-    """
-    narrow = min(config.param_dtype, like.param_dtype, key=lambda name: jnp.dtype(name).itemsize)
+    """Returns the architecture with the dtype and kernels of `like`, without dropout, noise and remat."""
     same = ("dtype", "attention", "context", "scan_unroll", "pipeline_slots", "pipeline_groups")
     return dataclasses.replace(
         config,
         dropout=0.0,
         embedding_noise=0.0,
         remat="none",
-        param_dtype=narrow,
         **{name: getattr(like, name) for name in same},
     )

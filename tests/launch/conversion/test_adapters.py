@@ -87,6 +87,25 @@ def test_over_a_base_that_is_stored_quantized(made, tmp_path):
     np.testing.assert_allclose(logits(tmp_path / "merged"), logits(tmp_path / "wide"), atol=1e-4)
 
 
+def test_over_a_base_that_is_quantized_on_the_fly(made, tmp_path):
+    """Several adapters of QLoRA get the base that they were trained over; with one over floats they are refused."""
+    root, _ = made
+    for name in TARGETS:
+        shutil.copytree(root / name, tmp_path / name)
+        record = json.loads((tmp_path / name / "config.json").read_text())
+        record["adapt"]["base"] = "nf4"
+        (tmp_path / name / "config.json").write_text(json.dumps(record))
+    alone = [ours(tmp_path / name) for name in TARGETS]
+    assert any((one != ours(root / name)).any() for one, name in zip(alone, TARGETS, strict=True))
+    mesh, model, _ = adapter_bank.several(*opened(root / "base", *(tmp_path / name for name in TARGETS)))
+    with axes.use_mesh(mesh):
+        together = generate(model, [PROMPT] * 2, jax.random.key(0), max_new_tokens=LENGTH, adapters=[0, 1]).tokens
+    np.testing.assert_array_equal(together, alone)
+    first, second = TARGETS
+    with pytest.raises(ConfigError, match=rf"different forms of the base: {tmp_path / first} over nf4, .* over float"):
+        adapter_bank.several(*opened(root / "base", tmp_path / first, root / second))
+
+
 def logits(workdir):
     mesh, model, _ = restore.for_inference(Workdir(workdir))
     with axes.use_mesh(mesh):

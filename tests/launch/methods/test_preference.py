@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import signal
 
 import numpy as np
@@ -13,8 +14,9 @@ from configs import dpo, prompt, sft
 from launch.answers import grading, held_out
 from launch.answers.completer import Completer
 from launch.answers.completion import Request
+from launch.conversion import adapters
 from launch.program.checking import ConfigError
-from launch.run import build, companions, models, restore
+from launch.run import build, companions, init_from, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
@@ -129,6 +131,31 @@ def test_what_is_evaluated_later_is_what_the_run_saw(argument, finished):
     assert {name: found[f"validation/{name}"] for name in saw} == pytest.approx(saw, abs=1e-5)
 
 
+@pytest.mark.parametrize("argument", ["lora", "qlora"])
+def test_a_run_over_an_adapter_begins_at_its_reference(argument, finished, base, data_dir, preferences, tmp_path):
+    """All parameters train from an adapter's merged weights, and the reference is that same model."""
+    source = finished(argument)
+    config = configured("tiny", source, data_dir, preferences, steps=3, eval_every=3, checkpoint_every=3)
+    assert train(config, tmp_path / "run")
+    (row,) = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if row.get("validation/kl") == 0]
+    assert row["step"] == 0 and row["validation/margin"] == 0 and row["validation/accuracy"] == 0.5
+
+
+def test_a_merged_run_keeps_its_reference(base, finished, tmp_path, monkeypatch):
+    """Also where the program runs in the workdir of another model."""
+    monkeypatch.chdir(finished("tiny"))
+    adapters.merge(Workdir(finished("lora")), tmp_path / "merged")
+    run = Workdir(tmp_path / "merged")
+    config, objective = run.config, models.objective(run.config)
+    with axes.use_mesh(build.mesh(config)):
+        _, model, _ = restore.for_inference(run, build.mesh(config))
+        beside = companions.found(objective, config, model, run.companions())
+    assert beside.record["reference"]["workdir"] == str(base)
+    config.init_from = ""
+    with pytest.raises(ConfigError, match=r"init_from is empty, but .* needs a reference"):
+        companions.found(objective, config, model, {})
+
+
 def test_the_best_and_the_end_are_those_of_the_largest_accuracy(base, data_dir, preferences, tmp_path, capsys):
     config = configured("tiny", base, data_dir, preferences, **{"early_stopping.patience": 2, "steps": 40})
     assert train(config, tmp_path / "run")
@@ -155,6 +182,25 @@ def test_answers_are_compared_with_the_chosen_ones(finished):
     with axes.use_mesh(mesh):
         answers = list(grading.Grader(run.config, run.prepared, run.architecture, words, settings).answers(model))
     assert len(answers) == 3 and all(one.reference == one.prompt.replace("fox?", "red") for one in answers)
+
+
+def test_conversations_are_written_as_in_the_run_before(base, data_dir, preferences, tmp_path, capsys):
+    shutil.copytree(base, tmp_path / "tuned")
+    record = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    chat = {"template": "chatml", "system": "Be brief."}
+    record["data"] |= {"path": "a.jsonl", "sources": [], "format": "chat", "chat": chat}
+    (tmp_path / "tuned" / "config.json").write_text(json.dumps(record))
+    config = configured("tiny", tmp_path / "tuned", data_dir, preferences)
+    found, _ = init_from.resolve(config, None)
+    for kind in ("chat", "preferences", "rankings"):
+        assert found.data[kind].template == "chatml" and found.data[kind].system == "Be brief."
+    assert "warning" not in capsys.readouterr().err
+    config.data.preferences.template = "alpaca"
+    found, _ = init_from.resolve(config, None)
+    assert (found.data.preferences.template, found.data.preferences.system) == ("alpaca", "")
+    assert "warning: conversations are written with {'template': 'alpaca'" in capsys.readouterr().err
+    found, _ = init_from.resolve(configured("tiny", base, data_dir, preferences), None)  # tuned on no conversations
+    assert found.data.preferences.template == "auto"
 
 
 def test_user_errors(base, data_dir, preferences, tmp_path):

@@ -1,5 +1,6 @@
 """Reward models over another run's model, with all parameters and with LoRA: metrics, stops, what reads them."""
 
+import dataclasses
 import json
 import signal
 
@@ -11,7 +12,7 @@ import transformers
 from configs import reward
 from data.examples import kinds
 from data.examples.example import Context
-from launch.conversion.hugging_face import export
+from launch.conversion.hugging_face import export, import_folder
 from launch.program.checking import ConfigError
 from launch.run import restore
 from launch.run.workdirs import Workdir
@@ -80,6 +81,16 @@ def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, rankings
         with axes.use_mesh(mesh):
             found = model.classes(model(tokens).x_BTD)[:, -1]
         np.testing.assert_allclose(found, score.numpy(), atol=1e-5)
+        # A reward model that goes on from it, or from its imported export, begins with its scores.
+        import_folder(tmp_path / "hf", tmp_path / "imported")
+        for source in (tmp_path / "run", tmp_path / "imported"):
+            with axes.use_mesh(mesh):
+                again, _, new = restore.pretrained(Workdir(source), config)
+                other = dataclasses.replace(config, num_labels=2)
+                assert restore.pretrained(Workdir(source), other)[2] == ["classifier/weight"]
+            assert not new
+            weight = by_name(model)["classifier/weight"]
+            np.testing.assert_array_equal(by_name(again)["classifier/weight"], weight)
     report = (tmp_path / "run" / "report.html").read_text()
     assert "accuracy of pairs" in report and "No evaluation yet" not in report
 

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +34,14 @@ def test_a_docstring_begins_with_what_the_program_does_and_an_example(path):
 
 
 @named
+def test_a_program_that_is_started_by_its_path_gives_the_right_command(path):
+    """Python then finds no module of the checkout, or a wrong one, so the check comes before all other imports."""
+    body = [node for node in ast.parse(path.read_text()).body if not isinstance(node, ast.Expr)]
+    assert ast.unparse(body[0].test) == "__package__ in (None, '')", "the first statement must be the check"
+    assert f"start it from the checkout as: python -m launch.{path.stem}" in ast.unparse(body[0])
+
+
+@named
 def test_examples_use_existing_flags(path):
     text = docstring(path).replace("\\\n", "")
     for line in re.findall(rf"^    python -m launch\.{path.stem} (.*)", text, re.MULTILINE):
@@ -59,10 +66,8 @@ def test_help_of_flags_is_a_sentence_and_says_what_is_required(path):
     assert {name for name in required if name in texts and not texts[name].endswith("Required.")} == set()
 
 
-def test_the_list_of_programs_is_complete_and_quick():
-    began = time.monotonic()
+def test_the_list_of_programs_is_complete_and_loads_no_jax():
     done = run("launch")
-    assert time.monotonic() - began < 5
     assert done.returncode == 0 and not done.stderr
     for path in PROGRAMS:
         assert re.search(

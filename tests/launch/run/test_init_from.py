@@ -1,10 +1,12 @@
 """Tests runs that begin with the parameters of another workdir, trained or imported."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from launch.run import build, models, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
+from model.weights import by_name
 from tests.launch.test_train import assert_same_run, losses
 
 BEGIN = "<s>"
@@ -103,6 +106,25 @@ def test_from_a_run(tiny, tmp_path):
         evaluated = build.steps(tuned, None, models.objective(tuned))[1](model, build.put(mesh)(batch))
     np.testing.assert_allclose(losses(tmp_path / "second")[1], evaluated.total / evaluated.weight, rtol=1e-5)
     assert Workdir(tmp_path / "second").config.model.num_layers == 2
+
+
+def test_layers_in_separate_stacks_are_read_onto_stages(tiny, tmp_path):
+    """A stack of one layer can't be split over two stages; the stack of both layers that it becomes a part of can."""
+    tiny.steps, tiny.checkpoint_every, tiny.optimizer.warmup_steps = 2, 2, 0
+    tiny.train_only = (("layer/1/", True), (".*", False))
+    train(tiny, tmp_path / "source")
+    source = Workdir(tmp_path / "source")
+    config = dataclasses.replace(source.architecture, cuts=())
+    assert source.architecture.cuts == (1,)
+    found = []
+    for mesh in ({"data": 1}, {"stage": 2}):
+        with axes.use_mesh(axes.make_mesh(mesh, jax.local_devices()[: mesh.get("stage", 1)])):
+            model, _, new = restore.pretrained(source, config)
+            found.append({name: np.asarray(array) for name, array in by_name(model).items()})
+            assert not new
+    assert found[0].keys() == found[1].keys()
+    for name, array in found[0].items():
+        np.testing.assert_array_equal(array, found[1][name])
 
 
 @pytest.mark.parametrize("field", ["model.num_layers", "model.vocab_size", "data.tokenizer.kind"])
