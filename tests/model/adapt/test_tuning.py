@@ -210,7 +210,7 @@ def test_refuses():
         (dict(method="prompt", length=0), "length is 0"),
         (dict(method="prompt", length=True), "length is True"),
         (dict(method="lora", base="nf4", double_quantization="no"), "double quantization is 'no'"),
-        (dict(method="lora", base="int4"), "can't be quantized to 'int4'"),
+        (dict(method="lora", base="int4"), "base is 'int4'; choose from float, nf4, int8"),
     ):
         with pytest.raises(ValueError, match=words):
             tuning.make(fields)
