@@ -27,7 +27,7 @@ def get_config(argument: str = "tiny") -> ConfigDict:
         )
     )
     config.data.sources = ()
-    config.data.path = ""  # .jsonl or .json, in the forms of data/examples/comparisons.py
+    config.data.path = ""  # .jsonl or .json, in the forms of data/examples/judged/comparisons.py
     config.data.format = "rankings"
     config.data.validation = 0.1
     config.batch_size = 8

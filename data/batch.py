@@ -55,7 +55,8 @@ ENCODER_DTYPES: dict[str, type[np.generic]] = {
     "encoder_positions": np.int32,
 }
 
-# Bits of the marks channel; 16, 32, 64 and 128 are free for kinds of examples to declare.
+# Bits of the marks channel. Kinds of examples declare others: 16 marks good answers
+# (data/examples/judged/unpaired.py), and 32, 64 and 128 are free.
 TRAINED = 1  # the loss counts the prediction at this token
 CONTENT = 2  # text of a user or a source, or a word to label; not template text and not a special token
 ENCODER_CONTENT = 4  # the same for the encoder's token at this place

@@ -65,18 +65,18 @@ DEFAULTS: dict = dict(
         # How far the biases that balance experts move per step (arXiv:2412.19437); read if model.experts.correction.
         correction_rate=1e-3,
     ),
-    # What is minimized: language, labels, preference or reward. z_loss and label_smoothing: train/losses.py. The last
-    # two are coefficients of the losses of expert routers: train/objectives/routing.py.
+    # What is minimized: language, labels, preference, kto or reward. z_loss and label_smoothing: train/losses.py. The
+    # last two are coefficients of the losses of expert routers: train/objectives/routing.py.
     objective=dict(name="language", z_loss=0.0, label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0),
     data=dict(
         # Prepared data are stored here: tokenized once, then shared by all runs with the same settings.
         dir="runs/data",
         # (source, weight) pairs: stdlib (Python's standard library), files:GLOB, tfds:NAME; examples: chat:GLOB,
-        # pairs:GLOB, labels:GLOB, preferences:GLOB, rankings:GLOB. Rows are mixed in proportion to the weights; a
-        # source with weight 0 is only evaluated.
+        # pairs:GLOB, labels:GLOB, preferences:GLOB, rankings:GLOB, unpaired:GLOB. Rows are mixed in proportion to
+        # the weights; a source with weight 0 is only evaluated.
         sources=(("stdlib", 1.0),),
         path="",  # one more source, with weight 1: a file or a glob of examples
-        format="chat",  # what data.path holds: chat, pairs, labels, preferences or rankings
+        format="chat",  # what data.path holds: chat, pairs, labels, preferences, rankings or unpaired
         validation=0.05,  # fraction held out for evaluation
         # What is held out. document: whole documents, chosen by a hash of their names, so that the choice is the same
         # on every machine and new documents do not change it. tail: the end of each document, for one long text.
@@ -101,7 +101,7 @@ DEFAULTS: dict = dict(
         pairs=dict(source="source", target="target", prefix=""),
         # Fields of labelled data. kind: class, number or token. All are explained in data/examples/labels.py.
         labels=dict(kind="class", text="", label="", pair="", split="", read=""),
-        # Field names of preferences (data/examples/comparisons.py); template and system as in `chat`.
+        # Field names of preferences (data/examples/judged/comparisons.py); template and system as in `chat`.
         preferences=dict(
             prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
         ),
@@ -109,6 +109,8 @@ DEFAULTS: dict = dict(
         rankings=dict(
             prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
         ),
+        # Answers that are judged one at a time: label is true for good ones.
+        unpaired=dict(prompt="prompt", completion="completion", label="label", template="auto", system=""),
         # Augmentation: fractions of the words of examples that are deleted, swapped or masked, anew in each epoch.
         augment=dict(delete=0.0, swap=0.0, mask=0.0),
         # none (next-token prediction), masked (for encoders), spans (for encoder-decoders); data/rows/corrupt.py has

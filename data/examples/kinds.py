@@ -7,9 +7,10 @@ from data.batch import TEXT as TEXT_CHANNELS
 from data.batch import Channel, DataError, example_channels, united
 from data.examples.chat_examples import KIND as CHAT
 from data.examples.example import Kind
+from data.examples.judged.preferences import PREFERENCES, RANKINGS
+from data.examples.judged.unpaired import UNPAIRED
 from data.examples.labels import KIND as LABELS
 from data.examples.pairs import KIND as PAIRS
-from data.examples.preferences import PREFERENCES, RANKINGS
 from data.read.records import RecordSource
 from data.settings import merged
 from data.tokens.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ KINDS: dict[str, Kind] = {
     "labels": LABELS,
     "preferences": PREFERENCES,
     "rankings": RANKINGS,
+    "unpaired": UNPAIRED,
 }
 
 TEXT = "text"

@@ -11,8 +11,8 @@ function of the difference of the two scores:
     simpo    dpo without a reference, scores per token, less a target margin                      arXiv:2405.14734
     orpo     -beta log sigmoid(difference of the log-odds per token), beside an SFT loss          arXiv:2403.07691
 
-The answers to a prompt are segments of one row (data/examples/preferences.py). A list of more than two gives all its
-pairs (segments.py).
+The answers to a prompt are segments of one row (data/examples/judged/preferences.py). A list of more than two gives
+all its pairs (segments.py).
 
 Dims: B rows, T length, S segments of a row.
 """

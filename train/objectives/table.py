@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.objectives.classification import Classification
+from train.objectives.kto import Kto
 from train.objectives.language import Language
 from train.objectives.objective import Objective
 from train.objectives.preference import Preference
@@ -14,6 +15,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "language": Language,
     "labels": Classification,
     "preference": Preference,
+    "kto": Kto,
     "reward": Reward,
 }
 

@@ -1,4 +1,4 @@
-"""Converts records that compare answers, in published formats, into a conversation and its answers, best first.
+"""Converts records that compare or judge answers, in published formats, into a conversation and its answers.
 
     {"prompt": "...", "chosen": "...", "rejected": "..."}            texts (TRL)
     {"prompt": ..., "chosen": [messages], "rejected": [messages]}    messages; with or without the prompt in them
@@ -24,6 +24,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _TEXTS = ("answer", "response", "completion", "content", "text")  # names of an answer's text in a list
 _SCORES = ("score", "overall_score")
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
 _QUESTION = {"role": "user", "content": "?"}  # a placeholder
 # Many data sets also hold the same conversation in the form that fine-tuning needs. These fields are not read.
 _OTHER_FORMS = ("messages", "conversations", "instruction", "output")
@@ -41,33 +42,70 @@ def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: 
       ValueError: the record is not a comparison; the message says what is wrong.
     """
     names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
-    given = {column: record[name] for column, name in names.items() if record.get(name) not in (None, "")}
-    beside = {n: value for n, value in record.items() if n not in (*names.values(), *_OTHER_FORMS)}
-    need = lambda column: field(record, names[column], f"data.{kind}.{column}")
-    if "answers" in given:
-        texts, ranks = _listed(given["answers"], names["answers"])
-        where = [names["answers"]] * len(texts)
+    if record.get(names["answers"]) not in (None, ""):
+        texts, ranks = _listed(record[names["answers"]], names["answers"])
+        sides = [(text, names["answers"]) for text in texts]
     else:
-        texts, ranks, where = [need("chosen"), need("rejected")], [0, 1], [names["chosen"], names["rejected"]]
-    sides = [_side(text, name) for text, name in zip(texts, where, strict=True)]
+        need = lambda column: (field(record, names[column], f"data.{kind}.{column}"), names[column])
+        sides, ranks = [need("chosen"), need("rejected")], [0, 1]
+    return _answered(record, sides, names, kind) | {"ranks": ranks}
+
+
+def verdict_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "unpaired") -> dict[str, Any]:
+    """Returns {"messages": the prompt, "answers": [answer as a message], "good": bool}, and "tools".
+
+        {"prompt": ..., "completion": ..., "label": true}        texts or messages, as in comparisons (TRL)
+        {"completion": [messages], "label": false}               a whole conversation
+
+    Args:
+      record: one record.
+      settings: `prompt`, `completion` and `label` are names of its fields. A label is true or false, 1 or 0.
+      kind: the block of config.data that these settings are from.
+
+    Raises:
+      ValueError: the record is not a verdict; the message says what is wrong.
+    """
+    names = {column: settings[column] for column in ("prompt", "completion", "label")}
+    label = field(record, names["label"], f"data.{kind}.label")
+    word = str(label).strip().lower()  # of a table, the label is a text
+    if isinstance(label, float) or word not in _LABELS:
+        raise ValueError(f"field {names['label']!r} is {label!r}; it must be true or false, or 1 or 0")
+    side = field(record, names["completion"], f"data.{kind}.completion"), names["completion"]
+    return _answered(record, [side], names, kind) | {"good": _LABELS[word]}
+
+
+def _answered(
+    record: Mapping[str, Any], given: Sequence[tuple[Any, str]], names: Mapping[str, str], kind: str
+) -> dict[str, Any]:
+    """Returns {"messages": the prompt, "answers": [answer as a message]}, and "tools".
+
+    Args:
+      record: one record.
+      given: each answer as the record has it, and the name of its field.
+      names: the names of the fields that are read, by column.
+      kind: the block of config.data that these names are from.
+    """
+    sides, where = [_side(text, name) for text, name in given], [name for _, name in given]
+    has_prompt = record.get(names["prompt"]) not in (None, "")
     if max(map(len, sides)) == 1:
-        prompt = need("prompt")
+        prompt = field(record, names["prompt"], f"data.{kind}.prompt")
         if _is_transcript(prompt):
             sides = [[side[0] | {"content": side[0]["content"].strip()}] for side in sides]
             prompt = _open(prompt)
     else:
         prompt = _shared(sides, where)
-        if "prompt" in given:
-            prompt = _agreed(given["prompt"], prompt, names["prompt"], where[0])
+        if has_prompt:
+            prompt = _agreed(record[names["prompt"]], prompt, names["prompt"], where[0])
     if isinstance(prompt, list):
         form: dict[str, Any] = {"messages": [*prompt, {"role": "assistant", "content": "..."}]}
     else:
         form = {"instruction": _text(prompt, names["prompt"]), "output": "..."}
+    beside = {n: value for n, value in record.items() if n not in (*names.values(), *_OTHER_FORMS)}
     asked = conversation_of(beside | form)
     answers = [conversation_of({"messages": [_QUESTION, side[-1]]})["messages"][-1] for side in sides]
     if not all(message.get("train", True) for message in (asked["messages"].pop(), *answers)):
         raise ValueError("an answer is excluded from training, so it can't be compared; remove the record or the mark")
-    return asked | {"answers": answers, "ranks": ranks}
+    return asked | {"answers": answers}
 
 
 def _side(given: Any, name: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from data.examples import kinds
-from data.examples.comparisons import comparison_of
+from data.examples.judged.comparisons import comparison_of
 
 SETTINGS = kinds.checked({})["preferences"]
 QUESTION = [{"role": "user", "content": "Two plus two?"}]
