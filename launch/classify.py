@@ -1,12 +1,16 @@
-"""Label texts with a trained classifier.
+"""Label texts with a trained classifier, or score answers with a reward model.
 
     python -m launch.classify --workdir=DIR --text="the match was lost" --text="shares fell"
     python -m launch.classify --workdir=DIR --file=new.csv > labels.tsv
+    python -m launch.classify --workdir=REWARD --prompt="What is a list?" --text="A row of things." --text="No."
 
 Writes one line per text: label, probability and text, separated by tabs. A model that predicts numbers gives the number
 and the text. A model that labels words gives one line per word, and an empty line after each text. A file is .csv,
 .tsv, .jsonl or .json with the fields of the run's data except the labels, or .txt with one text per line. Texts longer
 than the rows of training are cut at the end.
+
+A reward model writes a line per answer: score and answer. --text is an answer to --prompt. The records of a file have a
+prompt and one or several answers, or are whole conversations (data/examples/judged/comparisons.py, answers_of).
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
@@ -24,10 +28,13 @@ import numpy as np
 from absl import flags
 
 from data.batch import DataError
+from data.examples import kinds
+from data.examples.judged.comparisons import answers_of
 from data.examples.label_values import text_fields
 from data.read import records
 from data.read.documents import BadLines
 from launch.answers.classifier import Classifier
+from launch.answers.scorer import Scorer, is_reward_model
 from launch.program.checking import ConfigError
 from launch.run import early_stopping
 from launch.run.workdirs import Workdir
@@ -40,6 +47,7 @@ _TEXT = flags.DEFINE_multi_string(
     "text", [], "Text to label; may be given several times. A model that labels words splits it at spaces."
 )
 _PAIR = flags.DEFINE_multi_string("pair", [], "The second text of each --text, for a model of pairs of texts.")
+_PROMPT = flags.DEFINE_string("prompt", None, "For a reward model: the question that each --text answers.")
 _FILE = flags.DEFINE_string("file", None, "File of texts to label, instead of --text.")
 _STEP = early_stopping.define_step()
 _DTYPE = flags.DEFINE_enum("dtype", None, CHOICES["dtype"], "Dtype of parameters and computation. Default: the run's.")
@@ -105,8 +113,46 @@ def _best(row: np.ndarray, names: list[str] | None) -> str:
     return "\t" if np.isnan(row).any() else f"{names[row.argmax()]}\t{row.max():.4f}"
 
 
+def _records(settings: dict) -> Iterator[tuple[str, dict]]:
+    """Yields (where, prompt and answers) from the flags, for a reward model."""
+    if bool(_TEXT.value) == bool(_FILE.value) or bool(_TEXT.value) != (_PROMPT.value is not None) or _PAIR.value:
+        raise ConfigError(f"{_WORKDIR.value} holds a reward model: give --prompt and --text (its answer), or --file")
+    found: Iterable[tuple[str, dict]]
+    if _FILE.value:
+        if not Path(_FILE.value).is_file():
+            raise ConfigError(f"there is no file {_FILE.value}")
+        if not _FILE.value.lower().endswith(records.SUFFIXES):
+            raise ConfigError(f"{_FILE.value}: unknown kind of file; these can be read: {', '.join(records.SUFFIXES)}")
+        found = records.read_file(Path(_FILE.value), _Refused(0))
+    else:
+        found = (("--text", {"prompt": _PROMPT.value, "completion": text}) for text in _TEXT.value)
+    for where, record in found:
+        try:
+            yield where, answers_of(record, settings)
+        except ValueError as error:
+            raise DataError(f"{_FILE.value or 'flags'}, {where}: {error}.") from error
+
+
+def _score(run: Workdir) -> None:
+    """Prints the score of every answer."""
+    asked = list(_records(kinds.checked(run.config.data)["rankings"]))  # mistakes are found before the model is loaded
+    answers = [record | {"answer": answer} for _, record in asked for answer in record["answers"]]
+    scorer = Scorer(run, _STEP.value, _DTYPE.value)
+    try:
+        for record, score in zip(answers, scorer(answers), strict=True):
+            print(f"{score:.6g}\t{' '.join(record['answer']['content'].split())}")
+    except ValueError as error:
+        raise ConfigError(f"an answer can't be scored: {error}") from error
+
+
 def main() -> None:
-    classifier = Classifier(Workdir(Path(_WORKDIR.value).absolute()), _STEP.value, _DTYPE.value)
+    run = Workdir(Path(_WORKDIR.value).absolute())
+    if is_reward_model(run):
+        _score(run)
+        return
+    if _PROMPT.value is not None:
+        raise ConfigError(f"--prompt is for reward models, but {run.path} holds a classifier")
+    classifier = Classifier(run, _STEP.value, _DTYPE.value)
     texts = list(given(classifier.settings))
     if not texts:
         raise DataError(f"{_FILE.value} holds no texts.")

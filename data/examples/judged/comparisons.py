@@ -74,6 +74,40 @@ def verdict_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str
     return _answered(record, [side], names, kind) | {"good": _LABELS[word]}
 
 
+def answers_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "rankings") -> dict[str, Any]:
+    """Returns {"messages": the prompt, "answers": [answer as a message]}, and "tools", of a record to be scored.
+
+    It may be a comparison, whose ranks are not read, or hold one answer: {"prompt": ..., "completion": ...} (also under
+    the names response and answer), or the last message of {"messages": [...]}.
+
+    Args:
+      record: one record.
+      settings: `prompt`, `chosen`, `rejected` and `answers` are names of its fields.
+      kind: the block of config.data that these settings are from.
+
+    Raises:
+      ValueError: the record has no answers; the message says what is wrong.
+    """
+    names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
+    has = lambda name: record.get(name) not in (None, "")
+    if has(names["answers"]):
+        items, where = record[names["answers"]], names["answers"]
+        if not (isinstance(items, list) and items and all(isinstance(item, dict) for item in items)):
+            raise ValueError(f"field {where!r} must be a list of objects, each with an answer")
+        given = [(_only(item, _TEXTS, f"{where!r}, item {number}"), where) for number, item in enumerate(items, 1)]
+        return _answered(record, given, names, kind)
+    if has(names["chosen"]):
+        given = [(record[name], name) for name in (names["chosen"], names["rejected"]) if has(name)]
+        return _answered(record, given, names, kind)
+    found = next((name for name in ("completion", "response", "answer", "messages", "conversations") if has(name)), "")
+    if not found:
+        raise ValueError(
+            f"there is no answer, only {', '.join(map(str, record)) or '(no fields)'}; name it completion, or give "
+            "messages"
+        )
+    return _answered(record, [(record[found], found)], names | {"own": found}, kind)
+
+
 def _answered(
     record: Mapping[str, Any], given: Sequence[tuple[Any, str]], names: Mapping[str, str], kind: str
 ) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import transformers
 from configs import reward
 from data.examples import kinds
 from data.examples.example import Context
+from launch.answers.scorer import Scorer
 from launch.conversion.hugging_face import export, import_folder
 from launch.program.checking import ConfigError
 from launch.run import restore
@@ -45,6 +48,15 @@ def configured(argument, base, data_dir, rankings):
 def evaluations(workdir):
     rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "validation/accuracy" in row]
     return {row["step"]: {name: row[f"validation/{name}"] for name in ("loss", "accuracy", "margin")} for row in rows}
+
+
+def forms(texts):
+    """Returns records of all forms that can be scored: a single answer, a pair, a conversation, and a list."""
+    first, second, third = texts
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": third}]
+    items = [{"text": text} for text in texts]
+    pair = {"prompt": "1?", "chosen": first, "rejected": second}
+    return [pair, {"messages": turns}, {"prompt": "1?", "answers": items[:2]}, {"prompt": "1?", "response": third}]
 
 
 @pytest.mark.parametrize("argument", ["tiny", "lora"])
@@ -81,8 +93,20 @@ def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, rankings
         with axes.use_mesh(mesh):
             found = model.classes(model(tokens).x_BTD)[:, -1]
         np.testing.assert_allclose(found, score.numpy(), atol=1e-5)
-        # A reward model that goes on from it, or from its imported export, begins with its scores.
+        texts = ["fox", "fox fox", "x"]
+        asked = [{"messages": turns[:1], "answer": {"role": "assistant", "content": text}} for text in texts]
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in forms(texts)))
         import_folder(tmp_path / "hf", tmp_path / "imported")
+        for source in (tmp_path / "run", tmp_path / "imported"):
+            scores = list(Scorer(Workdir(source))(asked))
+            np.testing.assert_allclose(scores[1], score.item(), atol=1e-5)
+            assert len({round(value, 5) for value in scores}) == 3
+            command = [sys.executable, "-m", "launch.classify", f"--workdir={source}", f"--file={tmp_path}/asked.jsonl"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rows = [line.split("\t") for line in said.splitlines()]
+            assert [text for _, text in rows] == ["fox", "fox fox", "x", "fox", "fox fox", "x"]
+            np.testing.assert_allclose([float(value) for value, _ in rows], scores * 2, rtol=1e-4, atol=1e-6)
+        # A reward model that goes on from it, or from its imported export, begins with its scores.
         for source in (tmp_path / "run", tmp_path / "imported"):
             with axes.use_mesh(mesh):
                 again, _, new = restore.pretrained(Workdir(source), config)
