@@ -21,6 +21,8 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config.objective = ConfigDict(
         dict(
             name="reward",
+            method="pairs",  # pairs (Bradley-Terry), list (Plackett-Luce); train/objectives/reward.py
+            margin=0.0,  # how much margins count that config.data.rankings.margin states, for pairs; 1 in Llama 2
             centre=0.0,  # weight of the squared sum of a pair's scores, which keeps them near 0; 0.01 in its paper
             balance_loss=0.0,
             router_z_loss=0.0,

@@ -105,9 +105,16 @@ DEFAULTS: dict = dict(
         preferences=dict(
             prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
         ),
-        # The same for rankings, which are for reward models.
+        # The same for rankings, which are for reward models. margin: the field of a pair that says how much better the
+        # chosen answer is; lists have scores instead. Empty: margins are not read.
         rankings=dict(
-            prompt="prompt", chosen="chosen", rejected="rejected", answers="answers", template="auto", system=""
+            prompt="prompt",
+            chosen="chosen",
+            rejected="rejected",
+            answers="answers",
+            margin="",
+            template="auto",
+            system="",
         ),
         # Answers that are judged one at a time: label is true for good ones.
         unpaired=dict(prompt="prompt", completion="completion", label="label", template="auto", system=""),

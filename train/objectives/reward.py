@@ -1,9 +1,13 @@
 """A reward model: a score of a whole answer, learned from answers of which some are better than others.
 
-The score is that of the model's head at the conversation's last token, where transformers' classifiers read it. The
-loss of a pair is that of Bradley and Terry, -log sigmoid(better - worse) (InstructGPT, arXiv:2203.02155, equation 1);
-a list of answers gives all its pairs (segments.py). Only differences of scores count, so their level is free;
-`centre` keeps it near 0 (arXiv:2312.09244, section 3.1).
+    pairs    -log sigmoid(better - worse - margin * how much better it is), the mean over all pairs of a list
+             (Bradley and Terry; InstructGPT, arXiv:2203.02155, equation 1; margins: Llama 2, arXiv:2307.09288,
+             equation 2)
+    list     -log of the probability of each choice among what is left of a list, the mean over choices
+             (Plackett and Luce; segments.py, over_choices)
+
+The score is that of the model's head at the conversation's last token, where transformers' classifiers read it. Only
+differences of scores count, so their level is free; `centre` keeps it near 0 (arXiv:2312.09244, section 3.1).
 
 Dims: B rows, T length, S segments of a row, N bins.
 """
@@ -21,8 +25,9 @@ from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
 from train.objectives.objective import Headline, HeldOut, Objective
-from train.objectives.segments import over_pairs, segments, share_won
+from train.objectives.segments import over_choices, over_pairs, segments, share_won
 
+METHODS = ("pairs", "list")
 BINS = 10  # of the probabilities from 0.5 to 1 that the better-scored answer is better, for the calibration error
 
 # The metrics of evaluations, with explanations that are printed beside them.
@@ -40,10 +45,15 @@ class Reward(Objective):
     """The mean loss over examples.
 
     Args:
+      method: 'pairs' or 'list'. Metrics are those of pairs, whatever is learned.
+      margin: how far apart the scores of a pair should be per unit of the difference that the data state
+        (config.data.rankings.margin), for method 'pairs'.
       centre: weight of the squared sum of a pair's scores, which is added.
       balance_loss, router_z_loss: see routing.with_routers.
     """
 
+    method: str = "pairs"
+    margin: float = 0.0
     centre: float = 0.0
     balance_loss: float = 0.0
     router_z_loss: float = 0.0
@@ -54,8 +64,14 @@ class Reward(Objective):
     meanings: ClassVar = _MEANINGS
     scores_end: ClassVar = True
     headlines: ClassVar = (Headline("accuracy", "accuracy of pairs", "on held-out rankings"),)
-    ranges: ClassVar = {"centre": "float [0, inf)"} | routing.RANGES
+    ranges: ClassVar = {"margin": "float [0, inf)", "centre": "float [0, inf)"} | routing.RANGES
     lower_is_better: ClassVar = {"margin": False, "calibration_error": True, "score": False}
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; choose from {', '.join(METHODS)}")
+        if self.margin and self.method != "pairs":
+            raise ValueError(f"margin has no effect in method {self.method!r}; set it to 0")
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         if (model.architecture, model.head, model.num_labels) != ("decoder", "sequence", 1):
@@ -69,6 +85,12 @@ class Reward(Objective):
                 f"{', '.join(others)}; remove these, or set config.data.format to 'rankings' if config.data.path is of "
                 "rankings"
             )
+        stated = kinds.checked(data)["rankings"]["margin"]
+        if bool(stated) != bool(self.margin):
+            raise ValueError(
+                f"config.objective.margin is {self.margin} and config.data.rankings.margin is {stated!r}; set both "
+                "(how much margins count, and the field that states them) or none"
+            )
 
     def head(self, data: Mapping[str, Any]) -> str:
         return "sequence"
@@ -77,30 +99,37 @@ class Reward(Objective):
         hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"], key=key)
         scores_BT = model.classes(hidden.x_BTD)[..., 0].astype(jnp.float32)
         # Only the last token of an answer has a weight.
-        found = segments(batch, {"score": batch["weights"] * scores_BT, "count": batch["weights"]})
+        stated_BT = batch["scores"] if self.margin else jnp.zeros_like(scores_BT)
+        parts = {"score": scores_BT, "stated": stated_BT, "count": jnp.ones_like(scores_BT)}
+        found = segments(batch, {name: batch["weights"] * value for name, value in parts.items()})
         measure = self._evaluated if key is None else self._trained
-        sums = over_pairs(measure, found, found.sums_BS["count"] > 0, found.sums_BS["score"])
+        values = [found.sums_BS[name] for name in ("score", "stated")]
+        sums = over_pairs(measure, found, found.sums_BS["count"] > 0, *values)
         examples = sums.pop("pairs")
+        if self.method == "list":
+            chosen = over_choices(found, found.sums_BS["count"] > 0, found.sums_BS["score"])
+            sums["loss"] += chosen
         loss = Loss(sums["loss"], examples, jax.lax.stop_gradient(sums))
         return routing.with_routers(loss, hidden.router, self.balance_loss, self.router_z_loss)
 
-    def _trained(self, scores) -> dict:
+    def _trained(self, scores, stated) -> dict:
         better, worse = scores
         z = better - worse
+        loss = -log_sigmoid(z - self.margin * (stated[0] - stated[1])) if self.method == "pairs" else 0.0
         return {
-            "loss": self.centre * jnp.square(better + worse) - log_sigmoid(z),
+            "loss": self.centre * jnp.square(better + worse) + loss,
             "accuracy": share_won(z),
             "margin": z,
             "score": (better + worse) / 2,
         }
 
-    def _evaluated(self, scores) -> dict:
+    def _evaluated(self, scores, stated) -> dict:
         """Also sums of the calibration by bins: pairs, the probability that is predicted, and how often it is right."""
         better, worse = scores
         z = better - worse
         sure = jax.nn.sigmoid(jnp.abs(z))
         place = jnp.clip(((sure - 0.5) * 2 * BINS).astype(jnp.int32), 0, BINS - 1)
-        found = self._trained(scores)
+        found = self._trained(scores, stated)
         for n in range(BINS):
             inside = (place == n).astype(jnp.float32)
             found |= {f"bin{n}": inside, f"bin{n}_sure": inside * sure, f"bin{n}_right": inside * share_won(z)}

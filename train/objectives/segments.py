@@ -77,6 +77,44 @@ def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *value
     return jax.tree.map(lambda a: a.sum(0), jax.lax.map(run, _chunks((everything, weight_BS, values_BS))))
 
 
+def over_choices(found: Segments, counted_BS: jax.Array, scores_BS: jax.Array) -> jax.Array:
+    """Returns the sum over examples of the mean over their choices of -log p(choice), by Plackett and Luce.
+
+    A list is read as a series of choices: the best answer of all, then the best of the rest, and so on. With scores s,
+    answer i is chosen among those of its rank or a worse one with probability exp(s_i) / sum_j exp(s_j) (Plackett,
+    1975; for answers of equal rank, Breslow's form). Every answer that is better than another one is a choice. A pair
+    gives the loss of Bradley and Terry.
+
+    Args:
+      found: the segments.
+      counted_BS: which segments count, bool.
+      scores_BS: float32.
+    """
+    everything = (jnp.where(counted_BS, found.group_BS, 0), found.rank_BS)
+
+    def same(some):
+        return (some[0][..., None] == everything[0][:, None]) & (some[0][..., None] > 0)
+
+    def is_choice(some):
+        return (same(some) & (some[1][..., None] < everything[1][:, None])).any(-1)
+
+    choice_BS = _joined(jax.lax.map(is_choice, _chunks(everything)))
+    of_example = lambda some: jnp.where(same(some), choice_BS[:, None], False).sum(-1)
+    count_BS = _joined(jax.lax.map(of_example, _chunks(everything)))
+
+    @jax.checkpoint
+    def measured(some, scores_BC, choice_BC, count_BC, scores_BS):
+        among_BCS = same(some) & (some[1][..., None] <= everything[1][:, None])
+        logits_BCS = jnp.where(among_BCS, scores_BS[:, None], -jnp.inf)
+        # Of a segment in no example, nothing is among: its own score keeps logsumexp and its gradient finite.
+        logits_BCS = jnp.where(choice_BC[..., None], logits_BCS, 0)
+        nll_BC = jax.nn.logsumexp(logits_BCS, axis=-1) - scores_BC
+        return jnp.where(choice_BC, nll_BC / jnp.maximum(count_BC, 1), 0).sum()
+
+    chunks = _chunks((everything, scores_BS, choice_BS, count_BS))
+    return jax.lax.map(lambda chunk: measured(*chunk, scores_BS), chunks).sum()
+
+
 def share_won(z: jax.Array) -> jax.Array:
     """Returns 1 where a better answer's score is larger by z > 0, 1/2 where the scores are equal, and 0 elsewhere."""
     return (jnp.sign(z) + 1) / 2

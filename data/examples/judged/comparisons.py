@@ -13,6 +13,7 @@ Alpaca's "input" and "history") is read as data/examples/conversations.py does. 
 compared with each other.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,22 +34,40 @@ _OTHER_FORMS = ("messages", "conversations", "instruction", "output")
 def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "preferences") -> dict[str, Any]:
     """Returns {"messages": the prompt, "answers": [answer as a message], "ranks": [its place, from 0]}, and "tools".
 
+    If the settings ask for margins, it also has "scores", a number for each answer: those of a list, or in a pair the
+    field `margin` for the better answer and 0 for the other.
+
     Args:
       record: one record.
-      settings: `prompt`, `chosen`, `rejected` and `answers` are names of its fields.
+      settings: `prompt`, `chosen`, `rejected`, `answers` and `margin` are names of its fields; `margin` may be ''.
       kind: the block of config.data that these settings are from.
 
     Raises:
       ValueError: the record is not a comparison; the message says what is wrong.
     """
     names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
+    margin = settings.get("margin", "")
     if record.get(names["answers"]) not in (None, ""):
-        texts, ranks = _listed(record[names["answers"]], names["answers"])
+        texts, ranks, scores = _listed(record[names["answers"]], names["answers"])
         sides = [(text, names["answers"]) for text in texts]
+        if margin and scores is None:
+            raise ValueError(f"field {names['answers']!r} has ranks, but margins (data.{kind}.margin) need scores")
     else:
         need = lambda column: (field(record, names[column], f"data.{kind}.{column}"), names[column])
         sides, ranks = [need("chosen"), need("rejected")], [0, 1]
-    return _answered(record, sides, names, kind) | {"ranks": ranks}
+        scores = [_margin(field(record, margin, f"data.{kind}.margin"), margin), 0.0] if margin else None
+    found = _answered(record, sides, names, kind) | {"ranks": ranks}
+    return found | {"scores": scores} if margin else found
+
+
+def _margin(value: Any, name: str) -> float:
+    try:
+        found = float("nan") if isinstance(value, bool) else float(value)  # of a table, a number is a text
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"field {name!r} is {value!r}; it must be a number of at least 0")
+    return found
 
 
 def verdict_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str = "unpaired") -> dict[str, Any]:
@@ -213,8 +232,11 @@ def _text(text: Any, name: str) -> str:
     return text
 
 
-def _listed(items: Any, name: str) -> tuple[list[str], list[int]]:
-    """Returns the answers of a list, best first, and their ranks from 0; equal ones share a rank."""
+def _listed(items: Any, name: str) -> tuple[list[str], list[int], list[float] | None]:
+    """Returns the answers of a list, best first, their ranks from 0, and their scores (None: it has only ranks).
+
+    Equal answers share a rank.
+    """
     if not isinstance(items, list) or len(items) < 2 or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"field {name!r} must be a list of at least two objects, each with an answer and its rank")
     order = [_order(item, f"{name!r}, item {number}") for number, item in enumerate(items, 1)]
@@ -223,13 +245,14 @@ def _listed(items: Any, name: str) -> tuple[list[str], list[int]]:
     places = sorted(range(len(items)), key=lambda i: order[i][1])
     values = sorted({value for _, value in order})
     texts = [_text(_only(items[i], _TEXTS, f"{name!r}, item {i + 1}"), f"{name}, item {i + 1}") for i in places]
-    return texts, [values.index(order[i][1]) for i in places]
+    scores = [-order[i][1] for i in places] if order[0][0] == "score" else None
+    return texts, [values.index(order[i][1]) for i in places], scores
 
 
 def _order(item: Mapping[str, Any], where: str) -> tuple[str, float]:
     """Returns ('rank' or 'score', a number that is smaller for better answers)."""
     value = _only(item, ("rank", *_SCORES), where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{where}: the rank or score is {value!r}; it must be a number")
     return ("rank", value) if "rank" in item else ("score", -value)
 

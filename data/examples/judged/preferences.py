@@ -14,7 +14,9 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from data.batch import GROUPS, DataError
+import numpy as np
+
+from data.batch import GROUPS, Channel, DataError
 from data.examples import chat_examples
 from data.examples.example import Context, Encoding, Example, Kind, LeftOut
 from data.examples.judged.answers import Answering, chat_of, renamed
@@ -23,6 +25,7 @@ from data.tokens.tokenizer import Tokenizer
 
 _COLUMNS = ("prompt", "chosen", "rejected", "answers")
 FIELDS = {name: name for name in _COLUMNS} | chat_examples.FIELDS
+SCORES = Channel("scores", "float32")  # of an answer as a person or a model scored it, at each of its tokens
 _T = TypeVar("_T")
 
 
@@ -49,8 +52,14 @@ def _encoding(kind: str, settings: Mapping[str, Any], context: Context) -> Encod
         messages, tools = record["messages"], record.get("tools")
         prompt = answering.prompt(messages, tools)
         said = [answering.answer(messages, answer, tools, prompt) for answer in record["answers"]]
-        answers = list(zip(said, record["ranks"], strict=True))
-        segments = answering.segments(prompt, _different(answers, kind, lambda a: a[0].tobytes(), lambda a: a[1]))
+        scores = record.get("scores") or [None] * len(said)
+        answers = list(zip(said, record["ranks"], scores, strict=True))
+        answers = _different(answers, kind, lambda a: a[0].tobytes(), lambda a: a[1])
+        segments = answering.segments(prompt, [(ids, rank) for ids, rank, _ in answers])
+        if "scores" in record:
+            own = lambda segment, score: {SCORES.name: np.full(len(segment.tokens), score, np.float32)}
+            pairs = zip(segments, answers, strict=True)
+            segments = [segment._replace(own=own(segment, score)) for segment, (_, _, score) in pairs]
         read = lambda segment: segment.tokens.tobytes() + segment.targets.tobytes()
         return _different(segments, kind, read, lambda segment: segment.rank)
 
@@ -107,4 +116,10 @@ PREFERENCES = _kind(
         ),
     ),
 )
-RANKINGS = _kind("rankings")
+_MARGIN = {"margin": ""}  # the field of a pair with how much better its first answer is; '': margins are not read
+RANKINGS = _kind("rankings")._replace(
+    fields=FIELDS | _MARGIN,
+    columns=(*_COLUMNS, *_MARGIN),
+    check=functools.partial(check, "rankings", (*_COLUMNS, *_MARGIN)),
+    channels=lambda settings: (*GROUPS, SCORES) if settings["margin"] else GROUPS,
+)

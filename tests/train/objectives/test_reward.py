@@ -73,6 +73,52 @@ def test_equals_float64(centre, answers):
     np.testing.assert_allclose([loss.metrics["accuracy"], loss.metrics["margin"]], [right, margin], rtol=1e-5)
 
 
+def test_margins_equal_float64():
+    """Also for lists: each pair's margin is the difference of its stated scores."""
+    rows, scored = ranked(4), model()
+    rows |= {"scores": (5 - 0.7 * rows["ranks"] ** 1.5).astype(np.float32)}
+    loss = Reward(margin=0.3)(scored, rows, jax.random.key(0))
+    wanted = 0.0
+    for row, better, worse, weight in pairs(rows):
+        apart = float(rows["scores"][row, better] - rows["scores"][row, worse])
+        z = torch.tensor(float(scored.scores_BT[row, better]) - float(scored.scores_BT[row, worse])).double()
+        wanted -= weight * torch.nn.functional.logsigmoid(z - 0.3 * apart).item()
+        assert apart > 0
+    np.testing.assert_allclose(loss.total, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_choices_equal_float64(ties):
+    """Plackett and Luce, written out choice by choice; two answers of equal rank are both in each other's set."""
+    rows, scored = ranked(4), model()
+    if ties:
+        rows["ranks"] = np.where(rows["ranks"] == 2, 1, rows["ranks"])
+    objective = Reward(method="list")
+    total = lambda scored: (lambda loss: (loss.total, loss))(objective(scored, rows, jax.random.key(0)))
+    gradient, loss = jax.jit(jax.grad(total, has_aux=True))(scored)
+    scores = torch.tensor(np.asarray(scored.scores_BT, np.float64), requires_grad=True)
+    wanted, lists = torch.zeros((), dtype=torch.float64), 0
+    for row, group in itertools.product(range(ROWS), range(1, 3)):
+        at = np.flatnonzero((rows["group_ids"][row] == group) & (rows["weights"][row] > 0))
+        ranks = rows["ranks"][row][at]
+        choices = [
+            torch.logsumexp(scores[row, at[ranks >= rank]], 0) - scores[row, place]
+            for place, rank in zip(at, ranks, strict=True)
+            if (ranks > rank).any()
+        ]
+        if choices:
+            wanted, lists = wanted + torch.stack(choices).mean(), lists + 1
+    wanted.backward()
+    assert loss.weight == pytest.approx(5) and lists == 5
+    np.testing.assert_allclose(loss.total, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient.scores_BT, scores.grad, atol=1e-6)
+
+
+def test_the_choice_in_a_pair_is_that_of_bradley_and_terry():
+    pair, choice = (Reward(method=name)(model(), ranked(2), jax.random.key(0)).total for name in ("pairs", "list"))
+    np.testing.assert_allclose(pair, choice, rtol=1e-6)
+
+
 def test_calibration():
     """The expected calibration error over bins of the predicted probability, as by its definition."""
     rows, scored = ranked(4), model(1)
@@ -109,6 +155,11 @@ def test_rows_without_weight_are_no_pairs():
         (tiny.LLAMA, {}, "needs a decoder with head 'sequence' and 1 label"),
         (dataclasses.replace(REWARD, num_labels=2), {}, "num_labels 2"),
         (REWARD, {"format": "preferences"}, "config.data also has preferences"),
+        (
+            REWARD,
+            {"rankings": {"margin": "m"}},
+            r"objective.margin is 0.0 and config.data.rankings.margin is 'm'",
+        ),
     ],
 )
 def test_what_it_cannot_learn_is_refused(config, change, said):

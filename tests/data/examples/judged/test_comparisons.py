@@ -101,6 +101,28 @@ def test_equal_answers_of_a_list_share_a_rank():
     assert found["ranks"] == [0, 1, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("record", "scores"),
+    [
+        ({"prompt": "?", "chosen": "a", "rejected": "b", "by": 1.5}, [1.5, 0.0]),
+        ({"prompt": "?", "chosen": "a", "rejected": "b", "by": "2"}, [2.0, 0.0]),
+        ({"prompt": "?", "answers": [{"text": "a", "score": 1}, {"text": "b", "score": 4}]}, [4, 1]),
+    ],
+)
+def test_margins(record, scores):
+    settings = kinds.checked({"rankings": {"margin": "by"}})["rankings"]
+    assert comparison_of(record, settings, "rankings")["scores"] == scores
+    assert "scores" not in comparison_of(record, SETTINGS)
+    for wrong, said in (
+        ({"prompt": "?", "chosen": "a", "rejected": "b"}, "no field 'by'"),
+        ({"prompt": "?", "chosen": "a", "rejected": "b", "by": -1}, "'by' is -1; it must be a number of at least 0"),
+        ({"prompt": "?", "chosen": "a", "rejected": "b", "by": "much"}, "'by' is 'much'"),
+        ({"prompt": "?", "answers": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}, "margins .* need scores"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            comparison_of(wrong, settings, "rankings")
+
+
 def test_a_system_text_and_tools_stay():
     tools = [{"type": "function", "function": {"name": "add"}}]
     record = {"prompt": [{"role": "system", "content": "Be brief."}, *QUESTION], "chosen": "4", "rejected": "22"}

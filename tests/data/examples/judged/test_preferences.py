@@ -189,6 +189,27 @@ def test_bad_settings_are_named(words, settings, tmp_path):
         prepare(settings(f"preferences:{tmp_path}/a.jsonl"), tmp_path / "out", lambda line: None, encoder=True)
 
 
+def test_margins_stand_at_every_token(words):
+    kind = kinds.KINDS["rankings"]
+    settings = kinds.checked({"rankings": {"margin": "by"}})["rankings"]
+    encode = kind.encoding(settings, Context(words, 1024, False, lambda: iter(()))).encode
+    for record, wanted in (
+        (RECORD | {"by": 1.5}, [1.5, 0.0]),
+        (
+            {
+                "prompt": "a?",
+                "answers": [{"text": "b", "score": 1}, {"text": "b", "score": 2}, {"text": "c", "score": -1}],
+            },
+            [2, -1],
+        ),
+    ):
+        found = encode(kind.parse(record, settings))
+        assert [set(segment.own["scores"].tolist()) for segment in found] == [{score} for score in wanted]
+        assert all(len(segment.own["scores"]) == len(segment.tokens) for segment in found)
+    names = [channel.name for channel in kind.channels(settings)]
+    assert names == [*[channel.name for channel in kind.channels(settings | {"margin": ""})], "scores"]
+
+
 def test_from_a_file_to_rows(settings, tmp_path):
     records = [{"q": f"{i}?", "good": f"yes {i}", "bad": "no" * (1 + i % 3)} for i in range(40)]
     records[7]["bad"] = records[7]["good"]
