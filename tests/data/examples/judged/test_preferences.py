@@ -193,16 +193,8 @@ def test_margins_stand_at_every_token(words):
     kind = kinds.KINDS["rankings"]
     settings = kinds.checked({"rankings": {"margin": "by"}})["rankings"]
     encode = kind.encoding(settings, Context(words, 1024, False, lambda: iter(()))).encode
-    for record, wanted in (
-        (RECORD | {"by": 1.5}, [1.5, 0.0]),
-        (
-            {
-                "prompt": "a?",
-                "answers": [{"text": "b", "score": 1}, {"text": "b", "score": 2}, {"text": "c", "score": -1}],
-            },
-            [2, -1],
-        ),
-    ):
+    answers = [{"text": text, "score": score} for text, score in (("b", 1), ("b", 2), ("c", -1))]
+    for record, wanted in ((RECORD | {"by": 1.5}, [1.5, 0.0]), ({"prompt": "a?", "answers": answers}, [2, -1])):
         found = encode(kind.parse(record, settings))
         assert [set(segment.own["scores"].tolist()) for segment in found] == [{score} for score in wanted]
         assert all(len(segment.own["scores"]) == len(segment.tokens) for segment in found)
