@@ -83,7 +83,8 @@ class Preference(Objective):
       label_smoothing: the fraction of labels that are taken to be flipped, for dpo, robust and simpo.
       target_margin: the difference of scores that simpo wants (gamma in its paper).
       per_token: divide scores by the answers' lengths, which removes the preference for long answers. Sums are the
-        published form of dpo, robust, ipo and hinge; simpo and orpo divide always.
+        published form of dpo, robust and hinge. For ipo, TRL divides; its comment says that the paper's results are of
+        that form. simpo and orpo divide always.
       sft: weight of the negative log-likelihood per token of the better answer, which is added (arXiv:2404.19733,
         equation 1; 1 in orpo's paper).
       balance_loss, router_z_loss: see routing.with_routers.
