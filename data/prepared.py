@@ -62,7 +62,7 @@ class Prepared:
     @property
     def labels(self) -> Mapping[str, Any] | None:
         """The facts about labels (data/examples/labels.py); None: there is no source of labels."""
-        return next((source.facts for source in self.sources if source.kind == "labels"), None)
+        return next((source.facts for source in self.sources if source.facts), None)
 
     @property
     def validation_bytes(self) -> int:

@@ -144,7 +144,7 @@ def _table(norms: dict[str, np.ndarray]) -> list[str]:
     lines = [f"{'parameter':<{width}}  {'gradient':>10}  {'update':>10}  {'of parameter':>12}"]
     order = lambda item: -item[1][0] if np.isfinite(item[1][0]) else -math.inf
     for name, (grad, bad, update, param) in sorted(norms.items(), key=order):
-        share = f"{update / param:.2e}" if param else "-"
+        share = f"{float(update) / float(param):.2e}" if param else "-"
         note = f"  {bad:,.0f} not finite" if bad else ""
         lines.append(f"{name:<{width}}  {grad:>10.3e}  {update:>10.3e}  {share:>12}{note}")
     return lines

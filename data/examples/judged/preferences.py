@@ -45,8 +45,8 @@ def identity(kind: str, settings: Mapping[str, Any], tokenizer: Tokenizer, encod
     return chat_of(kind, settings, tokenizer).identity
 
 
-def _encoding(kind: str, settings: Mapping[str, Any], context: Context) -> Encoding:
-    answering = Answering(kind, settings, context, scored=kind == "rankings")
+def _encoding(kind: str, scored: bool, settings: Mapping[str, Any], context: Context) -> Encoding:
+    answering = Answering(kind, settings, context, scored)
 
     def encode(record: dict) -> list[Example]:
         messages, tools = record["messages"], record.get("tools")
@@ -89,7 +89,7 @@ assert chat_examples.KIND.asking is not None
 _CHAT = chat_examples.KIND.asking
 
 
-def _kind(name: str, **own: Any) -> Kind:
+def _kind(name: str, scored: bool, **own: Any) -> Kind:
     return Kind(
         fields=FIELDS,
         columns=_COLUMNS,
@@ -97,7 +97,7 @@ def _kind(name: str, **own: Any) -> Kind:
         parse=functools.partial(comparison_of, kind=name),
         text=_text,
         identity=functools.partial(identity, name),
-        encoding=functools.partial(_encoding, name),
+        encoding=functools.partial(_encoding, name, scored),
         channels=lambda settings: GROUPS,
         encoder=False,
         augmentable=lambda settings: False,  # all answers must follow the same prompt
@@ -109,6 +109,7 @@ def _kind(name: str, **own: Any) -> Kind:
 
 PREFERENCES = _kind(
     "preferences",
+    scored=False,
     asking=_CHAT._replace(
         question=lambda record: chat_examples.Question(record["messages"], record.get("tools")),
         reference=lambda settings, tokenizer, record: _CHAT.reference(
@@ -117,7 +118,7 @@ PREFERENCES = _kind(
     ),
 )
 _MARGIN = {"margin": ""}  # the field of a pair with how much better its first answer is; '': margins are not read
-RANKINGS = _kind("rankings")._replace(
+RANKINGS = _kind("rankings", scored=True)._replace(
     fields=FIELDS | _MARGIN,
     columns=(*_COLUMNS, *_MARGIN),
     check=functools.partial(check, "rankings", (*_COLUMNS, *_MARGIN)),
