@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from data.examples import kinds
-from data.examples.kinds import KINDS
 from launch.program.checking import ConfigError, checking
 from launch.run import models, restore, workdirs
 from launch.run.defaults import flat
@@ -27,6 +26,9 @@ from model.config import ModelConfig
 from model.interop.registry import RUNNING
 from train import state
 
+_WITH_CHAT = [name for name, kind in kinds.KINDS.items() if "template" in kind.fields]
+_LEFT_OUT = {"template": "auto", "system": ""}  # how conversations are written, if a config doesn't say so
+
 
 class _Taken(NamedTuple):
     """What a run takes from the other workdir: read there when the run begins, and from its own record later."""
@@ -36,7 +38,7 @@ class _Taken(NamedTuple):
     model: dict  # the block `model`
     tokenizer: ConfigDict  # the block `data.tokenizer`
     facts: dict  # the model's family (model_type), if it is known
-    chat: dict  # the template and system text of its conversations; {}: it was not tuned on any
+    chat: dict[str, dict]  # kind of examples -> template and system text of its conversations, if they are known
 
 
 def resolve(
@@ -95,10 +97,9 @@ def _with(config: ConfigDict, taken: _Taken, own: Set[str]) -> ConfigDict:
         config.data.tokenizer = taken.tokenizer
         config.init_from, config.init_step = taken.place, taken.step
         config.update(taken.facts)
-        for name in KINDS if taken.chat else ():
-            block = config.data[name]
-            if (block.get("template"), block.get("system")) == ("auto", ""):
-                block.update(taken.chat)
+        for name, settings in taken.chat.items():
+            if _written(config.data[name]) == _LEFT_OUT:
+                config.data[name].update(settings)
     return config
 
 
@@ -112,20 +113,21 @@ def _found(source: Workdir, config: ConfigDict) -> _Taken:
     words = ConfigDict({"kind": "file", "path": str(Path(config.init_from) / "tokenizer.json")})
     chat, model = kinds.chat_settings(source.config.data), dataclasses.asdict(source.architecture)
     wanted = kinds.chat_settings(config.data)
-    if chat and wanted and wanted not in (chat, {"template": "auto", "system": ""}):
+    if chat and wanted and wanted not in (chat, _LEFT_OUT):
         print(
             f"warning: conversations are written with {wanted}, but those of config.init_from {config.init_from} with "
             f"{chat}; leave template and system out to keep its own",
             file=sys.stderr,
         )
-    return _Taken(config.init_from, str(step), model, words, _facts(source), chat)
+    same = dict.fromkeys(_WITH_CHAT, chat) if chat else {}
+    return _Taken(config.init_from, str(step), model, words, _facts(source), same)
 
 
 def _recorded(workdir: Workdir, config: ConfigDict) -> _Taken:
     """Returns what a run that continues has recorded. A step that the user gives is kept, to be compared later."""
     there = workdir.config
     step = config.init_step if config.init_step.isdecimal() else there.init_step
-    chat = kinds.chat_settings(there.data)
+    chat = {name: _written(there.data[name]) for name in _WITH_CHAT}
     return _Taken(there.init_from, step, there.model.to_dict(), there.data.tokenizer, _facts(workdir), chat)
 
 
@@ -151,6 +153,11 @@ def _keep_form(config: ConfigDict, source: Workdir) -> None:
         )
     with config.unlocked():
         config.adapt.update(there)
+
+
+def _written(block: ConfigDict) -> dict[str, str]:
+    """Returns how the conversations of a kind of examples are written."""
+    return {name: block[name] for name in _LEFT_OUT}
 
 
 def _facts(workdir: Workdir) -> dict:

@@ -14,7 +14,8 @@ def base(tmp_path_factory, corpus, data_dir):
     workdir = tmp_path_factory.mktemp("base") / "run"
     config = shrink(pretrain_decoder.get_config(), data_dir, corpus)
     config.steps = config.checkpoint_every = 3
-    config.eval_every, config.model.max_length = 0, 768
+    config.eval_every, config.model.max_length = 0, 192
+    config.data.tokenizer.chat = "chatml"  # whose prompts are short
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *args, all=jax.devices: all(*args)[:1])
         train(config, workdir)

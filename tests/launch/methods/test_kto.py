@@ -25,8 +25,9 @@ def judged(tmp_path_factory):
 def configured(argument, base, data_dir, judged):
     config = shrink(kto.get_config(argument), data_dir, judged)
     config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 8, 4, 4
-    config.data.update(path=str(judged), sources=(), split="document", seq_len=400)
-    config.eval_rows, config.model.max_length = 0, 768
+    config.data.unpaired.template = "chatml"
+    config.data.update(path=str(judged), sources=(), split="document", seq_len=128)
+    config.eval_rows, config.model.max_length = 0, 192
     return config
 
 

@@ -41,8 +41,9 @@ def preferences(tmp_path_factory):
 def configured(argument, base, data_dir, preferences, **fields):
     config = shrink(dpo.get_config(argument), data_dir, preferences)
     config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 8, 2, 2
-    config.data.update(path=str(preferences), sources=(), split="document", seq_len=400)
-    config.eval_rows, config.early_stopping.metric, config.model.max_length = 0, "validation/accuracy", 768
+    config.data.preferences.template = "chatml"
+    config.data.update(path=str(preferences), sources=(), split="document", seq_len=128)
+    config.eval_rows, config.early_stopping.metric, config.model.max_length = 0, "validation/accuracy", 192
     config.update_from_flattened_dict(fields)
     return config
 
@@ -172,7 +173,7 @@ def test_the_best_and_the_end_are_those_of_the_largest_accuracy(base, data_dir, 
 def test_a_model_is_asked_as_it_was_tuned(finished):
     run = Workdir(finished("tiny"))
     (one,) = Completer(run.config, run.tokenizer, run.architecture).completions([Request("1 fox?", max_new_tokens=4)])
-    assert one.answers and run.tokenizer.decode(one.prompt).endswith("### Instruction:\n1 fox?\n\n### Response:")
+    assert one.answers and run.tokenizer.decode(one.prompt).endswith("user\n1 fox?\nassistant\n")
 
 
 def test_answers_are_compared_with_the_chosen_ones(finished):
@@ -191,6 +192,7 @@ def test_conversations_are_written_as_in_the_run_before(base, data_dir, preferen
     record["data"] |= {"path": "a.jsonl", "sources": [], "format": "chat", "chat": chat}
     (tmp_path / "tuned" / "config.json").write_text(json.dumps(record))
     config = configured("tiny", tmp_path / "tuned", data_dir, preferences)
+    config.data.preferences.template = "auto"
     found, _ = init_from.resolve(config, None)
     for kind in ("chat", "preferences", "rankings"):
         assert found.data[kind].template == "chatml" and found.data[kind].system == "Be brief."
@@ -199,7 +201,8 @@ def test_conversations_are_written_as_in_the_run_before(base, data_dir, preferen
     found, _ = init_from.resolve(config, None)
     assert (found.data.preferences.template, found.data.preferences.system) == ("alpaca", "")
     assert "warning: conversations are written with {'template': 'alpaca'" in capsys.readouterr().err
-    found, _ = init_from.resolve(configured("tiny", base, data_dir, preferences), None)  # tuned on no conversations
+    config.init_from, config.data.preferences.template = str(base), "auto"  # the base was tuned on no conversations
+    found, _ = init_from.resolve(config, None)
     assert found.data.preferences.template == "auto"
 
 
