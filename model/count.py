@@ -129,4 +129,4 @@ def _shared(config: ModelConfig, path: str) -> bool:
 
 @functools.lru_cache
 def _shapes(config: ModelConfig) -> dict[str, nnx.Variable]:
-    return variables(jax.eval_shape(lambda key: make(config, nnx.Rngs(key)), jax.random.key(0)))
+    return variables(jax.eval_shape(lambda: make(config, nnx.Rngs(0))))

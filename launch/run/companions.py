@@ -136,7 +136,11 @@ def _workdir(objective: Objective, config: ConfigDict, companion: Companion) -> 
             "the model that trains: set it to the workdir of that model"
         )
     if not (Path(path) / "config.json").exists():
-        raise ConfigError(f"{field} {path} holds no run (no config.json); the {companion.name} is read from there")
+        raise ConfigError(
+            f"{field} {path} holds no run (no config.json in {Path(path).absolute()}); the {companion.name} is read "
+            f"from there: bring it back, or, if this run has begun, set {companion.field} in its config.json to the "
+            "new place (a content hash shows whether it is the same model)"
+        )
     return Workdir(Path(path).absolute())
 
 

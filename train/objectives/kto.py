@@ -59,7 +59,10 @@ class Kto(Objective):
     heading: ClassVar = "held-out judged answers, not used in training:"
     meanings: ClassVar = _MEANINGS
     companions: ClassVar = (Companion("reference", "init_from"),)
-    headlines: ClassVar = (Headline("margin", "margin of implicit rewards", "on held-out judged answers"),)
+    headlines: ClassVar = (
+        Headline("margin", "margin of implicit rewards", "on held-out judged answers"),
+        Headline("loss", "loss", "on held-out judged answers, of which all have one verdict"),
+    )
     ranges: ClassVar = {
         "beta": "float (0, inf)",
         "good_weight": "float [0, inf)",
@@ -116,6 +119,9 @@ class Kto(Objective):
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
         sums = {name: float(value) for name, value in loss.metrics.items()}
         of = {"good_reward": sums["good"], "bad_reward": sums["bad"], "kl": sums["tokens"]}
-        means = {name: sums[name] / max(of.get(name, float(loss.weight)), 1e-9) for name in _MEANINGS if name in sums}
-        means["margin"] = means["good_reward"] - means["bad_reward"]
-        return {name: means[name] for name in _MEANINGS}
+        counts = {name: of.get(name, float(loss.weight)) for name in _MEANINGS if name in sums}
+        # Without a good answer there is no mean of their rewards, and no margin.
+        means = {name: sums[name] / max(count, 1e-9) for name, count in counts.items() if name not in of or count}
+        if {"good_reward", "bad_reward"} <= {*means}:
+            means["margin"] = means["good_reward"] - means["bad_reward"]
+        return {name: means[name] for name in _MEANINGS if name in means}

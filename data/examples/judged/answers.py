@@ -40,8 +40,16 @@ class Answering:
         """Returns the ids of an answer behind the ids of its prompt, with the end token.
 
         If answers are scored, it also has what the template writes after an answer.
+
+        Raises:
+          ValueError: the template writes the prompt differently once it is answered.
         """
         ids, trained, _ = renamed(self._kind, self._chat.encode, [*messages, answer], tools)
+        if not np.array_equal(ids[: len(prompt)], prompt):
+            raise ValueError(
+                "the chat template writes the prompt of this record differently once an answer follows, so answers to "
+                f"it can't be compared; set config.data.{self._kind}.template to another one, or remove the record"
+            )
         end = len(ids) if self._scored else int(np.flatnonzero(trained)[-1]) + 1
         return ids[len(prompt) : end]
 
@@ -55,7 +63,7 @@ class Answering:
         # The last token of an answer is only a target, except that a reward model reads it.
         room = context.seq_len - len(answers) * (len(context.prefix) - (not self._scored))
         read, said = _lengths(len(prompt), [len(ids) for ids, _ in answers], room)
-        if read < 1 or said < 1:
+        if said < 1:
             raise LeftOut(f"{self._kind} have too many answers for a row; raise data.seq_len")
         cut = read < len(prompt) or said < max(len(ids) for ids, _ in answers)
         prompt = cut_prompt(prompt, read, context.tokenizer.special.begin)
@@ -92,15 +100,16 @@ def _whole(prompt: np.ndarray, answer: np.ndarray) -> Example:
 
 
 def _lengths(prompt: int, answers: list[int], room: int) -> tuple[int, int]:
-    """Returns how many ids of the prompt and at most of each answer fit into `room`.
+    """Returns how many ids of the prompt and at most of each answer fit into `room`; less than 1 of an answer: none do.
 
-    The prompt keeps at least a quarter of its share of the row, as in data/examples/example.py, `cut`.
+    The prompt keeps at least a quarter of the room of one answer, as in data/examples/example.py, `cut`, and of several
+    at least an eighth of the whole room: answers to a prompt that is not there teach nothing.
     """
     n = len(answers)
     over = n * prompt + sum(answers) - room
     if over <= 0:
         return prompt, max(answers)
-    read = max(prompt - -(-over // n), min(prompt, max(room // (4 * n), 1)))
+    read = max(prompt - -(-over // n), min(prompt, max(room // min(4 * n, 8), 1)))
     said, left, more = 0, room - n * read, sorted(answers)
     while more and left >= len(more) * (more[0] - said):  # short answers leave room for longer ones
         left -= len(more) * (more[0] - said)

@@ -25,7 +25,8 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _TEXTS = ("answer", "response", "completion", "content", "text")  # names of an answer's text in a list
 _SCORES = ("score", "overall_score")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_ABSENT: tuple = (None, "", [])  # what tables and other exports write where a record has no such field
 _QUESTION = {"role": "user", "content": "?"}  # a placeholder
 # Many data sets also hold the same conversation in the form that fine-tuning needs. These fields are not read.
 _OTHER_FORMS = ("messages", "conversations", "instruction", "output")
@@ -47,7 +48,7 @@ def comparison_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: 
     """
     names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
     margin = settings.get("margin", "")
-    if record.get(names["answers"]) not in (None, ""):
+    if record.get(names["answers"]) not in _ABSENT:
         texts, ranks, scores = _listed(record[names["answers"]], names["answers"])
         sides = [(text, names["answers"]) for text in texts]
         if margin and scores is None:
@@ -86,8 +87,8 @@ def verdict_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str
     """
     names = {column: settings[column] for column in ("prompt", "completion", "label")}
     label = field(record, names["label"], f"data.{kind}.label")
-    word = str(label).strip().lower()  # of a table, the label is a text
-    if isinstance(label, float) or word not in _LABELS:
+    word = str(label).strip().lower()  # of a table, the label is a text, and with gaps in a column a float
+    if word not in _LABELS:
         raise ValueError(f"field {names['label']!r} is {label!r}; it must be true or false, or 1 or 0")
     side = field(record, names["completion"], f"data.{kind}.completion"), names["completion"]
     return _answered(record, [side], names, kind) | {"good": _LABELS[word]}
@@ -108,7 +109,7 @@ def answers_of(record: Mapping[str, Any], settings: Mapping[str, Any], kind: str
       ValueError: the record has no answers; the message says what is wrong.
     """
     names = {column: settings[column] for column in ("prompt", "chosen", "rejected", "answers")}
-    has = lambda name: record.get(name) not in (None, "")
+    has = lambda name: record.get(name) not in _ABSENT
     if has(names["answers"]):
         items, where = record[names["answers"]], names["answers"]
         if not (isinstance(items, list) and items and all(isinstance(item, dict) for item in items)):
@@ -139,9 +140,10 @@ def _answered(
       kind: the block of config.data that these names are from.
     """
     sides, where = [_side(text, name) for text, name in given], [name for _, name in given]
-    has_prompt = record.get(names["prompt"]) not in (None, "")
+    has_prompt = record.get(names["prompt"]) not in _ABSENT
     if max(map(len, sides)) == 1:
-        prompt = field(record, names["prompt"], f"data.{kind}.prompt")
+        prompt: Any = field(record, names["prompt"], f"data.{kind}.prompt")
+        prompt = [prompt] if isinstance(prompt, dict) else prompt  # one message
         if _is_transcript(prompt):
             sides = [[side[0] | {"content": side[0]["content"].strip()}] for side in sides]
             prompt = _open(prompt)
@@ -172,7 +174,7 @@ def _side(given: Any, name: str) -> list[dict[str, Any]]:
             f"field {name!r} is {type(given).__name__}; it must be a text, a message, or a list of messages"
         )
     role = turns[-1].get("role", turns[-1].get("from"))
-    if role in ("user", "human", "system", "tool") or not turns[-1].get("content", "..."):
+    if role in ("user", "human", "system", "tool"):
         raise ValueError(f"field {name!r} does not end with an answer of the assistant; fix the record or remove it")
     return turns
 

@@ -1,13 +1,15 @@
 """The kind `unpaired`: a conversation and one answer to its last question, with a verdict, good or bad.
 
-An example has a second segment, of rank 1: the same prompt with the answer of the record before. It shows how far the
-model has moved from its reference on answers that don't belong to the prompt (KTO, arXiv:2402.01306, section 4.1). The
-first record of a source has none.
+An example has a second segment, of rank 1: the same prompt with an answer to another prompt, that of the record before.
+It shows how far the model has moved from its reference on answers that don't belong to the prompt (KTO,
+arXiv:2402.01306, section 4.1). It gets the room that the example leaves in a row, and is left out where there is none.
 """
 
 import functools
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from data.batch import GROUPS, Channel
 from data.examples import chat_examples
@@ -23,19 +25,28 @@ GOOD = Channel("good", mark=16)  # 1 at all tokens of a good answer and of its p
 
 
 def _encoding(settings: Mapping[str, Any], context: Context) -> Encoding:
-    answering, before = Answering(_NAME, settings, context), None
+    answering = Answering(_NAME, settings, context)
+    # The last record, and the last one before it with another prompt: (prompt, ids of the answer).
+    last, earlier = (b"", np.zeros(0, np.int32)), (b"", np.zeros(0, np.int32))
 
     def encode(record: dict) -> list[Example]:
-        nonlocal before
+        nonlocal last, earlier
         messages, tools, (answer,) = record["messages"], record.get("tools"), record["answers"]
         prompt = answering.prompt(messages, tools)
         own = answering.answer(messages, answer, tools, prompt)
-        other, before = before, own
-        answers = [(own, 0)] if other is None else [(own, 0), (other, 1)]
-        first, *rest = answering.segments(prompt, answers)
-        return [first._replace(marks=first.marks | GOOD.mark * record["good"]), *rest]
+        asked = prompt.tobytes()
+        earlier = earlier if last[0] == asked else last
+        last, other = (asked, own), earlier[1]
+        (first,) = answering.segments(prompt, [(own, 0)])
+        first = first._replace(marks=first.marks | GOOD.mark * record["good"])
+        room = context.seq_len - 2 * len(context.prefix) - len(first.tokens) - (len(prompt) - 1)
+        if not len(other) or first.notes or room < 1:
+            return [first]
+        return [first, *answering.segments(prompt, [(other[:room], 1)])]
 
-    return Encoding(encode)
+    labels = {record["good"] for record in context.train()}
+    missing = [word for word, label in (("good", True), ("bad", False)) if label not in labels]
+    return Encoding(encode, warnings=tuple(f"no training record has a {word} answer" for word in missing))
 
 
 assert PREFERENCES.asking is not None

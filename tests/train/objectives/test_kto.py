@@ -99,6 +99,13 @@ def test_a_model_that_is_its_reference():
     assert len(list(Kto().lines(figures, HeldOut()))) == 8
 
 
+def test_answers_of_one_verdict_have_no_margin():
+    rows = judged()
+    rows |= {"good": np.where(rows["ranks"] == 0, 1, 0)}
+    figures = Kto().figures(jax.device_get(Kto()(stated(0), rows, None, reference=stated(1))), HeldOut())
+    assert [*figures] == ["loss", "accuracy", "good_reward", "reference_point", "kl"]
+
+
 def test_rows_without_weight_give_nothing():
     rows = judged() | {"weights": np.zeros((ROWS, LENGTH), np.float32)}
     total = lambda model: (lambda loss: (loss.total, loss))(Kto()(model, rows, jax.random.key(0), reference=stated(1)))

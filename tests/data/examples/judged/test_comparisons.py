@@ -24,6 +24,8 @@ FORMS = {
     "hh-rlhf with a prompt": {"prompt": HUMAN, "chosen": " 4", "rejected": " 22"},
     "transcripts in all fields": {"prompt": HUMAN, "chosen": HUMAN + " 4", "rejected": HUMAN + " 22"},
     "a message each": {"prompt": QUESTION, "chosen": GOOD, "rejected": {"from": "gpt", "value": "22"}},
+    "one message as prompt": {"prompt": QUESTION[0], "chosen": "4", "rejected": "22"},
+    "an empty list": {"prompt": "Two plus two?", "answers": [], "chosen": "4", "rejected": "22"},
     "with other forms beside it": {
         "prompt": "Two plus two?",
         "messages": [*QUESTION, GOOD],
@@ -80,6 +82,12 @@ def test_all_of_the_prompt_is_read(record, wanted):
     found = comparison_of(PAIR | record, SETTINGS)
     assert [(message["role"], message["content"]) for message in found["messages"]] == wanted
     assert found["answers"] == WANTED["answers"]
+
+
+def test_an_answer_may_be_a_tool_call():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    found = comparison_of({"prompt": "2 + 2", "chosen": call, "rejected": "No."}, SETTINGS)
+    assert found["answers"][0]["tool_calls"] and found["answers"][0]["content"] == ""
 
 
 def test_other_field_names():
@@ -159,7 +167,8 @@ def test_a_system_text_and_tools_stay():
             {"chosen": HUMAN + " 4", "rejected": HUMAN.replace("Two", "One") + " 22"},
             "differ before their last messages",
         ),
-        ({"chosen": HUMAN + " 4", "rejected": HUMAN}, "'rejected' does not end with an answer of the assistant"),
+        ({"chosen": HUMAN + " 4", "rejected": HUMAN}, "an answer is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": {"role": "assistant", "content": None}}, "neither .content. nor"),
         ({"chosen": [*QUESTION, GOOD], "rejected": [*QUESTION, *QUESTION]}, "answer"),
         ({"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}, "'answers' must be a list of at least two objects"),
         ({"prompt": "a", "answers": [{"rank": 1}, {"rank": 2}]}, "exactly one of answer, response, .*; it has none"),

@@ -1,5 +1,6 @@
 """Preferences are two conversations with one prompt, in one row, which are cut alike; bad records are named."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from data.examples.example import CUT, Context, LeftOut
 from data.prepare import prepare
 from data.rows.pack import RowReader
 from data.tokens import tokenizer as tokenizers
+from data.tokens.special import EOT
 from data.tokens.templates import TEMPLATES
 
 RECORD = {"prompt": "What is a list?", "chosen": "A row of things.", "rejected": "No."}  # before it is parsed
@@ -110,7 +112,26 @@ def test_a_list_is_an_example_of_all_its_answers(words):
     assert said == ["a", "b", "c", "d"] and [segment.rank for segment in segments] == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("seq_len", [40, 90, 200])
+def test_a_prompt_that_its_answer_changes_is_refused(words):
+    """This template leaves out the thoughts of a call once there is an answer, as that of gpt-oss does."""
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: "
+        "{% if m.get('reasoning_content') and messages[-1]['role'] != 'assistant' %}"
+        "{{ m['reasoning_content'] }}{% endif %}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    special = dataclasses.replace(words.special, tokenizer_config={"chat_template": template, "eos_token": EOT})
+    own = tokenizers.Tokenizer(words._backend, special)
+    call = {"role": "assistant", "content": "look", "reasoning_content": "I must look it up."}
+    asked = [{"role": "user", "content": "a?"}, call, {"role": "user", "content": "go on"}]
+    with pytest.raises(ValueError, match=r"the prompt .* differently .* set config\.data\.preferences\.template"):
+        encoded(own, record={"prompt": asked, "chosen": "It is 42", "rejected": "no"}, template="tokenizer")
+    whole = encoded(own, record={"prompt": "a?", "chosen": "It is 42", "rejected": "no"}, template="tokenizer")
+    assert [own.decode(segment.targets[segment.trained]) for segment in whole] == ["It is 42", "no"]
+
+
+@pytest.mark.parametrize("seq_len", [90, 200])
 def test_a_list_that_is_too_long_is_cut_alike(seq_len, words):
     answers = [("a" * 30, 1), ("b", 2), ("c" * 60, 3), ("d" * 5, 4)]
     segments = encoded(words, seq_len, listed(*answers))
@@ -125,6 +146,8 @@ def test_a_list_that_is_too_long_is_cut_alike(seq_len, words):
 def test_a_list_without_room_is_left_out(words):
     with pytest.raises(LeftOut, match="too many answers for a row"):
         encoded(words, 8, listed(*((str(i), i) for i in range(9))))
+    with pytest.raises(LeftOut, match="too many answers for a row"):  # the prompts alone would fill it
+        encoded(words, 512, listed(*((f"answer {i}", i) for i in range(50))))
 
 
 @pytest.mark.parametrize("record", [RECORD | {"rejected": RECORD["chosen"]}, listed(("a", 1), ("b", 1))])

@@ -27,6 +27,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         {"prompt": ASKED, "completion": [ANSWER], "label": 1},
         {"completion": [*ASKED, ANSWER], "label": "true"},
         {"prompt": "a?", "completion": ANSWER, "label": "1"},
+        {"prompt": ASKED[0], "completion": "b", "label": 1.0},
         {"completion": "\n\nHuman: a?\n\nAssistant: b", "label": " True"},
     ],
 )
@@ -36,7 +37,7 @@ def test_every_form_gives_the_same(record):
     assert verdict_of(record | {"label": False}, SETTINGS)["good"] is False
 
 
-@pytest.mark.parametrize("label", ["good", 2, -1, 0.5, 1.0, None, ""])
+@pytest.mark.parametrize("label", ["good", 2, -1, 0.5, None, ""])
 def test_other_labels_are_refused(label):
     with pytest.raises(ValueError, match="'label' is"):
         verdict_of({"prompt": "a?", "completion": "b", "label": label}, SETTINGS)
@@ -59,6 +60,31 @@ def test_each_answer_stands_beside_that_of_the_record_before():
         assert all(asked(segment).endswith(f"### Instruction:\n{i}?\n\n### Response:") for segment in example)
         assert bool((example[0].marks & GOOD.mark).all()) == (i % 2 == 0)
         assert not any((segment.marks & GOOD.mark).any() for segment in example[1:])
+
+
+def test_the_other_answer_is_to_another_prompt_and_gets_only_the_room_that_is_left():
+    words = tokenizers.train(["a"], "byte", specials=["<|im_start|>", "<|im_end|>"])
+    settings = SETTINGS | {"template": "chatml"}
+    encode = KIND.encoding(settings, Context(words, 100, False, lambda: iter(()))).encode
+    made = [("a?", "yes"), ("a?", "no"), ("b?", "x" * 300), ("c?", "Rome it is"), ("c?", "Milan"), ("d?", "y" * 60)]
+    found = [encode(KIND.parse({"prompt": p, "completion": a, "label": 1}, settings)) for p, a in made]
+    said = [[words.decode(segment.targets[segment.trained]) for segment in example] for example in found]
+    assert said[0] == ["yes"] and said[1] == ["no"]  # there is no other prompt yet
+    assert len(said[2]) == 1 and found[2][0].notes and set(said[2][0]) == {"x"}
+    own, other = said[3]
+    assert own == "Rome it is" and 10 < len(other) < 60 and not found[3][0].notes and not found[3][1].notes
+    assert said[4] == ["Milan", said[3][1] + "x" * (len(own) - len("Milan"))]
+    assert said[5][0] == "y" * 60 and len(said[5]) in (1, 2)
+    assert all(sum(len(segment.tokens) for segment in example) <= 100 for example in found)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [((True, True), ["no training record has a bad answer"]), ((True, False), [])]
+)
+def test_a_missing_verdict_is_a_warning(labels, said):
+    records = [KIND.parse({"prompt": "a?", "completion": "b", "label": label}, SETTINGS) for label in labels]
+    words = tokenizers.train(["a"], "byte")
+    assert list(KIND.encoding(SETTINGS, Context(words, 100, False, lambda: iter(records))).warnings) == said
 
 
 def test_from_a_table_to_rows(settings, tmp_path):
