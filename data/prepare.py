@@ -276,8 +276,8 @@ def _pack_examples(
     if counts.rows:
         places = counts.rows * context.seq_len * (1 + context.encoder)
         log(
-            f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them with a target, fill "
-            f"{100 * counts.tokens / places:.0f} % of {counts.rows:,} rows."
+            f"{source.spec}: {split}: {counts.tokens:,} tokens, {counts.targets:,} of them with a target, in "
+            f"{counts.rows:,} rows that are {100 * counts.tokens / places:.0f} % full."
         )
     _warn_of_unknown(source.spec, split, counts.unknown, counts.tokens, log)
     for note, count in counts.notes.items():

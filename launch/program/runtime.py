@@ -5,9 +5,11 @@ neither jax nor anything that imports jax.
 """
 
 import ctypes
+import difflib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -203,6 +205,29 @@ def _leave(status: int) -> None:
     sys.exit(status)
 
 
+def _mistake(error: Exception) -> str:
+    """Returns what is wrong with the flags, or with the config file that they name."""
+    words = str(error.args[-1] if error.args else error).strip()
+    if len(words) > 1 and words[0] == words[-1] and words[0] in "'\"":  # a KeyError quotes its message
+        words = words[1:-1]
+    words = words.replace("\\n", ". ").replace("\\'", "'").strip()
+    if absent := re.search(r"No such file or directory: '([^'\n]+\.py)", words):
+        near = difflib.get_close_matches(absent[1], map(str, Path("configs").glob("*.py")), 1)
+        return f"there is no config file {absent[1]}" + (f"; did you mean {near[0]}?" if near else "")
+    if "get_config() takes 0 positional arguments" in words:
+        file = re.search(r"--config=([^:\s]+):", words)
+        return f"{file[1] if file else 'this config'} takes no argument: leave the colon and what follows it out"
+    # A config file raises ValueError for its user; any other error is a bug in the file, and is shown in full.
+    _, raised, reason = words.rpartition("\nValueError: ")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    if raised or not isinstance(error, KeyError | AttributeError):
+        return reason if raised else words
+    if "ml_collections" in where.filename:  # a flag names a field that the config does not have
+        name, _, suggestion = words.removeprefix("'").partition("'")
+        return f"the config has no field '{name}'{suggestion or '; flags can only change fields that it has'}"
+    return f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
+
+
 def run(main) -> None:
     """Runs `main` like absl's app.run, but a user's mistake gives one clear line on stderr and exit status 1."""
     from absl import app, flags, logging
@@ -232,19 +257,6 @@ def run(main) -> None:
                 flags.FLAGS.config.keys()  # ml_collections raises a failure to load the file only at its first use
             return rest
         except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-            words = str(error.args[-1] if error.args else error).strip("'\" \n")
-            words = words.replace("\\n", ". ").replace("\\'", "'")  # a KeyError quotes its message
-            # A config file raises ValueError for its user; any other error is a bug in the file, and is shown in full.
-            _, raised, reason = words.rpartition("\nValueError: ")
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            if isinstance(error, KeyError | AttributeError) and not raised:
-                if "ml_collections" in where.filename:  # a flag names a field that the config does not have
-                    name, _, suggestion = words.removeprefix("'").partition("'")
-                    words = (
-                        f"the config has no field '{name}'{suggestion or '; flags can only change fields that it has'}"
-                    )
-                else:
-                    words = f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
-            sys.exit(f"error: {reason if raised else words}")
+            sys.exit(f"error: {_mistake(error)}")
 
     app.run(guarded, flags_parser=parse)

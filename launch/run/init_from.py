@@ -115,8 +115,9 @@ def _found(source: Workdir, config: ConfigDict) -> _Taken:
     wanted = kinds.chat_settings(config.data)
     if chat and wanted and wanted not in (chat, _LEFT_OUT):
         print(
-            f"warning: conversations are written with {wanted}, but those of config.init_from {config.init_from} with "
-            f"{chat}; leave template and system out to keep its own",
+            f"warning: conversations are written with the template {wanted['template']} and the system text "
+            f"{wanted['system']!r}, but the model of config.init_from {config.init_from} was tuned with "
+            f"{chat['template']} and {chat['system']!r}; leave both fields out to keep its own",
             file=sys.stderr,
         )
     same = dict.fromkeys(_WITH_CHAT, chat) if chat else {}

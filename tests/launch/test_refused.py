@@ -93,9 +93,16 @@ def test_cli_prints_one_line_for_a_mistake(tmp_path):
         ),
         (
             ["-m", "launch.train", "--config=configs/quickstart.py", workdir, "--config.accumulate=1.5"],
-            "--config.accumulate=1.5",
+            "invalid literal for int() with base 10: '1.5'",
         ),
-        (["-m", "launch.train", "--config=configs/nothing.py", workdir], "configs/nothing.py"),
+        (
+            ["-m", "launch.train", "--config=configs/lorra.py", workdir],
+            "error: there is no config file configs/lorra.py; did you mean configs/lora.py?",
+        ),
+        (
+            ["-m", "launch.train", "--config=configs/quickstart.py:small", workdir],
+            "error: configs/quickstart.py takes no argument: leave the colon and what follows it out",
+        ),
         (["-m", "launch.train", f"--config={broken}", workdir], "broken.py, line 2: KeyError: absent"),
         (["-m", "launch.train", "--config=configs/pretrain_decoder.py:gpt5", workdir], "gpt5"),
         (["launch/train.py", "--config=configs/quickstart.py", workdir], "python -m launch.train"),

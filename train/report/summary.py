@@ -56,8 +56,9 @@ def headline(facts: dict) -> str:
     model = facts["model"]
     trains = ""
     if model["trained_parameters"] != model["parameters"]:
-        share = model["trained_parameters"] / (model["parameters"] + model["added_parameters"])
-        trains = f", {model['trained_parameters']:,} of all train ({share:.2%})"
+        everything = model["parameters"] + model["added_parameters"]
+        share = model["trained_parameters"] / everything
+        trains = f", {model['trained_parameters']:,} of {everything:,} parameters train ({share:.2%})"
     if n := model["quantized_weights"]:
         trains += f", {n:,} are quantized to {model['quantized_bytes'] / n:.3f} bytes each"
     return (

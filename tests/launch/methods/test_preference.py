@@ -200,7 +200,7 @@ def test_conversations_are_written_as_in_the_run_before(base, data_dir, preferen
     config.data.preferences.template = "alpaca"
     found, _ = init_from.resolve(config, None)
     assert (found.data.preferences.template, found.data.preferences.system) == ("alpaca", "")
-    assert "warning: conversations are written with {'template': 'alpaca'" in capsys.readouterr().err
+    assert "warning: conversations are written with the template alpaca" in capsys.readouterr().err
     config.init_from, config.data.preferences.template = str(base), "auto"  # the base was tuned on no conversations
     found, _ = init_from.resolve(config, None)
     assert found.data.preferences.template == "auto"
@@ -218,6 +218,8 @@ def test_user_errors(base, data_dir, preferences, tmp_path):
     refused(made(init_from=""), where, ConfigError, "config.init_from is empty", "'preference' needs a reference")
     refused(made(**{"objective.beta": 0.0}), where, ConfigError, "config.objective.beta is 0.0; it must be ")
     refused(made(**{"adapt.method": "prompt"}), where, ConfigError, "config.adapt.method prompt puts vectors")
+    with pytest.raises(ConfigError, match=r"config\.data\.chat\.system is set, but nothing reads it"):
+        train(config, where, chosen=["data.chat.system"])
     refused(made(**{"data.format": "chat"}), where, ConfigError, "can learn only from preferences", "also has chat")
     for config_of in (sft, prompt):
         other = shrink(config_of.get_config(), data_dir, preferences)
