@@ -132,8 +132,8 @@ def _described(run: Workdir) -> tuple[dict, dict[str, str], Tokenizer]:
     if at_end:  # a padding token that is also the end token would hide the end, and move the score one token forward
         fields = fields | {"pad_token_id": None}
         print(
-            "note: this export has no padding token, so transformers scores one text at a time; for batches, set one that "
-            "differs from the end token"
+            "note: this export has no padding token, so transformers scores one text at a time; for batches, set one "
+            "that differs from the end token"
         )
     files = hub.files(words)
     if encoder:
