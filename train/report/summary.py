@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import logging
 
 from data import files
+from data.examples import kinds
 from model import count
 from model.compress.quantize import footprint
 from model.weights import trained
@@ -27,7 +28,7 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
             "content_hash": source.content_hash,
             "train_documents": source.train_documents,
             "validation_documents": source.validation_documents,
-            "bytes": source.train_bytes + source.validation_bytes,
+            "bytes": _text_bytes(source),
             "tokens": source.train_tokens + source.validation_tokens,
         }
         for source in prepared.sources
@@ -49,6 +50,13 @@ def facts(model, flops_per_token: float, mesh, prepared, convention: str) -> dic
         "corpus": corpus,
         "mfu_convention": convention,
     }
+
+
+def _text_bytes(source) -> int | None:
+    """Returns the bytes of the text that a source's tokens were made from; None for examples, which repeat prompts."""
+    if source.kind != kinds.TEXT:
+        return None
+    return source.train_bytes * bool(source.weight) + source.validation_bytes  # weight 0: only evaluated
 
 
 def headline(facts: dict) -> str:

@@ -108,7 +108,9 @@ def test_other_methods_begin_as_the_base_and_are_read_again(name, base, data_dir
     config.steps, config.optimizer.warmup_steps = 2, 1
     train(config, tmp_path / "run")
     mesh, model, _ = restore.for_inference(Workdir(tmp_path / "run"))
-    facts = json.loads((tmp_path / "run" / "summary.json").read_text())["model"]
+    facts = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [source["bytes"] for source in facts["corpus"]] == [None]
+    facts = facts["model"]
     assert facts["trained_parameters"] == sum(leaf.size for leaf in trained(model).values())
     assert f"{facts['trained_parameters']:,} of " in capsys.readouterr().out
     losses = losses_by_step(tmp_path / "run")
