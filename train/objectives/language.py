@@ -54,8 +54,8 @@ class Language(Objective):
         if others := sorted(kind for kind in found - {kinds.TEXT} if kinds.KINDS[kind].asking is None):
             raise ValueError(
                 f"config.data has {', '.join(others)}, which config.objective.name 'language' cannot learn, because "
-                "they have no text to predict; use a config for them (configs/classify.py for labels, "
-                "configs/reward.py for rankings)"
+                "they have no text to predict; use a config for them, such as configs/classify.py for labels or "
+                "configs/reward.py for rankings"
             )
         if ranked := sorted(kind for kind in found if GROUPS[0] in kinds.channels(kind, kinds.checked(data), False)):
             raise ValueError(
