@@ -7,6 +7,7 @@ stay visible, because some tests read them.
 import gc
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -21,6 +22,10 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.setdefault("TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     + " --xla_force_host_platform_device_count=8"
 )
+# In jaxlib 0.12, a collective that waits holds a thread of XLA's pool, which has one for each core or device. A ring in
+# a pipeline has several under way on every device, and blocks all threads for good. NPROC sets the size of the pool.
+if metadata.version("jaxlib") >= "0.12":
+    os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax_tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
