@@ -2,9 +2,9 @@
 
     python -m launch.train --config=configs/reward.py --config.init_from=DIR --config.data.path=rankings.jsonl ...
 
-The model comes from config.init_from, usually a workdir that was tuned on conversations, and gets a new head with one
-score. The argument may be a method, such as lora: then only the method's parameters and the head train. Without
-init_from it is a size of configs/sizes/, of a decoder.
+The model comes from config.init_from, usually a workdir that was tuned on conversations. Its head gives one score; it
+is new, unless config.init_from already gives a single score. The argument may be a method, such as lora: then only the
+method's parameters and the head train. Without init_from it is a size of configs/sizes/, of a decoder.
 """
 
 from ml_collections import ConfigDict

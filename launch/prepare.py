@@ -70,6 +70,7 @@ def main() -> None:
     chosen = config_flags.get_override_values(flags.FLAGS["config"])
     if "data.dir" in chosen:
         raise ConfigError("--data_dir names the folder; leave --config.data.dir out")
+    checks.check_read(_CONFIG.value, chosen)
     config, _ = init_from.resolve(_CONFIG.value, None, chosen)
     checks.check(config, None)  # the run's devices may be elsewhere
     with config.unlocked():

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 from flax import nnx
@@ -45,6 +45,25 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMes
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_training(config, model, new)
+
+
+def check_read(config: ConfigDict, chosen: Iterable[str]) -> None:
+    """Checks that the data hold every kind of examples of which the user has set a field.
+
+    Args:
+      config: the whole config.
+      chosen: fields that the user has set, like 'data.chat.template'.
+
+    Raises:
+      ConfigError: nothing reads a field.
+    """
+    found = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
+    for block, kind, field in (name.split(".", 2) for name in chosen if name.count(".") > 1):
+        if block == "data" and kind in kinds.KINDS and kind not in found:
+            raise ConfigError(
+                f"config.data.{kind}.{field} is set, but nothing reads it: config.data holds "
+                f"{', '.join(sorted(found)) or 'nothing'}, not {kind}"
+            )
 
 
 def _check_training(config: ConfigDict, model: ModelConfig, new: bool) -> None:

@@ -9,14 +9,12 @@ import jax
 from ml_collections import ConfigDict
 
 from data import pipeline, stage
-from data.examples import kinds
 from data.examples.labels import num_scores
 from data.prepare import Prepared
 from data.rows.corrupt import Corruption
 from data.tokens import tokenizer
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.program.checking import ConfigError
 from launch.run import (
     build,
     checks,
@@ -115,7 +113,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     """
     places.check(workdir.path)
     ranges.check(config)  # checks.check repeats it with the fields that come from config.init_from
-    _check_read(config, chosen)
+    checks.check_read(config, chosen)
     config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     checks.check(config, mesh, new=not workdirs.begun(workdir.path))
@@ -125,18 +123,6 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     held_out.check(config)
     recovery.check(config)
     return Checked(config, pretrained, mesh)
-
-
-def _check_read(config: ConfigDict, chosen: Iterable[str]) -> None:
-    """Raises a ConfigError if the user has set a field of a kind of examples that the data don't hold."""
-    found = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
-    for field in chosen:
-        kind = (field.split(".") + [""])[1] if field.startswith("data.") else ""
-        if kind in kinds.KINDS and kind not in found:
-            raise ConfigError(
-                f"config.{field} is set, but nothing reads it: config.data holds "
-                f"{', '.join(sorted(found)) or 'nothing'}, not {kind}"
-            )
 
 
 def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run:

@@ -45,9 +45,8 @@ def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, judged, 
     config = configured(argument, base, data_dir, judged)
     assert train(config, tmp_path / "whole")
     found = evaluations(tmp_path / "whole")
-    assert found[0] == pytest.approx(
-        {"loss": 0.5, "accuracy": 0.5, "margin": 0}, abs=1e-6
-    )  # the model is its reference
+    # The model is its reference.
+    assert found[0] == pytest.approx({"loss": 0.5, "accuracy": 0.5, "margin": 0}, abs=1e-6)
     assert found[8]["margin"] > 0.05 and found[8]["loss"] < 0.5
     assert not train(config, tmp_path / "run", observe=stop)
     assert train(config, tmp_path / "run")

@@ -1,7 +1,7 @@
 """Losses and gradients of whole steps equal TRL's, on the same models (transformers' LLaMA, imported here).
 
 TRL pads each answer to a row of its own; here they are packed. TRL computes in float32, which sets the tolerances. Its
-modules are imported only where they are used, because that takes ten seconds.
+modules are imported only where they are used, because that is slow.
 """
 
 import importlib

@@ -74,7 +74,7 @@ def test_the_other_answer_is_to_another_prompt_and_gets_only_the_room_that_is_le
     own, other = said[3]
     assert own == "Rome it is" and 10 < len(other) < 60 and not found[3][0].notes and not found[3][1].notes
     assert said[4] == ["Milan", said[3][1] + "x" * (len(own) - len("Milan"))]
-    assert said[5][0] == "y" * 60 and len(said[5]) in (1, 2)
+    assert said[5][0] == "y" * 60
     assert all(sum(len(segment.tokens) for segment in example) <= 100 for example in found)
 
 
