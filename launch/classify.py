@@ -113,8 +113,8 @@ def _best(row: np.ndarray, names: list[str] | None) -> str:
     return "\t" if np.isnan(row).any() else f"{names[row.argmax()]}\t{row.max():.4f}"
 
 
-def _records(settings: dict) -> Iterator[tuple[str, dict]]:
-    """Yields (where, prompt and answers) from the flags, for a reward model."""
+def _records(settings: dict) -> Iterator[dict]:
+    """Yields prompts with their answers from the flags, for a reward model."""
     if bool(_TEXT.value) == bool(_FILE.value) or bool(_TEXT.value) != (_PROMPT.value is not None) or _PAIR.value:
         raise ConfigError(f"{_WORKDIR.value} holds a reward model: give --prompt and --text (its answer), or --file")
     found: Iterable[tuple[str, dict]]
@@ -128,7 +128,7 @@ def _records(settings: dict) -> Iterator[tuple[str, dict]]:
         found = (("--text", {"prompt": _PROMPT.value, "completion": text}) for text in _TEXT.value)
     for where, record in found:
         try:
-            yield where, answers_of(record, settings)
+            yield answers_of(record, settings)
         except ValueError as error:
             raise DataError(f"{_FILE.value or 'flags'}, {where}: {error}.") from error
 
@@ -136,7 +136,7 @@ def _records(settings: dict) -> Iterator[tuple[str, dict]]:
 def _score(run: Workdir) -> None:
     """Prints the score of every answer."""
     asked = list(_records(kinds.checked(run.config.data)["rankings"]))  # mistakes are found before the model is loaded
-    answers = [record | {"answer": answer} for _, record in asked for answer in record["answers"]]
+    answers = [record | {"answer": answer} for record in asked for answer in record["answers"]]
     scorer = Scorer(run, _STEP.value, _DTYPE.value)
     try:
         for record, score in zip(answers, scorer(answers), strict=True):

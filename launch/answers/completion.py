@@ -87,7 +87,8 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
     if len({(one.settings, one.max_new_tokens, one.stop) for one in requests}) != 1:
         raise ValueError("the requests of one batch must have the same sampling settings, max_new_tokens and stop ids")
     first = requests[0]
-    if any(request.adapter is not None for request in requests) and not holds_several(model):
+    several = holds_several(model)
+    if any(request.adapter is not None for request in requests) and not several:
         raise ValueError("a request names an adapter, but the model has none to choose from")
     sources = [completion.source for completion in batch if completion.source is not None]
     adapters = [-1 if request.adapter is None else request.adapter for request in requests]
@@ -100,6 +101,6 @@ def completed(model, batch: Sequence[Completion], key: jax.Array) -> list[list[i
         eos_id=sorted({end for completion in batch for end in completion.ends}),
         vocab_size=batch[0].tokenizer.vocab_size,
         sources=sources or None,
-        adapters=adapters if holds_several(model) else None,
+        adapters=adapters if several else None,
     )
     return [[int(i) for i in ids[:length]] for ids, length in zip(out.tokens, out.lengths, strict=True)]

@@ -70,7 +70,7 @@ def several(
                 + ", ".join(f"{run.path} over {run.config.adapt.get('base', 'float')}" for run in runs)
                 + "; generate with each alone"
             )
-        base_step = runs[0].config.init_step  # of another one, `checkpoints` refuses the adapter below
+        base_step = runs[0].config.init_step  # `_over` refuses an adapter of another step
         model, content, _ = restore.pretrained(base, config, quantization=seen[0], step=base_step)
         adapted = [_over(config, run, content, step) for run in runs]
         with checking("--adapter"):
