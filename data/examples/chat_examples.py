@@ -69,7 +69,7 @@ def _check_trained(settings: Mapping[str, Any], specials: Collection[str]) -> No
     if name == "tokenizer":
         raise DataError(
             "data.chat.template is 'tokenizer', but a tokenizer that is trained here has no chat template: set it to "
-            f"one of {', '.join(TEMPLATES)}, and for all but alpaca set data.tokenizer.chat to it too."
+            f"one of {', '.join(TEMPLATES)}, and for all but alpaca and plain set data.tokenizer.chat to it too."
         )
     markers = TEMPLATES[name].markers if name in TEMPLATES else ()
     missing = [marker for marker in markers if marker not in specials]

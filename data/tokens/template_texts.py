@@ -80,6 +80,13 @@ _ALPACA_TURNS = """\
 {%- endif -%}
 {%- endfor -%}"""
 
+_PLAIN = """\
+{{- begin -}}
+{%- if system -%}{{- system + '\\n\\n' -}}{%- endif -%}
+{%- for message in turns -%}
+{{- message['content'] + (end if message['role'] == 'assistant' else '') -}}
+{%- endfor -%}"""
+
 _TEXTS = {
     "chatml": _CHATML,
     "qwen": _QWEN + _CHATML,
@@ -87,17 +94,19 @@ _TEXTS = {
     "llama3": _LLAMA3,
     "gemma": _SPLIT + _GEMMA,
     "alpaca": _ALPACA + _SPLIT + _ALPACA_TURNS,
+    "plain": _SPLIT + _PLAIN,
 }
 
 
 def text(name: str, ends: Ends) -> str:
-    """Returns the template `name` of data/tokens/templates.py as Jinja text; `ends` begin and end an alpaca text."""
+    """Returns the template `name` of data/tokens/templates.py as Jinja text; `ends` begin and end an alpaca or plain text."""
     values = {
         "qwen": {"default_system": QWEN_SYSTEM},
         "llama2": {"default_system": ""},
         "gemma": {"default_system": ""},
         "alpaca": {"with_input": ALPACA_SYSTEM.format(ALPACA_INPUT), "without_input": ALPACA_SYSTEM.format("")}
         | {"begin": ends.begin or "", "end": ends.end},
+        "plain": {"default_system": "", "begin": ends.begin or "", "end": ends.end},
     }.get(name, {})
     return "".join(f"{{%- set {field} = {literal(value)} -%}}\n" for field, value in values.items()) + _TEXTS[name]
 

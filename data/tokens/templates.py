@@ -8,6 +8,8 @@
     alpaca   ### Instruction: ... ### Input: ... ### Response: (the two prompts of Stanford Alpaca's train.py, with and
              without an input; a conversation without a system text gets the first sentences of one of them, and its
              first question decides which); needs no special tokens
+    plain    the texts alone, one after another, with the tokenizer's end token after each answer, for models of plain
+             text; needs no special tokens
 
 The content of a message is always text, never a special token, nor an added token of the form <...> or [...], because
 some markers of published tokenizers are not flagged as special (<think>, <tool_call>). Every answer is trained on
@@ -144,6 +146,17 @@ def _alpaca(messages, prompt: bool, ends: Ends) -> list[Piece]:
     return pieces
 
 
+def _plain(messages, prompt: bool, ends: Ends) -> list[Piece]:
+    system, turns = _split(messages)
+    pieces = [] if ends.begin is None else [_marker(ends.begin)]
+    pieces += [Piece(f"{system}\n\n")] if system else []
+    for message in turns:
+        pieces.append(_said(message, message["content"]))
+        if message["role"] == "assistant":
+            pieces.append(_marker(ends.end, _trained(message)))
+    return pieces
+
+
 def _split(messages: Sequence[Message], default: str = "") -> tuple[str, Sequence[Message]]:
     if messages and messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]
@@ -157,6 +170,7 @@ TEMPLATES = {
     "llama3": Template(_llama3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
     "gemma": Template(_gemma, ("<bos>", "<start_of_turn>", "<end_of_turn>")),
     "alpaca": Template(_alpaca),
+    "plain": Template(_plain),
 }
 
 
