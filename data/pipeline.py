@@ -38,8 +38,11 @@ class Pipeline:
         self._steps = self._told = 0
         self._iterator = iter(grain.MapDataset.source(blocks).map(to_batch).to_iter_dataset(_READ_AHEAD))
 
-    def next(self) -> Batch:
+    def next(self, state: Any = None) -> Batch:
         """Returns the next batch.
+
+        Args:
+          state: that of training, for other sources of batches, which sample from its model.
 
         Raises:
           DataError: no token of the batch has a weight, and that is not because all of its rows are damaged. This is
@@ -70,9 +73,17 @@ class Pipeline:
         next_row = self._blocks.first_row + self._steps * self._blocks.batch_size
         return {"next_row": next_row, "stream": self._stream}
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the position; nothing else is needed to continue from it."""
+        return self.position()
+
+    def figures(self) -> dict[str, float]:
+        """Returns numbers about the last batch: none."""
+        return {}
+
     def origins(self) -> list[str]:
-        """Returns where each row of the next global batch comes from, like 'row 17 of stdlib'."""
-        first = self.position()["next_row"]
+        """Returns where each row of the last global batch comes from, like 'row 17 of stdlib'."""
+        first = self.position()["next_row"] - self._blocks.batch_size
         sources, indices = self._blocks.locate(np.arange(first, first + self._blocks.batch_size))
         return [f"row {row} of {self._blocks.names[source]}" for source, row in zip(sources, indices, strict=True)]
 

@@ -172,15 +172,19 @@ def _rows(
             trained = functools.partial(_trained, source.kind, built, weights)
             context = Context(tokenizer, seq_len, encoder, trained, prefix)
             if identity is not None:
-                encoding = kinds.KINDS[source.kind].encoding(config[source.kind], context)
+                make_encoding = kinds.KINDS[source.kind].encoding
                 channels = kinds.channels(source.kind, config, encoder)
-                pack = functools.partial(_pack_examples, encoding=encoding, channels=channels)
-                for warning in encoding.warnings:
-                    if warning not in warned:  # all sources of a kind give the same warnings
-                        warned.add(warning)
-                        log(f"warning: {source.spec}: {warning}.")
                 facts |= {"kind": source.kind, "channels": channels, "encoding": stage.digest(identity)[:16]}
-                facts |= {"facts": dict(encoding.facts)}
+                if make_encoding is None:
+                    pack = _pack_nothing
+                else:
+                    encoding = make_encoding(config[source.kind], context)
+                    pack = functools.partial(_pack_examples, encoding=encoding, channels=channels)
+                    facts |= {"facts": dict(encoding.facts)}
+                    for warning in encoding.warnings:
+                        if warning not in warned:  # all sources of a kind give the same warnings
+                            warned.add(warning)
+                            log(f"warning: {source.spec}: {warning}.")
             for split in SPLITS:
                 counts = source.splits.get(split, {"documents": 0, "bytes": 0})
                 path = f"{i}-{source.name}/{split}"
@@ -260,6 +264,11 @@ def _pack_text(source: Corpus, split: str, context: Context, folder: Path, log: 
         )
     facts = {f"{split}_rows": counts.rows, f"{split}_tokens": counts.tokens}
     return facts | ({"validation_altered": counts.altered} if held_out else {})
+
+
+def _pack_nothing(source: Corpus, split: str, context: Context, folder: Path, log: Log) -> dict[str, int]:
+    """Writes no rows, for records that are not packed."""
+    return {f"{split}_rows": write_rows(folder, ()), f"{split}_tokens": 0}
 
 
 def _pack_examples(

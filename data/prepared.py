@@ -11,6 +11,7 @@ from typing import Any
 from data import stage
 from data.batch import TEXT, TOKEN_TYPES, Channel, DataError, example_channels, united
 from data.builders import text as corpora
+from data.copies import HeldOut
 from data.examples import kinds
 from data.tokens import tokenizer as tokenizers
 
@@ -38,7 +39,7 @@ class PreparedSource:
     train_copies: int | None = None  # copies of held-out documents, kept or dropped; None: not counted at that time
     validation_altered: int | None = None  # documents that the tokenizer changes; None: not counted at that time
     kind: str = kinds.TEXT
-    channels: tuple[Channel, ...] = TEXT  # those of its rows
+    channels: tuple[Channel, ...] = TEXT  # those of its rows; (): its records are not packed into rows
     encoding: str = ""  # a hash of what examples depend on beside records and tokenizer
     facts: Mapping[str, Any] = field(default_factory=dict)  # what the kind stores with its rows
 
@@ -53,6 +54,7 @@ class Prepared:
     seq_len: int
     content_hash: str
     sources: tuple[PreparedSource, ...]
+    drops_copies: bool = False  # training documents that are copies of held-out ones are left out
 
     @functools.cached_property
     def channels(self) -> tuple[Channel, ...]:
@@ -84,9 +86,19 @@ class Prepared:
             return source.validation_altered or 0
         return _altered(self.tokenizer_path, source.corpus)  # prepared before preparation counted them
 
-    def validation_records(self, source: PreparedSource) -> Iterator[dict[str, Any]]:
-        """Returns an iterator over a source's held-out records, as its kind's `parse` returned them."""
-        return (json.loads(text) for text in corpora.read(source.corpus, "validation"))
+    def records(self, source: PreparedSource, split: str) -> Iterator[dict[str, Any]]:
+        """Yields the records of a split of a source, as its kind's `parse` returned them.
+
+        If config.data.copies is 'drop', training records that are copies of held-out ones are left out.
+        """
+        held_out = HeldOut(self._held_out) if self.drops_copies and split == "train" else None
+        for text in corpora.read(source.corpus, split) if getattr(source, f"{split}_documents") else ():
+            if held_out is None or not held_out.has(text):
+                yield json.loads(text)
+
+    def _held_out(self) -> Iterator[str]:
+        for source in self.sources:
+            yield from corpora.read(source.corpus, "validation") if source.validation_documents else ()
 
     def _texts(self) -> list[PreparedSource]:
         """Returns the sources of text that are trained on."""
@@ -121,6 +133,7 @@ def load(directory: str | os.PathLike) -> Prepared:
         seq_len=manifest["seq_len"],
         content_hash=hashes[0] if len(hashes) == 1 else stage.digest(hashes),
         sources=tuple(sources),
+        drops_copies=manifest["inputs"].get("copies") == "drop",
     )
 
 

@@ -26,8 +26,8 @@ _BLOCK_TOKENS = 1 << 14  # a block has at least this many tokens
 
 
 def trained_sources(prepared: Prepared) -> list[PreparedSource]:
-    """Returns the sources that are trained on, which have a weight above 0."""
-    return [source for source in prepared.sources if source.weight]
+    """Returns the sources whose rows are trained on: those with a weight above 0 and packed records."""
+    return [source for source in prepared.sources if source.weight and source.channels]
 
 
 class TrainBlocks:

@@ -65,6 +65,7 @@ class _Pending(NamedTuple):
     result: dict[str, jax.Array]
     place: Any  # position of the data before its batch
     behind: Any  # position of the data after its batch
+    figures: dict[str, float]  # numbers about its batch
 
 
 class _Loop:
@@ -99,7 +100,8 @@ class _Loop:
                 result = self._send(self._next_batch())
                 stop.ask(self.step)
                 self._read()
-                self.pending = _Pending(self.step, result, place, parts.source.position())
+                after = parts.source.position()
+                self.pending = _Pending(self.step, result, place, after, parts.source.figures())
                 self.evaluation = None
                 evaluating = self._due(schedule.eval_every, self.step)
                 saving = self._due(schedule.checkpoint_every, self.step) or saves.due(self.step) or stop
@@ -123,7 +125,7 @@ class _Loop:
         """Returns the next batch, on the host. While the device still computes the last step, this costs no time."""
         working = lambda: self.pending is not None and not self.pending.result["weight"].is_ready()
         with self.parts.phases("data", behind=working):
-            batch = self.parts.source.next()
+            batch = self.parts.source.next(self.state)
         for line in self.parts.source.damaged():
             self.parts.writer.event(self.step + 1, {"damaged_row": line})
         return batch
@@ -153,10 +155,10 @@ class _Loop:
         """Processes the result of the pending step: checks it, adds it to the window, and logs when due."""
         if self.pending is None:
             return
-        (at, result, place, behind), self.pending = self.pending, None
+        (at, result, place, behind, of_batch), self.pending = self.pending, None
         with self.parts.phases("step"):
             figures = {name: np.asarray(value, float) for name, value in jax.device_get(result).items()}
-        self.window.add(figures)
+        self.window.add(figures, of_batch)
         if not figures["weight"]:
             raise TrainingStopped(
                 f"all weights of the batch of step {at} are 0, so it has no loss; look at the data and their masks"
@@ -212,7 +214,7 @@ class _Loop:
         if self.counters.get("step") != step:  # if equal, a failed save of this step is tried again, unchanged
             self.counters.update(step=step, window=self.window.to_json(), early_stopping=parts.stopping.to_json())
             self.counters["wall"] = parts.goodput.wall()
-            self.counters["position"] = parts.source.position()
+            self.counters["position"] = parts.source.to_json()
         parts.checkpoints.save(step, self.state, dict(self.counters), self.evaluation)
 
     def _read_back(self, step: int) -> None:

@@ -34,7 +34,8 @@ class Parts:
     """The objects and functions that the loop calls."""
 
     train_step: Callable  # (state, batch) -> (state, metrics)
-    # .next() -> host batch; .position() -> JSON; .damaged() -> messages about rows skipped since the last call
+    # .next(state) -> host batch; .figures() -> {name: number} about it; .position() -> JSON; .to_json() -> the position
+    # with all that a continued run needs; .damaged() -> messages about rows skipped since the last call
     source: Any
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh

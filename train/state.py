@@ -14,6 +14,15 @@ from train import guard
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
+class Critic:
+    """A model of values that trains beside the policy. It is saved with the training state, not with the model."""
+
+    model: nnx.Module
+    opt_state: object  # as in TrainState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class TrainState:
     """The state of training.
 
@@ -29,6 +38,7 @@ class TrainState:
     # Frozen models that the objective uses, by name (train/objectives/objective.py). They are sharded like any model;
     # they are not differentiated, not updated and not saved.
     companions: dict[str, nnx.Module] = dataclasses.field(default_factory=dict)
+    critic: Critic | None = None
 
 
 def create(make_model, tx, seed: int) -> TrainState:
@@ -60,6 +70,21 @@ def beside(state: TrainState, companions: Mapping[str, nnx.Module]) -> TrainStat
         if found := list(trained(model)):
             raise ValueError(f"the companion {name!r} is not frozen: its parameter {found[0]} would train")
     return dataclasses.replace(state, companions=dict(companions))
+
+
+def made(make_model, seed: int) -> nnx.Module:
+    """Returns a new model on the current mesh, with random parameters."""
+    return jax.jit(lambda key: make_model(nnx.Rngs(key)))(jax.random.key(seed))
+
+
+def critic(model: nnx.Module, tx) -> Critic:
+    """Returns a critic with the parameters of `model`, whose arrays are donated, and a new optimizer state."""
+    return jax.jit(lambda model: Critic(model, tx.init(trained(model))), donate_argnums=0)(model)
+
+
+def abstract_critic(make_model, tx) -> Critic:
+    """Like `abstract`, of a critic."""
+    return _placed(lambda key: (lambda model: Critic(model, tx.init(trained(model))))(make_model(nnx.Rngs(key))))
 
 
 def completed(make_model, seed: int, found: dict[str, Any]) -> tuple[nnx.Module, list[str]]:

@@ -14,7 +14,7 @@ from model.weights import replaced, trained
 from train import guard
 from train.losses import Loss
 from train.optimizer import fetched, gradient_norm
-from train.state import TrainState
+from train.state import Critic, TrainState
 
 
 def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
@@ -30,7 +30,10 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
 
     def total(params, state, batch, key):
         others = companions(objective, state.model, state.companions)
-        loss = objective(seeded(replaced(state.model, params), key), batch, key, **others)
+        model, critic = _replaced(state, params)
+        if critic is not None:
+            others["critic"] = critic
+        loss = objective(seeded(model, key), batch, key, **others)
         return loss.total, loss
 
     def mean(params, state, batch, key):
@@ -40,7 +43,7 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
 
     def gradients(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        params = trained(state.model)
+        params = _trained(state)
         if accumulate == 1:
             return jax.grad(mean, has_aux=True)(params, state, batch, key)
         differentiate = functools.partial(jax.grad(total, has_aux=True), params, state)
@@ -51,7 +54,13 @@ def make_gradients(objective, *, accumulate: int = 1, seed: int = 0):
 
 
 def make_train_step(
-    objective, tx: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0, spike: float = 0.0
+    objective,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    seed: int = 0,
+    spike: float = 0.0,
+    critic_tx: optax.GradientTransformation | None = None,
 ):
     """Returns the compiled step (state, batch) -> (state, metrics). It donates the state.
 
@@ -64,28 +73,35 @@ def make_train_step(
       tx: the optimizer.
       spike: an update is skipped if it is more than this many deviations above the recent ones (guard.judge); 0 skips
         only updates that are not finite.
+      critic_tx: the optimizer of the critic, for states with one. Each of the two clips its own gradients.
     """
     gradients = make_gradients(objective, accumulate=accumulate, seed=seed)
 
     def train_step(state: TrainState, batch):
-        params = trained(state.model)
+        params = _trained(state)
         grads, loss = gradients(state, batch)
         norm = gradient_norm(grads)
-        old_state = fetched(state.opt_state)
-        updates, opt_state = tx.update(grads, old_state, params)
+        placed = [state.opt_state] if state.critic is None else [state.opt_state, state.critic.opt_state]
+        old_states = fetched(placed)
+        parts = zip((tx, critic_tx), _parts(grads), old_states, _parts(params), strict=False)
+        found = [own.update(part_of_grads, old, of) for own, part_of_grads, old, of in parts]
+        updates = _joined(*(update for update, _ in found))
         updated = optax.apply_updates(params, updates)
         mean_loss = loss.total / _at_least(loss.weight)
         reason, recent = guard.judge(state.recent, mean_loss, norm, spike, guard.finite(updated))
         bad = (reason > 0).astype(jnp.int32)
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(reason == 0, n, o), new, old)
+        opt_states = jax.tree.map(_home, keep([opt_state for _, opt_state in found], old_states), placed)
+        model, critic = _replaced(state, keep(updated, params))
         new = TrainState(
             step=state.step + 1,
-            model=replaced(state.model, keep(updated, params)),
-            opt_state=jax.tree.map(_home, keep(opt_state, old_state), state.opt_state),
+            model=model,
+            opt_state=opt_states[0],
             skipped=state.skipped + bad,
             streak=(state.streak + 1) * bad,
             recent=recent,
             companions=state.companions,  # the state is donated, so passing these through copies nothing
+            critic=None if critic is None else Critic(critic, opt_states[1]),
         )
         metrics = {name: value / _at_least(loss.weight) for name, value in loss.metrics.items()}
         metrics |= {"grad_norm": norm, "weight": loss.weight, "skipped": new.skipped, "streak": new.streak}
@@ -119,6 +135,32 @@ def companions(objective, model, given: Mapping) -> dict:
     """
     names = [companion.name for companion in getattr(objective, "companions", ())]
     return {name: given[name] if name in given else without_adapters(model) for name in names}
+
+
+_CRITIC = "critic/"  # names of the critic's parameters begin with this among those of the step
+
+
+def _trained(state: TrainState) -> dict:
+    """Returns all parameters that the step trains, by name."""
+    own = trained(state.model)
+    return own if state.critic is None else _joined(own, trained(state.critic.model))
+
+
+def _joined(of_model: dict, of_critic: dict | None = None) -> dict:
+    return of_model | {_CRITIC + name: leaf for name, leaf in (of_critic or {}).items()}
+
+
+def _parts(by_name: dict) -> tuple[dict, dict]:
+    """Returns what belongs to (the model, the critic), by their own names."""
+    of_critic = {name.removeprefix(_CRITIC): leaf for name, leaf in by_name.items() if name.startswith(_CRITIC)}
+    return {name: leaf for name, leaf in by_name.items() if not name.startswith(_CRITIC)}, of_critic
+
+
+def _replaced(state: TrainState, params: dict) -> tuple:
+    """Returns (the model, the critic or None) with these parameters."""
+    of_model, of_critic = _parts(params)
+    critic = None if state.critic is None else replaced(state.critic.model, of_critic)
+    return replaced(state.model, of_model), critic
 
 
 def _home(new, old):

@@ -35,12 +35,13 @@ class Scores(NamedTuple):
     entropy_BT: jax.Array
 
 
-def token_scores(output: Output, targets_BT) -> Scores:
+def token_scores(output: Output, targets_BT, temperature: float = 1.0, vocab_size: int = 0) -> Scores:
     """Returns each target's log-probability and the entropy of its distribution, in one pass.
 
-    A policy loss with an entropy bonus needs both (PPO, arXiv:1707.06347, equation 9).
+    A policy loss with an entropy bonus needs both (PPO, arXiv:1707.06347, equation 9). Both are of the distribution
+    that is sampled from: at this temperature, without ids from `vocab_size` on, which pad the table (0: none do).
     """
-    return by_token(_scores, (output,), targets_BT)
+    return by_token(functools.partial(_scores, temperature, vocab_size), (output,), targets_BT)
 
 
 class Divergences(NamedTuple):
@@ -128,9 +129,13 @@ def _logprob(logits_BCV, targets_BC):
     return jnp.where(is_target, logits_BCV, 0).sum(-1) - jax.nn.logsumexp(logits_BCV, axis=-1)
 
 
-def _scores(logits_BCV, targets_BC):
-    logp_BCV = jax.nn.log_softmax(logits_BCV)
-    is_target = head_chunks.is_target(targets_BC, logits_BCV.shape[-1])
+def _scores(temperature, vocab_size, logits_BCV, targets_BC):
+    rows = logits_BCV.shape[-1]
+    if 0 < vocab_size < rows:
+        known_11V = jax.lax.broadcasted_iota(jnp.int32, (1, 1, rows), 2) < vocab_size
+        logits_BCV = jnp.where(known_11V, logits_BCV, -1e30)
+    logp_BCV = jax.nn.log_softmax(logits_BCV / temperature)
+    is_target = head_chunks.is_target(targets_BC, rows)
     return Scores(jnp.where(is_target, logp_BCV, 0).sum(-1), -(jnp.exp(logp_BCV) * logp_BCV).sum(-1))
 
 

@@ -64,19 +64,20 @@ DEFAULTS: dict = dict(
         offload=False,
         # How far the biases that balance experts move per step (arXiv:2412.19437); read if model.experts.correction.
         correction_rate=1e-3,
+        critic_rate=1.0,  # factor of the learning rate of a critic (config.objective.critic)
     ),
-    # What is minimized: language, labels, preference, kto or reward. z_loss and label_smoothing: train/losses.py. The
-    # last two are coefficients of the losses of expert routers: train/objectives/routing.py.
+    # What is minimized: language, labels, preference, kto, reward or policy. z_loss and label_smoothing are explained
+    # in train/losses.py. The last two are coefficients of the losses of expert routers: train/objectives/routing.py.
     objective=dict(name="language", z_loss=0.0, label_smoothing=0.0, balance_loss=0.0, router_z_loss=0.0),
     data=dict(
         # Prepared data are stored here: tokenized once, then shared by all runs with the same settings.
         dir="runs/data",
         # (source, weight) pairs: stdlib (Python's standard library), files:GLOB, tfds:NAME; examples: chat:GLOB,
-        # pairs:GLOB, labels:GLOB, preferences:GLOB, rankings:GLOB, unpaired:GLOB. Rows are mixed in proportion to
-        # the weights; a source with weight 0 is only evaluated.
+        # pairs:GLOB, labels:GLOB, preferences:GLOB, rankings:GLOB, unpaired:GLOB, prompts:GLOB. Rows are mixed in
+        # proportion to the weights; a source with weight 0 is only evaluated.
         sources=(("stdlib", 1.0),),
         path="",  # one more source, with weight 1: a file or a glob of examples
-        format="chat",  # what data.path holds: chat, pairs, labels, preferences, rankings or unpaired
+        format="chat",  # what data.path holds: chat, pairs, labels, preferences, rankings, unpaired or prompts
         validation=0.05,  # fraction held out for evaluation
         # What is held out. document: whole documents, chosen by a hash of their names, so that the choice is the same
         # on every machine and new documents do not change it. tail: the end of each document, for one long text.
@@ -118,6 +119,8 @@ DEFAULTS: dict = dict(
         ),
         # Answers that are judged one at a time: label is true for good ones.
         unpaired=dict(prompt="prompt", completion="completion", label="label", template="auto", system=""),
+        # Prompts, whose answers the model samples itself; all other fields are columns for rewards.
+        prompts=dict(prompt="prompt", template="auto", system=""),
         # Augmentation: fractions of the words of examples that are deleted, swapped or masked, anew in each epoch.
         augment=dict(delete=0.0, swap=0.0, mask=0.0),
         # none (next-token prediction), masked (for encoders), spans (for encoder-decoders); data/rows/corrupt.py has
@@ -141,6 +144,28 @@ DEFAULTS: dict = dict(
     # is a comma-separated list of bleu, chrf, rouge, exact_match and f1; empty: off. rows: number of examples; 0: all.
     # tokenizer: BLEU's; use zh for Chinese.
     grade=dict(metrics="", rows=64, max_new_tokens=64, tokenizer="13a"),
+    # For data of the kind prompts: how the model's answers are sampled, and how they are handed over. A round has
+    # batch_size x minibatches answers.
+    rollouts=dict(
+        group=8,  # answers to each prompt
+        epochs=1,  # passes over a round
+        minibatches=1,  # steps in each pass
+        max_new_tokens=128,
+        temperature=1.0,
+        # Up to so many times, further prompts replace those whose answers all have the same reward (DAPO).
+        resample=0,
+        # What happens to answers that reach max_new_tokens. keep: nothing. mask: nothing is learned from them.
+        # penalize: truncated_penalty is taken off their reward.
+        truncated="keep",
+        truncated_penalty=1.0,
+        text_rows=0,  # rows of text in each batch, if config.objective.text is above 0
+        rows=0,  # answers that are sampled at a time, which limits the memory; 0: all of a round
+    ),
+    # How answers are scored: the weighted sum of functions, (spec, weight) pairs as in train/README.md, plus the score
+    # of a reward model (its workdir). gold: another reward model, which is only watched. seconds: the longest time of
+    # one call of a function. on_error, for calls that fail: zero (its reward is 0), skip (the answer is left out) or
+    # stop.
+    reward=dict(functions=(), model="", gold="", seconds=10.0, on_error="zero"),
     # An update is skipped if it is not finite, or if its loss or gradient norm is a spike: more than so many robust
     # deviations above the median of the last 64 updates (train/guard.py). 0: spikes are not skipped.
     spike=10.0,

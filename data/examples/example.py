@@ -114,7 +114,8 @@ class Kind(NamedTuple):
     # (settings, tokenizer, encoder) -> JSON that changes when records are encoded differently; DataError if this
     # tokenizer can't encode them
     identity: Callable[[Mapping[str, Any], Tokenizer, bool], Any]
-    encoding: Callable[[Mapping[str, Any], Context], Encoding]
+    # None: the records are not packed into rows, and what trains on them reads them itself
+    encoding: Callable[[Mapping[str, Any], Context], Encoding] | None
     # settings -> the kind's own channels; one called 'targets' replaces that of all examples
     channels: Callable[[Mapping[str, Any]], tuple[Channel, ...]] = lambda settings: ()
     # (settings, tokenizer, encoder) -> the tokenizer with how conversations are written, so that other libraries write

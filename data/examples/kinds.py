@@ -8,6 +8,7 @@ from data.batch import Channel, DataError, example_channels, united
 from data.examples.chat_examples import KIND as CHAT
 from data.examples.example import Kind
 from data.examples.judged.preferences import PREFERENCES, RANKINGS
+from data.examples.judged.prompts import PROMPTS
 from data.examples.judged.unpaired import UNPAIRED
 from data.examples.labels import KIND as LABELS
 from data.examples.pairs import KIND as PAIRS
@@ -24,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "preferences": PREFERENCES,
     "rankings": RANKINGS,
     "unpaired": UNPAIRED,
+    "prompts": PROMPTS,
 }
 
 TEXT = "text"
@@ -77,6 +79,8 @@ def channels(kind: str, settings: Mapping[str, Any], encoder: bool) -> tuple[Cha
     """Returns the channels of a kind's rows; `settings` are those of all kinds, as `checked` returns them."""
     if kind == TEXT:
         return TEXT_CHANNELS
+    if KINDS[kind].encoding is None:
+        return ()
     return example_channels(KINDS[kind].channels(settings[kind]), encoder)
 
 
@@ -88,6 +92,11 @@ def batch_channels(data_config: Mapping[str, Any], encoder: bool) -> tuple[Chann
     """
     settings = checked(data_config)
     return united({spec: channels(kind_of(spec), settings, encoder) for spec, _ in sources(data_config)})
+
+
+def learnable(kind: str) -> bool:
+    """Returns whether rows of this kind of examples hold text to predict."""
+    return KINDS[kind].asking is not None and KINDS[kind].encoding is not None
 
 
 def check_encoder(kind: str, encoder: bool) -> None:

@@ -99,7 +99,7 @@ _TEXTS = {
 
 
 def text(name: str, ends: Ends) -> str:
-    """Returns the template `name` of data/tokens/templates.py as Jinja text; `ends` begin and end an alpaca or plain text."""
+    """Returns the template `name` of data/tokens/templates.py as Jinja text; `ends` begin and end some of them."""
     values = {
         "qwen": {"default_system": QWEN_SYSTEM},
         "llama2": {"default_system": ""},

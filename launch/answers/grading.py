@@ -109,7 +109,7 @@ class Grader:
                 f"config.model.max_length {model.max_length}; lower it"
             )
         self._records = {
-            name: list(islice(filter(_asks(source), prepared.validation_records(source)), wanted.rows or None))
+            name: list(islice(filter(_asks(source), prepared.records(source, "validation")), wanted.rows or None))
             for name, source in self._sources.items()
         }
         self._sources = {name: source for name, source in self._sources.items() if self._records[name]}

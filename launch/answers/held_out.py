@@ -46,7 +46,8 @@ def check_held_out(config: ConfigDict, prepared: Prepared) -> None:
     Raises:
       ConfigError: nothing is held out, but config.eval_every asks for evaluations.
     """
-    if config.eval_every and not any(source.validation_rows for source in prepared.sources):
+    held = lambda source: source.validation_rows if source.channels else source.validation_documents
+    if config.eval_every and not any(map(held, prepared.sources)):
         raise ConfigError(
             f"nothing is held out in {prepared.directory} for the evaluations of config.eval_every "
             f"{config.eval_every}: raise config.data.validation (now {config.data.validation}), or set "
@@ -195,7 +196,7 @@ def before_and_after(rows: list[dict], best: int | None) -> str:
       rows: the rows of metrics.jsonl.
       best: step of the best evaluation, which gets a column between them if it is neither; None: no such column.
     """
-    evaluations = [row for row in rows if "validation/loss" in row]
+    evaluations = [row for row in rows if any(name.startswith("validation/") for name in row)]
     if len(evaluations) < 2:
         return ""
     first, last = evaluations[0], evaluations[-1]

@@ -127,9 +127,11 @@ def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:
     return None if len(mine) == parts else np.arange(batch_size).reshape(parts, -1)[mine].reshape(-1)
 
 
-def steps(config: ConfigDict, tx, objective: Objective):
+def steps(config: ConfigDict, tx, objective: Objective, critic_tx=None):
     """Returns (train step, evaluation step); each compiles when it is first called."""
-    train_step = make_train_step(objective, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike)
+    train_step = make_train_step(
+        objective, tx, accumulate=config.accumulate, seed=config.seed, spike=config.spike, critic_tx=critic_tx
+    )
     return train_step, make_eval_step(objective)
 
 

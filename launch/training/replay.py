@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
-from launch.run import build, workdirs
+from launch.run import build, critics, workdirs
 from launch.training import recovery, runs
 from model import axes
 from model.weights import trained
@@ -61,19 +61,19 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
             state, saved = checkpoints.restore(state, begin)
             position = recovery.position(recorded, begin, saved)
         source = stack.enter_context(contextlib.closing(run.source(position)))
-        train_step, eval_step = build.steps(run.config, tx, run.objective)
+        train_step, eval_step = build.steps(run.config, tx, run.objective, critics.optimizer(run.config, run.model))
         put = build.put(run.mesh)
         if step > begin + 1:
             print(f"steps {begin + 1} to {step - 1} are repeated")
         for at in range(begin + 1, step):
-            state, _ = train_step(state, put(source.next()))
+            state, _ = train_step(state, put(source.next(state)))
             if (place := recovery.position(recorded, at, {})) is not None:  # the run was rolled back to this step
                 source = stack.enter_context(contextlib.closing(run.source(place)))
         # This process reads only its share of the batch, but the texts of all rows are written.
-        everything = stack.enter_context(contextlib.closing(run.source(source.position(), everything=True)))
-        place, origins, whole, batch = source.position(), source.origins(), everything.next(), source.next()
-        mine = build.batch_rows(run.mesh, run.config.batch_size)
-        mine = np.arange(run.config.batch_size) if mine is None else mine
+        everything = stack.enter_context(contextlib.closing(run.source(source.to_json(), everything=True)))
+        place, whole, batch, origins = source.position(), everything.next(state), source.next(state), source.origins()
+        mine = build.batch_rows(run.mesh, len(whole["tokens"]))
+        mine = np.arange(len(whole["tokens"])) if mine is None else mine
         loss_of = lambda row: _loss(eval_step(state.model, put(_only(batch, mine == row)), state.companions))
         losses = [loss_of(row) for row in range(len(origins))]
         gradients = make_gradients(run.objective, accumulate=run.config.accumulate, seed=run.config.seed)

@@ -1,7 +1,8 @@
 """Sets up a run from its config, up to its first step. Training and replaying a step share this."""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from launch.run import (
     checks,
     companions,
     continuing,
+    critics,
     early_stopping,
     init_from,
     models,
@@ -28,9 +30,11 @@ from launch.run import (
     workdirs,
 )
 from launch.run.workdirs import Workdir
-from launch.training import recovery
+from launch.training import prompting, recovery
+from launch.training.sampled import SampledEvaluation
 from model.config import ModelConfig
 from train import state as states
+from train.align.rollouts import Rollouts
 from train.checkpoints.checkpoint import Checkpoints
 from train.objectives.objective import Objective
 from train.state import TrainState
@@ -68,23 +72,48 @@ class Run:
         state, checkpoints.base = init_from.create(
             self.config, self.pretrained, self.model, tuning, tx, step > 0, labels
         )
+        state = dataclasses.replace(state, critic=critics.create(self.config, self.pretrained, self.model, step > 0))
         recorded = checkpoints.loop(step).get("companions", {}) if step else {}
         beside = companions.found(self.objective, self.config, state.model, recorded)
         checkpoints.companions = beside.record
         return states.beside(state, beside.models)
 
-    def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline:
+    @functools.cached_property
+    def asked(self) -> prompting.Asked | None:
+        """What asks prompts; None: the run learns from rows of data."""
+        if not prompting.asks(self.config):
+            return None
+        return prompting.Asked(self.config, self.prepared, self.words, self.objective, self.mesh)
+
+    def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline | Rollouts:
         """Returns the training batches, from the start or from a position.
 
         Args:
           position: None for the start.
           everything: read all rows of a batch; otherwise only those that this process needs.
         """
+        if self.asked is None:
+            return self._rows(position, self.config.batch_size, everything)
+        text = None
+        if count := self.config.rollouts.text_rows:
+            text = self._rows((position or {}).get("text"), count, everything=True)
+        return self.asked.source(position, text, everything)
+
+    def evaluation(self, eval_step) -> Callable[[TrainState], dict[str, float]]:
+        """Returns a function from the state to the figures of an evaluation, {'validation/...': value}."""
+        if self.asked is not None:
+            return SampledEvaluation(self.asked, self.workdir)
+        evaluate = held_out.Evaluation(
+            self.config, self.prepared, self.corruption, self.objective, eval_step, self.mesh
+        )
+        return lambda state: evaluate(state.model, self.config.eval_rows or None, state.companions)
+
+    def _rows(self, position: dict | None, count: int, everything: bool) -> pipeline.Pipeline:
         return pipeline.train_pipeline(
             self.prepared,
-            self.config.batch_size,
+            count,
             self.config.seed,
-            None if everything else build.batch_rows(self.mesh, self.config.batch_size),
+            None if everything else build.batch_rows(self.mesh, count),
             position,
             self.corruption,
             build.augmentation(self.config, self.prepared),
@@ -122,6 +151,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     grading.settings(config)
     held_out.check(config)
     recovery.check(config)
+    prompting.check(config)
     return Checked(config, pretrained, mesh)
 
 
@@ -149,4 +179,5 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
     corruption = build.corruption(config, prepared)
     objective = models.objective(config, prepared.labels)
+    objective = objective.sampling(config.rollouts.temperature, words.vocab_size)
     return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption, objective)

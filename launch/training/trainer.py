@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.run import build, checks, early_stopping, locks, places, workdirs
+from launch.run import build, checks, critics, early_stopping, locks, places, workdirs
 from launch.training import recovery, runs
 from model import axes, weights
 from train import loop
@@ -102,7 +102,8 @@ class _Attempt:
         """Makes everything that needs no checkpoint: data, optimizer, jitted steps."""
         run = self.opened = runs.opened(config, self.workdir, chosen)
         self.tx, self.rates = run.optimizer(), build.learning_rates(run.config)
-        self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective)
+        critic_tx = critics.optimizer(run.config, run.model)
+        self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective, critic_tx)
         self.grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
 
     def _find_checkpoint(self, stack: contextlib.ExitStack) -> None:
@@ -141,6 +142,8 @@ class _Attempt:
         distributed.first_writes(
             self.workdir / "config.json", lambda: workdirs.claim(self.workdir, config, run.prepared)
         )
+        if run.asked is not None:
+            stack.callback(run.asked.rewarding.close)
         if self.back is not None:
             earlier = goodput.rolled_back(self.saved.get("wall", {}), self.back.wall)
         else:
@@ -150,16 +153,15 @@ class _Attempt:
         stack.enter_context(contextlib.closing(writer))
         self._record_start(writer, int(earlier["starts"]), spent)
         self.flops = build.flops(config, self.state, run.corruption)
-        self.tokens = config.batch_size * config.data.seq_len
+        self.tokens = 0 if run.asked else config.batch_size * config.data.seq_len  # 0: answers have any length
         self.peak, self.peak_words = mfu.peak_flops(run.mesh.devices.flat, run.model.dtype)
-        evaluate = held_out.Evaluation(config, run.prepared, run.corruption, run.objective, self.eval_step, run.mesh)
-        rows = config.eval_rows or None
+        evaluate = run.evaluation(self.eval_step)
         return Parts(
             train_step=self.train_step,
             source=source,
             checker=Checker(self.train_step, distributed.device_name),
             put=build.put(run.mesh),
-            evaluate=lambda state: evaluate(state.model, rows, state.companions) | self.grade(state.model),
+            evaluate=lambda state: evaluate(state) | self.grade(state.model),
             observe=self.observe,
             stopping=self.stopping,
             learning_rates=self.rates,

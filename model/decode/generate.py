@@ -23,7 +23,7 @@ from model.adapt import bank
 from model.architectures import Source
 from model.config import ModelConfig
 from model.decode.cache import KVCache
-from model.decode.sampling import Settings, sample
+from model.decode.sampling import Settings, logprob, sample
 from model.experts.moe import MoE
 from model.platforms import table
 from model.roles import Role, role_of
@@ -37,6 +37,7 @@ _KEPT = (Role.NORM, Role.ROUTER, Role.GATE, Role.CORRECTION, Role.DISTANCE)
 class Generated(NamedTuple):
     tokens: np.ndarray  # int32 [B, N]: the continuation of each prompt; 0 after a row's length
     lengths: np.ndarray  # int32 [B]: tokens generated, including the one that ended the row
+    logprobs: np.ndarray | None = None  # float32 [B, N]: of each token when it was chosen, if these were asked for
 
 
 def generate(
@@ -50,6 +51,7 @@ def generate(
     vocab_size: int | None = None,
     sources: Sequence[Sequence[int]] | None = None,
     adapters: Sequence[int] | None = None,
+    logprobs: bool = False,
 ) -> Generated:
     """Continues each prompt by up to `max_new_tokens` tokens.
 
@@ -64,6 +66,8 @@ def generate(
       vocab_size: ids from here on, which only pad the table, are never sampled. None: the model's.
       sources: encoder-decoders only: the encoder's token ids for each prompt.
       adapters: for a model with several (adapt/bank.py): the adapter of each prompt; -1: only the base.
+      logprobs: also return log-probabilities, of the model's distribution at the sampling temperature (1 if greedy),
+        before top-k and top-p.
 
     Raises:
       ValueError: there are no prompts or empty ones, ids outside of the vocabulary, or a prompt with its continuation
@@ -80,13 +84,14 @@ def generate(
             raise ValueError(f"there are {len(prompts)} prompts and {len(adapters)} adapters; give one for each prompt")
         model = bank.chosen(model, [*adapters, *[-1] * (rows - len(prompts))])
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
-    run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size)
-    tokens_BN, lengths_B = run(model, starts, read, key, limit, settings, eos_E)
-    return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)))
+    run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size, scored=logprobs)
+    tokens_BN, lengths_B, logprobs_BN = run(model, starts, read, key, limit, settings, eos_E)
+    scores = np.asarray(logprobs_BN)[: len(prompts), :max_new_tokens] if logprobs else None
+    return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)), scores)
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "vocab_size"))
-def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_size):
+@functools.partial(jax.jit, static_argnames=("slots", "vocab_size", "scored"))
+def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_size, scored):
     model = _prepare(model)
     b, p = starts[0].shape
     lengths_B = axes.place(starts[1], "batch")
@@ -103,36 +108,45 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
         return logits_BV[:, :vocab_size], hidden.cache.advance(tokens_BT.shape[1])
 
     def draw(logits_BV, step):
-        return sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, step), settings)
+        """Returns (a token of each row, its log-probability; 0 if these are not asked for)."""
+        token_B = sample(logits_BV, jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, step), settings)
+        return token_B, logprob(logits_BV, token_B, settings) if scored else jnp.zeros_like(token_B, jnp.float32)
 
     def ends(token_B):
         return (token_B[:, None] == eos_E).any(-1)
 
-    def write(out_BN, token_B, step):
-        return jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], step, axis=1)
+    def write(out, found, step, ended_B):
+        """Returns what is written so far with a column more: (tokens, log-probabilities), 0 in rows that have ended."""
+        put = lambda a_BN, a_B: jax.lax.dynamic_update_slice_in_dim(
+            a_BN, jnp.where(ended_B, 0, a_B)[:, None], step, axis=1
+        )
+        return jax.tree.map(put, out, found)
 
     def unfinished(state):
         step, _, _, _, _, ended_B = state
         return (step < limit) & ~ended_B.all()
 
     def body(state):
-        step, cache, token_B, out_BN, counts_B, ended_B = state
+        step, cache, token_B, out, counts_B, ended_B = state
         ones_B1 = jnp.ones_like(token_B)[:, None]
         logits_BV, cache = forward(cache, token_B[:, None], ones_B1, (lengths_B + step - 1)[:, None])
-        token_B = jnp.where(ended_B, 0, draw(logits_BV, step))
+        found = draw(logits_BV, step)
+        token_B = jnp.where(ended_B, 0, found[0])
         counts_B += ~ended_B
-        return step + 1, cache, token_B, write(out_BN, token_B, step), counts_B, ended_B | ends(token_B)
+        return step + 1, cache, token_B, write(out, found, step, ended_B), counts_B, ended_B | ends(token_B)
 
     cache = KVCache.create(model.config, b, p + slots)
     logits_BV, cache = forward(cache, *_segmented(*starts))
     empty_B = lengths_B == 0
-    token_B = jnp.where(empty_B, 0, draw(logits_BV, 0))
-    out_BN = write(jnp.zeros((b, slots), jnp.int32, out_sharding=axes.out("batch", None)), token_B, 0)
+    found = draw(logits_BV, 0)
+    token_B = jnp.where(empty_B, 0, found[0])
+    empty = lambda a_B: jnp.zeros((b, slots), a_B.dtype, out_sharding=axes.out("batch", None))
+    out = write(jax.tree.map(empty, found), found, 0, empty_B)
     counts_B = (~empty_B).astype(jnp.int32)
-    state = (jnp.int32(1), cache, token_B, out_BN, counts_B, empty_B | ends(token_B))
-    _, _, _, out_BN, counts_B, _ = jax.lax.while_loop(unfinished, body, state)
+    state = (jnp.int32(1), cache, token_B, out, counts_B, empty_B | ends(token_B))
+    _, _, _, (out_BN, logprobs_BN), counts_B, _ = jax.lax.while_loop(unfinished, body, state)
     # Replicated, so that every process of a pod can read them.
-    return axes.place(out_BN, None, None), axes.place(counts_B, None)
+    return axes.place(out_BN, None, None), axes.place(counts_B, None), axes.place(logprobs_BN, None, None)
 
 
 def _padded(sequences, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,15 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, settings: Settings) -> jax.A
     return _first(jnp.where(reached_BV.any(-1, keepdims=True), reached_BV, logits_BV == top_B1))
 
 
+def logprob(logits_BV: jax.Array, tokens_B: jax.Array, settings: Settings) -> jax.Array:
+    """Returns the log-probability of these tokens at the sampling temperature (1 if greedy), float32 [B]."""
+    if settings.temperature is not None:
+        logits_BV = logits_BV / _column(settings.temperature)
+    ids_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    chosen_B = jnp.where(ids_BV == tokens_B[:, None], logits_BV, 0).sum(-1)
+    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+
+
 def kept_weights(logits_BV: jax.Array, settings: Settings) -> jax.Array:
     """Returns unnormalized probabilities, float32 [B, V]: 1 for the most likely token, 0 for excluded ones."""
     logits_BV = logits_BV - logits_BV.max(-1, keepdims=True)

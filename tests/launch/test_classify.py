@@ -207,7 +207,7 @@ def test_an_imported_pair_classifier_scores_as_in_transformers(data_dir, tmp_pat
     train(config, tmp_path / "run")
     prepared = Workdir(tmp_path / "run").prepared
     place = {pair: i for i, pair in enumerate(PAIRS)}
-    held_out = list(prepared.validation_records(prepared.sources[0]))
+    held_out = list(prepared.records(prepared.sources[0], "validation"))
     true = [expected[place[row["text"], row["pair"]], int(row["label"][-1])] for row in held_out]
     assert figures(tmp_path / "run")["validation/loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
 

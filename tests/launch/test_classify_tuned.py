@@ -71,7 +71,7 @@ def test_low_rank_adapters_and_a_new_head_train_over_a_frozen_model(language_mod
             np.testing.assert_array_equal(array, base[name.removesuffix("/base")])
     prepared = Workdir(tmp_path / "run").prepared
     classifier, names = Classifier(Workdir(tmp_path / "run")), Workdir(tmp_path / "run").labels["names"]
-    records = list(prepared.validation_records(prepared.sources[0]))
+    records = list(prepared.records(prepared.sources[0], "validation"))
     said = [names[row.argmax()] for (row,) in classifier((record["text"], None) for record in records)]
     right = [name == record["label"] for name, record in zip(said, records, strict=True)]
     assert np.mean(right) == pytest.approx(figures(tmp_path / "run")["validation/accuracy"])
@@ -87,7 +87,7 @@ def test_a_prompt_tuned_classifier_labels_as_its_evaluation_does(news, data_dir,
     train(config, tmp_path / "run")
     prepared = Workdir(tmp_path / "run").prepared
     (source,) = prepared.sources
-    held_out = list(prepared.validation_records(source))
+    held_out = list(prepared.records(source, "validation"))
     classify, names = Classifier(Workdir(tmp_path / "run")), Workdir(tmp_path / "run").labels["names"]
     found = [row for (row,) in classify((record["text"], None) for record in held_out)]
     losses = [-np.log(row[names.index(record["label"])]) for row, record in zip(found, held_out, strict=True)]

@@ -289,12 +289,12 @@ def _rename(tree, values: dict):
 
 def _training(state: TrainState) -> dict:
     rest = (state.opt_state, state.skipped, state.streak, state.recent)
-    return by_name({"step": state.step, "rest": rest})
+    return by_name({"step": state.step, "rest": rest, "critic": state.critic})
 
 
 def _join(like: TrainState, model: dict, training: dict) -> TrainState:
     rest = (like.opt_state, like.skipped, like.streak, like.recent)
-    tree = _rename({"step": like.step, "rest": rest}, training)
+    tree = _rename({"step": like.step, "rest": rest, "critic": like.critic}, training)
     opt_state, skipped, streak, recent = tree["rest"]
     own = _rename(like.model, model)
-    return TrainState(tree["step"], own, opt_state, skipped, streak, recent, companions=like.companions)
+    return TrainState(tree["step"], own, opt_state, skipped, streak, recent, like.companions, tree["critic"])

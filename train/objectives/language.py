@@ -51,7 +51,7 @@ class Language(Objective):
                 f"'language' needs them; set it to one of {', '.join(HEADS)}"
             )
         found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
-        if others := sorted(kind for kind in found - {kinds.TEXT} if kinds.KINDS[kind].asking is None):
+        if others := sorted(kind for kind in found - {kinds.TEXT} if not kinds.learnable(kind)):
             raise ValueError(
                 f"config.data has {', '.join(others)}, which config.objective.name 'language' cannot learn, because "
                 "they have no text to predict; use a config for them, such as configs/classify.py for labels or "

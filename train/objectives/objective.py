@@ -55,6 +55,9 @@ class Objective:
     meanings: ClassVar[Mapping[str, str]] = {}
     # Whether the score of a text is read at its end token. If not, it is read at the token before, or there is none.
     scores_end: ClassVar[bool] = False
+    # What it reads of the answers that the model samples during training (train/align/rollouts.py): 'advantages' of
+    # their tokens, 'pairs' of a better and a worse one; '': it can't learn from them.
+    rollouts: ClassVar[str] = ""
     # The range of each numeric setting, as text: 'float [0, 1)' (model/ranges.py).
     ranges: ClassVar[Mapping[str, str]] = {}
     # What a report shows first: the first of these that an evaluation has.
@@ -85,6 +88,10 @@ class Objective:
 
     def about(self, labels: Mapping[str, Any] | None) -> "Objective":
         """Returns the objective completed with facts about the training labels, known once data are prepared."""
+        return self
+
+    def sampling(self, temperature: float, vocab_size: int) -> "Objective":
+        """Returns the objective completed with how answers are sampled: the temperature, and how many ids there are."""
         return self
 
     # *_ and **companions are Any, so that a type checker lets an objective name its companions as arguments.

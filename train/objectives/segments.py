@@ -26,13 +26,18 @@ class Segments(NamedTuple):
 
 
 def segments(batch: Mapping[str, jax.Array], sums_BT: dict[str, jax.Array]) -> Segments:
-    """Returns the segments of a batch, with the sums of these values over their tokens; differentiable."""
+    """Returns the segments of a batch, with the sums of these values over their tokens; differentiable.
+
+    A batch without `group_ids` and `ranks` has examples of one segment each.
+    """
     ids_BT = batch["segment_ids"]
+
+    known_BT = [batch.get(name, jnp.zeros_like(ids_BT)) for name in ("group_ids", "ranks")]
 
     @jax.checkpoint
     def some(ids_C, sums_BT):
         inside_BTC = ids_BT[..., None] == ids_C
-        known = [jnp.where(inside_BTC, batch[name][..., None], 0).max(1) for name in ("group_ids", "ranks")]
+        known = [jnp.where(inside_BTC, of_token[..., None], 0).max(1) for of_token in known_BT]
         return known, {name: jnp.where(inside_BTC, v_BT[..., None], 0).sum(1) for name, v_BT in sums_BT.items()}
 
     length = ids_BT.shape[1]
@@ -40,6 +45,20 @@ def segments(batch: Mapping[str, jax.Array], sums_BT: dict[str, jax.Array]) -> S
     found = jax.lax.map(lambda ids_C: some(ids_C, sums_BT), ids_nC)
     (group_BS, rank_BS), sums_BS = jax.tree.map(_joined, found)
     return Segments(group_BS, rank_BS, sums_BS)
+
+
+def spread(batch: Mapping[str, jax.Array], values_BS: jax.Array) -> jax.Array:
+    """Returns the value of each token's segment, [B, T], and 0 on padding; differentiable."""
+    ids_BT = batch["segment_ids"]
+
+    @jax.checkpoint
+    def add(found_BT, chunk):
+        ids_C, values_BC = chunk
+        inside_BTC = ids_BT[..., None] == ids_C
+        return found_BT + jnp.where(inside_BTC, values_BC[:, None], 0).sum(-1), None
+
+    ids_nC = jnp.arange(1, values_BS.shape[1] + 1).reshape(-1, _CHUNK)
+    return jax.lax.scan(add, 0.0 * ids_BT, (ids_nC, _chunks(values_BS)))[0]
 
 
 def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *values_BS: jax.Array) -> dict:

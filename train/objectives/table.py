@@ -8,6 +8,7 @@ from train.objectives.classification import Classification
 from train.objectives.kto import Kto
 from train.objectives.language import Language
 from train.objectives.objective import Objective
+from train.objectives.policy import Policy
 from train.objectives.preference import Preference
 from train.objectives.reward import Reward
 
@@ -17,6 +18,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "preference": Preference,
     "kto": Kto,
     "reward": Reward,
+    "policy": Policy,
 }
 
 

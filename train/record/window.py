@@ -1,6 +1,7 @@
 """Averages metrics since they were last logged."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ class Window:
 
     def __init__(self, saved: dict | None):
         saved = saved or {"numbers": {}, "arrays": {}}
+        # {name: [sum, count]} of numbers about batches, which count once per batch that has them.
+        self.of_batches: dict[str, list[float]] = {name: [*v] for name, v in saved.get("of_batches", {}).items()}
         self.numbers = dict(saved["numbers"])
         self.arrays: dict[str, Any] = {name: np.asarray(value) for name, value in saved["arrays"].items()}
 
@@ -22,9 +25,15 @@ class Window:
         return {
             "numbers": dict(self.numbers),
             "arrays": {name: np.asarray(v).tolist() for name, v in self.arrays.items()},
+            "of_batches": {name: [*v] for name, v in self.of_batches.items()},
         }
 
-    def add(self, result: dict[str, np.ndarray]) -> None:
+    def add(self, result: dict[str, np.ndarray], of_batch: Mapping[str, float] = {}) -> None:
+        """Adds the result of a step, and numbers about its batch; those that are not finite are left out."""
+        for name, value in of_batch.items():
+            if math.isfinite(value):
+                total, count = self.of_batches.get(name, (0.0, 0))
+                self.of_batches[name] = [total + value, count + 1]
         self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
         if result["streak"]:
             return  # a skipped update may be NaN, and would make the mean NaN; `skipped` counts it
@@ -40,6 +49,8 @@ class Window:
         """Returns the means over the window's tokens, the newest gradient norm, and the number of skipped updates. The
         window starts anew."""
         means, self.numbers = _means(self.numbers), {}
+        means |= {name: total / count for name, (total, count) in self.of_batches.items()}
+        self.of_batches = {}
         return {"loss": math.nan} | means | self.latest
 
     def flush_arrays(self) -> dict[str, np.ndarray]:

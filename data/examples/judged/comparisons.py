@@ -163,6 +163,16 @@ def _answered(
     return asked | {"answers": answers}
 
 
+def messages_of(given: Any, name: str) -> list[dict[str, Any]]:
+    """Returns a prompt (a text, a transcript, a message, or messages) as messages; `name` is its field, for errors."""
+    if isinstance(given, str):
+        return _open(given) if _is_transcript(given) else [{"role": "user", "content": _text(given, name)}]
+    turns = [given] if isinstance(given, dict) else given
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+        raise ValueError(f"field {name!r} is not a text, and not a list of messages")
+    return turns
+
+
 def _side(given: Any, name: str) -> list[dict[str, Any]]:
     """Returns an answer as a list of one message, or of all messages of the conversation that ends with it."""
     if isinstance(given, str):
@@ -197,9 +207,7 @@ def _agreed(given: Any, messages: list, name: str, side: str) -> list:
     if isinstance(given, str) and not _is_transcript(given):
         same = given.strip() in [content.strip() for _, content in said(messages) if isinstance(content, str)]
     else:
-        given = _open(given) if isinstance(given, str) else given
-        if not (isinstance(given, list) and given and all(isinstance(turn, dict) for turn in given)):
-            raise ValueError(f"field {name!r} is not a text, and not a list of messages")
+        given = messages_of(given, name)
         if said(given[-1:])[0][0] == "system":
             return [*given, *messages]
         same = said(given) == said(messages)

@@ -196,7 +196,9 @@ def of_record(kind, record, settings, tokenizer, encoder):
 
 
 @pytest.mark.parametrize("encoder", [False, True])
-@pytest.mark.parametrize("template", [*(name for name in TEMPLATES if name != "plain"), "tokenizer"])  # plain writes nothing
+@pytest.mark.parametrize(
+    "template", [*(name for name in TEMPLATES if name != "plain"), "tokenizer"]
+)  # plain writes nothing
 def test_what_a_template_writes_stays(template, encoder):
     markers = sorted({marker for template in TEMPLATES.values() for marker in template.markers})
     plain = tokenizers.train([], "byte", specials=[*tokenizers.specials(mask=True, sentinels=0), *markers])

@@ -1,0 +1,13 @@
+"""Dr. GRPO: GRPO without its biases towards long wrong answers and easy prompts (arXiv:2503.20783)."""
+
+from ml_collections import ConfigDict
+
+from configs import grpo
+
+
+def get_config(argument: str = "tiny") -> ConfigDict:
+    config = grpo.get_config(argument)
+    config.objective.scale = "none"
+    config.objective.average = "constant"
+    config.objective.constant = float(config.rollouts.max_new_tokens)  # change both together
+    return config

@@ -1,0 +1,186 @@
+"""Sets up rollouts for a run whose data are prompts: the prompts as ids, and the source of batches.
+
+Left out: models with an encoder, and prompt tuning, whose vectors would take places in the rows.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data import stage
+from data.batch import DataError
+from data.examples import kinds
+from data.prepared import Prepared
+from data.tokens.tokenizer import Tokenizer
+from launch.program.checking import ConfigError
+from launch.run import build, models
+from launch.training import rewarding
+from model import axes
+from train.align.measure import make_measure
+from train.align.rollouts import Rollouts
+from train.align.rounds import TRUNCATED, Prompt, Rounds, Settings, Tools
+from train.align.sampler import make_sampler
+from train.objectives.objective import Objective
+
+_KIND = "prompts"
+
+
+def asks(config: ConfigDict) -> bool:
+    """Returns whether a run learns from answers that its model samples, because its data are prompts."""
+    return any(kinds.kind_of(spec) == _KIND for spec, weight in kinds.sources(config.data) if weight)
+
+
+def settings(config: ConfigDict) -> Settings:
+    return Settings(**{name: config.rollouts[name] for name in Settings._fields})
+
+
+def check(config: ConfigDict) -> None:
+    """Checks config.rollouts and config.reward, before data are prepared.
+
+    Raises:
+      ConfigError: rollouts can't be made with these settings.
+    """
+    objective = models.objective(config)
+    if not asks(config):
+        if objective.rollouts == "advantages":
+            raise ConfigError("config.data has no prompts; set config.data.path to a file of them (data/README.md)")
+        return
+    if not objective.rollouts:
+        raise ConfigError(
+            f"config.data has prompts, from which config.objective.name {config.objective.name!r} can't learn; use "
+            "configs/grpo.py or another config for prompts"
+        )
+    if models.prefix(config):
+        raise ConfigError("config.adapt.method prompt can't learn from rollouts; choose another method, such as lora")
+    wanted, size = settings(config), config.batch_size * config.rollouts.minibatches
+    if size % wanted.group:
+        raise ConfigError(
+            f"config.rollouts.group {wanted.group} does not divide the {size} completions of a round "
+            "(config.batch_size x config.rollouts.minibatches)"
+        )
+    compares = objective.rollouts == "pairs" or getattr(objective, "advantages", "") in ("group", "rloo")
+    if compares and wanted.group < 2:
+        raise ConfigError(
+            "config.rollouts.group is 1, but answers to a prompt are compared; set it to 2 or more"
+        )
+    if wanted.truncated not in TRUNCATED:
+        raise ConfigError(f"config.rollouts.truncated is {wanted.truncated!r}; choose from {', '.join(TRUNCATED)}")
+    if wanted.max_new_tokens >= config.data.seq_len:
+        raise ConfigError(
+            f"config.rollouts.max_new_tokens {wanted.max_new_tokens} leaves no room for a prompt in "
+            f"config.data.seq_len {config.data.seq_len}"
+        )
+    if wanted.text_rows and not getattr(objective, "text", 0.0):
+        raise ConfigError("config.rollouts.text_rows has no effect, because config.objective.text is 0")
+    if getattr(objective, "text", 0.0) and not wanted.text_rows:
+        raise ConfigError("config.objective.text needs rows of text in each batch; set config.rollouts.text_rows")
+    rewarding.check(config)
+
+
+def read(config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str) -> list[Prompt]:
+    """Returns the prompts of a split, without those that leave no room for an answer, which are counted and printed.
+
+    Raises:
+      DataError: none is left.
+    """
+    asking, own = kinds.KINDS[_KIND].asking, kinds.checked(config.data)[_KIND]
+    assert asking is not None
+    records = [
+        record
+        for source in prepared.sources
+        if source.kind == _KIND and (source.weight or split == "validation")
+        for record in prepared.records(source, split)
+    ]
+    questions = [asking.question(record) for record in records]
+    try:
+        ids = asking.prompts(own, tokenizer, questions, False).prompts if questions else []
+    except ValueError as error:
+        raise DataError(f"A prompt can't be written with the chat template: {error}.") from error
+    room = config.data.seq_len + 1 - config.rollouts.max_new_tokens
+    found = [
+        Prompt(np.asarray(one, np.int32), asking.shown(question), record)
+        for one, question, record in zip(ids, questions, records, strict=True)
+        if len(one) <= room
+    ]
+    if left := len(records) - len(found):
+        print(
+            f"{left:,} of {len(records):,} {split} prompts are left out: they are longer than {room} tokens, and "
+            f"config.data.seq_len {config.data.seq_len} has no room for them and "
+            f"{config.rollouts.max_new_tokens} new tokens"
+        )
+    if not found and (split == "train" or left):
+        raise DataError(f"No {split} prompt is left in {prepared.directory}: raise config.data.seq_len.")
+    return found
+
+
+class Asked:
+    """Everything that asks prompts: tools for rounds and evaluations.
+
+    Args:
+      config, prepared, tokenizer, objective, mesh: of the run.
+    """
+
+    def __init__(self, config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, objective: Objective, mesh):
+        self.config, self.prepared, self.tokenizer, self.objective, self.mesh = (
+            config,
+            prepared,
+            tokenizer,
+            objective,
+            mesh,
+        )
+        asking, own = kinds.KINDS[_KIND].asking, kinds.checked(config.data)[_KIND]
+        assert asking is not None
+        form = asking.prompts(own, tokenizer, [], False)
+        self.settings = settings(config)
+        self.rewarding = rewarding.Rewarding(config)
+        self.put = build.put(mesh)
+        self.sample = make_sampler(
+            lambda ids: form.answer(tokenizer, ids.tolist()),
+            ends=form.ends,
+            vocab_size=tokenizer.vocab_size,
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+            rows=self.settings.rows,
+        )
+
+    def measure(self, steps: int):
+        return make_measure(self.objective, self.put, steps)
+
+    @functools.cached_property
+    def unit(self) -> int:
+        """What the number of rows in a batch is a multiple of."""
+        return axes.batch_parts(self.mesh)[1] * self.config.accumulate
+
+    def source(self, position: Mapping[str, Any] | None, text: Any, everything: bool) -> Rollouts:
+        """Returns the batches of rollouts, from the start or from a position; the arguments are those of Run.source."""
+        config, prompts = self.config, read(self.config, self.prepared, self.tokenizer, "train")
+        wanted = self.settings
+        measure = None
+        if self.objective.rollouts == "advantages":
+            measure = self.measure(wanted.epochs * wanted.minibatches)
+        rounds = Rounds(
+            prompts,
+            self.objective,
+            wanted,
+            config.data.seq_len,
+            self.unit,
+            Tools(self.sample, self.rewarding, measure),
+        )
+        contents = [[source.content_hash, source.encoding] for source in self.prepared.sources if not source.channels]
+        return Rollouts(
+            rounds,
+            self.objective,
+            wanted,
+            len(prompts),
+            batch_size=config.batch_size,
+            seq_len=config.data.seq_len,
+            unit=self.unit,
+            seed=config.seed,
+            stream=stage.digest([contents, config.seed, len(prompts)])[:16],
+            place=position,
+            text=text,
+            mine=(lambda count: None) if everything else functools.partial(build.batch_rows, self.mesh),
+        )

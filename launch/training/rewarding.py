@@ -1,0 +1,119 @@
+"""Scores completions with the rewards that config.reward names: functions, and a reward model.
+
+The reward of a completion is the weighted sum of its functions plus the score of the reward model. config.reward.gold
+is another reward model that is only watched: its score is logged and never learned from, so a report can show when the
+policy exploits the first one (arXiv:2210.10760).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from train.align.rewards.scoring import Item, Scoring
+
+from launch.answers.scorer import Scorer, is_reward_model
+from launch.hosts import distributed
+from launch.program.checking import ConfigError, checking
+from launch.run.workdirs import Workdir
+from train.align.rounds import Prompt, Rewards
+
+
+def check(config: ConfigDict) -> None:
+    """Checks config.reward before anything is loaded.
+
+    Raises:
+      ConfigError: it names no reward, or one that does not exist or can't run here.
+    """
+    if not config.reward.functions and not config.reward.model:
+        raise ConfigError(
+            "config.reward names nothing to learn from: set config.reward.functions, such as "
+            "\"(('exact:answer', 1.0),)\", or config.reward.model to the workdir of a reward model (train/README.md)"
+        )
+    for field in ("model", "gold"):
+        if path := config.reward[field]:
+            if not (Path(path) / "config.json").exists():
+                raise ConfigError(
+                    f"config.reward.{field} {path} holds no run (no config.json in {Path(path).absolute()})"
+                )
+            if not is_reward_model(Workdir(Path(path).absolute())):
+                raise ConfigError(
+                    f"config.reward.{field} {path} holds no reward model; train one with --config=configs/reward.py"
+                )
+    with _scoring(config):
+        pass
+
+
+def _scoring(config: ConfigDict) -> Scoring:
+    reward = config.reward
+    with checking("config.reward"):
+        return Scoring(functions=tuple(reward.functions), seconds=reward.seconds, on_error=reward.on_error)
+
+
+class Rewarding:
+    """Computes the rewards of completions; the same on all processes.
+
+    Args:
+      config: the whole config.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self._scoring = _scoring(config) if config.reward.functions else None
+        self._names = [_name(spec) for spec, _ in config.reward.functions]
+        self._names = [
+            name if self._names.count(name) == 1 else f"{name}_{self._names[:i].count(name) + 1}"
+            for i, name in enumerate(self._names)
+        ]
+        self._weights = np.array([weight for _, weight in config.reward.functions], np.float64)
+        self._skips = config.reward.on_error == "skip"
+        self._models = {
+            field: Scorer(Workdir(Path(config.reward[field]).absolute()))
+            for field in ("model", "gold")
+            if config.reward[field]
+        }
+        self.notes: list[str] = []  # what went wrong since the last call
+
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Rewards:
+        """Returns the rewards of these texts, each an answer to the prompt at its place."""
+        total, counted, failed = np.zeros(len(texts)), np.ones(len(texts), bool), 0
+        parts: dict[str, np.ndarray] = {}
+        if self._scoring is not None:
+            found = json.loads(distributed.gathered("rewards", json.dumps(self._scored(prompts, texts)))[0])
+            values_NF, failed_NF = np.array(found["values"], np.float64), np.array(found["failed"], bool)
+            self.notes += found["notes"]
+            failed = int(failed_NF.sum())
+            total += values_NF @ self._weights
+            counted &= ~(self._skips & failed_NF.any(1))
+            parts |= dict(zip(self._names, values_NF.T, strict=True))
+        for name, scorer in self._models.items():
+            pairs = zip(prompts, texts, strict=True)
+            parts[name] = np.array(list(scorer([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
+        if "model" in parts:
+            total += parts["model"]
+        return Rewards(total, counted, parts, failed)
+
+    def _scored(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
+        """Returns the results of the functions as JSON; {} in all processes but the first, which runs them."""
+        if jax.process_index() or self._scoring is None:
+            return {}
+        pairs = zip(prompts, texts, strict=True)
+        found = self._scoring.score([Item(prompt.text, text, prompt.record["columns"]) for prompt, text in pairs])
+        return {"values": found.values.tolist(), "failed": found.failed.tolist(), "notes": list(found.notes)}
+
+    def close(self) -> None:
+        if self._scoring is not None:
+            self._scoring.close()
+
+
+def _name(spec: str) -> str:
+    """Returns the name of a reward function in metrics: that of a ready one, or of the user's function."""
+    first, _, rest = spec.partition(":")
+    return rest if first.endswith(".py") else first
+
+
+def _conversation(prompt: Prompt, text: str) -> dict[str, Any]:
+    record = {"messages": prompt.record["messages"], "answer": {"role": "assistant", "content": text}}
+    return record | ({"tools": prompt.record["tools"]} if prompt.record.get("tools") else {})

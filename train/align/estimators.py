@@ -1,0 +1,33 @@
+"""Estimates of the KL divergence between a policy and its reference, from the log-probabilities of sampled tokens.
+
+    k1        log p - log q                 unbiased, may be negative
+    k2        (log p - log q)^2 / 2         biased, of low variance
+    k3        q / p - 1 - log(q / p)        unbiased and never negative
+    k3_ratio  k3 times p / p_sampled        as a loss: its gradient is that of the KL divergence, if p is the sampler
+
+(J. Schulman, Approximating KL divergence, 2020.) As a term of a loss, k1 has a gradient of mean 0, that of k2 is that
+of the KL divergence, and that of k3 is that of the reverse one.
+"""
+
+import jax.numpy as jnp
+
+ESTIMATORS = ("k1", "k2", "k3", "k3_ratio")
+LARGEST = 20.0  # log-ratios are clipped to this, so that one token can't give an infinite number
+
+
+def kl(name: str, logprobs, reference, ratio=None):
+    """Returns an estimate for each token, of the shape of `logprobs`; NumPy arrays and JAX arrays.
+
+    Args:
+      name: of ESTIMATORS.
+      logprobs: log p of the sampled tokens.
+      reference: log q of the same tokens.
+      ratio: p / p_sampled of the same tokens, for 'k3_ratio'.
+    """
+    apart = jnp.clip(logprobs - reference, -LARGEST, LARGEST)
+    if name == "k1":
+        return apart
+    if name == "k2":
+        return jnp.square(apart) / 2
+    k3 = jnp.expm1(-apart) + apart
+    return k3 if name == "k3" else ratio * k3
