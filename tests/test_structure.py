@@ -97,7 +97,10 @@ def test_rooms_form_floors(package):
 
 
 def test_nothing_that_is_read_is_executed():
-    """No module imports or calls what could run code from a file. Chat templates run in jinja2's sandbox instead."""
+    """No module imports or calls what could run code from a file. Chat templates run in jinja2's sandbox instead.
+
+    One program may: the one that runs inside the sandbox, where nothing else imports it.
+    """
     modules = {
         "pickle",
         "cPickle",
@@ -111,8 +114,12 @@ def test_nothing_that_is_read_is_executed():
         "transformers",
     }
     calls = {"eval", "exec", "compile", "__import__"}
+    inside = ROOT / "train" / "align" / "inside_sandbox.py"
+    assert inside.exists() and not [path for path in FILES for name in imports(path) if "inside_sandbox" in name]
     found = []
     for path in FILES:
+        if path == inside:
+            continue
         found += [(path, name) for name in imports(path) if name.split(".")[0] in modules]
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
