@@ -31,6 +31,8 @@ _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # blocks
 class Pipeline:
     """An endless iterator over this process's share of training batches, with a position that can be saved."""
 
+    phase = "data"  # what the time of `next` counts as (train/watch/phases.py)
+
     def __init__(self, blocks: TrainBlocks, to_batch: Callable[[Block], Batch], stream: str, tokenizer_path: Path):
         self._blocks = blocks
         self._tokenizer_path = tokenizer_path

@@ -124,7 +124,7 @@ class _Loop:
     def _next_batch(self):
         """Returns the next batch, on the host. While the device still computes the last step, this costs no time."""
         working = lambda: self.pending is not None and not self.pending.result["weight"].is_ready()
-        with self.parts.phases("data", behind=working):
+        with self.parts.phases(self.parts.source.phase, behind=working):
             batch = self.parts.source.next(self.state)
         for line in self.parts.source.damaged():
             self.parts.writer.event(self.step + 1, {"damaged_row": line})

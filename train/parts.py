@@ -35,7 +35,8 @@ class Parts:
 
     train_step: Callable  # (state, batch) -> (state, metrics)
     # .next(state) -> host batch; .figures() -> {name: number} about it; .position() -> JSON; .to_json() -> the position
-    # with all that a continued run needs; .damaged() -> messages about rows skipped since the last call
+    # with all that a continued run needs; .damaged() -> messages about rows skipped since the last call; .phase -> the
+    # name of the phase of `next`
     source: Any
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh

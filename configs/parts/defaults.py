@@ -164,8 +164,8 @@ DEFAULTS: dict = dict(
     # How answers are scored: the weighted sum of functions, (spec, weight) pairs as in train/README.md, plus the score
     # of a reward model (its workdir). gold: another reward model, which is only watched. seconds: the longest time of
     # one call of a function. on_error, for calls that fail: zero (its reward is 0), skip (the answer is left out) or
-    # stop.
-    reward=dict(functions=(), model="", gold="", seconds=10.0, on_error="zero"),
+    # stop. packages: what code of an answer may import in the sandbox.
+    reward=dict(functions=(), model="", gold="", seconds=30.0, on_error="zero", packages=()),
     # An update is skipped if it is not finite, or if its loss or gradient norm is a spike: more than so many robust
     # deviations above the median of the last 64 updates (train/guard.py). 0: spikes are not skipped.
     spike=10.0,

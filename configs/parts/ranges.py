@@ -113,6 +113,7 @@ OTHERS = (
     "reward.model",
     "reward.gold",
     "reward.on_error",
+    "reward.packages",
     "init_from",
     "init_step",
     "train_only",

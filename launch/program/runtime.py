@@ -170,13 +170,14 @@ def mistakes() -> tuple[type[Exception], ...]:
     from data.batch import DataError
     from launch.program.checking import ConfigError, ProcessMissing
     from model.interop.files.tensorfile import CheckpointFolderError
+    from train.align.rewards.reward import RewardError
     from train.checkpoints.checkpoint import CheckpointError
     from train.early_stopping import UnknownMetric
     from train.loop import TrainingStopped
     from train.watch.silent_corruption import SilentCorruption
 
     of_data = (ConfigError, DataError, CheckpointError, CheckpointFolderError, UnknownMetric)
-    return *of_data, TrainingStopped, SilentCorruption, ProcessMissing
+    return *of_data, RewardError, TrainingStopped, SilentCorruption, ProcessMissing
 
 
 def words(error: BaseException) -> str | None:

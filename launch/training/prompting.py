@@ -63,9 +63,7 @@ def check(config: ConfigDict) -> None:
         )
     compares = objective.rollouts == "pairs" or getattr(objective, "advantages", "") in ("group", "rloo")
     if compares and wanted.group < 2:
-        raise ConfigError(
-            "config.rollouts.group is 1, but answers to a prompt are compared; set it to 2 or more"
-        )
+        raise ConfigError("config.rollouts.group is 1, but answers to a prompt are compared; set it to 2 or more")
     if wanted.truncated not in TRUNCATED:
         raise ConfigError(f"config.rollouts.truncated is {wanted.truncated!r}; choose from {', '.join(TRUNCATED)}")
     if wanted.max_new_tokens >= config.data.seq_len:
@@ -157,6 +155,7 @@ class Asked:
     def source(self, position: Mapping[str, Any] | None, text: Any, everything: bool) -> Rollouts:
         """Returns the batches of rollouts, from the start or from a position; the arguments are those of Run.source."""
         config, prompts = self.config, read(self.config, self.prepared, self.tokenizer, "train")
+        self.rewarding.check(prompts)
         wanted = self.settings
         measure = None
         if self.objective.rollouts == "advantages":

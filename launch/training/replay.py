@@ -18,8 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
-from launch.run import build, critics, workdirs
-from launch.training import recovery, runs
+from launch.run import build, workdirs
+from launch.training import critics, recovery, runs
 from model import axes
 from model.weights import trained
 from train import guard

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from train.align.rewards.scoring import Item, Scoring
 
 from launch.answers.scorer import Scorer, is_reward_model
 from launch.hosts import distributed
 from launch.program.checking import ConfigError, checking
 from launch.run.workdirs import Workdir
+from train.align.rewards.scoring import Item, Scoring
 from train.align.rounds import Prompt, Rewards
 
 
@@ -43,14 +43,15 @@ def check(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"config.reward.{field} {path} holds no reward model; train one with --config=configs/reward.py"
                 )
-    with _scoring(config):
-        pass
+    if config.reward.functions:
+        _scoring(config).close()
 
 
 def _scoring(config: ConfigDict) -> Scoring:
-    reward = config.reward
+    given = config.reward
     with checking("config.reward"):
-        return Scoring(functions=tuple(reward.functions), seconds=reward.seconds, on_error=reward.on_error)
+        functions = [(str(spec), float(weight)) for spec, weight in given.functions]
+        return Scoring(functions, given.seconds, given.on_error, tuple(given.packages))
 
 
 class Rewarding:
@@ -67,14 +68,27 @@ class Rewarding:
             name if self._names.count(name) == 1 else f"{name}_{self._names[:i].count(name) + 1}"
             for i, name in enumerate(self._names)
         ]
-        self._weights = np.array([weight for _, weight in config.reward.functions], np.float64)
-        self._skips = config.reward.on_error == "skip"
         self._models = {
             field: Scorer(Workdir(Path(config.reward[field]).absolute()))
             for field in ("model", "gold")
             if config.reward[field]
         }
-        self.notes: list[str] = []  # what went wrong since the last call
+        self._notes: list[str] = []
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Checks, before anything is sampled, that these prompts have the columns that the functions need.
+
+        Raises:
+          ConfigError: a prompt lacks one.
+        """
+        if self._scoring is not None:
+            with checking("config.reward.functions"):
+                self._scoring.check(prompt.record["columns"] for prompt in prompts)
+
+    def notes(self) -> list[str]:
+        """Returns what went wrong since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Rewards:
         """Returns the rewards of these texts, each an answer to the prompt at its place."""
@@ -82,12 +96,11 @@ class Rewarding:
         parts: dict[str, np.ndarray] = {}
         if self._scoring is not None:
             found = json.loads(distributed.gathered("rewards", json.dumps(self._scored(prompts, texts)))[0])
-            values_NF, failed_NF = np.array(found["values"], np.float64), np.array(found["failed"], bool)
-            self.notes += found["notes"]
-            failed = int(failed_NF.sum())
-            total += values_NF @ self._weights
-            counted &= ~(self._skips & failed_NF.any(1))
-            parts |= dict(zip(self._names, values_NF.T, strict=True))
+            self._notes += found["notes"]
+            total += np.array(found["rewards"])
+            counted &= ~np.array(found["skipped"], bool)
+            failed = found["failed"]
+            parts |= dict(zip(self._names, np.array(found["values"]).T, strict=True))
         for name, scorer in self._models.items():
             pairs = zip(prompts, texts, strict=True)
             parts[name] = np.array(list(scorer([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
@@ -101,7 +114,13 @@ class Rewarding:
             return {}
         pairs = zip(prompts, texts, strict=True)
         found = self._scoring.score([Item(prompt.text, text, prompt.record["columns"]) for prompt, text in pairs])
-        return {"values": found.values.tolist(), "failed": found.failed.tolist(), "notes": list(found.notes)}
+        return {
+            "values": found.values_NF.tolist(),
+            "rewards": found.rewards_N.tolist(),
+            "skipped": found.skipped_N.tolist(),
+            "failed": int(found.failed_NF.sum()),
+            "notes": found.notes,
+        }
 
     def close(self) -> None:
         if self._scoring is not None:

@@ -21,7 +21,6 @@ from launch.run import (
     checks,
     companions,
     continuing,
-    critics,
     early_stopping,
     init_from,
     models,
@@ -30,7 +29,7 @@ from launch.run import (
     workdirs,
 )
 from launch.run.workdirs import Workdir
-from launch.training import prompting, recovery
+from launch.training import critics, prompting, recovery
 from launch.training.sampled import SampledEvaluation
 from model.config import ModelConfig
 from train import state as states

@@ -31,6 +31,7 @@ class SampledEvaluation:
     def __init__(self, asked: prompting.Asked, workdir: Path | None):
         config = asked.config
         prompts = prompting.read(config, asked.prepared, asked.tokenizer, "validation")
+        asked.rewarding.check(prompts)
         limit = config.eval_rows or len(prompts)
         self._prompts = [prompts[i * len(prompts) // limit] for i in range(min(limit, len(prompts)))]
         self._asked, self._workdir = asked, workdir
@@ -59,6 +60,7 @@ class SampledEvaluation:
 
     def _distance(self, state, sampled) -> dict[str, float]:
         """Returns the KL divergence from the reference, in nats per answer, and the error of the sampler."""
+        assert self._measure is not None
         share = max(self._asked.config.batch_size, 1)
         made = [
             Completion(number, prompt.ids, one.answer, one.finished)

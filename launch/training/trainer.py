@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from launch.answers import grading, held_out
 from launch.hosts import distributed
-from launch.run import build, checks, critics, early_stopping, locks, places, workdirs
-from launch.training import recovery, runs
+from launch.run import build, checks, early_stopping, locks, places, workdirs
+from launch.training import critics, recovery, runs
 from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
@@ -171,7 +171,13 @@ class _Attempt:
             meet=self._meet,
             writer=writer,
             progress=metrics.Progress(
-                config.steps, self.tokens, self.flops, self.peak, self.step, perplexity=run.objective.predicts_tokens
+                config.steps,
+                self.tokens,
+                self.flops,
+                self.peak,
+                self.step,
+                perplexity=run.objective.predicts_tokens,
+                shown=run.objective.progress,
             ),
             workdir=self.workdir,
         )

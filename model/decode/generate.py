@@ -86,8 +86,9 @@ def generate(
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size, scored=logprobs)
     tokens_BN, lengths_B, logprobs_BN = run(model, starts, read, key, limit, settings, eos_E)
-    scores = np.asarray(logprobs_BN)[: len(prompts), :max_new_tokens] if logprobs else None
-    return Generated(*(np.asarray(a)[: len(prompts)] for a in (tokens_BN[:, :max_new_tokens], lengths_B)), scores)
+    n = len(prompts)
+    scores = np.asarray(logprobs_BN)[:n, :max_new_tokens] if logprobs else None
+    return Generated(np.asarray(tokens_BN)[:n, :max_new_tokens], np.asarray(lengths_B)[:n], scores)
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size", "scored"))

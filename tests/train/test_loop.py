@@ -28,7 +28,14 @@ class Notes:
         self.seen, self.taken, self.bad, self.figures = [], 0, bad, figures
         self.parts = Parts(
             train_step=self._step,
-            source=types.SimpleNamespace(next=self._batch, position=lambda: self.taken, damaged=lambda: ()),
+            source=types.SimpleNamespace(
+                next=lambda state: self._batch(),
+                figures=dict,
+                position=lambda: self.taken,
+                to_json=lambda: self.taken,
+                damaged=lambda: (),
+                phase="data",
+            ),
             checker=types.SimpleNamespace(
                 twice=lambda state, batch, step: (self._note(f"twice {step}"), self._stepped(state))[1],
                 replicas=lambda state, step: self._note(f"replicas {step}"),

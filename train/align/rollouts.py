@@ -45,6 +45,8 @@ class Rollouts:
       DataError: `place` belongs to another stream.
     """
 
+    phase = "rollouts"  # what the time of `next` counts as (train/watch/phases.py)
+
     def __init__(
         self,
         rounds: Rounds,
@@ -242,7 +244,7 @@ def _packed(completions: Sequence[Completion]) -> str:
 
 
 def _unpacked(text: str) -> list[Completion]:
-    arrays = np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+    arrays = np.load(io.BytesIO(base64.b64decode(text)))
     cut = lambda name, sizes: np.split(arrays[name], np.cumsum(arrays[sizes])[:-1])
     prompts, answers = cut("prompt", "prompt_sizes"), cut("answer", "answer_sizes")
     values = {

@@ -58,7 +58,7 @@ class Tools(NamedTuple):
 
     sample: Callable  # (model, [ids of a prompt], random key) -> [Sampled]
     rewards: Callable  # ([Prompt], [text of a completion]) -> Rewards
-    measure: Callable  # (state, host batch) -> {name: float32 [R, T]} (measure.py)
+    measure: Callable | None  # (state, host batch) -> {name: float32 [R, T]} (measure.py); for advantages
 
 
 class Rounds:
@@ -137,6 +137,7 @@ class Rounds:
         """Adds the log-probabilities and values that the objective needs to the completions."""
         if not self._objective.measures(self._settings.epochs * self._settings.minibatches):
             return
+        assert self._tools.measure is not None
         share = max(len(completions) // self._settings.minibatches, 1)  # rows as many as in a step of training
         for first in range(0, len(completions), share):
             some = completions[first : first + share]

@@ -42,7 +42,7 @@ def make_sampler(
             filled = mine + mine[:1] * (size - len(mine))  # so that all batches have one shape; the copies are unused
             out = generate(
                 model,
-                [prompts[i] for i in filled],
+                [prompts[i].tolist() for i in filled],
                 jax.random.fold_in(key, number),
                 max_new_tokens=max_new_tokens,
                 settings=settings,
@@ -50,6 +50,7 @@ def make_sampler(
                 vocab_size=vocab_size,
                 logprobs=True,
             )
+            assert out.logprobs is not None
             for i, ids, length, logprobs in zip(mine, out.tokens, out.lengths, out.logprobs, strict=False):
                 answer = np.asarray(ids[:length], np.int32)
                 finished = int(answer[-1]) in ends

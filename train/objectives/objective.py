@@ -55,6 +55,8 @@ class Objective:
     meanings: ClassVar[Mapping[str, str]] = {}
     # Whether the score of a text is read at its end token. If not, it is read at the token before, or there is none.
     scores_end: ClassVar[bool] = False
+    # Metrics of training that the progress line shows besides the loss.
+    progress: ClassVar[tuple[str, ...]] = ()
     # What it reads of the answers that the model samples during training (train/align/rollouts.py): 'advantages' of
     # their tokens, 'pairs' of a better and a worse one; '': it can't learn from them.
     rollouts: ClassVar[str] = ""

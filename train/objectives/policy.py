@@ -103,6 +103,7 @@ class Policy(Objective):
     config: ClassVar = "configs/grpo.py"
     predicts_tokens: ClassVar = False
     rollouts: ClassVar = "advantages"
+    progress: ClassVar = ("reward", "kl", "length")
     heading: ClassVar = "answers to held-out prompts, sampled:"
     headlines: ClassVar = (Headline("reward", "mean reward", "of sampled answers to held-out prompts"),)
     ranges: ClassVar = {

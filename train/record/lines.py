@@ -26,12 +26,13 @@ def log(step: int, means: dict[str, float], seconds: float, parts: Parts) -> Non
         values["perplexity"] = math.exp(min(loss, 700.0))
     if math.isfinite(seconds):
         values["seconds_per_step"] = seconds
-        values["tokens_per_second"] = progress.tokens_per_step / seconds
-        if progress.peak_flops:
-            values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
+        if progress.tokens_per_step:
+            values["tokens_per_second"] = progress.tokens_per_step / seconds
+            if progress.peak_flops:
+                values["mfu"] = progress.flops_per_token * values["tokens_per_second"] / progress.peak_flops
     values |= {"goodput": share(wall := parts.goodput.wall()), "wall": wall}
     parts.writer.write(step, values)
-    progress.update(step, loss, rate, seconds)
+    progress.update(step, loss, rate, seconds, means)
 
 
 def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:

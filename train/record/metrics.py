@@ -184,22 +184,32 @@ class Progress:
 
     Args:
       total_steps: of the run.
-      tokens_per_step, peak_flops: of all devices together. Without a peak no MFU is shown.
+      tokens_per_step, peak_flops: of all devices together. Without a peak no MFU is shown; with 0 tokens per step,
+        which means that their number varies, no tokens per second.
       flops_per_token: model FLOPs.
       start_step: steps that were done before.
       console: where to print; tests pass their own.
       perplexity: whether the loss has a perplexity, which is true for language models.
+      shown: further metrics to show.
     """
 
     _DROP_FIRST = ("lr", "ppl", "MFU", "tok/s", "left", "loss")
 
     def __init__(
-        self, total_steps, tokens_per_step, flops_per_token, peak_flops, start_step=0, console=None, perplexity=True
+        self,
+        total_steps,
+        tokens_per_step,
+        flops_per_token,
+        peak_flops,
+        start_step=0,
+        console=None,
+        perplexity=True,
+        shown: tuple[str, ...] = (),
     ):
-        self.total_steps, self.start_step, self.perplexity = total_steps, start_step, perplexity
+        self.total_steps, self.start_step, self.perplexity, self.shown = total_steps, start_step, perplexity, shown
         self.tokens_per_step, self.flops_per_token, self.peak_flops = tokens_per_step, flops_per_token, peak_flops
         self.console = console or Console()
-        self.widths = {}
+        self.widths: dict[str, int] = {}
         # Without a refresh thread the line is drawn only when there is something new: no flicker, and no time lost.
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_interactive else None
 
@@ -213,14 +223,22 @@ class Progress:
         if self.live:
             self.live.stop()
 
-    def update(self, step: int, loss: float, learning_rate: float, seconds_per_step: float):
+    def update(
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        seconds_per_step: float,
+        means: Mapping[str, Any] = {},
+    ):
         """Shows the state after `step` steps. The time left is estimated from `seconds_per_step`."""
         tokens_per_second = self.tokens_per_step / seconds_per_step if seconds_per_step > 0 else math.nan
         fields = {
             "step": f"{step:{len(str(self.total_steps))}}/{self.total_steps}",
             "loss": f"{loss:.3f}",
+            **{name: f"{means[name]:.3f}" for name in self.shown if name in means},
             "ppl": short(math.exp(min(loss, 700.0))) if self.perplexity else "",
-            "tok/s": short(tokens_per_second) if math.isfinite(tokens_per_second) else "",  # NaN while compiling
+            "tok/s": short(tokens_per_second) if tokens_per_second > 0 else "",  # NaN while compiling
             "MFU": "",
             "left": duration((self.total_steps - step) * seconds_per_step),
             "lr": f"{learning_rate:.1e}".replace("e-0", "e-").replace("e+00", ""),

@@ -30,10 +30,10 @@ class Window:
 
     def add(self, result: dict[str, np.ndarray], of_batch: Mapping[str, float] = {}) -> None:
         """Adds the result of a step, and numbers about its batch; those that are not finite are left out."""
-        for name, value in of_batch.items():
-            if math.isfinite(value):
+        for name, number in of_batch.items():
+            if math.isfinite(number):
                 total, count = self.of_batches.get(name, (0.0, 0))
-                self.of_batches[name] = [total + value, count + 1]
+                self.of_batches[name] = [total + number, count + 1]
         self.latest = {"grad_norm": float(result["grad_norm"]), "skipped": int(result["skipped"])}
         if result["streak"]:
             return  # a skipped update may be NaN, and would make the mean NaN; `skipped` counts it

@@ -1,7 +1,8 @@
 """Accounts for the wall time of a run, over all processes that have worked on it.
 
     step      training steps that were kept; goodput is their share of the wall time
-    lost      steps that had to be repeated, because a kill or a roll-back came before the next checkpoint
+    rollouts  sampling and scoring of what the steps learn from, which counts as goodput too
+    lost      steps and rollouts that had to be repeated, because a kill or a roll-back came before the next checkpoint
     compile, start, restore, data, evaluate, save, barrier, check, log    the phases of the loop (phases.py)
     other     time between phases
     between   time without a process, which is not part of the wall time
@@ -23,6 +24,7 @@ _COMPILING = tuple(
     f"/jax/core/compile/{what}_duration" for what in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 )
 _APART = ("between", "starts")
+_WORK = ("step", "rollouts")
 
 
 class Goodput:
@@ -55,9 +57,9 @@ def continued(saved: Mapping[str, float], last: Mapping[str, float], between: fl
     """
     last = max(saved, last, key=age)
     found = {"starts": 0, "between": 0.0, **last}
-    lost = max(last.get("step", 0.0) - saved.get("step", 0.0), 0.0)
-    if lost:
-        found |= {"step": last["step"] - lost, "lost": last.get("lost", 0.0) + lost}
+    for name in _WORK:
+        if (lost := last.get(name, 0.0) - saved.get(name, 0.0)) > 0:
+            found |= {name: last[name] - lost, "lost": found.get("lost", 0.0) + lost}
     if last:
         found["between"] = round(found["between"] + max(between, 0.0), 3)
     return found | {"starts": found["starts"] + 1}
@@ -80,7 +82,7 @@ def total(wall: Mapping[str, float]) -> float:
 
 def share(wall: Mapping[str, float]) -> float:
     """Returns the goodput, from 0 to 1."""
-    return wall.get("step", 0.0) / max(total(wall), 1e-9)
+    return sum(wall.get(name, 0.0) for name in _WORK) / max(total(wall), 1e-9)
 
 
 def parts(wall: Mapping[str, float]) -> dict[str, float]:

@@ -110,7 +110,9 @@ def rollouts(objective, *, size, group=8, epochs=1, minibatches=1, rewards=None,
         max_new_tokens=LONGEST,
         temperature=1.0,
     )
-    measure = make_measure(objective, lambda batch: batch, epochs * minibatches) if hasattr(objective, "measures") else None
+    measure = (
+        make_measure(objective, lambda batch: batch, epochs * minibatches) if hasattr(objective, "measures") else None
+    )
     asked = [Prompt(np.array([BEGIN], np.int32), "", {"columns": {}})] * prompts
     rounds = Rounds(asked, objective, wanted, SEQ_LEN, 1, Tools(sample, rewards or score, measure))
     return Rollouts(
