@@ -31,17 +31,15 @@ def of_completions(rewards_N, counted_N, group: int, estimator: str, scale: str)
         alone are not scaled, because that would turn noise into advantages of thousands.
     """
     rewards_N, counted_N = np.asarray(rewards_N, np.float64), np.asarray(counted_N, bool)
-    apart = 1 if estimator == "batch" else len(rewards_N) // group
-    found = np.zeros(len(rewards_N))
-    for part in np.split(np.arange(len(rewards_N)), apart):
+    found, whole = np.zeros(len(rewards_N)), np.arange(len(rewards_N))
+    groups = np.split(whole, len(whole) // group)
+    for part in [whole] if estimator == "batch" else groups:
         mine = part[counted_N[part]]
         if len(mine):
             found[mine] = rewards_N[mine] - rewards_N[mine].mean()
             if estimator == "rloo":  # r - (sum - r) / (n - 1) = (r - mean) n / (n - 1); of one alone nothing is known
                 found[mine] *= len(mine) / max(len(mine) - 1, 1)
-    for part in {"none": (), "group": np.split(np.arange(len(rewards_N)), len(rewards_N) // group)}.get(
-        scale, [np.arange(len(rewards_N))]
-    ):
+    for part in {"none": [], "group": groups, "batch": [whole]}[scale]:
         mine = part[counted_N[part]]
         found[mine] /= _deviation(rewards_N[mine])
     return found

@@ -1,0 +1,105 @@
+"""Reinforcement learning over another run's model: it continues bit for bit in the middle of a round, and
+names mistakes before anything is sampled."""
+
+import importlib
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from launch.program.checking import ConfigError
+from launch.train import train
+from tests.launch.conftest import refused, shrink
+from tests.launch.test_train import assert_same_run
+from train.checkpoints.checkpoint import Checkpoints
+from train.record import metrics
+
+pytestmark = pytest.mark.xdist_group("policy")
+
+REWARDS = """
+def vowels(prompt, completion, columns):
+    return sum(letter in columns["good"] for letter in completion) / 8
+
+def broken(prompt, completion, columns):
+    return 1 / (len(completion) - len(completion))
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Returns (prompts, a file of reward functions)."""
+    folder = tmp_path_factory.mktemp("asked")
+    rows = [{"prompt": f"{i} fox?", "good": "aeiou", "number": i} for i in range(30)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rewards.py").write_text(REWARDS)
+    return folder / "prompts.jsonl", folder / "rewards.py"
+
+
+def configured(name, argument, base, data_dir, asked, **changes):
+    config = shrink(importlib.import_module(f"configs.{name}").get_config(argument), data_dir, asked[0])
+    config.init_from, config.model.max_length = str(base), 192
+    config.steps, config.eval_every, config.checkpoint_every, config.eval_rows = 6, 3, 3, 0
+    config.batch_size = 16
+    config.data.prompts.template = "chatml"
+    config.data.update(path=str(asked[0]), sources=(), split="document", seq_len=64)
+    config.rollouts.update(max_new_tokens=8, group=4)
+    config.reward.functions = ((f"{asked[1]}:vowels", 1.0), ("length:1-4", 0.0))
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def evaluations(workdir):
+    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "validation/reward" in row]
+    return {row["step"]: {name: value for name, value in row.items() if name.startswith("validation/")} for row in rows}
+
+
+RUNS = {
+    "grpo": ("grpo", "lora", {"objective.kl": 0.05, "rollouts.epochs": 2}),
+    "ppo": ("ppo", "tiny", {"rollouts.minibatches": 2, "rollouts.epochs": 2, "objective.kl_target": 6.0}),
+    "pairs": ("online_dpo", "tiny", {"rollouts.minibatches": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_continues_in_the_middle_of_a_round(name, base, data_dir, asked, tmp_path):
+    def stop(step, figures):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    name, argument, changes = RUNS[name]
+    config = configured(name, argument, base, data_dir, asked, **changes)
+    assert train(config, tmp_path / "whole")
+    found = evaluations(tmp_path / "whole")
+    assert found[0]["validation/win_rate"] == 0.5 and found[0].get("validation/kl", 0) == pytest.approx(0, abs=1e-4)
+    assert found[6]["validation/reward"] == found[6]["validation/reward/vowels"]
+    assert found[6].get("validation/sampler_gap", 0) < 1e-5
+    assert not train(config, tmp_path / "run", observe=stop)
+    assert train(config, tmp_path / "run")
+    assert evaluations(tmp_path / "run") == found
+    assert_same_run(config, tmp_path / "whole", tmp_path / "run")
+    rows = [row for row in metrics.read(tmp_path / "whole" / "metrics.jsonl") if "reward" in row]
+    again = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
+    assert [row["reward"] for row in rows] == [row["reward"] for row in again]  # no round was sampled twice or lost
+    first = next(row for row in metrics.read(tmp_path / "whole" / "metrics.jsonl") if row.get("ratio"))
+    assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
+    shown = json.loads((tmp_path / "run" / "summary.json").read_text())["completions"]
+    assert (shown["first"]["step"], shown["last"]["step"]) == (0, 6)
+
+
+def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
+    made = lambda **changes: configured("grpo", "tiny", base, data_dir, asked, **changes)
+    say = lambda config, *words: refused(config, tmp_path / "run", ConfigError, *words)
+    say(made(**{"reward.functions": ()}), "config.reward names nothing to learn from")
+    say(made(**{"reward.functions": (("exakt:number", 1.0),)}), "config.reward", "exakt", "exact")
+    say(made(**{"reward.model": str(base)}), "config.reward.model", "holds no reward model")
+    say(made(**{"rollouts.group": 3}), "config.rollouts.group 3 does not divide the 16 completions")
+    say(made(**{"rollouts.group": 1}), "config.rollouts.group is 1")
+    say(made(**{"rollouts.truncated": "drop"}), "config.rollouts.truncated is 'drop'; choose from keep, mask, penalize")
+    say(made(**{"rollouts.max_new_tokens": 64}), "leaves no room for a prompt")
+    say(made(**{"rollouts.text_rows": 4}), "config.rollouts.text_rows has no effect")
+    say(made(**{"data.format": "chat"}), "also has chat")
+    config = made()
+    config.objective = importlib.import_module("configs.sft").get_config().objective
+    say(config, "config.data has prompts, from which config.objective.name 'language' can't learn")
+    assert not (tmp_path / "run").exists()
