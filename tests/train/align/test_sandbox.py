@@ -85,12 +85,12 @@ def test_what_never_ends_is_ended(code, status):
     limits = Limits(seconds=1)
     result = sandbox.run(code, limits=limits)
     assert result.status == status and not result.ended
-    assert result.seconds < 1 + 1.5 and len(result.stdout) + len(result.stderr) < 2 * limits.output + 100
+    assert result.seconds < 1 + 5 and len(result.stdout) + len(result.stderr) < 2 * limits.output + 100
 
 
 def test_limits_can_not_be_raised():
     code = "import resource as r\nprint(r.getrlimit(r.RLIMIT_CPU), r.getrlimit(r.RLIMIT_AS)[1] == 2**30)"
-    assert said(code, limits=Limits(seconds=1.5)) == "(2, 3) True\n"
+    assert said(code, limits=Limits(seconds=29.5)) == "(30, 31) True\n"
     for limit in ("AS", "CPU", "FSIZE", "NPROC", "NOFILE", "CORE"):
         raised = f"import resource as r; r.setrlimit(r.RLIMIT_{limit}, (r.RLIM_INFINITY, r.RLIM_INFINITY))"
         assert "not allowed to raise maximum limit" in sandbox.run(raised).stderr
@@ -107,13 +107,13 @@ def test_limits_can_not_be_raised():
         ("import os\nfor i in range(10**6): open(f'{i}', 'wb').write(bytes(10**7))", "No space left on device"),
         ("for i in range(10**6): open(f'/dev/shm/{i}', 'wb').write(bytes(10**7))", "No space left on device"),
         ("x = [open('/dev/null') for _ in range(1000)]", "Too many open files"),
-        ("import _thread, time\nfor _ in range(99): _thread.start_new_thread(time.sleep, (9,))", "can't start new thread"),
+        ("import _thread, time\nwhile True: _thread.start_new_thread(time.sleep, (9,))", "can't start new thread"),
         ("import os, signal\nfor _ in range(1000): os.fork() or signal.pause()", "Resource temporarily unavailable"),
         ("def f(): f()\nf()", "RecursionError"),
     ],
 )  # fmt: skip
 def test_what_is_too_much_fails(code, error):
-    result = sandbox.run(code, limits=Limits(seconds=8))
+    result = sandbox.run(code, limits=Limits(seconds=30))
     assert result.status == "failed" and error in result.stderr, result
 
 

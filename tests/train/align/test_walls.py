@@ -30,7 +30,8 @@ def test_nothing_of_ours_can_be_seen(tmp_path, monkeypatch):
     for path in ("/root/.bashrc", "/home", "/etc/passwd", "/etc/shadow", "/proc", "/sys", "/var", "/run", ROOT, secret):
         assert attempt(f"os.stat({str(path)!r})") == "FileNotFoundError", path
     seen = said(
-        "import os\nfor folder, _, files in os.walk('/'):\n  if folder[:4] != '/usr': print(folder, files[:3])\n"
+        "import os\nfor folder, inner, files in os.walk('/'):\n    print(folder, files)\n"
+        "    inner[:] = {*inner} - {'usr', 'lib'}\n"
         "print(dict(os.environ))"
     )
     assert "secret" not in seen and "MY_TOKEN" not in seen and str(ROOT) not in seen
