@@ -54,6 +54,15 @@ def test_nothing_can_be_written_outside():
         assert attempt(f"open({path!r}, 'w')") in ("OSError", "PermissionError"), path
 
 
+def test_an_older_bubblewrap_works_too(monkeypatch):
+    """0.6, of Ubuntu 22.04, knows no --size. Then the kernel's limit of a folder in memory holds: half of all memory."""
+    walls.around.cache_clear()
+    monkeypatch.setattr(walls, "_version", lambda: (0, 6))
+    assert said("open('x', 'w').write('1')\nprint(1)") == "1\n"
+    assert "--size" not in walls.around(sandbox.DEFAULTS.folder)
+    walls.around.cache_clear()
+
+
 def test_no_network(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))

@@ -68,7 +68,7 @@ class Numeric(Ready):
     def expected(self, columns: Mapping[str, Any]) -> Number:
         """Returns the number that is right."""
         value = column(columns, self.column)
-        number = None if isinstance(value, bool) or value is None else read(str(value))
+        number = read(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
         if number is None:
             raise RewardError(f"column {self.column!r} must be or contain a number; it is {value!r:.80}")
         return number

@@ -79,7 +79,7 @@ class Scoring:
         self._check_arguments(seconds)
         settings = Settings(min(_CODE_SECONDS, seconds - 2), tuple(packages))
         self._ready = {spec: _ready(spec, settings) for spec in self.specs if not of_user(spec)}
-        most = processes or min(len(os.sched_getaffinity(0)), 16)
+        most = processes or min(os.cpu_count() or 1, 16)
         self._pool = Pool(lambda: Process(self.specs, seconds, settings), most, seconds)
 
     def _check_arguments(self, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from train.align.rewards import language
 from train.align.rewards.language import Language
 from train.align.rewards.reward import RewardError
 
@@ -47,3 +48,9 @@ def test_an_unknown_code_is_refused():
     with pytest.raises(RewardError, match="'english' is no code of a language"):
         Language.of("english")
     assert Language.of(" EN ") == Language.of("en")
+
+
+def test_a_machine_without_the_package_is_told(monkeypatch):
+    monkeypatch.setattr(language, "pycld2", None)
+    with pytest.raises(RewardError, match="pip install pycld2"):
+        Language.of("en")

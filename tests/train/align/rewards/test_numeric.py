@@ -109,13 +109,14 @@ def test_the_number_of_a_text(text):
         ("50", 0.5, 0),
         (r"50\%", 0.5, 1),
         ("5", 5.1, 0),
+        ("100000000000000000000", 1e20, 1),
     ],
 )
 def test_equal(completion, answer, value):
     assert Numeric("answer")("", completion, {"answer": answer}) == value
 
 
-@pytest.mark.parametrize("answer", [None, True, "", "none", [], float("nan"), float("inf"), "####"])
+@pytest.mark.parametrize("answer", [None, True, "", "none", [5], {"a": 5}, float("nan"), float("inf"), "####"])
 def test_a_record_without_a_number_is_refused(answer):
     with pytest.raises(RewardError, match="column 'answer' must be or contain a number"):
         Numeric("answer").check({"answer": answer})
