@@ -28,6 +28,22 @@ def test_parts_share_a_module_and_are_compiled_apart():
     assert said("print(__name__)", name="answer") == "answer\n"
 
 
+def test_processes_and_threads_work():
+    code = """if True:
+        import multiprocessing, subprocess, sys, tempfile, concurrent.futures
+        def double(x):
+            return 2 * x
+        with multiprocessing.Pool(2) as pool:
+            print(pool.map(double, [1, 2]))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            print(list(pool.map(double, [3, 4])))
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            print("print(6)", file=file, flush=True)
+            print(subprocess.run([sys.executable, file.name], capture_output=True, text=True).stdout)
+    """
+    assert said(code, limits=Limits(seconds=60)).split("\n") == ["[2, 4]", "[6, 8]", "6", "", ""]
+
+
 def test_what_a_run_says():
     result = sandbox.run("import sys\nprint(input())\nprint('é', file=sys.stderr)\nsys.exit(3)", stdin="ä\nb")
     assert result._replace(seconds=0) == ("failed", 3, "ä\n", "é\n", 0, False)

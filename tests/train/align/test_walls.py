@@ -1,6 +1,7 @@
 """Code in the sandbox can't see, write, reach or outlive what is outside."""
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import socket
@@ -54,8 +55,18 @@ def test_nothing_can_be_written_outside():
         assert attempt(f"open({path!r}, 'w')") in ("OSError", "PermissionError"), path
 
 
+def test_no_open_file_of_ours_is_inherited(tmp_path):
+    """Also if this process has so many that the sandbox's own have large numbers."""
+    (tmp_path / "open").write_text("secret")
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            os.set_inheritable(stack.enter_context((tmp_path / "open").open()).fileno(), True)
+        code = "import os\nfor fd in range(3, 5000):\n    try: print(os.fstat(fd).st_size)\n    except OSError: pass"
+        assert sorted(said(code).split()) == ["0", "32"]  # the key and the pipe for answers
+
+
 def test_an_older_bubblewrap_works_too(monkeypatch):
-    """0.6, of Ubuntu 22.04, knows no --size. Then the kernel's limit of a folder in memory holds: half of all memory."""
+    """0.6, of Ubuntu 22.04, knows no --size. Then a folder in memory has the kernel's limit: half of all memory."""
     walls.around.cache_clear()
     monkeypatch.setattr(walls, "_version", lambda: (0, 6))
     assert said("open('x', 'w').write('1')\nprint(1)") == "1\n"
