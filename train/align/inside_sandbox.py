@@ -30,9 +30,11 @@ def main() -> None:
     job_file, key, answer = map(int, sys.argv[1:])
     with open(job_file, encoding="utf-8") as file:
         job = json.load(file)
-    # Code that writes to or closes the first few descriptors must not hit these two by accident.
+    # Code that writes to the first few descriptors must not hit these two by accident.
     key, answer = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, random.randrange(100, 900)) for fd in (key, answer))
-    os.closerange(3, 100)
+    low, high = sorted((key, answer))
+    for first, end in ((3, low), (low + 1, high), (high + 1, 1 << 16)):
+        os.closerange(first, end)
     _limit(job)
     sys.path += job["packages"]
     os.write(answer, b"started ")

@@ -64,9 +64,7 @@ class Limits:
     memory: int = 1 << 30  # bytes of address space of each process
     processes: int = 64  # threads count too
     file: int = 32 << 20  # bytes of each file
-    folder: int = (
-        64 << 20
-    )  # bytes of all files in /tmp, the working folder, and as many in /dev/shm; both are in memory
+    folder: int = 64 << 20  # bytes of all files in the working folder, /tmp, and as many in /dev/shm; both are memory
     output: int = 64 << 10  # bytes of stdout and of stderr that are kept; the rest is read and dropped
 
 

@@ -65,7 +65,7 @@ def packages(names: Sequence[str]) -> Iterator[str]:
 
 def advice(stderr: str) -> str:
     """Returns what to do about an error of bwrap."""
-    if "ermi" not in stderr and "namespace" not in stderr:  # 'Operation not permitted', 'No permissions'
+    if not re.search("permission|permitted|namespace", stderr, re.IGNORECASE):
         return ""
     if os.geteuid() == 0:
         return (

@@ -28,6 +28,22 @@ def test_parts_share_a_module_and_are_compiled_apart():
     assert said("print(__name__)", name="answer") == "answer\n"
 
 
+def test_processes_and_threads_work():
+    code = """if True:
+        import multiprocessing, subprocess, sys, tempfile, concurrent.futures
+        def double(x):
+            return 2 * x
+        with multiprocessing.Pool(2) as pool:
+            print(pool.map(double, [1, 2]))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            print(list(pool.map(double, [3, 4])))
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            print("print(6)", file=file, flush=True)
+            print(subprocess.run([sys.executable, file.name], capture_output=True, text=True).stdout)
+    """
+    assert said(code, limits=Limits(seconds=60)).split("\n") == ["[2, 4]", "[6, 8]", "6", "", ""]
+
+
 def test_what_a_run_says():
     result = sandbox.run("import sys\nprint(input())\nprint('é', file=sys.stderr)\nsys.exit(3)", stdin="ä\nb")
     assert result._replace(seconds=0) == ("failed", 3, "ä\n", "é\n", 0, False)
@@ -85,12 +101,12 @@ def test_what_never_ends_is_ended(code, status):
     limits = Limits(seconds=1)
     result = sandbox.run(code, limits=limits)
     assert result.status == status and not result.ended
-    assert result.seconds < 1 + 1.5 and len(result.stdout) + len(result.stderr) < 2 * limits.output + 100
+    assert result.seconds < 1 + 5 and len(result.stdout) + len(result.stderr) < 2 * limits.output + 100
 
 
 def test_limits_can_not_be_raised():
     code = "import resource as r\nprint(r.getrlimit(r.RLIMIT_CPU), r.getrlimit(r.RLIMIT_AS)[1] == 2**30)"
-    assert said(code, limits=Limits(seconds=1.5)) == "(2, 3) True\n"
+    assert said(code, limits=Limits(seconds=29.5)) == "(30, 31) True\n"
     for limit in ("AS", "CPU", "FSIZE", "NPROC", "NOFILE", "CORE"):
         raised = f"import resource as r; r.setrlimit(r.RLIMIT_{limit}, (r.RLIM_INFINITY, r.RLIM_INFINITY))"
         assert "not allowed to raise maximum limit" in sandbox.run(raised).stderr
@@ -104,17 +120,28 @@ def test_limits_can_not_be_raised():
         ("import mmap; mmap.mmap(-1, 10**10)", "Cannot allocate memory"),
         ("f = open('big', 'wb')\nwhile True: f.write(bytes(10**6))", "File too large"),
         ("open('big', 'wb').truncate(10**10)", "File too large"),
-        ("import os\nfor i in range(10**6): open(f'{i}', 'wb').write(bytes(10**7))", "No space left on device"),
-        ("for i in range(10**6): open(f'/dev/shm/{i}', 'wb').write(bytes(10**7))", "No space left on device"),
         ("x = [open('/dev/null') for _ in range(1000)]", "Too many open files"),
-        ("import _thread, time\nfor _ in range(99): _thread.start_new_thread(time.sleep, (9,))", "can't start new thread"),
+        ("import _thread, time\nwhile True: _thread.start_new_thread(time.sleep, (9,))", "can't start new thread"),
         ("import os, signal\nfor _ in range(1000): os.fork() or signal.pause()", "Resource temporarily unavailable"),
         ("def f(): f()\nf()", "RecursionError"),
     ],
 )  # fmt: skip
 def test_what_is_too_much_fails(code, error):
-    result = sandbox.run(code, limits=Limits(seconds=8))
+    result = sandbox.run(code, limits=Limits(seconds=30))
     assert result.status == "failed" and error in result.stderr, result
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+def test_the_files_of_a_folder_are_limited_together(folder):
+    code = f"""if True:
+        for count in range(99):
+            try:
+                open(f"{folder}/{{count}}", "wb").write(bytes(10 << 20))
+            except OSError as error:
+                print(count, error.strerror)
+                break
+    """
+    assert said(code, limits=Limits(seconds=30)) == "6 No space left on device\n"  # 6 x 10 MiB of 64 MiB are there
 
 
 def test_many_small_files_end_with_the_sandbox():

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import pycld2
+try:
+    import pycld2
+except ImportError:  # there is no wheel for Linux on ARM; pip then compiles it, if there is a compiler
+    pycld2 = None
 
 from train.align.rewards.reward import Ready, RewardError, nearest
 
@@ -25,6 +28,8 @@ class Language(Ready):
 
     @classmethod
     def of(cls, argument: str) -> "Language":
+        if pycld2 is None:
+            raise RewardError("the language of a text needs the package pycld2: pip install pycld2")
         code = argument.strip().lower()
         known = {code.lower() for _, code in pycld2.LANGUAGES if not code.startswith(("xx", "zz"))}
         if code not in known | _OTHER_CODES.keys():

@@ -35,7 +35,7 @@ _REWRITE = [
 ]
 
 # A Fraction of more digits takes long, and nobody's answer has them.
-_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,300})(?![0-9])"
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,100}|[0-9]{1,300})(?![0-9])"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.[0-9]{{1,300}}(?![0-9]))?|\.[0-9]{{1,300}}(?![0-9]))"
 _NUMBER = re.compile(
     rf"""(?:(?<![A-Za-z0-9_)\]}}])(?P<sign>[-+])|(?<![A-Za-z0-9_^/])(?<![_^]\{{))  # 5-3 has no -3; H2O, m^2 have no 2
@@ -68,7 +68,7 @@ class Numeric(Ready):
     def expected(self, columns: Mapping[str, Any]) -> Number:
         """Returns the number that is right."""
         value = column(columns, self.column)
-        number = None if isinstance(value, bool) or value is None else read(str(value))
+        number = read(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
         if number is None:
             raise RewardError(f"column {self.column!r} must be or contain a number; it is {value!r:.80}")
         return number
@@ -100,8 +100,7 @@ def read(text: str) -> Number | None:
     text = "".join(_ascii(letter) for letter in _answer(text))
     for old, new in _REWRITE:
         text = old.sub(new, text)
-    found = [number for match in _NUMBER.finditer(text) if (number := _number(match))]
-    return found[-1] if found else None
+    return next(filter(None, map(_number, reversed(list(_NUMBER.finditer(text))))), None)
 
 
 def _ascii(letter: str) -> str:

@@ -35,7 +35,8 @@ class Process:
         path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "train.align.rewards.worker", str(theirs.fileno())],
+                # -P: a file of the user's folder must not stand in for one of ours or of Python's.
+                [sys.executable, "-P", "-m", "train.align.rewards.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,

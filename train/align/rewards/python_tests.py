@@ -39,7 +39,10 @@ class PythonTests(Ready):
             raise RewardError(why)
         if self.settings.packages:
             imports = "\n".join(f"import {name}" for name in self.settings.packages)
-            tried = sandbox.run(imports, limits=sandbox.Limits(seconds=60), packages=self.settings.packages)
+            try:
+                tried = sandbox.run(imports, limits=sandbox.Limits(seconds=60), packages=self.settings.packages)
+            except sandbox.SandboxError as error:
+                raise RewardError(str(error)) from None
             if not tried.passed:
                 last = (tried.stderr.strip().splitlines() or [tried.status])[-1]
                 raise RewardError(f"code in the sandbox can't import {', '.join(self.settings.packages)}: {last}")

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -79,8 +80,9 @@ class Scoring:
         self._check_arguments(seconds)
         settings = Settings(min(_CODE_SECONDS, seconds - 2), tuple(packages))
         self._ready = {spec: _ready(spec, settings) for spec in self.specs if not of_user(spec)}
-        most = processes or min(len(os.sched_getaffinity(0)), 16)
-        self._pool = Pool(lambda: Process(self.specs, seconds, settings), most, seconds)
+        # A cluster may give this process only some of the machine's cores, which Linux can tell.
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        self._pool = Pool(lambda: Process(self.specs, seconds, settings), processes or min(cores, 16), seconds)
 
     def _check_arguments(self, seconds: float) -> None:
         if not self.specs:
