@@ -66,16 +66,23 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("config.rollouts.group is 1, but answers to a prompt are compared; set it to 2 or more")
     if wanted.truncated not in TRUNCATED:
         raise ConfigError(f"config.rollouts.truncated is {wanted.truncated!r}; choose from {', '.join(TRUNCATED)}")
-    if wanted.max_new_tokens >= config.data.seq_len:
+    if _room(config) < 1:
+        several = ", which holds two answers to each prompt" if objective.rollouts == "pairs" else ""
         raise ConfigError(
             f"config.rollouts.max_new_tokens {wanted.max_new_tokens} leaves no room for a prompt in "
-            f"config.data.seq_len {config.data.seq_len}"
+            f"config.data.seq_len {config.data.seq_len}{several}"
         )
     if wanted.text_rows and not getattr(objective, "text", 0.0):
         raise ConfigError("config.rollouts.text_rows has no effect, because config.objective.text is 0")
     if getattr(objective, "text", 0.0) and not wanted.text_rows:
         raise ConfigError("config.objective.text needs rows of text in each batch; set config.rollouts.text_rows")
     rewarding.check(config)
+
+
+def _room(config: ConfigDict) -> int:
+    """Returns how many tokens a prompt may have. The last token of an answer is only a target."""
+    segments = 2 if models.objective(config).rollouts == "pairs" else 1
+    return config.data.seq_len // segments + 1 - config.rollouts.max_new_tokens
 
 
 def read(config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str) -> list[Prompt]:
@@ -97,7 +104,7 @@ def read(config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: st
         ids = asking.prompts(own, tokenizer, questions, False).prompts if questions else []
     except ValueError as error:
         raise DataError(f"A prompt can't be written with the chat template: {error}.") from error
-    room = config.data.seq_len + 1 - config.rollouts.max_new_tokens
+    room = _room(config)
     found = [
         Prompt(np.asarray(one, np.int32), asking.shown(question), record)
         for one, question, record in zip(ids, questions, records, strict=True)
@@ -105,9 +112,9 @@ def read(config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: st
     ]
     if left := len(records) - len(found):
         print(
-            f"{left:,} of {len(records):,} {split} prompts are left out: they are longer than {room} tokens, and "
-            f"config.data.seq_len {config.data.seq_len} has no room for them and "
-            f"{config.rollouts.max_new_tokens} new tokens"
+            f"{left:,} of {len(records):,} {split} prompts are left out: they are longer than {room} tokens, which is "
+            f"what config.data.seq_len {config.data.seq_len} has room for beside config.rollouts.max_new_tokens "
+            f"{config.rollouts.max_new_tokens}"
         )
     if not found and (split == "train" or left):
         raise DataError(f"No {split} prompt is left in {prepared.directory}: raise config.data.seq_len.")

@@ -101,6 +101,7 @@ class Preference(Objective):
 
     config: ClassVar = "configs/dpo.py"
     predicts_tokens: ClassVar = False
+    rollouts: ClassVar = "pairs"
     heading: ClassVar = "held-out preferences, not used in training:"
     meanings: ClassVar = _MEANINGS
     headlines: ClassVar = (Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences"),)
@@ -138,11 +139,12 @@ class Preference(Objective):
                 f"config.model is of architecture {model.architecture!r} with head {model.head!r}; "
                 "config.objective.name 'preference' needs a decoder with head 'language_model'"
             )
-        if others := sorted({kinds.kind_of(spec) for spec, _ in kinds.sources(data)} - {"preferences"}):
+        found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
+        if found != {"prompts"} and (others := sorted(found - {"preferences"})):
             raise ValueError(
-                f"config.objective.name 'preference' can learn only from preferences, but config.data also has "
-                f"{', '.join(others)}; remove these, or set config.data.format to 'preferences' if config.data.path is "
-                "of preferences"
+                f"config.objective.name 'preference' can learn only from preferences, or from its own answers to "
+                f"prompts, but config.data also has {', '.join(others)}; remove these, or set config.data.format to "
+                "'preferences' if config.data.path is of preferences"
             )
 
     def __call__(self, model, batch, key, *, reference=None) -> Loss:

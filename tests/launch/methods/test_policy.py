@@ -6,13 +6,13 @@ import json
 import signal
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from launch.program.checking import ConfigError
 from launch.train import train
+from model.weights import by_name
 from tests.launch.conftest import refused, shrink
-from tests.launch.test_train import assert_same_run
-from train.checkpoints.checkpoint import Checkpoints
 from train.record import metrics
 
 pytestmark = pytest.mark.xdist_group("policy")
@@ -54,10 +54,17 @@ def evaluations(workdir):
     return {row["step"]: {name: value for name, value in row.items() if name.startswith("validation/")} for row in rows}
 
 
+def saved(workdir):
+    """Returns the bytes of every array of the last checkpoint, by name: model, critic, optimizer."""
+    reader, place = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()), workdir / "checkpoints" / "6"
+    parts = {part: reader.restore(place / part) for part in ("model", "training")}
+    return {name: np.asarray(array).tobytes() for name, array in by_name(parts).items()}
+
+
 RUNS = {
     "grpo": ("grpo", "lora", {"objective.kl": 0.05, "rollouts.epochs": 2}),
     "ppo": ("ppo", "tiny", {"rollouts.minibatches": 2, "rollouts.epochs": 2, "objective.kl_target": 6.0}),
-    "pairs": ("online_dpo", "tiny", {"rollouts.minibatches": 2}),
+    "pairs": ("online_dpo", "tiny", {"rollouts.minibatches": 2, "data.seq_len": 128}),
 }
 
 
@@ -77,12 +84,12 @@ def test_it_continues_in_the_middle_of_a_round(name, base, data_dir, asked, tmp_
     assert not train(config, tmp_path / "run", observe=stop)
     assert train(config, tmp_path / "run")
     assert evaluations(tmp_path / "run") == found
-    assert_same_run(config, tmp_path / "whole", tmp_path / "run")
+    assert saved(tmp_path / "run") == saved(tmp_path / "whole")
     rows = [row for row in metrics.read(tmp_path / "whole" / "metrics.jsonl") if "reward" in row]
     again = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
     assert [row["reward"] for row in rows] == [row["reward"] for row in again]  # no round was sampled twice or lost
-    first = next(row for row in metrics.read(tmp_path / "whole" / "metrics.jsonl") if row.get("ratio"))
-    assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["clip_fraction"] == 0
+    if name != "online_dpo":
+        assert rows[0]["ratio"] == pytest.approx(1, abs=1e-5) and rows[0]["clip_fraction"] == 0
     shown = json.loads((tmp_path / "run" / "summary.json").read_text())["completions"]
     assert (shown["first"]["step"], shown["last"]["step"]) == (0, 6)
 
@@ -96,10 +103,10 @@ def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
     say(made(**{"rollouts.group": 3}), "config.rollouts.group 3 does not divide the 16 completions")
     say(made(**{"rollouts.group": 1}), "config.rollouts.group is 1")
     say(made(**{"rollouts.truncated": "drop"}), "config.rollouts.truncated is 'drop'; choose from keep, mask, penalize")
-    say(made(**{"rollouts.max_new_tokens": 64}), "leaves no room for a prompt")
+    say(made(**{"rollouts.max_new_tokens": 65}), "leaves no room for a prompt")
     say(made(**{"rollouts.text_rows": 4}), "config.rollouts.text_rows has no effect")
     say(made(**{"data.format": "chat"}), "also has chat")
     config = made()
     config.objective = importlib.import_module("configs.sft").get_config().objective
-    say(config, "config.data has prompts, from which config.objective.name 'language' can't learn")
+    say(config, "config.data has prompts, which config.objective.name 'language' cannot learn")
     assert not (tmp_path / "run").exists()
