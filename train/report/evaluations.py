@@ -60,13 +60,29 @@ def bins(run: Recorded) -> str:
     """Returns the plots by bins that the objective declares and the newest evaluation has."""
     drawn = ""
     for declared in run.objective.bins:
-        table_N3 = np.array(run.validation.get(declared.metric, ()), float).reshape(-1, 3)
-        table_N3 = table_N3[table_N3[:, 0] > 0]
+        table_N3 = joined(np.array(run.validation.get(declared.metric, ()), float).reshape(-1, 3))
         if table_N3.size and np.isfinite(table_N3).all():
             key = '<span><i class="dot own"></i>right</span><span><i class="block"></i>pairs</span>'
-            words = escape(declared.meaning)
-            drawn += figure(escape(declared.title), key, words, _shares((4.3, 3.2), table_N3, declared))
-    return f'<section><h2>Scores</h2><div class="pair">{drawn}</div></section>' if drawn else ""
+            plot = _shares((4.3, 3.2), table_N3, declared)
+            drawn += figure(escape(declared.title), key, escape(declared.meaning), plot)
+    words = (
+        "In the newest evaluation. Vertical lines are 95 % intervals. All pairs of a list count as one, and bins of "
+        "few pairs are joined."
+    )
+    return f'<section><h2>Scores</h2><p>{words}</p><div class="pair">{drawn}</div></section>' if drawn else ""
+
+
+def joined(table_N3: np.ndarray) -> np.ndarray:
+    """Joins neighbouring bins until each has 5 pairs and a fortieth of all: a share of few says nothing."""
+    need, found = max(5.0, table_N3[:, 0].sum() / 40), [np.zeros(3)]
+    for row in table_N3:
+        if found[-1][0] >= need:
+            found.append(np.zeros(3))
+        found[-1] = found[-1] + row
+    if len(found) > 1 and found[-1][0] < need:
+        last = found.pop()
+        found[-1] = found[-1] + last
+    return np.array([row for row in found if row[0] > 0]).reshape(-1, 3)
 
 
 def _shares(size, table_N3: np.ndarray, declared: Bins) -> str:

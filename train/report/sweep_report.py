@@ -110,8 +110,13 @@ def _plots(rows: Sequence[Trial], metric: str, lower: bool, kinds: Mapping[str, 
     if not any(row.value is not None for row in shown):
         return ""
     best = ranked(shown, lower)[0].number
-    marks = ('<i class="dot own"></i>complete', '<i class="dot ring"></i>pruned or unfinished')
-    marks += ('<i class="dot"></i>best so far', f"{'▲' if lower else '▼'} beyond the edge", "× failed")
+    marks = (
+        '<i class="dot own"></i>complete',
+        '<i class="dot ring"></i>pruned or unfinished',
+        '<i class="dot"></i>best so far',
+        f"{'▲' if lower else '▼'} beyond the edge",
+        "× failed",
+    )
     key = f'<span class="key">{"".join(f"<span>{mark}</span>" for mark in marks)}</span>'
     drawn = {f"Value of each trial{key}": sweep_plots.over_trials(shown, best, lower, metric)}
     for (field, kind), name in zip(kinds.items(), _short(list(kinds)), strict=True):

@@ -55,7 +55,7 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; } .card + .card
 summary em { display: block; font-style: normal; font-size: 13px; color: var(--accent); }
 details[open] > summary span { display: none; } summary span { white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; color: var(--text); }
-mark { background: none; color: var(--accent); font-weight: 600; }
+.pair { margin-top: 12px; } mark { background: none; color: var(--accent); font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: right; font-weight: 400; font-size: 13px; } td { text-align: right; }
 th, td { padding: 5px 0 5px 20px; border-bottom: 1px solid var(--line); white-space: nowrap; }
