@@ -114,7 +114,6 @@ class Preference(Objective):
             ("chosen_reward", "rejected_reward"),
             "Implicit rewards",
             "mean score of better and of worse answers; often both fall, because only their difference is learned",
-            {0.0: "as the reference"},
         ),
         Curve(("kl",), "KL to the reference"),
         Curve(

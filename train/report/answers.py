@@ -39,7 +39,7 @@ def _side(head: str, one: dict | None) -> str:
         return f"<div><small>{head}</small><p>not sampled</p></div>"
     reward = show(one.get("reward"), "{:.4g}")
     reward = "" if reward == "–" else f"<b>reward {reward}</b>"
-    text = str(one.get("completion", ""))
+    text = str(one.get("completion") or "")
     return f"<div><small>{head}{reward}</small>{_folded(text) if text else '<p>empty</p>'}</div>"
 
 

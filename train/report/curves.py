@@ -7,10 +7,9 @@ import numpy as np
 from train.objectives import objective
 from train.objectives.objective import Curve
 from train.report import plots
-from train.report.headline import baseline
-from train.report.recorded import HELD_OUT, Recorded, show
+from train.report.recorded import HELD_OUT, Recorded
+from train.report.web_page import figure
 
-_WIDE, _NARROW = (9.6, 3.4), (4.3, 2.9)  # inches
 _ALL = (
     Curve(("learning_rate",), "Learning rate", smooth=False),
     Curve(("grad_norm",), "Gradient norm", log=True),
@@ -23,35 +22,26 @@ def section(run: Recorded) -> str:
     for curve in (*run.objective.curves, *_ALL):
         if card := _card(run, curve, first=not drawn):
             drawn.append(card)
-    if not drawn or not run.names():
+    if not drawn or not run.names:
         return "<section><h2>Curves</h2><p class=card>No metrics yet.</p></section>"
     return f'<section><h2>Curves</h2><div class="plots">{"".join(drawn)}</div></section>'
 
 
 def _card(run: Recorded, curve: Curve, first: bool) -> str:
     """Returns a plot with its title, legend and meaning; '' if the run has none of its metrics."""
-    names = [name for metric in curve.metrics for name in objective.family(metric, run.names())]
+    names = [name for metric in curve.metrics for name in objective.family(metric, run.names)]
     found = {name: plots.Series(run.series(name), run.series(HELD_OUT + name)) for name in names}
     found = {name: one for name, one in found.items() if one.exists()}
     if not found:
         return ""
-    levels = {name: baseline(key, run.validation) for key, name in curve.baselines.items()}
-    levels = {name: value for name, value in levels.items() if show(value, str) != "–"}
+    levels = run.baselines(curve.baselines)
     draw = lambda size: plots.curves(size, list(found.values()), list(levels.values()), curve.log, curve.smooth)
-    # The first plot has two shapes, because a wide plot is unreadable on a phone.
-    svg = f'<div class="wide">{draw(_WIDE)}</div><div class="narrow">{draw(_NARROW)}</div>' if first else draw(_NARROW)
+    svg = plots.in_two_shapes(draw) if first else draw(plots.NARROW)
     words = curve.meaning
     if not words and len(curve.metrics) == 1:
         words = objective.meaning(curve.metrics[0], run.objective.meanings)
     key = _key(curve, found, levels, first)
-    return figure(escape(curve.title), key, escape(words), svg)
-
-
-def figure(title: str, key: str, words: str, svg: str) -> str:
-    """Returns a plot with what stands above it, all HTML; `key` and `words` may be ''."""
-    key = f'<span class="key">{key}</span>' if key else ""
-    words = f"<p>{words}</p>" if words else ""
-    return f'<figure class="card"><h3>{title}{key}</h3>{words}{svg}</figure>'
+    return figure(curve.title, key, words, svg)
 
 
 def _key(curve: Curve, found: dict[str, plots.Series], levels: dict[str, float], first: bool) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from train.objectives.objective import Bins, meaning, numbers
 from train.record.metrics import short
-from train.report.curves import figure
 from train.report.plots import BAR, INK, TRAIN, scale, svg
 from train.report.recorded import Recorded
+from train.report.web_page import figure
 
 MEANING = "meaning"  # the head of the column of explanations
 
@@ -64,7 +64,7 @@ def bins(run: Recorded) -> str:
         if table_N3.size and np.isfinite(table_N3).all():
             key = '<span><i class="dot own"></i>right</span><span><i class="block"></i>pairs</span>'
             plot = _shares((4.3, 3.2), table_N3, declared)
-            drawn += figure(escape(declared.title), key, escape(declared.meaning), plot)
+            drawn += figure(declared.title, key, declared.meaning, plot)
     words = (
         "In the newest evaluation. Vertical lines are 95 % intervals. All pairs of a list count as one, and bins of "
         "few pairs are joined."

@@ -54,7 +54,7 @@ def _chart(run: Recorded) -> str:
     if len(evaluations) > 1 and evaluations[0]["step"] == 0:
         figures[_START] = evaluations[0].get(headline.metric)
     figures[_OWN] = validation.get(headline.metric)
-    figures |= {name: baseline(key, validation) for key, name in headline.baselines.items()}
+    figures |= run.baselines(headline.baselines)
     figures |= run.summary.get(headline.others) or {}
     shown = {name: value for name, value in figures.items() if show(value, str) != "–"}
     low, high = min((0, *shown.values())), max((1e-9, *shown.values()))
@@ -72,8 +72,3 @@ def _chart(run: Recorded) -> str:
     own = show(figures[_OWN], "{:.3f}")
     return f"""<small>Validation, {headline.label}</small><div class="figure">{own}</div>
 <div class="bars">{bars}</div><small>{note}</small>"""
-
-
-def baseline(key: str | float, figures: dict) -> Any:
-    """Returns the value of a baseline of a Headline or a Curve: the constant itself, or a figure; None if missing."""
-    return figures.get(key) if isinstance(key, str) else key

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from train.report import plots
-from train.report.curves import figure
 from train.report.plots import INK, svg
 from train.report.recorded import Recorded
+from train.report.web_page import figure
 
 REWARDS, KL = ("reward", "gold"), "kl"  # figures of evaluations
 _POINTS = 6  # with fewer, two constants would fit almost anything
@@ -54,14 +54,15 @@ def fit(kl: np.ndarray, reward: np.ndarray) -> Fit | None:
     """
     known = np.isfinite(kl) & np.isfinite(reward)
     kl, reward = kl[known], reward[known]
-    if kl.size < _POINTS or kl.max() <= 0 or (first := int(np.argmin(np.abs(kl)))) < 0:
+    if kl.size < _POINTS:
         return None
-    if abs(kl[first]) > 0.01 * kl.max():
+    first = int(np.argmin(np.abs(kl)))
+    if not abs(kl[first]) <= 0.01 * kl.max() > 0:
         return None
     away = kl > max(0.0, kl[first])
     d = np.sqrt(kl[away])
     terms, risen = np.stack([d, -d * np.log(d)], -1), reward[away] - reward[first]
-    (alpha, beta), _, rank, _ = np.linalg.lstsq(terms, risen)
+    (alpha, beta), _, rank, _ = np.linalg.lstsq(terms, risen, rcond=None)
     spread = np.square(risen - risen.mean()).sum()
     if rank < 2 or not spread:
         return None
@@ -84,8 +85,7 @@ def section(run: Recorded) -> str:
         f'<span><i style="background-color:{plots.VARIABLES[plots.style(number)[0]]}"></i>{escape(name)}</span>'
         for number, name in enumerate(found)
     )
-    wide, narrow = (_draw(size, found, fits) for size in ((9.6, 3.4), (4.3, 2.9)))
-    svg = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+    svg = plots.in_two_shapes(lambda size: _draw(size, found, fits))
     words = (
         "Each dot is an evaluation. A reward that is only watched, and falls while the trained one rises, says that "
         "the policy exploits errors of the trained one."

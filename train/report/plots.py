@@ -1,12 +1,9 @@
-"""Draws the plots of a report as inline SVG, without scripts: metrics over steps, and the load of experts.
-
-share_plots.py has plots of other quantities.
-"""
+"""Draws the plots of a report as inline SVG, without scripts: metrics over steps, and the load of experts."""
 
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +16,14 @@ VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", BAR: "var(--bar)"} | {
     color: f"var(--{name})"
     for color, name in zip(SEVERAL, ("accent", "second", "third", "fourth", "fifth", "sixth"), strict=True)
 }
+
+
+WIDE, NARROW = (9.6, 3.4), (4.3, 2.9)  # (width, height) in inches, of a plot alone and of one of two beside each other
+
+
+def in_two_shapes(draw: Callable[[tuple[float, float]], str]) -> str:
+    """Returns the plot `draw(size)` in two shapes, because a wide plot is unreadable on a phone."""
+    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """What a run has recorded in its workdir, as the sections of its report read it. run_report.py lists the files."""
 
+import dataclasses
+import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,7 +19,8 @@ from train.watch import goodput
 HELD_OUT = "validation/"  # what the names of an evaluation's figures begin with
 
 
-class Recorded(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Recorded:
     """The contents of metrics.jsonl, summary.json and config.json; what is missing or damaged is empty."""
 
     rows: list[dict]
@@ -28,12 +32,17 @@ class Recorded(NamedTuple):
         """The class of the run's objective; the base class if the run has none of today's."""
         return OBJECTIVES.get((self.config.get("objective") or {}).get("name", "language"), Objective)
 
-    @property
+    @functools.cached_property
     def evaluations(self) -> list[dict]:
         """The evaluations, see `evaluations`."""
         return evaluations(self.rows)
 
-    @property
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The names of all metrics of training and of evaluations, without `validation/`, sorted."""
+        return sorted({key.removeprefix(HELD_OUT) for row in self.rows for key in numbers(row)})
+
+    @functools.cached_property
     def validation(self) -> dict[str, Any]:
         """The newest value of each figure of evaluations; launch.evaluate's, if there is one, of all held-out rows."""
         merged = {key: value for row in self.evaluations for key, value in row.items() if key != "step"}
@@ -49,9 +58,10 @@ class Recorded(NamedTuple):
         """Returns the newest value of `key`, or None."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
 
-    def names(self) -> list[str]:
-        """Returns the names of all metrics of training and of evaluations, without `validation/`, in sorted order."""
-        return sorted({key.removeprefix(HELD_OUT) for row in self.rows for key in numbers(row)})
+    def baselines(self, declared: Mapping[str | float, str]) -> dict[str, Any]:
+        """Returns the values of the baselines of a Headline or a Curve by their names. What is missing is left out."""
+        values = {name: self.validation.get(key) if isinstance(key, str) else key for key, name in declared.items()}
+        return {name: value for name, value in values.items() if show(value, str) != "–"}
 
 
 def evaluations(rows: list[dict]) -> list[dict]:

@@ -60,8 +60,8 @@ details[open] > summary span { display: none; } summary span { white-space: pre-
 th { text-align: right; font-weight: 400; font-size: 13px; } td { text-align: right; }
 th, td { padding: 5px 0 5px 20px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .answers th, .answers td { text-align: left; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
-.figures td { vertical-align: top; } .figures td:first-child { white-space: normal; min-width: 130px; }
-.figures small { margin-left: 10px; }
+.figures td { vertical-align: top; } .figures td:first-child { white-space: normal; min-width: 110px; }
+.figures small { margin-left: 10px; } .figures th { white-space: normal; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 summary { cursor: pointer; } .config { columns: 2; column-gap: 40px; margin-top: 12px; }
 .config div { display: flex; justify-content: space-between; gap: 16px; break-inside: avoid; }
@@ -71,7 +71,9 @@ footer { margin-top: 44px; padding-top: 14px; border-top: 1px solid var(--line);
 @media (max-width: 720px) { main { padding: 24px 14px 48px; }
   .head, .plots, .pair, .sides { grid-template-columns: minmax(0, 1fr); } dl { grid-template-columns: 1fr 1fr; }
   .config { columns: 1; }
-  .figures small { display: block; margin: 0; } .wide { display: none; } .narrow { display: block; } }
+  .figures small { display: block; margin: 0; }
+  .figures :is(th, td) { padding-left: 10px; } .figures :first-child { padding-left: 0; }
+  .wide { display: none; } .narrow { display: block; } }
 """
 
 
@@ -86,3 +88,10 @@ def page(title: str, above: Iterable[str], sections: str, below: Iterable[str]) 
 <footer>{below}</footer>
 </main></body></html>
 """
+
+
+def figure(title: str, key: str, words: str, svg: str) -> str:
+    """Returns a plot below its title, its legend `key` (HTML; may be '') and an explanation (may be '')."""
+    key = f'<span class="key">{key}</span>' if key else ""
+    words = f"<p>{escape(words)}</p>" if words else ""
+    return f'<figure class="card"><h3>{escape(title)}{key}</h3>{words}{svg}</figure>'

@@ -39,7 +39,7 @@ def test_a_preference_run_shows_what_was_measured(tmp_path):
     assert len(found["Loss"].all("svg")) == 2 and all(len(found[name].all("svg")) == 1 for name in [*found][1:])
     assert "equal scores count half" in found["Accuracy"].text
     assert key(found["Accuracy"]) == ["train", "validation", "chance 0.5"]
-    assert key(found["Implicit rewards"]) == ["chosen reward", "rejected reward", "validation", "as the reference 0"]
+    assert key(found["Implicit rewards"]) == ["chosen reward", "rejected reward", "validation"]
     assert key(found["KL to the reference"]) == ["validation"]
     assert len(dots(found["KL to the reference"].all("svg")[0], "second")) == 5
 
