@@ -27,33 +27,29 @@ def table(evaluations: Sequence[Mapping], best: int | None, meanings: Mapping[st
     shown = {row["step"]: row for row in evaluations if row in (first, last) or row["step"] == best}
     mark = lambda step: " (best)" if step == best and step not in (first["step"], last["step"]) else ""
     rows = [["held out", *(f"step {step}{mark(step)}" for step in shown), MEANING]]
+    in_all = set.intersection(*({*numbers(row)} for row in shown.values()))
     for name in last:
         # The baseline `unigram` does not depend on the model.
-        if name.rpartition("/")[2] not in ("step", "unigram") and all(name in numbers(row) for row in shown.values()):
+        if name in in_all and name != "step" and name.rpartition("/")[2] != "unigram":
             rows.append([name, *(f"{row[name]:.4g}" for row in shown.values()), meaning(name, meanings)])
     return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
 def section(run: Recorded) -> str:
-    """Returns the table, and with it the figures of launch.evaluate, which reads all held-out rows."""
-    evaluations = run.evaluations
-    if not evaluations:
+    """Returns the table with the explanations below the names of metrics; '' if nothing was evaluated."""
+    if not run.evaluations:
         return ""
-    cells = table(evaluations, (run.summary.get("best") or {}).get("step"), run.objective.meanings)
+    cells = table(run.evaluations, (run.summary.get("best") or {}).get("step"), run.objective.meanings)
     if len(cells) == 1:
         return ""
-    words = cells[0][-1] == MEANING
-    body = ""
-    for name, *figures in cells:
-        text = f"<small>{escape(figures.pop())}</small>" if words else ""
-        tag = "td" if body else "th"
-        text = text if body else ""
-        body += (
-            f"<tr><{tag}>{escape(name)}{text}</{tag}>{''.join(f'<{tag}>{figure}</{tag}>' for figure in figures)}</tr>"
-        )
-    return (
-        f'<section><h2>Evaluations</h2><div class="card scroll"><table class="figures">{body}</table></div></section>'
-    )
+    explained = cells[0][-1] == MEANING
+    row = lambda tag, inside: "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in inside) + "</tr>"
+    body = row("th", cells[0][:-1] if explained else cells[0])
+    for name, *figures in cells[1:]:
+        words = f"<small>{escape(figures.pop())}</small>" if explained else ""
+        body += row("td", [escape(name) + words, *figures])
+    card = f'<div class="card scroll"><table class="figures">{body}</table></div>'
+    return f"<section><h2>Evaluations</h2>{card}</section>"
 
 
 def bins(run: Recorded) -> str:

@@ -37,7 +37,7 @@ def section(run: Recorded) -> str:
         ("Wall time", show(goodput.total(wall), duration) if wall else "–", f"goodput {goodput.share(wall):.1%}"),
         ("Parameters", show(model.get("parameters"), short), show(bodies, lambda n: short(n) + " non-embedding")),
         ("FLOPs per token", show(model.get("flops_per_token"), short), "forward, backward"),
-        ("Tokens seen", show(run.summary.get("tokens"), short), ""),
+        ("Tokens seen", show(run.summary.get("tokens") or None, short), ""),
     )
     tiles = ""
     for name, value, note in facts:

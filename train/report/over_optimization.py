@@ -6,7 +6,8 @@ d = sqrt(KL(policy || reference)) reinforcement learning follows
 
     R(d) = R(0) + d (alpha - beta ln d)
 
-which is linear in alpha and beta. Nats per token instead of per answer change d by a factor, which only changes alpha.
+which is linear in alpha and beta. Nats per token instead of per answer change d by a factor: then both constants
+differ, but the law is the same.
 """
 
 import math
@@ -91,7 +92,7 @@ def section(run: Recorded) -> str:
         "the policy exploits errors of the trained one."
     )
     caption = "".join(
-        f"<p>{escape(_constants(name, one, found[name][0].max()))}</p>" for name, one in fits.items() if one
+        f"<p>{escape(_constants(name, one, np.nanmax(found[name][0])))}</p>" for name, one in fits.items() if one
     )
     law = "<p>Lines: R(d) = R(0) + d (α − β ln d) with d = √KL (Gao et al., arXiv:2210.10760), by least squares.</p>"
     plot = figure("Reward against KL to the reference", key, words, svg + (law + caption if caption else ""))
