@@ -60,7 +60,7 @@ class Classification(Objective):
     )
     curves: ClassVar = (
         LOSS._replace(baselines={"mean_mse": "mean of training"}),
-        Curve(("accuracy",), "Accuracy", baselines={"majority_accuracy": "most frequent class"}),
+        Curve(("accuracy",), "Accuracy", "share of right labels", {"majority_accuracy": "most frequent class"}),
         Curve(("macro_f1", "f1", "matthews"), "F1 and correlation", "mean F1 of the classes; Matthews correlation"),
         Curve(("entity_precision", "entity_recall", "entity_f1"), "Whole entities", "counted like CoNLL's script"),
         Curve(("pearson",), "Pearson's correlation", "of predicted and true numbers"),
