@@ -40,7 +40,8 @@ def section(run: Recorded) -> str:
         ("Tokens seen", show(run.summary.get("tokens") or None, short), ""),
     )
     tiles = ""
-    for name, value, note in facts:
+    known = [fact for fact in facts if fact[1] != "–"]  # a policy has no tokens per second, for example
+    for name, value, note in known or facts:
         note = "" if "–" in value + note else escape(note)
         tiles += f"<div><dt>{name}</dt><dd>{escape(value)}<small>{note}</small></dd></div>"
     return f'<section class="head"><div class="card">{_chart(run)}</div><dl class="card">{tiles}</dl></section>'

@@ -94,7 +94,8 @@ def test_a_family_of_metrics_is_one_plot(policy, tmp_path):
     assert strokes == [2, 2, 2, 0]
     drawn = [color for color in ("accent", "second", "third", "fourth", "fifth", "sixth") if dots(svg, color)]
     assert len(drawn) == 1
-    assert "Validation reward" in page.text and "Train reward" in page.text
+    tiles = [one.text for one in page.all("dt")]
+    assert tiles == ["Validation reward", "Train reward", "Steps"]  # what is not known has no tile
 
 
 def test_the_headline_compares_with_the_start_and_with_chance(tmp_path):
