@@ -19,6 +19,7 @@ from train.evals.perplexity import added, total
 from train.evals.unigram import nats_of_targets, unigram
 from train.losses import Loss
 from train.objectives.objective import HeldOut, Objective
+from train.report import evaluations, recorded
 
 BASELINE_ROWS = 32  # rows per batch for the unigram baseline, independent of the run's batch size
 
@@ -189,25 +190,19 @@ def no_bits_per_byte(
     return ""
 
 
-def before_and_after(rows: list[dict], best: int | None) -> str:
+def before_and_after(rows: list[dict], best: int | None, meanings: Mapping[str, str] = {}) -> str:
     """Returns a table of the first and the last evaluation; '' if there are fewer than two.
 
     Args:
       rows: the rows of metrics.jsonl.
       best: step of the best evaluation, which gets a column between them if it is neither; None: no such column.
+      meanings: explanations of metrics (Objective.meanings), which stand behind them.
     """
-    evaluations = [row for row in rows if any(name.startswith("validation/") for name in row)]
-    if len(evaluations) < 2:
+    found = recorded.evaluations(rows)
+    if len(found) < 2:
         return ""
-    first, last = evaluations[0], evaluations[-1]
-    columns = {f"step {row['step']}": row for row in evaluations if row in (first, last) or row["step"] == best}
-    if best not in (None, first["step"], last["step"]):
-        columns = {f"{head} (best)" * (row["step"] == best) or head: row for head, row in columns.items()}
-    numeric = lambda name: all(isinstance(row.get(name), int | float) for row in columns.values())
-    names = [name for name in last if name.startswith("validation/") and numeric(name)]
-    lines = [("held out", *columns)]
-    for name in names:
-        if not name.endswith("/unigram"):  # the baseline does not depend on the model
-            lines.append((name.removeprefix("validation/"), *(f"{row[name]:.4g}" for row in columns.values())))
+    lines = evaluations.table(found, best, meanings)
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join("  ".join([f"{line[0]:{wide[0]}}", *map(str.rjust, line[1:], wide[1:])]) + "\n" for line in lines)
+    texts = {0, *(at for at, head in enumerate(lines[0]) if head == evaluations.MEANING)}
+    cell = lambda at, text: text.ljust(wide[at]) if at in texts else text.rjust(wide[at])
+    return "".join("  ".join(cell(*part) for part in enumerate(line)).rstrip() + "\n" for line in lines)

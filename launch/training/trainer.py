@@ -232,7 +232,8 @@ class _Attempt:
             summary.update(self.workdir, done)
             if config.init_from:
                 recorded = metrics.read(self.workdir / "metrics.jsonl")
-                print(held_out.before_and_after(recorded, stopping.step), end="")
+                meanings = self.opened.objective.meanings
+                print(held_out.before_and_after(recorded, stopping.step, meanings), end="")
             print(f"{goodput.line(wall)}\nreport: {run_report.write_report(self.workdir)}")
         if stopping.ended:
             print(done["ended"])

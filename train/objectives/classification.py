@@ -20,13 +20,13 @@ from model.config import ModelConfig
 from train.evals import entities, label_metrics
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Curve, Headline, HeldOut, Objective
 
 # Explanations that are printed beside the metrics of an evaluation.
 _MEANINGS = {
     "macro_f1": "mean F1 of the classes",
     "matthews": "Matthews correlation",
-    "loss": "nats per label",
+    "loss": "nats per label; of numbers, the mean squared error",
     "majority_accuracy": "accuracy of always predicting the most frequent class of training",
     "mean_mse": "mean squared error of always predicting the mean of training",
     "pearson": "correlation",
@@ -58,6 +58,14 @@ class Classification(Objective):
         Headline("accuracy", "accuracy", "on held-out labels", {"majority_accuracy": "most frequent class"}),
         Headline("mse", "mean squared error", "on held-out labels", {"mean_mse": "mean of training"}),
     )
+    curves: ClassVar = (
+        LOSS._replace(baselines={"mean_mse": "mean of training"}),
+        Curve(("accuracy",), "Accuracy", "share of right labels", {"majority_accuracy": "most frequent class"}),
+        Curve(("macro_f1", "f1", "matthews"), "F1 and correlation", "mean F1 of the classes; Matthews correlation"),
+        Curve(("entity_precision", "entity_recall", "entity_f1"), "Whole entities", "counted like CoNLL's script"),
+        Curve(("pearson",), "Pearson's correlation", "of predicted and true numbers"),
+    )
+    meanings: ClassVar = _MEANINGS
     ranges: ClassVar = {"label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
@@ -103,7 +111,7 @@ class Classification(Objective):
 
     def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
         names = _labels(held_out).get("names")
-        own = {"f1": f"F1 of {names[1]!r}"} if names else {"loss": "the mean squared error"}
+        own = {"f1": f"F1 of {names[1]!r}", "loss": "nats per label"} if names else {"loss": "the mean squared error"}
         yield "held-out labels, not used in training:"
         for name, value in figures.items():
             yield f"  {name:18} {value:.4f}  {(_MEANINGS | own).get(name, '')}".rstrip()

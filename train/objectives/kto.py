@@ -21,7 +21,7 @@ from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Companion, Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Companion, Curve, Headline, HeldOut, Objective
 from train.objectives.segments import segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
@@ -62,6 +62,17 @@ class Kto(Objective):
     headlines: ClassVar = (
         Headline("margin", "margin of implicit rewards", "on held-out judged answers"),
         Headline("loss", "loss", "on held-out judged answers, of which all have one verdict"),
+    )
+    curves: ClassVar = (
+        LOSS,
+        Curve(("accuracy",), "Accuracy", baselines={0.5: "chance"}),
+        Curve(("margin",), "Margin"),
+        Curve(
+            ("good_reward", "bad_reward", "reference_point"),
+            "Implicit rewards",
+            "mean reward of good and of bad answers, and the reference point that they are compared with",
+        ),
+        Curve(("kl",), "KL to the reference"),
     )
     ranges: ClassVar = {
         "beta": "float (0, inf)",

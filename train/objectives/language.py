@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from train.evals import perplexity
 from train.losses import Loss, cross_entropy
 from train.objectives import routing
-from train.objectives.objective import Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Curve, Headline, HeldOut, Objective
 
 HEADS = ("language_model", "masked")  # those that give token logits
 # The config.data.corruption.kind that each architecture learns from.
@@ -42,6 +42,12 @@ class Language(Objective):
         Headline("bits_per_byte", "bits per byte", "all on the same held-out files", others="compressors"),
         Headline("loss", "nats per token", "on the target tokens of held-out data", {"unigram": "token frequencies"}),
     )
+    curves: ClassVar = (LOSS, Curve(("bits_per_byte",), "Bits per byte", log=True))
+    meanings: ClassVar = {
+        "loss": "nats per token",
+        "perplexity": "e to the loss",
+        "bits_per_byte": "the loss as bits per byte of the text, which compares models of different tokenizers",
+    }
     ranges: ClassVar = {"z_loss": "float [0, inf)", "label_smoothing": "float [0, 1)"} | routing.RANGES
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ string. To add an objective, write a class in this folder and add a line to tabl
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 from model.config import ModelConfig
@@ -29,8 +30,34 @@ class Headline(NamedTuple):
     metric: str  # the name in `figures`
     label: str  # its name for readers
     where: str  # what it was measured on
-    baselines: Mapping[str, str] = {}  # metrics of the same evaluation to compare it with, and their names for readers
+    # What to compare it with: metrics of the same evaluation or constants, and their names for readers.
+    baselines: Mapping[str | float, str] = {}
     others: str = ""  # the key of summary.json that has more values to compare it with, by name
+
+
+class Curve(NamedTuple):
+    """A plot over the steps of a run, in its report.
+
+    Each metric has a line where lines of training have its name, and dots where evaluations have it. Without either it
+    is left out, so a curve may be declared for what only some runs measure.
+    """
+
+    metrics: tuple[str, ...]  # a name that ends in /*, such as 'reward/*', stands for all that begin like it
+    title: str
+    meaning: str = ""  # a line for readers; '' takes the one that `meanings` has for a single metric
+    baselines: Mapping[str | float, str] = {}  # dashed lines, as in Headline
+    log: bool = False  # whether the axis is logarithmic where values span more than a factor of 4
+    smooth: bool = True  # whether a line is thin, with a smoothed one on top
+
+
+class Bins(NamedTuple):
+    """A plot of the share of answers that an evaluation found right, by bins of another quantity x, in the report."""
+
+    metric: str  # the name in `figures` of an array [bins, 3]: weight, and weighted sums of x and of what is right
+    title: str
+    x: str  # the label of its axis
+    meaning: str
+    baseline: float | None = None  # a horizontal line; None: the diagonal, where x is the predicted share
 
 
 class HeldOut(NamedTuple):
@@ -43,6 +70,9 @@ class HeldOut(NamedTuple):
     compressors: Mapping[str, float] = {}  # bits per byte of compressors on this text, by name
 
 
+LOSS = Curve(("loss",), "Loss", log=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The base of all objectives."""
@@ -50,7 +80,8 @@ class Objective:
     config: ClassVar[str] = ""  # the config file that sets this objective, for messages
     # Whether `loss` is in nats per token. If so, evaluations have a perplexity and a unigram baseline.
     predicts_tokens: ClassVar[bool]
-    # What `lines` prints above the metrics of an evaluation, and behind each one as its explanation.
+    # What `lines` prints above the metrics of an evaluation, and behind each one as its explanation. A key that ends in
+    # /* explains all metrics that begin like it.
     heading: ClassVar[str] = "held-out data, not used in training:"
     meanings: ClassVar[Mapping[str, str]] = {}
     # Whether the score of a text is read at its end token. If not, it is read at the token before, or there is none.
@@ -64,6 +95,9 @@ class Objective:
     ranges: ClassVar[Mapping[str, str]] = {}
     # What a report shows first: the first of these that an evaluation has.
     headlines: ClassVar[tuple[Headline, ...]] = (Headline("loss", "loss", "on held-out data"),)
+    # What a report draws: over the steps of a run, the first one large, and for the last evaluation.
+    curves: ClassVar[tuple[Curve, ...]] = (LOSS,)
+    bins: ClassVar[tuple[Bins, ...]] = ()
     # {metric of its evaluations: whether lower is better}, for metrics whose names do not show it (early_stopping.py).
     lower_is_better: ClassVar[Mapping[str, bool]] = {}
 
@@ -108,12 +142,31 @@ class Objective:
         """
         raise NotImplementedError
 
-    def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
-        """Returns the metrics of an evaluation by name, `loss` first, from the sums over the held-out data."""
+    def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, Any]:
+        """Returns the metrics of an evaluation by name, `loss` first, from the sums over the held-out data.
+
+        They are numbers. What the plots of `bins` need are lists, which only the report reads.
+        """
         raise NotImplementedError
 
-    def lines(self, figures: Mapping[str, float], held_out: HeldOut) -> Iterator[str]:
+    def lines(self, figures: Mapping[str, Any], held_out: HeldOut) -> Iterator[str]:
         """Yields the metrics of an evaluation as lines of text."""
         yield self.heading
-        for name, value in figures.items():
-            yield f"  {name:18} {value:.4f}  {self.meanings.get(name, '')}".rstrip()
+        for name, value in numbers(figures).items():
+            yield f"  {name:18} {value:.4f}  {meaning(name, self.meanings)}".rstrip()
+
+
+def numbers(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers among the figures of an evaluation or of a line of metrics.jsonl, without lists and texts."""
+    return {name: value for name, value in figures.items() if isinstance(value, Real)}
+
+
+def family(name: str, names: Iterable[str]) -> list[str]:
+    """Returns [name]; if it ends in /*, all `names` that begin like it, such as 'reward/length' for 'reward/*'."""
+    return [one for one in names if one.startswith(name[:-1])] if name.endswith("/*") else [name]
+
+
+def meaning(name: str, meanings: Mapping[str, str]) -> str:
+    """Returns the explanation of a metric, or of its family; '' if there is none."""
+    found = (text for key, text in meanings.items() if name in family(key, [name]))
+    return meanings.get(name) or next(found, "")

@@ -29,7 +29,7 @@ from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Companion, Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Companion, Curve, Headline, HeldOut, Objective
 from train.objectives.segments import over_pairs, segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
@@ -104,7 +104,23 @@ class Preference(Objective):
     rollouts: ClassVar = "pairs"
     heading: ClassVar = "held-out preferences, not used in training:"
     meanings: ClassVar = _MEANINGS
-    headlines: ClassVar = (Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences"),)
+    headlines: ClassVar = (
+        Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences", {0.5: "chance"}),
+    )
+    curves: ClassVar = (
+        LOSS,
+        Curve(("accuracy",), "Accuracy", baselines={0.5: "chance"}),
+        Curve(("margin",), "Margin"),
+        Curve(
+            ("chosen_reward", "rejected_reward"),
+            "Implicit rewards",
+            "mean score of better and of worse answers; often both fall, because only their difference is learned",
+        ),
+        Curve(("kl",), "KL to the reference"),
+        Curve(
+            ("sft_loss",), "Likelihood of better answers", "nats per token; a rise says that they become less likely"
+        ),
+    )
     ranges: ClassVar = {
         "beta": "float (0, inf)",
         "label_smoothing": "float [0, 1)",

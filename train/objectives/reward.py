@@ -9,7 +9,7 @@
 The score is that of the model's head at the conversation's last token, where transformers' classifiers read it. Only
 differences of scores count, so their level is free; `centre` keeps it near 0 (arXiv:2312.09244, section 3.1).
 
-Dims: B rows, T length, S segments of a row, N bins.
+Dims: B rows, T length, C and S segments of a row, N bins.
 """
 
 import dataclasses
@@ -18,17 +18,21 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import log_sigmoid
 
 from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Bins, Curve, Headline, HeldOut, Objective
 from train.objectives.segments import over_choices, over_pairs, segments, share_won
 
 METHODS = ("pairs", "list")
-BINS = 10  # of the probabilities from 0.5 to 1 that the better-scored answer is better, for the calibration error
+BINS = 10  # of the probabilities from 0.5 to 1 that the better-scored answer is better
+# Lower ends of the bins of margins but the first, which begins at 0. Margins may have any unit, so a bin is half as
+# wide as an octave: whole numbers up to 4 have bins of their own.
+MARGINS = tuple(2 ** (n / 2) for n in range(-12, 14))
 
 # The metrics of evaluations, with explanations that are printed beside them.
 _MEANINGS = {
@@ -38,6 +42,8 @@ _MEANINGS = {
     "calibration_error": "mean difference between the predicted and the true share of better answers",
     "score": "mean score of all answers",
 }
+
+_BY = "The share of pairs whose better answer has the larger score, against how {} better {} it is."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +69,33 @@ class Reward(Objective):
     heading: ClassVar = "held-out rankings, not used in training:"
     meanings: ClassVar = _MEANINGS
     scores_end: ClassVar = True
-    headlines: ClassVar = (Headline("accuracy", "accuracy of pairs", "on held-out rankings"),)
+    headlines: ClassVar = (Headline("accuracy", "accuracy of pairs", "on held-out rankings", {0.5: "chance"}),)
+    curves: ClassVar = (
+        LOSS,
+        Curve(("accuracy",), "Accuracy", baselines={0.5: "chance"}),
+        Curve(("margin",), "Margin"),
+        Curve(("calibration_error",), "Calibration error"),
+        Curve(("score",), "Score"),
+    )
+    bins: ClassVar = (
+        Bins(
+            "reliability",
+            "Reliability",
+            "predicted probability",
+            "The share of pairs whose better-scored answer is better, against the probability that the scores predict. "
+            "Below the diagonal the model is too sure.",
+        ),
+        Bins(
+            "by_margin", "Accuracy by margin", "margin that the data state", _BY.format("clearly", "the data say"), 0.5
+        ),
+        Bins(
+            "by_difference",
+            "Accuracy by difference of scores",
+            "difference of scores",
+            _BY.format("surely", "the model says"),
+            0.5,
+        ),
+    )
     ranges: ClassVar = {"margin": "float [0, inf)", "centre": "float [0, inf)"} | routing.RANGES
     lower_is_better: ClassVar = {"margin": False, "calibration_error": True, "score": False}
 
@@ -124,18 +156,24 @@ class Reward(Objective):
         }
 
     def _evaluated(self, scores, stated) -> dict:
-        """Also sums of the calibration by bins: pairs, the probability that is predicted, and how often it is right."""
+        """Also sums by bins, as the tables that `bins` describe: of pairs, of x, and of how often they are right."""
         better, worse = scores
         z = better - worse
         sure = jax.nn.sigmoid(jnp.abs(z))
         place = jnp.clip(((sure - 0.5) * 2 * BINS).astype(jnp.int32), 0, BINS - 1)
+        inside = [(place == n).astype(jnp.float32) for n in range(BINS)]
         found = self._trained(scores, stated)
-        for n in range(BINS):
-            inside = (place == n).astype(jnp.float32)
-            found |= {f"bin{n}": inside, f"bin{n}_sure": inside * sure, f"bin{n}_right": inside * share_won(z)}
+        found["reliability"] = [inside, [one * sure for one in inside], [one * share_won(z) for one in inside]]
+        # A margin that the data state tells easy pairs from hard ones; without it, what the model thinks of them does.
+        name, apart = ("by_margin", stated[0] - stated[1]) if self.margin else ("by_difference", jnp.abs(z))
+        among = jnp.stack([apart >= end for end in MARGINS]).sum(0)
+        inside_NBCS = (among == jnp.arange(len(MARGINS) + 1)[:, None, None, None]).astype(jnp.float32)
+        found[name] = [inside_NBCS, inside_NBCS * apart, inside_NBCS * share_won(z)]
         return found
 
-    def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
-        apart = sum(abs(float(loss.metrics[f"bin{n}_sure"] - loss.metrics[f"bin{n}_right"])) for n in range(BINS))
-        sums = {**loss.metrics, "calibration_error": apart}
-        return {name: float(sums[name]) / max(float(loss.weight), 1e-9) for name in _MEANINGS}
+    def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, Any]:
+        tables = {one.metric: loss.metrics[one.metric] for one in self.bins if one.metric in loss.metrics}
+        _, sure, right = tables["reliability"]
+        sums = {**loss.metrics, "calibration_error": sum(abs(float(x - y)) for x, y in zip(sure, right, strict=True))}
+        means = {name: float(sums[name]) / max(float(loss.weight), 1e-9) for name in _MEANINGS}
+        return means | {name: np.asarray(table, float).T.tolist() for name, table in tables.items()}

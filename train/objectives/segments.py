@@ -68,7 +68,7 @@ def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *value
     (InstructGPT, arXiv:2203.02155, equation 1). Segments of equal rank are no pair.
 
     Args:
-      measure: (better [B, C, 1], worse [B, 1, S]) for each value -> a dict of [B, C, S].
+      measure: (better [B, C, 1], worse [B, 1, S]) for each value -> a dict of [..., B, C, S], or of lists of them.
       found: the segments.
       counted_BS: which segments count, bool.
       values_BS: values of the segments.
@@ -89,7 +89,8 @@ def over_pairs(measure: Callable, found: Segments, counted_BS: jax.Array, *value
     def measured(some, weight_BC, values_BC, values_BS):
         share_BCS = jnp.where(pairs(some, everything)[1], weight_BC[..., None], 0)
         rows = measure(*((a[..., None], b[:, None]) for a, b in zip(values_BC, values_BS, strict=True)))
-        sums = {name: (share_BCS * jnp.where(share_BCS > 0, value, 0)).sum() for name, value in rows.items()}
+        total = lambda value: (share_BCS * jnp.where(share_BCS > 0, value, 0)).sum((-3, -2, -1))
+        sums = jax.tree.map(total, rows)
         return sums | {"pairs": share_BCS.sum()}
 
     run = lambda chunk: measured(*chunk, values_BS)

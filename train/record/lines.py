@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from train import guard
+from train.objectives.objective import numbers
 from train.parts import Parts
 from train.watch.goodput import share
 
@@ -43,7 +44,8 @@ def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
     parts.progress.message(f"step {step}: update skipped, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
 
 
-def evaluation(step: int, figures: dict[str, float]) -> str:
-    """Returns the line that is printed for an evaluation."""
-    shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in figures.items())
+def evaluation(step: int, figures: dict[str, Any]) -> str:
+    """Returns the line that is printed for an evaluation: its numbers."""
+    words = lambda name: name.removeprefix("validation/").replace("_", " ")
+    shown = "  ".join(f"{words(name)} {value:.4g}" for name, value in numbers(figures).items())
     return f"step {step}  validation: {shown}"

@@ -112,8 +112,8 @@ class Writer:
             for key, value in values.items()
             if np.size(value) == 1
         }
-        row = {key: np.asarray(value).round(4).tolist() for key, value in values.items() if key not in numbers}
-        row |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        row = {key: _finite(np.asarray(value).round(4).tolist()) for key, value in values.items() if key not in numbers}
+        row |= {key: _finite(value) for key, value in numbers.items()}
         self._line({"step": int(step), "time": round(now, 3), **row, **dicts})
         self.events.write(int(step), now, numbers)
 
@@ -150,6 +150,13 @@ class Writer:
                 logging.error("%s", error)
             self.lines.close()
             self.events.file.close()
+
+
+def _finite(value):
+    """Returns a number or nested lists of numbers, with None in place of those that are not finite."""
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if math.isfinite(value) else None
 
 
 def _trim(path: Path, last_step: int | None) -> list[tuple[int, dict]]:

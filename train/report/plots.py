@@ -1,15 +1,29 @@
-"""Draws the plots of a report as inline SVG, without scripts: curves over steps, and the load of experts."""
+"""Draws the plots of a report as inline SVG, without scripts: metrics over steps, and the load of experts."""
 
 import io
 import math
 import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 # matplotlib draws in these placeholder colours. The page replaces them by CSS variables, so that plots follow the light
 # and dark mode.
-INK, GRID, TRAIN, VALIDATION = "#010101", "#020202", "#030303", "#040404"
-VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", TRAIN: "var(--accent)", VALIDATION: "var(--second)"}
+INK, GRID, TRAIN, VALIDATION, BAR = "#010101", "#020202", "#030303", "#040404", "#050505"
+SEVERAL = (TRAIN, VALIDATION, "#060606", "#070707", "#080808", "#090909")  # of a plot's lines, in order
+VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", BAR: "var(--bar)"} | {
+    color: f"var(--{name})"
+    for color, name in zip(SEVERAL, ("accent", "second", "third", "fourth", "fifth", "sixth"), strict=True)
+}
+
+
+WIDE, NARROW = (9.6, 3.4), (4.3, 2.9)  # (width, height) in inches, of a plot alone and of one of two beside each other
+
+
+def in_two_shapes(draw: Callable[[tuple[float, float]], str]) -> str:
+    """Returns the plot `draw(size)` in two shapes, because a wide plot is unreadable on a phone."""
+    return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -36,28 +50,47 @@ def thin(steps: np.ndarray, values: np.ndarray, bins: int = 300) -> tuple[np.nda
     return steps[kept], values[kept]
 
 
-def curve(size, line, dots, raw: bool = False) -> str:
-    """Returns inline SVG of a curve and of dots, or '' if there are neither.
+class Series(NamedTuple):
+    """A metric over the steps of a run, as (steps, values) each, float64."""
+
+    line: tuple[np.ndarray, np.ndarray]  # of training
+    dots: tuple[np.ndarray, np.ndarray]  # of evaluations
+
+    def exists(self) -> bool:
+        return bool(np.isfinite(self.line[1]).any() or np.isfinite(self.dots[1]).any())
+
+
+def style(number: int) -> tuple[str, bool]:
+    """Returns the colour of a plot's line of this number, from 0, and whether it is dashed."""
+    return SEVERAL[number % len(SEVERAL)], number >= len(SEVERAL)
+
+
+def curves(size, series: Sequence[Series], levels: Sequence[float] = (), log=False, smoothed=True) -> str:
+    """Returns inline SVG of metrics over steps.
 
     Args:
       size: (width, height) in inches.
-      line, dots: (steps, values).
-      raw: True draws the values only. False draws them thin with a smoothed curve on top, on a logarithmic axis if they
-        span more than a factor of 4.
+      series: at least one; one alone gets dots of another colour, and several have a colour each (`style`).
+      levels: heights of dashed lines.
+      log: whether the axis is logarithmic if the values span more than a factor of 4.
+      smoothed: True draws lines thin, with a smoothed curve on top.
     """
-    values = np.concatenate([line[1], dots[1]])
-    if not np.isfinite(values).any():
-        return ""
 
     def paint(axes) -> None:
-        marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
-        axes.plot(*thin(*line), color=TRAIN, lw=1.6 if raw else 1, alpha=1 if raw else 0.4, marker=marker)
-        if not raw:
-            axes.plot(*thin(line[0], smooth(line[1])), color=TRAIN, lw=1.6)
-        axes.plot(*dots, color=VALIDATION, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2)
-        if not raw:
-            scale(axes, "y", values)
-        axes.set_xlim(0, 1.02 * max(1, *line[0], *dots[0]))
+        for level in levels:
+            axes.axhline(level, color=INK, lw=1, ls=(0, (4, 3)))
+        for number, (line, dots) in enumerate(series):
+            color, dashed = style(number)
+            marker = "." if line[0].size == 1 else ""  # a line of one point would be invisible
+            look: dict = {"color": color, "ls": (0, (3, 2)) if dashed else "-"}
+            axes.plot(*thin(*line), lw=1 if smoothed else 1.6, alpha=0.4 if smoothed else 1, marker=marker, **look)
+            if smoothed:
+                axes.plot(*thin(line[0], smooth(line[1])), lw=1.6, **look)
+            look["color"] = color if len(series) > 1 else VALIDATION
+            axes.plot(*dots, lw=0.8, marker="o", ms=3.5 if dots[0].size < 60 else 2, **look)
+        if log:
+            scale(axes, "y", np.concatenate([levels, *(part[1] for one in series for part in one)]))
+        axes.set_xlim(0, 1.02 * max(1, *(step for one in series for part in one for step in part[0])))
         axes.set_xlabel("step", color=INK)
 
     return svg(size, paint)

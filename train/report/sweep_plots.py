@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.report.plots import INK, TRAIN, VALIDATION, scale, svg
-
-_WIDE, _NARROW = (9.6, 3.0), (4.3, 2.9)
+from train.report.plots import INK, NARROW, TRAIN, VALIDATION, in_two_shapes, scale, svg
 
 
 def over_trials(rows: Sequence, best: int, lower: bool, metric: str) -> str:
@@ -27,7 +25,7 @@ def over_trials(rows: Sequence, best: int, lower: bool, metric: str) -> str:
         axes.set_xlabel("trial", color=INK)
         axes.set_ylabel(metric, color=INK)
 
-    return _both(paint)
+    return in_two_shapes(lambda size: svg(size, paint))
 
 
 def over_parameter(rows: Sequence, field: str, kind: str, best: int, lower: bool) -> str:
@@ -47,7 +45,7 @@ def over_parameter(rows: Sequence, field: str, kind: str, best: int, lower: bool
             if kind == "log":
                 scale(axes, "x", np.asarray(values, float))
 
-    return svg(_NARROW, paint, whole=kind == "int")
+    return svg(NARROW, paint, whole=kind == "int")
 
 
 def over_steps(rows: Sequence, best: int) -> str:
@@ -71,12 +69,7 @@ def over_steps(rows: Sequence, best: int) -> str:
         axes.set_xlim(0)
         axes.set_xlabel("step", color=INK)
 
-    return _both(paint)
-
-
-def _both(paint) -> str:
-    """Returns the plot in two shapes, because a wide plot is unreadable on a phone."""
-    return f'<div class="wide">{svg(_WIDE, paint)}</div><div class="narrow">{svg(_NARROW, paint)}</div>'
+    return in_two_shapes(lambda size: svg(size, paint))
 
 
 def _dots(axes, rows: Sequence, x: Sequence, best: int, lower: bool) -> None:

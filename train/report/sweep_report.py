@@ -110,10 +110,14 @@ def _plots(rows: Sequence[Trial], metric: str, lower: bool, kinds: Mapping[str, 
     if not any(row.value is not None for row in shown):
         return ""
     best = ranked(shown, lower)[0].number
-    key = (
-        '<span class="key"><i class="dot own"></i>complete<i class="dot ring"></i>pruned or unfinished'
-        f'<i class="dot"></i>best so far &emsp;{"▲" if lower else "▼"} beyond the edge &emsp;× failed</span>'
+    marks = (
+        '<i class="dot own"></i>complete',
+        '<i class="dot ring"></i>pruned or unfinished',
+        '<i class="dot"></i>best so far',
+        f"{'▲' if lower else '▼'} beyond the edge",
+        "× failed",
     )
+    key = f'<span class="key">{"".join(f"<span>{mark}</span>" for mark in marks)}</span>'
     drawn = {f"Value of each trial{key}": sweep_plots.over_trials(shown, best, lower, metric)}
     for (field, kind), name in zip(kinds.items(), _short(list(kinds)), strict=True):
         drawn[escape(name)] = sweep_plots.over_parameter(shown, field, kind, best, lower)

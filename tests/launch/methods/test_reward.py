@@ -23,6 +23,7 @@ from launch.train import train
 from model import axes
 from model.weights import by_name
 from tests.launch.conftest import refused, shrink
+from train.objectives.reward import BINS
 from train.record import metrics
 
 pytestmark = pytest.mark.xdist_group("reward")  # one worker makes the base
@@ -70,6 +71,8 @@ def test_it_learns_and_continues_after_a_stop(argument, base, data_dir, rankings
     assert train(config, tmp_path / "whole")
     found = evaluations(tmp_path / "whole")
     assert list(found) == [0, 4, 8]
+    arrays = [row["validation/reliability"] for row in metrics.read(tmp_path / "whole" / "metrics.jsonl")[-1:]]
+    assert np.shape(arrays) == (1, BINS, 3)
     assert found[8]["accuracy"] > 0.85 and found[8]["loss"] < found[0]["loss"] and found[8]["margin"] > 0.1
     assert not train(config, tmp_path / "run", observe=stop)
     assert train(config, tmp_path / "run")

@@ -136,6 +136,9 @@ def test_before_and_after():
     table = "held out  step 0  step 2 (best)  step 4\nloss           3              1       2\n"
     assert held_out.before_and_after(rows, 2) == table
     assert held_out.before_and_after(rows[:1], None) == ""
+    rows = [row | {"validation/kl": 0.5, "validation/bins": [[1, 2]]} for row in rows]  # not a number: left out
+    table = "held out  step 0  step 4  meaning\nloss           3       2\nkl           0.5     0.5  nats per token\n"
+    assert held_out.before_and_after(rows, None, {"kl": "nats per token"}) == table
 
 
 def test_the_last_layer_alone_and_what_begins_with_an_adapter(base, data_dir, examples, tmp_path):

@@ -2,17 +2,20 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import numpy as np
 import pytest
 import torch
 
+from model import architectures, axes
 from model.architectures import Hidden
 from tests.model import tiny
 from tests.train.objectives.test_preference import LENGTH, ROWS, batch
-from train.objectives.objective import HeldOut
-from train.objectives.reward import BINS, Reward
+from train import state, step
+from train.objectives.objective import HeldOut, numbers
+from train.objectives.reward import BINS, MARGINS, Reward
 
 REWARD = dataclasses.replace(tiny.LLAMA, head="sequence", num_labels=1)
 DATA = {"path": "a.jsonl", "sources": (), "format": "rankings"}
@@ -131,8 +134,50 @@ def test_calibration():
     sums = [np.sum(one, axis=0) for one in bins if one]
     wanted = sum(abs(sure - right) for _, sure, right in sums) / sum(count for count, _, _ in sums)
     assert figures["calibration_error"] == pytest.approx(wanted, rel=1e-4) and wanted > 0.05
-    assert [*figures] == ["loss", "accuracy", "margin", "calibration_error", "score"]
+    assert [*numbers(figures)] == ["loss", "accuracy", "margin", "calibration_error", "score"]
+    np.testing.assert_allclose(figures["reliability"], [np.sum([(0, 0, 0), *one], axis=0) for one in bins], rtol=1e-4)
     assert len(list(Reward().lines(figures, HeldOut()))) == 6
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_bins_of_margins(margin):
+    """Pairs by the margin that the data state, or else by the difference of scores; by brute force in float64."""
+    rows, scored = ranked(4), model(1)
+    rows |= {"scores": (3 - rows["ranks"] ** 1.4).astype(np.float32)}
+    figures = Reward(margin=margin).figures(jax.device_get(Reward(margin=margin)(scored, rows, None)), HeldOut())
+    wanted = np.zeros((len(MARGINS) + 1, 3))
+    for row, better, worse, weight in pairs(rows):
+        z = float(scored.scores_BT[row, better]) - float(scored.scores_BT[row, worse])
+        apart = float(rows["scores"][row, better] - rows["scores"][row, worse]) if margin else abs(z)
+        wanted[np.searchsorted(MARGINS, apart, side="right")] += (weight, weight * apart, weight * (z > 0))
+    name, other = ("by_margin", "by_difference") if margin else ("by_difference", "by_margin")
+    np.testing.assert_allclose(figures[name], wanted, rtol=1e-4, atol=1e-6)
+    assert (wanted[:, 0] > 0).sum() >= 3 and wanted[:, 0].sum() == pytest.approx(5) and other not in figures
+    json.dumps(figures)  # metrics.jsonl and summary.json hold them
+
+
+@pytest.mark.parametrize("shape", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 2, "tensor": 2}])
+def test_an_evaluation_on_a_mesh_gives_the_same(shape):
+    rows = ranked(4) | {"scores": model(2).scores_BT}
+    abstract = state.abstract_model(lambda rngs: architectures.make(dataclasses.replace(REWARD, num_layers=1), rngs))
+    objective = Reward(margin=0.3)
+
+    def run(put):
+        loss = step.make_eval_step(objective)(tiny.filled(abstract, 0), put(rows), None)
+        return objective.figures(jax.device_get(loss), HeldOut())
+
+    alone, mesh = run(lambda rows: rows), axes.make_mesh(shape)
+    with axes.use_mesh(mesh):
+        zigzag = axes.zigzag(LENGTH, shape["context"]) if "context" in shape else np.arange(LENGTH)
+        sharding = axes.batch_sharding(mesh, LENGTH)
+        found = run(lambda rows: jax.device_put({name: a[:, zigzag] for name, a in rows.items()}, sharding))
+    assert found.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_whole_margins_have_bins_of_their_own():
+    assert (np.diff(np.searchsorted(MARGINS, [0, 1, 2, 3, 4, 8], side="right")) > 0).all()
 
 
 def test_equal_scores():
@@ -140,7 +185,7 @@ def test_equal_scores():
     same = Scored(np.full((ROWS, LENGTH), 3, np.float32))
     figures = Reward().figures(jax.device_get(Reward()(same, ranked(4), None)), HeldOut())
     wanted = {"loss": np.log(2), "accuracy": 0.5, "margin": 0, "calibration_error": 0, "score": 3}
-    assert figures == pytest.approx(wanted, abs=1e-6)
+    assert numbers(figures) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_rows_without_weight_are_no_pairs():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from train.record import events, metrics, mfu
+from train.record import events, lines, metrics, mfu
 
 
 def steps(workdir):
@@ -56,6 +56,7 @@ def test_every_cut_of_the_last_line_is_repaired(tmp_path):
 def test_values_that_json_has_not(tmp_path):
     writer = metrics.Writer(tmp_path)
     values = {"nan": math.nan, "inf": -math.inf, "array": jnp.float32(0.1), "numpy": np.float64(2), "count": 3}
+    values["arrays"] = np.array([[1.5, math.nan], [math.inf, 2]])
     writer.write(np.int64(5), values)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()  # written before any flush
     row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -63,8 +64,14 @@ def test_values_that_json_has_not(tmp_path):
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert math.isnan(row["nan"]) and math.isnan(row["inf"])
     assert (row["array"], row["numpy"], row["count"]) == (float(np.float32(0.1)), 2.0, 3)
+    assert row["arrays"] == [[1.5, None], [None, 2]]
     writer.close()
     writer.close()
+
+
+def test_the_line_of_an_evaluation_has_its_numbers():
+    figures = {"validation/loss": 1.5, "validation/chosen_reward": np.float32(2), "validation/bins": [[1, 2]]}
+    assert lines.evaluation(4, figures) == "step 4  validation: loss 1.5  chosen reward 2"
 
 
 def test_only_an_enabled_writer_touches_files(tmp_path):

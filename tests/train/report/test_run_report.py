@@ -90,7 +90,7 @@ def run(tmp_path):
 
 def test_complete_report(run):
     html, parsed = page(run)
-    assert parsed.headings == ["Curves", "Wall time", "Samples", "Corpus", "Config as run"]
+    assert parsed.headings == ["Curves", "Evaluations", "Wall time", "Samples", "Corpus", "Config as run"]
     # loss in two plots, learning rate, gradient norm, throughput, validation bits per byte
     assert parsed.tags.count("svg") == 6 and "details" in parsed.tags and len(html) < 1_000_000
     found = ("0.886", "1.532", "1.861", "2.210", "12.3k", "41.0 %", "6:52", "13.9M", "goodput 91.0%", "1 skipped")
