@@ -8,11 +8,10 @@ from launch.judging.replies import TOO_LONG, UNREADABLE
 from launch.judging.samples import ONE_ANSWER
 from launch.judging.verdicts import ALL_TIE
 
-_REPLIES = {
-    UNREADABLE: "replies name no verdict; they are ties, and their text is in the file of verdicts",
-    TOO_LONG: "questions are longer than the judge's context; they are ties",
-    "unanswered": "questions have no reply, because the server failed; they are ties, and the same command asks them "
-    "again",
+_REPLIES = {  # what is wrong, and what follows
+    UNREADABLE: ("replies name no verdict (their text is in the file of verdicts)", ""),
+    TOO_LONG: ("questions are longer than the judge's context", ""),
+    "unanswered": ("questions have no reply, because the server failed", "; the same command asks them again"),
 }
 
 
@@ -22,9 +21,10 @@ def text(found: Mapping[str, Any], output: Path) -> str:
     for why in (ALL_TIE, ONE_ANSWER):
         lines += [f"  {found[why]:,} records {why} are left out"] if found.get(why) else []
     lines.append(f"{found['questions']:,} questions about {found['pairs']:,} pairs of answers")
-    for why, what in _REPLIES.items():
+    none = "they are ties" if "flips" in found else "their answers have no score and are left out"
+    for why, (what, then) in _REPLIES.items():
         count = found.get(f"questions {why}", 0)
-        lines += [f"  {count:,} {what}"] if count else []
+        lines += [f"  {count:,} {what}; {none}{then}"] if count else []
     percent = lambda name: "none" if found[name] is None else f"{100 * found[name]:.1f} %"
     if "probability of a verdict" in found:
         lines.append(f"  probability of all verdicts together: {percent('probability of a verdict')}")

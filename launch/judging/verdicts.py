@@ -10,7 +10,7 @@ from launch.judging.questions import SCORES
 from launch.judging.replies import Key, Reply
 from launch.judging.samples import Sample
 
-ALL_TIE = "whose answers all tie"
+ALL_TIE = "whose answers all tie or have no score"
 Replies = Mapping[Key, Reply]
 
 

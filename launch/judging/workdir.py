@@ -4,6 +4,7 @@ A model that was tuned on conversations, or imported with a chat template, is as
 whole answer. Any other model continues the question.
 """
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -50,8 +51,8 @@ class WorkdirJudge:
                 f"{config.head}; a judge is a decoder with the head language_model (reward models: launch.generate "
                 "--best_of)"
             )
-        self._prefix = [*models.prefix(run.config)]
-        self._mesh, self._model, self._tokenizer = restore.for_inference(run, step=step, dtype=dtype)
+        self._run, self._step, self._dtype = run, step, dtype
+        self._prefix, self._tokenizer, self._longest = [*models.prefix(run.config)], run.tokenizer, config.max_length
         written = kinds.chat_settings(run.config.data)
         if not written and own_templates(self._tokenizer):
             written = {"template": "tokenizer", "system": ""}
@@ -61,12 +62,18 @@ class WorkdirJudge:
             raise ConfigError(f"--judge {run.path}: {error}") from error
         self._after = jax.jit(self._of_last)
 
+    @functools.cached_property
+    def _loaded(self):
+        """The mesh and the model; they are loaded once there is something to ask."""
+        mesh, model, _ = restore.for_inference(self._run, step=self._step, dtype=self._dtype)
+        return mesh, model
+
     def __call__(self, asked: Iterable[tuple[Key, str]], options: Sequence[str]) -> Iterator[list[tuple[Key, Reply]]]:
         """Yields replies (replies.Judge), in the order of the questions."""
-        asked, longest = iter(asked), self._model.config.max_length
+        asked = iter(asked)
         while window := list(islice(asked, _WINDOW)):
             read = [_Options.of(self._sequences(text, options)) for _, text in window]
-            fit = [max(map(len, one.ids)) - 1 <= longest for one in read]
+            fit = [max(map(len, one.ids)) - 1 <= self._longest for one in read]
             known = self._log_probs_of(
                 {step for one, fits in zip(read, fit, strict=True) if fits for step in one.steps()}
             )
@@ -94,9 +101,10 @@ class WorkdirJudge:
         """
         wanted: dict[int, dict[tuple[int, ...], list[int]]] = {}
         for context, token in sorted(steps):
-            width = min(-(-len(context) // _ROUND) * _ROUND, self._model.config.max_length)
+            width = min(-(-len(context) // _ROUND) * _ROUND, self._longest)
             wanted.setdefault(width, {}).setdefault(context, []).append(token)
         found: dict[_Step, float] = {}
+        mesh, model = self._loaded
         for width, contexts in wanted.items():
             for rows in _batches(list(contexts), BATCH):
                 tokens, segments, positions = np.zeros((3, BATCH, width), np.int32)
@@ -104,8 +112,8 @@ class WorkdirJudge:
                 for row, ids in enumerate(rows):
                     n = len(ids)
                     tokens[row, :n], segments[row, :n], positions[row, :n], last[row] = ids, 1, range(n), n - 1
-                with axes.use_mesh(self._mesh):
-                    log_probs_BV = np.asarray(self._after(self._model, tokens, segments, positions, last))
+                with axes.use_mesh(mesh):
+                    log_probs_BV = np.asarray(self._after(model, tokens, segments, positions, last))
                 found |= {
                     (ids, token): float(log_probs_BV[row, token])
                     for row, ids in enumerate(rows)

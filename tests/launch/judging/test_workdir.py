@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch.conversion.hugging_face import export, import_folder
 from launch.judging.questions import SCORES, VERDICTS
 from launch.judging.replies import TOO_LONG
 from launch.judging.workdir import WorkdirJudge
@@ -57,6 +58,15 @@ def test_a_model_that_was_tuned_on_conversations(options, talker):
         np.testing.assert_allclose(found[key].mass, wanted.sum(), rtol=1e-3)
         np.testing.assert_allclose(found[key].weights, wanted / wanted.sum(), rtol=1e-3)
     assert len({reply.weights for reply in found.values()}) == 8
+
+
+def test_an_imported_model_is_asked_in_its_own_template(talker, tmp_path):
+    export(talker, tmp_path / "hf")
+    import_folder(tmp_path / "hf", tmp_path / "run")
+    there, here = replies(talker, VERDICTS), replies(tmp_path / "run", VERDICTS)
+    for key, reply in there.items():
+        np.testing.assert_allclose(here[key].weights, reply.weights, rtol=0.05)  # it computes in bfloat16
+        np.testing.assert_allclose(here[key].mass, reply.mass, rtol=0.05)
 
 
 def test_a_model_of_text_continues_the_question(talker, tmp_path):
