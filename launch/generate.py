@@ -38,7 +38,7 @@ from absl import flags
 from data.examples import kinds
 from launch.answers import answering, best, growing, origins, prompts
 from launch.answers.completer import Completer
-from launch.answers.completion import Completion, Request, completed
+from launch.answers.completion import Request, completed
 from launch.program.checking import ConfigError, checking
 from launch.run import adapter_bank, early_stopping, models, restore
 from launch.run.workdirs import Workdir
@@ -107,7 +107,12 @@ def main() -> None:
 def _show(run: Workdir, asked: Callable[..., Request]) -> None:
     """Prints the answers to --prompt."""
     adapted = [Workdir(Path(path).absolute()) for path in _ADAPTER.value]
-    scores = best.of_reward_model(Workdir(Path(_REWARD_MODEL.value).absolute())) if _REWARD_MODEL.value else None
+    conversations: list[dict] = []
+    scores = None
+    if _REWARD_MODEL.value:
+        with checking("--prompt"):
+            conversations = [prompts.asked({"prompt": text, "system": _SYSTEM.value}) for text in _PROMPT.value]
+        scores = best.of_reward_model(Workdir(Path(_REWARD_MODEL.value).absolute()))
     if adapted:
         mesh, model, tokenizer = adapter_bank.several(run, adapted, step=_STEP.value, dtype=_DTYPE.value)
     else:
@@ -126,23 +131,15 @@ def _show(run: Workdir, asked: Callable[..., Request]) -> None:
         found = completed(model, batch, jax.random.key(_SEED.value))
     answers = list(zip(batch, found, strict=True))
     if scores:
-        answers = _best(answers, scores)
+        size = len(answers) // len(conversations)
+        groups = [answers[begin : begin + size] for begin in range(0, len(answers), size)]
+        values = best.scored(conversations, [[one.text(ids) for one, ids in group] for group in groups], scores)
+        answers = [group[best.highest(own) or 0] for group, own in zip(groups, values, strict=True)]
     for place, (completion, ids) in enumerate(answers):
         if len(answers) > 1:
             who = "" if completion.request.adapter is None else f": {_ADAPTER.value[completion.request.adapter]}"
             print(f"--- {place + 1} of {len(answers)}{who} ---")
         print(completion.whole(ids))
-
-
-def _best(answers: list[tuple[Completion, list[int]]], scores: best.Scores) -> list[tuple[Completion, list[int]]]:
-    """Returns the best answer to each prompt."""
-    size = len(answers) // len(_PROMPT.value)
-    groups = [answers[begin : begin + size] for begin in range(0, len(answers), size)]
-    with checking("--prompt"):
-        conversations = [prompts.asked({"prompt": text, "system": _SYSTEM.value}) for text in _PROMPT.value]
-    texts = [[completion.text(ids) for completion, ids in group] for group in groups]
-    values = best.scored(conversations, texts, scores)
-    return [group[best.highest(own) or 0] for group, own in zip(groups, values, strict=True)]
 
 
 def _answer_file(run: Workdir, asked: Callable[..., Request], path: Path, output: Path) -> None:

@@ -25,7 +25,7 @@ from launch.judging.replies import Key
 
 ALL_PAIRS = 4  # up to this many different answers, all pairs are compared
 ONE_ANSWER = "with fewer than two different answers that are not empty"
-_READ = ("chosen", "rejected", "completion", "response", "answer", "messages", "conversations")
+_JUDGED = ("answers", "chosen", "rejected")  # fields that the judged answers replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ def samples(path: Path, counts: Counter[str]) -> Iterator[Sample]:
     Raises:
       ConfigError, DataError: the file or a record can't be read.
     """
+    counts.update({"records": 0, "answers": 0, "empty answers": 0, "repeated answers": 0})
     for number, (where, record) in enumerate(read(path, "--samples")):
         try:
             sample = _sample(number, record, counts)
@@ -115,7 +116,7 @@ def _sample(number: int, record: Mapping[str, Any], counts: Counter[str]) -> Sam
     counts["repeated answers"] += len(answers) - len(texts)
     if len(texts) < 2:
         return None
-    kept = {name: value for name, value in record.items() if name not in (*_READ, "answers")}
+    kept = {name: value for name, value in record.items() if name not in _JUDGED}
     if not kept.get("prompt"):  # whole conversations
         kept["prompt"] = messages
     asking = kinds.KINDS["chat"].asking

@@ -20,6 +20,8 @@ def text(found: Mapping[str, Any], output: Path) -> str:
     lines = [f"{found.get('written', 0):,} of {found['records']:,} records -> {output}"]
     for why in (ALL_TIE, ONE_ANSWER):
         lines += [f"  {found[why]:,} records {why} are left out"] if found.get(why) else []
+    repeated, empty = found["repeated answers"], found["empty answers"]
+    lines.append(f"{found['answers']:,} answers: {empty:,} are empty and left out, {repeated:,} repeat another one")
     lines.append(f"{found['questions']:,} questions about {found['pairs']:,} pairs of answers")
     none = "they are ties" if "flips" in found else "their answers have no score and are left out"
     for why, (what, then) in _REPLIES.items():

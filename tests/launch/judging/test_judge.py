@@ -109,6 +109,7 @@ def test_the_best_of_several_answers(samples, talker, rewarder, tmp_path):
         "generate",
         [*flags, f"--prompts={samples.with_name('prompts.jsonl')}", f"--output={output}"],
         [*flags, "--prompt=a?", "--prompt=b?"],
+        [*flags, "--prompt="],
         [*flags, "--prompt=a?", "--num_samples=2"],
         flags[:-1],
         [*flags[:-1], f"--reward_model={talker}", "--prompt=a?"],
@@ -124,6 +125,7 @@ def test_the_best_of_several_answers(samples, talker, rewarder, tmp_path):
     for error, words in zip(
         errors,
         (
+            "--prompt: field 'prompt' is empty",
             "leave out --num_samples",
             "--best_of and --reward_model (which scores the answers) go together",
             "holds no reward model; train one with --config=configs/reward.py",

@@ -137,16 +137,15 @@ def test_published_preferences_are_judged_anew(tmp_path):
     turns = [{"role": "user", "content": "0?"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "1"}]
     say = lambda text: [*turns, {"role": "assistant", "content": text}]
     given = [
-        {"prompt": "0?", "chosen": "a", "rejected": "bb", "source": "x"},
+        {"prompt": "0?", "chosen": "a", "rejected": "bb", "source": "x", "answer": "gold"},
         {"chosen": say("a"), "rejected": say("bb")},
         {"chosen": "\n\nHuman: 0?\n\nAssistant: a", "rejected": "\n\nHuman: 0?\n\nAssistant: bb"},
         {"prompt": turns, "answers": [{"answer": "a", "rank": 1}, {"answer": "bb", "rank": 2}]},
     ]
     judge = Stub(longer)
     found, _ = judged(tmp_path, judge, given)
-    assert found[0] == {
-        "prompt": "0?", "source": "x", "answers": [{"answer": "a", "score": 0}, {"answer": "bb", "score": 1}]
-    }  # fmt: skip
+    scores = [{"answer": "a", "score": 0}, {"answer": "bb", "score": 1}]
+    assert found[0] == {"prompt": "0?", "source": "x", "answer": "gold", "answers": scores}
     assert "| user: 0?\n| assistant: b\n| user: 1\n" in judge.asked[2]
     for row, messages in zip(found, (turns[:1], turns, turns[:1], turns), strict=True):
         parsed = kinds.KINDS["preferences"].parse(row, kinds.checked({})["preferences"])
