@@ -51,6 +51,12 @@ class Completer:
             conversation, there are more tokens than the model has room for, or the adapter does not exist.
           DataError: the tokenizer lacks tokens that the template or the text needs.
         """
+        made = self.written(requests)
+        self.check(made)
+        return made
+
+    def written(self, requests: Sequence[Request]) -> list[Completion]:
+        """As `completions`, but without a look at the model's limits (see `check` and `fits`)."""
         alike: dict[tuple, list[int]] = {}  # requests of one form together, so that each template is compiled once
         for number, request in enumerate(requests):
             alike.setdefault((request.adapter, request.raw), []).append(number)
@@ -64,12 +70,19 @@ class Completer:
             else:
                 written = self._questions(config, kind, [_question(request, kind) for request in own])
             found |= zip(numbers, self._behind(written, own, config, kind != kinds.TEXT), strict=True)
-        made = [found[number] for number in range(len(requests))]
+        return [found[number] for number in range(len(requests))]
+
+    def check(self, made: Sequence[Completion]) -> None:
+        """Raises a ValueError if the model can't generate a completion (model/decode/generate.py)."""
         sources = [completion.source for completion in made] if self._encoder else None
-        limits = [request.max_new_tokens for request in requests]
+        limits = [completion.request.max_new_tokens for completion in made]
         prompts = [completion.prompt for completion in made]
         check(prompts, limits, self.tokenizer.vocab_size, self._model, sources, self._known)
-        return made
+
+    def fits(self, one: Completion) -> bool:
+        """Returns whether the model's context has room for a completion."""
+        longest = max(len(one.prompt) + one.request.max_new_tokens, len(one.source or ()))
+        return longest <= self._model.max_length
 
     def of_records(self, kind: str, records: Sequence[dict], seq_len: int, max_new_tokens: int) -> list[Completion]:
         """Returns the last questions of records as completions, cut to rows of `seq_len` tokens as in training.

@@ -58,7 +58,8 @@ def generate(
     Args:
       model: a Decoder or EncoderDecoder.
       prompts: token ids, of any lengths; for an encoder-decoder usually one start token each.
-      key: a random key. A row's tokens depend on the key, the row's number and its prompt, but not on other rows.
+      key: a random key, or one for each prompt [B]. A row's tokens depend on its prompt and its key, or on the key and
+        the row's number, but not on other rows.
       max_new_tokens: tokens to generate per row, unless it ends earlier.
       settings: how to sample, see sampling.py; default: greedy.
       eos_id: the token, or any of the tokens, that end a row; the loop stops when all rows have ended. None: rows never
@@ -83,6 +84,10 @@ def generate(
         if len(adapters) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(adapters)} adapters; give one for each prompt")
         model = bank.chosen(model, [*adapters, *[-1] * (rows - len(prompts))])
+    if key.ndim:
+        if len(key) != len(prompts):
+            raise ValueError(f"there are {len(prompts)} prompts and {len(key)} keys; give one for each prompt")
+        key = key[np.arange(rows) % len(prompts)]  # the added rows need some key
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size, scored=logprobs)
     tokens_BN, lengths_B, logprobs_BN = run(model, starts, read, key, limit, settings, eos_E)
@@ -98,7 +103,7 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
     lengths_B = axes.place(starts[1], "batch")
     memory = {} if read is None else {"memory": model.remember(Source(*_segmented(*read)))}
     rows_B = axes.place(jnp.arange(b), "batch")
-    row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+    row_keys_B = axes.place(key, "batch") if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
     def forward(cache, tokens_BT, segments_BT, positions_BT):
         """Returns the logits [B, V] after the last of T tokens, and the cache with all of them."""
@@ -170,13 +175,13 @@ def _segmented(tokens_BP, lengths_B):
 
 def _prepare(model):
     """Does once, before the loop, what each step would repeat."""
-    model = _without_drops(narrowed(model, jnp.dtype(model.config.dtype)))
+    model = without_drops(narrowed(model, jnp.dtype(model.config.dtype)))
     if table.here().unstacked:
         model.stack.unstack()
     return model
 
 
-def _without_drops(model):
+def without_drops(model):
     """Returns the model with experts that drop no tokens for a capacity_factor.
 
     Such a capacity grows with the padded length of the batch, so a row's text would depend on the other rows. A fixed

@@ -18,8 +18,10 @@ def answers(
     max_new_tokens: int,
     ends: Sequence[int],
     vocab_size: int,
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    keys: jax.Array | None = None,
 ) -> list[np.ndarray]:
-    """Returns the new token ids for each prompt by greedy decoding, up to the token that ends the answer.
+    """Returns the new token ids for each prompt, up to the token that ends the answer.
 
     Prompts of similar lengths share a batch, and every batch is full, so one program is compiled for each bucket of
     lengths that occurs (model/decode/generate.py). It runs on the current mesh.
@@ -31,7 +33,15 @@ def answers(
       max_new_tokens: limit per answer.
       ends: ids of tokens that end an answer.
       vocab_size: ids from this one on are never generated; they pad the embedding table.
+      settings: how to sample; default: greedy.
+      keys: a random key for each prompt, so that its answer does not depend on which prompts share its batch; None:
+        greedy decoding needs none.
+
+    Raises:
+      ValueError: sampling without keys, or as `generate`.
     """
+    if keys is None and settings.temperature is not None:
+        raise ValueError("sampling needs a random key for each prompt")
     lengths = [(len(ids), len(sources[i]) if sources is not None else 0) for i, ids in enumerate(prompts)]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
     found = [np.zeros(0, np.int32)] * len(prompts)
@@ -41,9 +51,9 @@ def answers(
         out = generate(
             model,
             [prompts[i] for i in rows],
-            jax.random.key(0),  # unused by greedy decoding
+            jax.random.key(0) if keys is None else keys[np.asarray(rows)],
             max_new_tokens=max_new_tokens,
-            settings=Settings(),
+            settings=settings,
             eos_id=tuple(ends),
             vocab_size=vocab_size,
             sources=None if sources is None else [sources[i] for i in rows],

@@ -68,6 +68,24 @@ def test_seeds():
     assert len({tuple(row) for row in same_prompt.tolist()}) == 3
 
 
+def test_a_row_with_a_key_of_its_own_does_not_depend_on_its_place():
+    keys = jax.random.split(jax.random.key(5), 3)
+    ask = lambda rows: (
+        generate(model(), [PROMPTS[i] for i in rows], keys[np.array(rows)], max_new_tokens=12, settings=WARM).tokens
+    )
+    expected = ask([0, 1, 2])
+    np.testing.assert_array_equal(ask([2, 0, 1]), expected[[2, 0, 1]])
+    np.testing.assert_array_equal(ask([1]), expected[[1]])
+    numbered = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(3))
+    found = generate(model(), PROMPTS, numbered, max_new_tokens=12, settings=WARM).tokens
+    np.testing.assert_array_equal(found, run(model(), settings=WARM).tokens)
+    with axes.use_mesh(axes.make_mesh(dict(data=2, fsdp=2, tensor=2))):  # rows are added, which need keys too
+        sharded = generate(tiny.drawn(tiny.BOTH["llama"]), PROMPTS, keys, max_new_tokens=12, settings=WARM).tokens
+    np.testing.assert_array_equal(sharded, expected)
+    with pytest.raises(ValueError, match="there are 3 prompts and 2 keys"):
+        generate(model(), PROMPTS, keys[:2], max_new_tokens=12, settings=WARM)
+
+
 def test_a_row_ends_with_an_end_token():
     free = run(model())
     first, other = int(free.tokens[0, 3]), int(free.tokens[1, 5])
