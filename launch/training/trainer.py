@@ -20,7 +20,6 @@ from launch.training import recovery, runs
 from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
-from train.early_stopping import value_of
 from train.parts import Parts
 from train.record import lines, metrics, mfu
 from train.report import run_report, summary
@@ -204,13 +203,13 @@ class _Attempt:
 
     def _evaluate_first(self, parts: Parts) -> None:
         """Evaluates before step 1 if the run begins with another run's model, to compare with it at the end. Also if
-        early stopping uses another metric than validation/loss, because only an evaluation shows whether it exists."""
+        early stopping uses other metrics than validation/loss, because only an evaluation shows whether they exist."""
         config = self.opened.config
-        named = parts.stopping.metric != "validation/loss"
+        named = parts.stopping.metric != "validation/loss" or parts.stopping.bounded
         if (config.init_from or named) and config.eval_every:
             with parts.phases("evaluate"):
                 before = parts.evaluate(self.state)
-            value_of(parts.stopping.metric, before)
+            parts.stopping.rank(before)
             parts.writer.write(0, before)
             parts.progress.message(lines.evaluation(0, before))
 
@@ -226,6 +225,8 @@ class _Attempt:
                 recorded = metrics.read(self.workdir / "metrics.jsonl")
                 print(held_out.before_and_after(recorded, stopping.step), end="")
             print(f"{goodput.line(wall)}\nreport: {run_report.write_report(self.workdir)}")
+        if outcome := stopping.outcome():
+            print(outcome)
         if stopping.ended:
             print(done["ended"])
         elif self.step < config.steps:

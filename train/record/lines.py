@@ -42,6 +42,12 @@ def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
     parts.progress.message(f"step {step}: update skipped, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
 
 
+def not_best(step: int, why: str, parts: Parts) -> None:
+    """Prints and records why the evaluation of a step can't be the best one (EarlyStopping.excluded)."""
+    parts.writer.event(step, {"not_best": why})
+    parts.progress.message(f"step {step}: not best: {why.removeprefix('validation/')}")
+
+
 def evaluation(step: int, figures: dict[str, float]) -> str:
     """Returns the line that is printed for an evaluation."""
     shown = "  ".join(f"{name.removeprefix('validation/').replace('_', ' ')} {v:.4g}" for name, v in figures.items())
