@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from launch.answers import grading, held_out
+from launch.answers import grading, held_out, safety
 from launch.hosts import distributed
 from launch.run import build, checks, early_stopping, locks, places, workdirs
 from launch.training import recovery, runs
@@ -102,7 +102,9 @@ class _Attempt:
         run = self.opened = runs.opened(config, self.workdir, chosen)
         self.tx, self.rates = run.optimizer(), build.learning_rates(run.config)
         self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective)
-        self.grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
+        grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
+        refusals = safety.evaluation_of(run.config, run.model, run.words)
+        self.answers = lambda model: grade(model) | refusals(model)  # figures of what the model answers
 
     def _find_checkpoint(self, stack: contextlib.ExitStack) -> None:
         """Finds the newest intact checkpoint, the same in all processes."""
@@ -158,7 +160,7 @@ class _Attempt:
             source=source,
             checker=Checker(self.train_step, distributed.device_name),
             put=build.put(run.mesh),
-            evaluate=lambda state: evaluate(state.model, rows, state.companions) | self.grade(state.model),
+            evaluate=lambda state: evaluate(state.model, rows, state.companions) | self.answers(state.model),
             observe=self.observe,
             stopping=self.stopping,
             learning_rates=self.rates,

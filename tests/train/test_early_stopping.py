@@ -115,7 +115,7 @@ def test_a_bound_from_below_where_higher_is_better():
 def test_mistakes_in_a_bound():
     with pytest.raises(UnknownMetric, match=r"^bounded is 'validation/unigram'"):
         EarlyStopping("validation/loss", bounded="validation/unigram", bound=0.1)
-    with pytest.raises(ValueError, match="bound is 0.1, but bounded names no metric"):
+    with pytest.raises(ValueError, match=r"bound is 0\.1, but bounded names no metric"):
         EarlyStopping("validation/loss", bound=0.1)
     stopping = EarlyStopping("validation/loss", bounded="validation/over_refusal")
     with pytest.raises(

@@ -14,6 +14,8 @@ It reads these files of the workdir. Each file and each key is optional:
                     samples [{prompt, text: the continuation}],
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
                     shown [{prompt, reference, answer}]},
+                    safety {counts [{kind, language, prompts, VERDICT: number}], shown [{kind, verdict, rule, prompt,
+                    answer}]} (refusals.py),
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 Missing parts are left out or marked as missing, so the report of a running or failed run can be written too. Comparing
@@ -36,7 +38,7 @@ from train.objectives.objective import Objective
 from train.objectives.table import OBJECTIVES
 from train.record.metrics import duration, read, short
 from train.record.mfu import MFU_CONVENTION
-from train.report import plots
+from train.report import plots, refusals
 from train.report.web_page import page
 from train.watch import goodput
 
@@ -54,6 +56,7 @@ def write_report(workdir) -> Path:
         _wall(summary["wall"])
         + _experts(rows)
         + _answers(summary.get("grade") or {})
+        + refusals.section(rows, summary)
         + _samples(summary.get("samples") or [])
         + _corpus(summary.get("corpus") or [])
         + _config(config)

@@ -1,0 +1,65 @@
+"""The report's section on refusals: what each evaluation found, why it can't be the best one, and some answers.
+
+The figures come from train/evals/refusals.py by way of metrics.jsonl, the answers from summary.json, where
+launch.evaluate writes them.
+"""
+
+from html import escape
+from typing import Any
+
+from train.evals.refusals import FIGURES, VERDICTS
+
+_LATEST = 20  # evaluations that the table shows
+
+
+def section(rows: list[dict], summary: dict) -> str:
+    """Returns the section as HTML; '' if the run asked no prompts.
+
+    Args:
+      rows: the lines of metrics.jsonl.
+      summary: summary.json; its entries `safety` and `best` are read.
+    """
+    found: dict[str, Any] = summary.get("safety") or {}
+    evaluations = [row for row in rows if any(f"validation/{name}" in row for name in FIGURES)]
+    if not evaluations and not found:
+        return ""
+    note = (
+        "Shares of held-out prompts: harmful ones that were answered, and harmless ones that were refused. Written "
+        "rules judge the answers; they read words and don't understand them."
+    )
+    parts = [f'<div class="card"><p>{note}</p></div>']
+    if evaluations:
+        parts.append(_evaluations(rows, evaluations, summary.get("best") or {}))
+    if found:
+        columns = ("kind", "language", "prompts", *VERDICTS)
+        parts.append(_table(columns, [[row.get(name, "") for name in columns] for row in found.get("counts") or []]))
+        columns = ("kind", "verdict", "rule", "prompt", "answer")
+        shown = [[one.get(name, "") for name in columns] for one in found.get("shown") or []]
+        parts.append(_table(columns, shown, "answers"))
+    return f"<section><h2>Refusals</h2>{''.join(parts)}</section>"
+
+
+def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
+    """Returns a table of the latest evaluations and the best one."""
+    excluded = {row["step"]: row["event"]["not_best"] for row in rows if "not_best" in (row.get("event") or {})}
+    names = [name for name in evaluations[-1] if name.startswith("validation/") and name.endswith(FIGURES)]
+    body = []
+    for row in evaluations:
+        why = excluded.get(row["step"], "").removeprefix("validation/")
+        is_best = best.get("step") == row["step"]
+        if is_best or row in evaluations[-_LATEST:]:
+            judged = "best" if is_best else f"not best: {why}" if why else ""
+            body.append([row["step"], *(_share(row.get(name)) for name in names), judged])
+    heads = [name.removeprefix("validation/").replace("_", " ") for name in names]
+    return _table(("step", *heads, ""), body)
+
+
+def _share(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _table(columns: tuple[str, ...], body: list[list], kind: str = "") -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    cells = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in body)
+    of = f" class={kind}" if kind else ""
+    return f'<div class="card scroll"><table{of}><tr>{head}</tr>{cells}</table></div>'
