@@ -60,8 +60,12 @@ def _prompt(record: Mapping[str, Any]) -> HarmPrompt:
     if name is None or record[name] not in HARMFUL:
         value = "missing" if name is None else repr(record[name])
         raise ValueError(f'"{name or "kind"}" is {value}; it must be one of {", ".join(HARMFUL)}')
-    messages = record.get("messages") or [{"role": "user", "content": record.get("prompt")}]
-    if isinstance(messages, list) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+    messages, text = record.get("messages"), record.get("prompt")
+    if not messages and text:
+        messages = [{"role": "user", "content": text}]
+    if not messages or not isinstance(messages, list):
+        raise ValueError('it has neither "messages", a list, nor a text in "prompt"')
+    if isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
         messages = messages[:-1]
     asked = asking_conversation(messages)["messages"]
     texts = [record.get(name) or "" for name in ("language", "category")]
