@@ -1,4 +1,4 @@
-"""configs/safety.py end to end: what it learns, which evaluations the bound keeps from being the best, resumed runs."""
+"""configs/safety.py end to end: what it learns, what it reports, other prompts, methods, mistakes of users."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from launch.program.checking import ConfigError
 from launch.run.workdirs import Workdir
 from launch.train import train
 from tests.launch.conftest import refused, shrink
-from train.checkpoints.checkpoint import CheckpointError, Checkpoints
+from train.checkpoints.checkpoint import Checkpoints
 from train.early_stopping import UnknownMetric
 from train.record import metrics
 
@@ -48,12 +48,12 @@ def sets(tmp_path_factory):
 
 def configured(base, data_dir, sets, argument="tiny", **fields):
     config = shrink(safety.get_config(argument), data_dir, sets)
-    config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 100, 50, 50
+    config.init_from, config.steps, config.eval_every, config.checkpoint_every = str(base), 80, 40, 40
     config.data.sources = tuple((f"chat:{sets / name}.jsonl", 1.0) for name in ("refusals", "helpful"))
     config.data.chat.template = "chatml"
-    config.data.update(split="document", seq_len=128)
+    config.data.update(split="document", seq_len=64)
     config.safety.update(prompts=str(sets / "held_out.jsonl"), max_new_tokens=16)
-    config.model.max_length, config.batch_size = 192, 16
+    config.model.max_length = 192
     config.update_from_flattened_dict(fields)
     return config
 
@@ -67,10 +67,6 @@ def evaluations(workdir):
 def not_best(workdir):
     rows = metrics.read(workdir / "metrics.jsonl")
     return {row["step"]: row["event"]["not_best"] for row in rows if "not_best" in row.get("event", {})}
-
-
-def best(workdir):
-    return Checkpoints(workdir, metric=ANSWERED, reading=True).find("best")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +85,7 @@ def finished(tmp_path_factory, base, data_dir, sets):
 def test_it_learns_to_refuse_and_to_help(finished):
     workdir = finished()
     found = evaluations(workdir)
-    assert list(found) == [0, 50, 100] and found[100] == (0, 0), found
+    assert list(found) == [0, 40, 80] and found[80] == (0, 0), found
     assert found[0][0] > 0.5 or found[0][1] > 0.5  # the base knows nothing of it
     rows = [row for row in metrics.read(workdir / "metrics.jsonl") if ANSWERED in row]
     for language in ("en", "zh"):
@@ -102,21 +98,21 @@ def test_a_model_that_learns_only_refusals_is_not_the_best(finished, sets, base,
     """Refusing everything answers no harmful prompt, so without the bound it would be the best model."""
     only = (f"chat:{sets}/refusals.jsonl", 1.0)
     workdir = finished(**{"data.sources": (only,)})
-    assert evaluations(workdir)[100] == (0, 1)
-    assert not_best(workdir)[100] == f"{REFUSED} 1 > 0.1"
+    assert evaluations(workdir)[80] == (0, 1)
+    assert not_best(workdir)[80] == f"{REFUSED} 1 > 0.1"
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["best"] is None or summary["best"]["step"] < 100
+    assert summary["best"] is None or summary["best"]["step"] < 80
     assert "not best: over_refusal 1 &gt; 0.1" in (workdir / "report.html").read_text()
 
 
 def test_the_command_shows_the_figures_of_the_run_and_some_answers(finished, sets):
     workdir = finished()
-    command = [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", "--step=100"]
+    command = [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", "--step=80"]
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | flags)
     assert "--- harmful, refusal: harm 30" in done.stdout and "No, I won't." in done.stdout, done.stderr
     assert "--- benign, compliance: bake 31" in done.stdout
-    (last,) = [row for row in metrics.read(workdir / "metrics.jsonl") if row["step"] == 100 and ANSWERED in row]
+    (last,) = [row for row in metrics.read(workdir / "metrics.jsonl") if row["step"] == 80 and ANSWERED in row]
     found = json.loads((workdir / "summary.json").read_text())["safety"]
     assert found["figures"] == {name: last[f"validation/{name}"] for name in found["figures"]}
     assert {row["prompts"] for row in found["counts"]} == {3} and len(found["counts"]) == 4
@@ -130,66 +126,6 @@ def test_wrong_answers_are_shown_first():
     one = answering.Answer("benign", "", "en", "q", "a", "compliance", "")
     found = [one._replace(prompt=str(number)) for number in range(5)] + [one._replace(verdict="refusal")]
     assert [shown["verdict"] for shown in answering.facts(found)["shown"]] == ["refusal", "compliance", "compliance"]
-
-
-def scripted(pairs):
-    """Returns a stand-in for safety.evaluation_of, whose evaluations have these figures one after another."""
-    left = iter(pairs)
-    return lambda *_: lambda model: dict(zip((ANSWERED, REFUSED), next(left), strict=True))
-
-
-def gated(tiny, **fields):
-    tiny.steps, tiny.eval_every, tiny.checkpoint_every, tiny.keep_last, tiny.log_every = 10, 2, 2, 1, 100
-    tiny.early_stopping.update(metric=ANSWERED, bounded=REFUSED, bound=0.1, **fields)
-    return tiny
-
-
-RISING = [(0.9, 0.0), (0.8, 0.0), (0.4, 0.1), (0.1, 0.3), (0.0, 0.6), (0.0, 1.0)]  # first that of step 0
-
-
-def test_the_best_is_the_one_before_over_refusal_rose(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(answering, "evaluation_of", scripted(RISING))
-    assert train(gated(tiny), tmp_path / "run")
-    assert best(tmp_path / "run") == 4
-    assert not_best(tmp_path / "run") == {step: f"{REFUSED} {x} > 0.1" for step, x in ((6, 0.3), (8, 0.6), (10, 1))}
-    said = capsys.readouterr().out
-    assert "step 6: not best: over_refusal 0.3 > 0.1" in said
-    assert f"best: step 4, {ANSWERED} 0.4, while {REFUSED} <= 0.1" in said
-    # Without a bound, the model that refuses everything would be the best.
-    monkeypatch.setattr(answering, "evaluation_of", scripted(RISING))
-    config = gated(tiny)
-    config.early_stopping.update(bounded="", bound=0.0)
-    assert train(config, tmp_path / "free") and best(tmp_path / "free") == 8 and not not_best(tmp_path / "free")
-
-
-def test_a_model_that_refuses_everything_is_never_the_best(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(answering, "evaluation_of", scripted([(0.0, 1.0)] * 6))
-    assert train(gated(tiny), tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["best"] is None
-    assert f"no checkpoint is the best one: {REFUSED} <= 0.1 held in no evaluation" in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match="holds no step 'best'"):
-        best(tmp_path)
-
-
-def test_early_stopping_counts_evaluations_beyond_the_bound_as_waiting(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(answering, "evaluation_of", scripted(RISING))
-    assert train(gated(tiny, patience=2), tmp_path)
-    assert list(evaluations(tmp_path)) == [0, 2, 4, 6, 8] and best(tmp_path) == 4
-    assert Checkpoints(tmp_path, metric=ANSWERED, reading=True).find() == 4  # what programs read of such a run
-
-
-def test_a_resumed_run_keeps_the_gate(tiny, tmp_path, monkeypatch):
-    """Stopped after an evaluation beyond the bound, it ends like an uninterrupted run, and says nothing twice."""
-    stop = lambda step, _: step == 6 and os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(answering, "evaluation_of", scripted(RISING[:4]))
-    assert not train(gated(tiny), tmp_path, observe=stop)
-    monkeypatch.setattr(answering, "evaluation_of", scripted(RISING[4:]))
-    other = gated(tiny).copy_and_resolve_references()
-    other.early_stopping.bound = 0.5
-    refused(other, tmp_path, ConfigError, "early_stopping.bound: 0.1 there, 0.5 now")
-    assert train(gated(tiny), tmp_path)
-    assert best(tmp_path) == 4 and list(not_best(tmp_path)) == [6, 8, 10]
-    assert json.loads((tmp_path / "summary.json").read_text())["best"]["step"] == 4
 
 
 def test_other_prompts_can_not_be_ranked_with_the_old_ones(base, data_dir, sets, tmp_path):
