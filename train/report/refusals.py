@@ -4,6 +4,7 @@ The figures come from train/evals/refusals.py by way of metrics.jsonl, the answe
 launch.evaluate writes them.
 """
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -31,11 +32,8 @@ def section(rows: list[dict], summary: dict) -> str:
     if evaluations:
         parts.append(_evaluations(rows, evaluations, summary.get("best") or {}))
     if found:
-        columns = ("kind", "language", "prompts", *VERDICTS)
-        parts.append(_table(columns, [[row.get(name, "") for name in columns] for row in found.get("counts") or []]))
-        columns = ("kind", "verdict", "rule", "prompt", "answer")
-        shown = [[one.get(name, "") for name in columns] for one in found.get("shown") or []]
-        parts.append(_table(columns, shown, "answers"))
+        parts.append(_table(("kind", "language", "prompts", *VERDICTS), found.get("counts") or []))
+        parts.append(_table(("kind", "verdict", "rule", "prompt", "answer"), found.get("shown") or [], "answers"))
     return f"<section><h2>Refusals</h2>{''.join(parts)}</section>"
 
 
@@ -49,17 +47,23 @@ def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
         is_best = best.get("step") == row["step"]
         if is_best or row in evaluations[-_LATEST:]:
             judged = "best" if is_best else f"not best: {why}" if why else ""
-            body.append([row["step"], *(_share(row.get(name)) for name in names), judged])
-    heads = [name.removeprefix("validation/").replace("_", " ") for name in names]
-    return _table(("step", *heads, ""), body)
+            shares = {_head(name): _share(row.get(name)) for name in names}
+            body.append({"step": row["step"], **shares, "": judged})
+    return _table(("step", *map(_head, names), ""), body)
+
+
+def _head(name: str) -> str:
+    return name.removeprefix("validation/").replace("_", " ")
 
 
 def _share(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
-def _table(columns: tuple[str, ...], body: list[list], kind: str = "") -> str:
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], kind: str = "") -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    cells = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in body)
+    cells = ""
+    for row in rows:
+        cells += "<tr>" + "".join(f"<td>{escape(str(row.get(name, '')))}</td>" for name in columns) + "</tr>"
     of = f" class={kind}" if kind else ""
     return f'<div class="card scroll"><table{of}><tr>{head}</tr>{cells}</table></div>'
