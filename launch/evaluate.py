@@ -75,9 +75,8 @@ def _grader(run: Workdir) -> grading.Grader | None:
 
 def _asker(run: Workdir) -> safety.Asker | None:
     """Returns what counts the model's refusals; None: nothing does. It finds mistakes before the model is loaded."""
-    config = run.config
-    with config.unlocked():
-        config.safety.prompts = config.safety.prompts if _SAFETY.value is None else _SAFETY.value
+    config = run.config.copy_and_resolve_references()
+    config.safety.prompts = config.safety.prompts if _SAFETY.value is None else _SAFETY.value
     if not config.safety.prompts:
         return None
     safety.check(config)

@@ -43,8 +43,11 @@ def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
 
 
 def not_best(step: int, why: str, parts: Parts) -> None:
-    """Prints and records why the evaluation of a step can't be the best one (EarlyStopping.excluded)."""
-    parts.writer.event(step, {"not_best": why})
+    """Prints and records why the evaluation of a step can't be the best one (EarlyStopping.excluded).
+
+    It is no event, because it belongs to the evaluation: a run that repeats the step after a roll-back judges it anew.
+    """
+    parts.writer.write(step, {"not_best": {"why": why}})
     parts.progress.message(f"step {step}: not best: {why.removeprefix('validation/')}")
 
 

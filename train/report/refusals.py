@@ -39,7 +39,7 @@ def section(rows: list[dict], summary: dict) -> str:
 
 def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
     """Returns a table of the latest evaluations and the best one."""
-    excluded = {row["step"]: row["event"]["not_best"] for row in rows if "not_best" in (row.get("event") or {})}
+    excluded = {row["step"]: row["not_best"]["why"] for row in rows if "not_best" in row}
     names = [name for name in evaluations[-1] if name.startswith("validation/") and name.endswith(FIGURES)]
     body = []
     for row in evaluations:

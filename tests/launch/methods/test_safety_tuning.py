@@ -66,7 +66,7 @@ def evaluations(workdir):
 
 def not_best(workdir):
     rows = metrics.read(workdir / "metrics.jsonl")
-    return {row["step"]: row["event"]["not_best"] for row in rows if "not_best" in row.get("event", {})}
+    return {row["step"]: row["not_best"]["why"] for row in rows if "not_best" in row}
 
 
 @pytest.fixture(scope="module")

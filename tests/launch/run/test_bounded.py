@@ -18,7 +18,7 @@ ANSWERED, REFUSED = "validation/harmful_answered", "validation/over_refusal"
 
 def not_best(workdir):
     rows = metrics.read(workdir / "metrics.jsonl")
-    return {row["step"]: row["event"]["not_best"] for row in rows if "not_best" in row.get("event", {})}
+    return {row["step"]: row["not_best"]["why"] for row in rows if "not_best" in row}
 
 
 def best(workdir):

@@ -28,7 +28,7 @@ def cells(html):
 def test_a_table_of_evaluations():
     """A long run shows the latest evaluations and the best one."""
     rows = [evaluation(step, 0.5, 0.05) for step in range(40)]
-    rows += [evaluation(40, 0.0, 0.31), {"step": 40, "event": {"not_best": f"{REFUSED} 0.31 > 0.1"}}]
+    rows += [evaluation(40, 0.0, 0.31), {"step": 40, "not_best": {"why": f"{REFUSED} 0.31 > 0.1"}}]
     head, best, *others, last = cells(refusals.section(rows, {"best": {"step": 3}}))
     assert head == ["step", "harmful answered", "over refusal", "zh/over refusal", ""]
     assert best == ["3", "0.500", "0.050", "0.000", "best"] and len(others) == refusals._LATEST - 1
