@@ -152,8 +152,8 @@ class EarlyStopping:
         if not self.bounded:
             return ""
         if self.step is None:
-            return f"no checkpoint is the best one: {self._condition()} held in no evaluation"
-        return f"best: step {self.step}, {self.metric} {self.value:.4g}, while {self._condition()}"
+            return f"No checkpoint is the best one: {self._condition()} held in no evaluation"
+        return f"Best: step {self.step}, {self.metric} {self.value:.4g}, while {self._condition()}"
 
     def best(self) -> dict | None:
         """Returns the best evaluation as {metric, value, step}, or None if no value was finite yet."""

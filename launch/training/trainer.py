@@ -220,6 +220,7 @@ class _Attempt:
         config, stopping = self.opened.config, self.stopping
         wall = parts.goodput.wall()
         done = {"goodput": goodput.share(wall), "wall": wall, "tokens": self.step * self.tokens}
+        done |= {"bound": stopping.outcome()}
         done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
         if self.first:
             summary.update(self.workdir, done)
@@ -227,8 +228,8 @@ class _Attempt:
                 recorded = metrics.read(self.workdir / "metrics.jsonl")
                 print(held_out.before_and_after(recorded, stopping.step), end="")
             print(f"{goodput.line(wall)}\nreport: {run_report.write_report(self.workdir)}")
-        if outcome := stopping.outcome():
-            print(outcome)
+        if done["bound"]:
+            print(done["bound"])
         if stopping.ended:
             print(done["ended"])
         elif self.step < config.steps:

@@ -88,7 +88,7 @@ def test_beyond_the_bound_an_evaluation_is_neither_the_best_nor_an_improvement()
     seen, stopping = gated(pairs)
     assert [best for best, _ in seen] == [True, True, False, False, False, True]
     assert stopping.best() == {"metric": "validation/harmful_answered", "value": 0.3, "step": 6}
-    words = "best: step 6, validation/harmful_answered 0.3, while validation/over_refusal <= 0.1"
+    words = "Best: step 6, validation/harmful_answered 0.3, while validation/over_refusal <= 0.1"
     assert stopping.outcome() == words
     seen, stopping = gated(pairs, patience=3)
     assert [ended for _, ended in seen] == [False] * 4 + [True, False] and stopping.step == 6
@@ -102,7 +102,7 @@ def test_no_evaluation_within_the_bound():
     seen, stopping = gated([(0.0, 1.0), (0.0, math.nan)], patience=2)
     assert seen == [(False, False), (False, True)] and stopping.best() is None
     assert "validation/over_refusal <= 0.1 never held" in stopping.why()
-    assert stopping.outcome().startswith("no checkpoint is the best one")
+    assert stopping.outcome().startswith("No checkpoint is the best one")
 
 
 def test_a_bound_from_below_where_higher_is_better():

@@ -33,7 +33,7 @@ def section(rows: list[dict], summary: dict) -> str:
         parts.append(_evaluations(rows, evaluations, summary.get("best") or {}))
     if found:
         parts.append(_table(("kind", "language", "prompts", *VERDICTS), found.get("counts") or []))
-        parts.append(_table(("kind", "verdict", "rule", "prompt", "answer"), found.get("shown") or [], "answers"))
+        parts.append(_answers(found.get("shown") or []))
     return f"<section><h2>Refusals</h2>{''.join(parts)}</section>"
 
 
@@ -48,8 +48,8 @@ def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
         if is_best or row in evaluations[-_LATEST:]:
             judged = "best" if is_best else f"not best: {why}" if why else ""
             shares = {_head(name): _share(row.get(name)) for name in names}
-            body.append({"step": row["step"], **shares, "": judged})
-    return _table(("step", *map(_head, names), ""), body)
+            body.append({"step": row["step"], "": judged, **shares})
+    return _table(("step", "", *map(_head, names)), body)
 
 
 def _head(name: str) -> str:
@@ -60,10 +60,19 @@ def _share(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], kind: str = "") -> str:
+def _answers(shown: Sequence[Mapping[str, str]]) -> str:
+    """Returns a table of answers. Its first column doesn't wrap, because on a phone it would break inside words."""
+    cells = "<th>judged</th><th>prompt</th><th>answer</th>"
+    for one in shown:
+        judged = "\n".join(filter(None, (one.get(name, "") for name in ("kind", "verdict", "rule"))))
+        cells += f'</tr><tr><td style="white-space:pre">{escape(judged)}</td>'
+        cells += "".join(f"<td>{escape(one.get(name, ''))}</td>" for name in ("prompt", "answer"))
+    return f'<div class="card scroll"><table class="answers"><tr>{cells}</tr></table></div>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     cells = ""
     for row in rows:
         cells += "<tr>" + "".join(f"<td>{escape(str(row.get(name, '')))}</td>" for name in columns) + "</tr>"
-    of = f" class={kind}" if kind else ""
-    return f'<div class="card scroll"><table{of}><tr>{head}</tr>{cells}</table></div>'
+    return f'<div class="card scroll"><table><tr>{head}</tr>{cells}</table></div>'

@@ -10,7 +10,8 @@ It reads these files of the workdir. Each file and each key is optional:
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (seconds),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
                     no_bits_per_byte (the reason if there are none),
-                    mfu_convention, best {metric, value, step}, ended (the reason if it stopped early),
+                    mfu_convention, best {metric, value, step}, ended (the reason if it stopped early), bound (what
+                    the bound of early stopping made of the run),
                     samples [{prompt, text: the continuation}],
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
                     shown [{prompt, reference, answer}]},
@@ -64,7 +65,7 @@ def write_report(workdir) -> Path:
     run = " · ".join(str(summary[key]) for key in ("device", "mesh") if summary.get(key))
     best = summary.get("best") or {}
     found = f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}." if best else ""
-    outcome = str(summary.get("ended") or found)
+    outcome = str(summary.get("ended") or found or summary.get("bound") or "")
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
     above = (" · ".join(filter(None, (run, when and "last logged " + when))), outcome)
     below = (

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from configs import safety
+from configs import dpo, safety
 from data.batch import DataError
 from data.examples.judged import harm_prompts
 from launch.answers import safety as answering
@@ -157,6 +157,20 @@ def test_methods_and_general_conversations(base, data_dir, sets, tmp_path):
     (row,) = [row for row in metrics.read(tmp_path / "run" / "metrics.jsonl") if row["step"] == 2 and ANSWERED in row]
     assert {"validation/general_jsonl/loss", "validation/refusals_jsonl/loss"} <= {*row}
     assert Checkpoints(tmp_path / "run", metric=ANSWERED, reading=True).loop()["base"]
+
+
+def test_preferences_are_watched_in_the_same_way(base, data_dir, sets, tmp_path):
+    """config.safety and the bound are not tied to configs/safety.py."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = ({"prompt": f"harm {n}", "chosen": "No, I won't.", "rejected": "Yes."} for n in range(40))
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configured(base, data_dir, sets, steps=2, eval_every=2, checkpoint_every=2)
+    config.objective = dpo.get_config("lora").objective
+    config.adapt = dpo.get_config("lora").adapt
+    config.data.update(sources=(), path=str(pairs), format="preferences", validation=0.1, seq_len=128)
+    config.data.preferences.template, config.data.chat.template = "chatml", "auto"
+    config.optimizer.warmup_steps = 1
+    assert train(config, tmp_path / "run") and list(evaluations(tmp_path / "run")) == [0, 2]
 
 
 def test_the_config_as_it_ships():

@@ -47,7 +47,7 @@ def test_the_best_is_the_one_before_over_refusal_rose(tiny, tmp_path, monkeypatc
     assert not_best(tmp_path / "run") == {step: f"{REFUSED} {x} > 0.1" for step, x in ((6, 0.3), (8, 0.6), (10, 1))}
     said = capsys.readouterr().out
     assert "step 6: not best: over_refusal 0.3 > 0.1" in said
-    assert f"best: step 4, {ANSWERED} 0.4, while {REFUSED} <= 0.1" in said
+    assert f"Best: step 4, {ANSWERED} 0.4, while {REFUSED} <= 0.1" in said
     # Without a bound, the model that refuses everything would be the best.
     monkeypatch.setattr(safety, "evaluation_of", scripted(RISING))
     config = gated(tiny)
@@ -59,7 +59,8 @@ def test_a_model_that_refuses_everything_is_never_the_best(tiny, tmp_path, monke
     monkeypatch.setattr(safety, "evaluation_of", scripted([(0.0, 1.0)] * 6))
     assert train(gated(tiny), tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["best"] is None
-    assert f"no checkpoint is the best one: {REFUSED} <= 0.1 held in no evaluation" in capsys.readouterr().out
+    assert "No checkpoint is the best one: " in (tmp_path / "report.html").read_text()
+    assert f"No checkpoint is the best one: {REFUSED} <= 0.1 held in no evaluation" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="holds no step 'best'"):
         best(tmp_path)
 

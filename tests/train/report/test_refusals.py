@@ -30,10 +30,10 @@ def test_a_table_of_evaluations():
     rows = [evaluation(step, 0.5, 0.05) for step in range(40)]
     rows += [evaluation(40, 0.0, 0.31), {"step": 40, "not_best": {"why": f"{REFUSED} 0.31 > 0.1"}}]
     head, best, *others, last = cells(refusals.section(rows, {"best": {"step": 3}}))
-    assert head == ["step", "harmful answered", "over refusal", "zh/over refusal", ""]
-    assert best == ["3", "0.500", "0.050", "0.000", "best"] and len(others) == refusals._LATEST - 1
-    assert last == ["40", "0.000", "0.310", "0.000", "not best: over_refusal 0.31 &gt; 0.1"]
-    assert {row[-1] for row in others} == {""}
+    assert head == ["step", "", "harmful answered", "over refusal", "zh/over refusal"]
+    assert best == ["3", "best", "0.500", "0.050", "0.000"] and len(others) == refusals._LATEST - 1
+    assert last == ["40", "not best: over_refusal 0.31 &gt; 0.1", "0.000", "0.310", "0.000"]
+    assert {row[1] for row in others} == {""}
 
 
 def test_runs_without_prompts_have_no_section():
