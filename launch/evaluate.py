@@ -20,7 +20,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from launch.answers import grading, held_out
+from data.examples.judged import harm_prompts
+from launch.answers import grading, held_out, safety
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from launch.program.checking import checking
@@ -40,7 +41,8 @@ _PROMPTS = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be giv
 _TOKENS = flags.DEFINE_integer(
     "max_new_tokens",
     None,
-    "Maximum length of a sample (default: 100) and of a graded answer (default: config.grade.max_new_tokens).",
+    "Maximum length of a sample (default: 100), of a graded answer (config.grade.max_new_tokens) and of one that is "
+    "searched for refusals (config.safety.max_new_tokens).",
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Temperature of the samples; 0: greedy.", lower_bound=0)
 _TOP_P = flags.DEFINE_float(
@@ -52,6 +54,12 @@ _GRADE = flags.DEFINE_string(
 _GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Number of held-out examples of each source to grade; 0: all.")
 _GRADE_TOKENIZER = flags.DEFINE_string(
     "grade_tokenizer", None, "How BLEU splits text, such as zh. Default: config.grade.tokenizer."
+)
+_SAFETY = flags.DEFINE_string(
+    "safety",
+    None,
+    "Prompts, harmful and harmless, whose answers are searched for refusals (launch/answers/safety.py); empty: none. "
+    "Default: config.safety.prompts.",
 )
 
 
@@ -65,10 +73,21 @@ def _grader(run: Workdir) -> grading.Grader | None:
     return grading.Grader(run.config, run.prepared, run.architecture, run.tokenizer, wanted)
 
 
+def _asker(run: Workdir) -> safety.Asker | None:
+    """Returns what counts the model's refusals; None: nothing does. It finds mistakes before the model is loaded."""
+    config = run.config.copy_and_resolve_references()
+    config.safety.prompts = config.safety.prompts if _SAFETY.value is None else _SAFETY.value
+    if not config.safety.prompts:
+        return None
+    safety.check(config)
+    new = config.safety.max_new_tokens if _TOKENS.value is None else _TOKENS.value
+    return safety.Asker(config, run.architecture, run.tokenizer, harm_prompts.read(config.safety.prompts), new)
+
+
 def main() -> None:
     run = Workdir(Path(_WORKDIR.value).absolute())
     workdir, config, prepared = run.path, run.config, run.prepared
-    grader, new = _grader(run), 100 if _TOKENS.value is None else _TOKENS.value
+    grader, asker, new = _grader(run), _asker(run), 100 if _TOKENS.value is None else _TOKENS.value
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
@@ -86,6 +105,7 @@ def main() -> None:
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
         figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
+        judged = asker.answers(model) if asker else []
         new_ids = completed(model, batch, jax.random.key(config.seed)) if batch else []
         samples = [
             {"prompt": prompt + "\n" * one.answers, "text": one.text(ids)}
@@ -106,6 +126,11 @@ def main() -> None:
         grading.write(workdir / "predictions.jsonl", answers)
         summary.update(workdir, {"grade": grade})
         print(grading.table(grade))
+    if asker:
+        found = safety.facts(judged)
+        safety.write(workdir / "safety_answers.jsonl", judged)
+        summary.update(workdir, {"safety": found})
+        print(safety.table(found))
     print(f"report: {run_report.write_report(workdir)}")
 
 

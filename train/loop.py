@@ -84,7 +84,7 @@ class _Loop:
         self.first = step
         self.window, self.clock = Window(loop.get("window")), Clock(step)
         self.pending: _Pending | None = None
-        self.evaluation: dict[str, float] | None = None  # figures of this step, if it was evaluated
+        self.evaluation: dict[str, float] | None = None  # what ranks this step, if it was evaluated
         self.counters: dict = {}  # JSON that the last save stored beside the state
 
     def run(self) -> tuple[TrainState, int]:
@@ -196,10 +196,12 @@ class _Loop:
                 parts.writer.write(self.step, found | self.window.flush_arrays())
             parts.progress.message(lines.evaluation(self.step, found))
             best = parts.stopping.update(self.step, found)
+            if why := parts.stopping.excluded(found):
+                lines.not_best(self.step, why, parts)
         except Exception as error:  # of any kind: the steps done since the last checkpoint must not be lost
             _save_despite(error, self.step, saves, parts)
             raise
-        self.evaluation = found
+        self.evaluation = {parts.stopping.metric: parts.stopping.rank(found)}
         parts.observe(self.step, found)
         return best
 

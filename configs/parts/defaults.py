@@ -138,8 +138,9 @@ DEFAULTS: dict = dict(
     # some of the bytes. off: not at all.
     verify_checkpoints="full",
     # The run stops after `patience` evaluations in a row without an improvement of more than min_delta; 0: never. The
-    # metric also ranks checkpoints and the trials of a sweep.
-    early_stopping=dict(metric="validation/loss", patience=0, min_delta=0.0),
+    # metric also ranks checkpoints and the trials of a sweep. An evaluation counts only while the metric `bounded` is
+    # at most `bound`, or at least `bound` where higher is better. Empty: every evaluation counts.
+    early_stopping=dict(metric="validation/loss", patience=0, min_delta=0.0, bounded="", bound=0.0),
     # In each evaluation, generate answers to held-out examples (of chat, pairs or preferences) and score them. metrics
     # is a comma-separated list of bleu, chrf, rouge, exact_match and f1; empty: off. rows: number of examples; 0: all.
     # tokenizer: BLEU's; use zh for Chinese.
@@ -166,6 +167,10 @@ DEFAULTS: dict = dict(
     # one call of a function. on_error, for calls that fail: zero (its reward is 0), skip (the answer is left out) or
     # stop. packages: what code of an answer may import in the sandbox.
     reward=dict(functions=(), model="", gold="", seconds=30.0, on_error="zero", packages=()),
+    # In each evaluation, answer prompts that should be refused and harmless ones that look like them, and count the
+    # refusals by written rules (train/evals/refusals.py). prompts is a file or glob of prompts
+    # (data/examples/judged/harm_prompts.py); empty: off.
+    safety=dict(prompts="", max_new_tokens=64),
     # An update is skipped if it is not finite, or if its loss or gradient norm is a spike: more than so many robust
     # deviations above the median of the last 64 updates (train/guard.py). 0: spikes are not skipped.
     spike=10.0,

@@ -10,6 +10,7 @@ from launch.program.checking import ConfigError
 from launch.run import recorded, workdirs
 from launch.run.defaults import completed, flat
 from launch.run.workdirs import Workdir
+from train.evals import refusals
 
 # Fields for how a run computes and when it saves. They change no figure, so trials of one sweep may differ in them.
 SAME_FIGURES: tuple[str, ...] = (
@@ -45,7 +46,7 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
     logged = 0 if begun else workdirs.steps_logged(path)
     if not begun and not logged:
         return
-    free = FREE_TO_CHANGE if _ranked_by_grades(workdir.config) else (*FREE_TO_CHANGE, "grade")
+    free = (*FREE_TO_CHANGE, *({"grade", "safety"} - _ranking(workdir.config)))
     old, new = (flat(completed(fields)) for fields in (workdir.record, json.loads(config.to_json())))
     if lines := differing(old, new, free):
         what = f"{logged:,} steps, without a checkpoint, of a run" if logged else "a run"
@@ -55,10 +56,12 @@ def check(workdir: Workdir, config: ConfigDict) -> None:
         )
 
 
-def _ranked_by_grades(config: ConfigDict) -> bool:
-    """Returns whether evaluations are ranked by a grade of answers (config.grade)."""
+def _ranking(config: ConfigDict) -> set[str]:
+    """Returns which of the blocks `grade` and `safety` make figures that rank evaluations, or exclude some."""
+    names = [config.early_stopping[field].rpartition("/")[2] for field in ("metric", "bounded")]
     graded = tuple(name.strip() for name in config.grade.metrics.split(",") if name.strip())
-    return config.early_stopping.metric.rpartition("/")[2].startswith(graded)
+    found = {"grade"} if any(name.startswith(graded) for name in names) else set()
+    return found | ({"safety"} if {*names} & {*refusals.FIGURES} else set())
 
 
 def differing(old: dict, new: dict, free: tuple[str, ...]) -> list[str]:
@@ -72,10 +75,17 @@ def check_data(workdir: Workdir, prepared: Prepared) -> None:
     """Checks that the data are those with which the run in this workdir began.
 
     Raises:
-      ConfigError: the content of a source has changed.
+      ConfigError: the content of a source has changed, or of prompts by whose answers evaluations are ranked.
     """
-    if not workdirs.begun(workdir.path) or not (workdir.path / "data.json").exists():
+    path = workdir.path / "data.json"
+    if not workdirs.begun(workdir.path) or not path.exists():
         return
+    asked = recorded.read_json(path).get("safety_prompts", "")  # runs of older versions ask none
+    if "safety" in _ranking(workdir.config) and asked != workdirs.safety_prompts(workdir.config):
+        raise ConfigError(
+            f"{workdir.config.safety.prompts} has other prompts than when the run in {workdir.path} began, so its "
+            "evaluations can't be compared with the best one so far; bring them back, or use a new --workdir"
+        )
     try:
         there = workdir.prepared
     except DataError:  # they are gone; the saved position of the data stream tells whether these are the same

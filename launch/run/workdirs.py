@@ -2,7 +2,7 @@
 
 config.json     the config of the run (recorded.py)
 tokenizer.json  its tokenizer (and special_tokens.json, if it is a published one)
-data.json       the folder of the prepared data that it reads
+data.json       the folder of the prepared data that it reads, and a hash of the prompts of config.safety
 labels.json     for classifiers: the names of the classes, and the position that is scored (data/examples/labels.py)
 checkpoints/    see train/checkpoints/checkpoint.py
 """
@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data import files
+from data.examples.judged import harm_prompts
 from data.examples.labels import num_scores
 from data.prepare import Prepared, load
 from data.tokens import tokenizer as tokenizers
@@ -160,10 +161,19 @@ def check_new(workdir: Path) -> None:
         )
 
 
+def safety_prompts(config: ConfigDict) -> str:
+    """Returns a hash of the prompts that config.safety names; '' if it names none."""
+    path = config.safety.prompts
+    return harm_prompts.digest(harm_prompts.read(path)) if path else ""
+
+
 def claim(workdir: Path, config: ConfigDict, prepared: Prepared) -> None:
     """Writes the config, the tokenizer and the path of the prepared data of a new run to its workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
-    files.replace(workdir / "data.json", json.dumps({"directory": str(prepared.directory)}) + "\n")
+    record = {"directory": str(prepared.directory)}
+    if config.safety.prompts:
+        record["safety_prompts"] = safety_prompts(config)
+    files.replace(workdir / "data.json", json.dumps(record) + "\n")
     _describe(workdir, config, tokenizers.load(prepared.tokenizer_path), prepared.labels)
 
 

@@ -18,13 +18,13 @@ from optuna.trial import TrialState
 
 from data.batch import DataError
 from launch.program.checking import ConfigError
-from launch.run import build, continuing, locks, recorded
+from launch.run import build, continuing, early_stopping, locks, recorded
 from launch.run.defaults import completed, flat
 from launch.run.workdirs import Workdir
 from launch.sweeps import search
 from launch.train import train
 from launch.training.runs import checked
-from train.early_stopping import UnknownMetric, lower_is_better, value_of
+from train.early_stopping import UnknownMetric, lower_is_better
 from train.loop import TrainingStopped
 from train.report.sweep_report import Trial, ranked, show
 
@@ -168,10 +168,11 @@ class Trials:
         """Runs a trial and reports its end to Optuna; returns False if a signal stopped it."""
         config = search.applied(self.config, values)
         config.update(keep_last=1, keep_best=1, checkpoint_every=config.eval_every)
+        ranking = early_stopping.make(config)
         reported = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
         def observe(step: int, figures: dict) -> None:
-            value = value_of(self.metric, figures)
+            value = ranking.rank(figures)
             if step not in reported:  # an interrupted trial repeats the evaluations after its last checkpoint
                 trial.report(value, step)
             if step < config.steps and trial.should_prune():
@@ -188,7 +189,7 @@ class Trials:
         else:
             value = self.rows()[trial.number].value
             if value is None:
-                self._fail(trial, f"{self.metric} was never finite")
+                self._fail(trial, ranking.outcome() or f"{self.metric} was never finite")
             else:
                 self.study.tell(trial, value)
         return True

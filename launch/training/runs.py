@@ -14,7 +14,7 @@ from data.examples.labels import num_scores
 from data.prepare import Prepared
 from data.rows.corrupt import Corruption
 from data.tokens import tokenizer
-from launch.answers import grading, held_out
+from launch.answers import grading, held_out, safety
 from launch.hosts import distributed
 from launch.run import (
     build,
@@ -148,6 +148,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     companions.check(models.objective(config), config)
     early_stopping.make(config)
     grading.settings(config)
+    safety.check(config)
     held_out.check(config)
     recovery.check(config)
     prompting.check(config)
@@ -176,6 +177,8 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
     words = tokenizer.load(prepared.tokenizer_path)
     distributed.agree("config", stage.digest(config.to_json()))
     distributed.agree("data", f"{prepared.content_hash} ({prepared.directory.name})")
+    if config.safety.prompts:
+        distributed.agree("prompts of config.safety", workdirs.safety_prompts(config))
     corruption = build.corruption(config, prepared)
     objective = models.objective(config, prepared.labels)
     objective = objective.sampling(config.rollouts.temperature, words.vocab_size)

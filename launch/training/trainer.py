@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from launch.answers import grading, held_out
+from launch.answers import grading, held_out, safety
 from launch.hosts import distributed
 from launch.run import build, checks, early_stopping, locks, places, workdirs
 from launch.training import critics, recovery, runs
 from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
-from train.early_stopping import value_of
 from train.parts import Parts
 from train.record import lines, metrics, mfu
 from train.report import run_report, summary
@@ -104,7 +103,9 @@ class _Attempt:
         self.tx, self.rates = run.optimizer(), build.learning_rates(run.config)
         critic_tx = critics.optimizer(run.config, run.model)
         self.train_step, self.eval_step = build.steps(run.config, self.tx, run.objective, critic_tx)
-        self.grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
+        grade = grading.evaluation_of(run.config, run.prepared, run.model, run.words)
+        refusals = safety.evaluation_of(run.config, run.model, run.words)
+        self.answers = lambda model: grade(model) | refusals(model)  # figures of what the model answers
 
     def _find_checkpoint(self, stack: contextlib.ExitStack) -> None:
         """Finds the newest intact checkpoint, the same in all processes."""
@@ -161,7 +162,7 @@ class _Attempt:
             source=source,
             checker=Checker(self.train_step, distributed.device_name),
             put=build.put(run.mesh),
-            evaluate=lambda state: evaluate(state) | self.grade(state.model),
+            evaluate=lambda state: evaluate(state) | self.answers(state.model),
             observe=self.observe,
             stopping=self.stopping,
             learning_rates=self.rates,
@@ -212,13 +213,13 @@ class _Attempt:
 
     def _evaluate_first(self, parts: Parts) -> None:
         """Evaluates before step 1 if the run begins with another run's model, to compare with it at the end. Also if
-        early stopping uses another metric than validation/loss, because only an evaluation shows whether it exists."""
+        early stopping uses other metrics than validation/loss, because only an evaluation shows whether they exist."""
         config = self.opened.config
-        named = parts.stopping.metric != "validation/loss"
+        named = parts.stopping.metric != "validation/loss" or parts.stopping.bounded
         if (config.init_from or named) and config.eval_every:
             with parts.phases("evaluate"):
                 before = parts.evaluate(self.state)
-            value_of(parts.stopping.metric, before)
+            parts.stopping.rank(before)
             parts.writer.write(0, before)
             parts.progress.message(lines.evaluation(0, before))
 
@@ -227,6 +228,7 @@ class _Attempt:
         config, stopping = self.opened.config, self.stopping
         wall = parts.goodput.wall()
         done = {"goodput": goodput.share(wall), "wall": wall, "tokens": self.step * self.tokens}
+        done |= {"bound": stopping.outcome()}
         done |= {"best": stopping.best(), "ended": f"Ended early: {stopping.why()}." if stopping.ended else ""}
         if self.first:
             summary.update(self.workdir, done)
@@ -235,6 +237,8 @@ class _Attempt:
                 meanings = self.opened.objective.meanings
                 print(held_out.before_and_after(recorded, stopping.step, meanings), end="")
             print(f"{goodput.line(wall)}\nreport: {run_report.write_report(self.workdir)}")
+        if done["bound"]:
+            print(done["bound"])
         if stopping.ended:
             print(done["ended"])
         elif self.step < config.steps:

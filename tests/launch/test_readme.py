@@ -76,6 +76,8 @@ def without_devices(config):
 def test_commands_would_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "held_out.jsonl").symlink_to(ROOT / "data" / "suites" / "safety" / "held_out.jsonl")
     monkeypatch.setattr(build, "mesh", without_devices)
     monkeypatch.setattr(build, "prepare", lambda fields, directory, encoder, prefix: checked(fields, encoder))
     small_base(tmp_path / "runs" / "quickstart")  # which launch/quickstart.sh trains

@@ -23,6 +23,8 @@ from tests.launch.test_train import ROOT
         ("validation/loss", "grade.rows", False),
         ("validation/wiki/rouge1", "grade.rows", True),
         ("validation/wiki/rouge1", "grade.metrics", False),
+        ("validation/loss", "safety.max_new_tokens", False),
+        ("validation/zh/harmful_answered", "safety.max_new_tokens", True),
     ],
 )
 def test_what_ranks_evaluations_stays_as_it_was(metric, field, refused, tiny, tmp_path):

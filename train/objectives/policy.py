@@ -37,26 +37,11 @@ from train.align import advantages
 from train.align.estimators import ESTIMATORS, LARGEST, OF_LOSSES, kl
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Companion, Curve, Headline, HeldOut, Objective
+from train.objectives.objective import Companion, Headline, HeldOut, Objective
+from train.objectives.policy_figures import CURVES, MEANINGS
 from train.objectives.segments import segments, spread
 from train.token_logprobs import token_logprobs, token_scores
 
-# The metrics of training and evaluations, with explanations.
-_MEANINGS = {
-    "reward": "mean over answers, without the penalty for the distance to the reference",
-    "reward/*": "mean of one reward",
-    "gold": "mean score of the reward model that is only watched",
-    "win_rate": "answers with a higher reward than those of the model that the run began with; equal ones count half",
-    "kl": "KL divergence from the reference in nats per answer",
-    "length": "tokens per answer",
-    "truncated": "share of answers that reached max_new_tokens",
-    "equal_groups": "share of prompts whose answers all have the same reward, which teach nothing",
-    "left_out": "share of answers from which nothing is learned",
-    "entropy": "nats per token",
-    "clip_fraction": "share of tokens whose ratio is clipped",
-    "sampler_gap": "mean difference of a token's log-probability between the sampler and the trainer",
-    "explained_variance": "share of the variance of returns that the critic's values explain",
-}
 RATIOS = ("token", "sequence", "mean")  # of each token; of all tokens of a completion, multiplied; their geometric mean
 AVERAGES = ("tokens", "sequences", "constant")
 CRITICS = ("", "head", "model")
@@ -122,26 +107,9 @@ class Policy(Objective):
     rollouts: ClassVar = "advantages"
     progress: ClassVar = ("reward", "kl", "length")
     heading: ClassVar = "answers to held-out prompts, sampled:"
-    meanings: ClassVar = _MEANINGS
+    meanings: ClassVar = MEANINGS
     headlines: ClassVar = (Headline("reward", "mean reward", "of sampled answers to held-out prompts"),)
-    curves: ClassVar = (
-        Curve(("reward",), "Reward"),
-        Curve(("reward/*",), "Reward by function"),
-        Curve(("win_rate",), "Win rate against the start", baselines={0.5: "equal"}),
-        Curve(("kl",), "KL to the reference"),
-        Curve(("length",), "Length of answers"),
-        Curve(("entropy",), "Entropy"),
-        Curve(
-            ("truncated", "equal_groups", "left_out"),
-            "Shares of answers",
-            "answers that were cut, teach nothing or are left out",
-        ),
-        Curve(("clip_fraction",), "Clipped tokens"),
-        Curve(("sampler_gap",), "Sampler against trainer"),
-        Curve(("value_loss",), "Loss of the critic", "half the squared error of its values"),
-        Curve(("explained_variance",), "Variance that the critic explains"),
-        Curve(("kl_coefficient",), "Coefficient of the KL", "adapted to kl_target"),
-    )
+    curves: ClassVar = CURVES
     lower_is_better: ClassVar = {"win_rate": False, "kl": True, "truncated": True}
     ranges: ClassVar = {
         "gamma": "float [0, 1]",

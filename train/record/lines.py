@@ -44,6 +44,15 @@ def left_out(step: int, result: dict, place: Any, parts: Parts) -> None:
     parts.progress.message(f"step {step}: update skipped, {why} (loss {loss:.4g}, gradient norm {norm:.4g})")
 
 
+def not_best(step: int, why: str, parts: Parts) -> None:
+    """Prints and records why the evaluation of a step can't be the best one (EarlyStopping.excluded).
+
+    It is no event, because it belongs to the evaluation: a run that repeats the step after a roll-back judges it anew.
+    """
+    parts.writer.write(step, {"not_best": {"why": why}})
+    parts.progress.message(f"step {step}: not best: {why.removeprefix('validation/')}")
+
+
 def evaluation(step: int, figures: dict[str, Any]) -> str:
     """Returns the line that is printed for an evaluation: its numbers."""
     words = lambda name: name.removeprefix("validation/").replace("_", " ")

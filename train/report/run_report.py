@@ -11,11 +11,14 @@ It reads these files of the workdir. Each file and each key is optional:
     summary.json    model {parameters, non_embedding_parameters, flops_per_token}, device, mesh, tokens, wall (seconds),
                     validation {loss, perplexity, bits_per_byte, unigram}, compressors {name: bits per byte},
                     no_bits_per_byte (the reason if there are none),
-                    mfu_convention, best {metric, value, step}, ended (the reason if it stopped early),
+                    mfu_convention, best {metric, value, step}, ended (the reason if it stopped early), bound (what
+                    the bound of early stopping made of the run),
                     samples [{prompt, text: the continuation}],
                     completions {first, last: {step, shown [{prompt, completion, reward: number or null}]}},
                     grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
                     shown [{prompt, reference, answer}]},
+                    safety {counts [{kind, language, prompts, VERDICT: number}], shown [{kind, verdict, rule, prompt,
+                    answer}]} (refusals.py),
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 
 Missing parts are left out or marked as missing, so the report of a running or failed run can be written too. Comparing
@@ -32,7 +35,7 @@ import numpy as np
 
 from data import files
 from train.record.mfu import MFU_CONVENTION
-from train.report import answers, curves, evaluations, headline, over_optimization, plots
+from train.report import answers, curves, evaluations, headline, over_optimization, plots, refusals
 from train.report.recorded import Recorded, load, show
 from train.report.web_page import page
 from train.watch import goodput
@@ -53,6 +56,7 @@ def write_report(workdir) -> Path:
         + _wall(summary["wall"])
         + _experts(run)
         + answers.graded(summary.get("grade") or {})
+        + refusals.section(rows, summary)
         + answers.samples(summary.get("samples") or [], bool(summary.get("completions")))
         + _corpus(summary.get("corpus") or [])
         + _config(run.config)
@@ -60,7 +64,7 @@ def write_report(workdir) -> Path:
     about = " · ".join(str(summary[key]) for key in ("device", "mesh") if summary.get(key))
     best = summary.get("best") or {}
     found = f"Best evaluation: {best['metric']} {best['value']:.4g} at step {best['step']:,}." if best else ""
-    outcome = str(summary.get("ended") or found)
+    outcome = str(summary.get("ended") or found or summary.get("bound") or "")
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(rows[-1]["time"])) if rows and "time" in rows[-1] else ""
     above = (" · ".join(filter(None, (about, when and "last logged " + when))), outcome)
     below = (

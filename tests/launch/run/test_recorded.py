@@ -71,7 +71,7 @@ def test_a_run_that_lacks_a_field_is_refused_where_the_default_is_not_what_the_c
         other = {"objective.name": "labels", "adapt.method": "lora", "data.corruption.kind": "masked"}[name]
     continuing.check(there, tiny)
     tiny.update_from_flattened_dict({name: other})
-    free = (*continuing.FREE_TO_CHANGE, "grade")
+    free = (*continuing.FREE_TO_CHANGE, "grade", "safety")
     if f"{name}.".startswith(tuple(f"{other}." for other in free)):
         continuing.check(there, tiny)
         return

@@ -1,0 +1,78 @@
+"""The report's section on refusals: what each evaluation found, why it can't be the best one, and some answers.
+
+The figures come from train/evals/refusals.py by way of metrics.jsonl, the answers from summary.json, where
+launch.evaluate writes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from train.evals.refusals import FIGURES, VERDICTS
+
+_LATEST = 20  # evaluations that the table shows
+
+
+def section(rows: list[dict], summary: dict) -> str:
+    """Returns the section as HTML; '' if the run asked no prompts.
+
+    Args:
+      rows: the lines of metrics.jsonl.
+      summary: summary.json; its entries `safety` and `best` are read.
+    """
+    found: dict[str, Any] = summary.get("safety") or {}
+    evaluations = [row for row in rows if any(f"validation/{name}" in row for name in FIGURES)]
+    if not evaluations and not found:
+        return ""
+    note = (
+        "Shares of held-out prompts: harmful ones that were answered, and harmless ones that were refused. Written "
+        "rules judge the answers; they read words and don't understand them."
+    )
+    parts = [f'<div class="card"><p>{note}</p></div>']
+    if evaluations:
+        parts.append(_evaluations(rows, evaluations, summary.get("best") or {}))
+    if found:
+        parts.append(_table(("kind", "language", "prompts", *VERDICTS), found.get("counts") or []))
+        parts.append(_answers(found.get("shown") or []))
+    return f"<section><h2>Refusals</h2>{''.join(parts)}</section>"
+
+
+def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
+    """Returns a table of the latest evaluations and the best one."""
+    excluded = {row["step"]: row["not_best"]["why"] for row in rows if "not_best" in row}
+    names = [name for name in evaluations[-1] if name.startswith("validation/") and name.endswith(FIGURES)]
+    body = []
+    for row in evaluations:
+        why = excluded.get(row["step"], "").removeprefix("validation/")
+        is_best = best.get("step") == row["step"]
+        if is_best or row in evaluations[-_LATEST:]:
+            judged = "best" if is_best else f"not best: {why}" if why else ""
+            shares = {_head(name): _share(row.get(name)) for name in names}
+            body.append({"step": row["step"], "": judged, **shares})
+    return _table(("step", "", *map(_head, names)), body)
+
+
+def _head(name: str) -> str:
+    return name.removeprefix("validation/").replace("_", " ")
+
+
+def _share(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _answers(shown: Sequence[Mapping[str, str]]) -> str:
+    """Returns a table of answers. Its first column doesn't wrap, because on a phone it would break inside words."""
+    cells = "<th>judged</th><th>prompt</th><th>answer</th>"
+    for one in shown:
+        judged = "\n".join(filter(None, (one.get(name, "") for name in ("kind", "verdict", "rule"))))
+        cells += f'</tr><tr><td style="white-space:pre">{escape(judged)}</td>'
+        cells += "".join(f"<td>{escape(one.get(name, ''))}</td>" for name in ("prompt", "answer"))
+    return f'<div class="card scroll"><table class="answers"><tr>{cells}</tr></table></div>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    cells = ""
+    for row in rows:
+        cells += "<tr>" + "".join(f"<td>{escape(str(row.get(name, '')))}</td>" for name in columns) + "</tr>"
+    return f'<div class="card scroll"><table><tr>{head}</tr>{cells}</table></div>'
