@@ -3,19 +3,17 @@
     k1        log p - log q                 unbiased, may be negative
     k2        (log p - log q)^2 / 2         biased, of low variance
     k3        q / p - 1 - log(q / p)        unbiased and never negative
-    k3_ratio  k3 times p / p_sampled        the token's own ratio
-    k3_sequence  the same with the ratio of the whole answer
+    k3_ratio  k3 times p / p_sampled        for losses (DeepSeek-V3.2, arXiv:2512.02556, equation 7)
 
-(J. Schulman, Approximating KL divergence, 2020.) In a reward all of the first three may be used. In a loss, their
-gradients count: for one token, that of k1 has mean 0, that of k2 and k3_ratio is that of the KL divergence, and that of
-k3 is that of the reverse one. But a token also decides which tokens follow, and only k3_sequence takes the divergence
-of those into account: its gradient is that of the KL divergence of whole answers, with more variance.
+(J. Schulman, Approximating KL divergence, 2020.) In a loss, their gradients count: for one token, that of k1 has mean
+0, those of k2 and k3_ratio are that of the KL divergence, and that of k3 is that of the reverse one. But a token also
+decides which tokens follow, and no term of a loss gives it a share in the divergence of those. A KL in the reward does,
+so only that ends at the policy that maximizes mean reward - beta KL (tests/train/align/test_optimum.py).
 """
 
 import jax.numpy as jnp
 
-ESTIMATORS = ("k1", "k2", "k3", "k3_ratio", "k3_sequence")
-OF_LOSSES = ("k3_ratio", "k3_sequence")  # those that need a ratio, which a reward has not
+ESTIMATORS = ("k1", "k2", "k3", "k3_ratio")
 LARGEST = 20.0  # log-ratios are clipped to this, so that one token can't give an infinite number
 
 
@@ -26,7 +24,7 @@ def kl(name: str, logprobs, reference, ratio=None):
       name: of ESTIMATORS.
       logprobs: log p of the sampled tokens.
       reference: log q of the same tokens.
-      ratio: p / p_sampled of the same tokens, for OF_LOSSES.
+      ratio: p / p_sampled of the same tokens, for 'k3_ratio'.
     """
     apart = jnp.clip(logprobs - reference, -LARGEST, LARGEST)
     if name == "k1":

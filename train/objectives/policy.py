@@ -24,7 +24,6 @@ Dims: B rows, T length.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 from data.examples import kinds
 from model.config import ModelConfig
 from train.align import advantages
-from train.align.estimators import ESTIMATORS, LARGEST, OF_LOSSES, kl
+from train.align.estimators import ESTIMATORS, LARGEST, kl
 from train.losses import Loss
 from train.objectives import routing
 from train.objectives.objective import Companion, Headline, HeldOut, Objective
@@ -148,8 +147,8 @@ class Policy(Objective):
             )
         if gae and self.scale != "none":
             raise ValueError("scale has no effect on advantages 'gae'; set it to 'none' (whiten scales them)")
-        if self.kl_in == "reward" and self.kl_estimator in OF_LOSSES:
-            raise ValueError(f"kl_estimator {self.kl_estimator!r} is for a KL in the loss; choose k1, k2 or k3")
+        if self.kl_in == "reward" and self.kl_estimator == "k3_ratio":
+            raise ValueError("kl_estimator 'k3_ratio' is for a KL in the loss; choose another one for the reward")
         if self.kl_target and not (self.kl and self.kl_in == "reward"):
             raise ValueError("kl_target adapts the coefficient of a KL in the reward; set kl above 0 and kl_in=reward")
         if self.constant != 1 and self.average != "constant":
@@ -205,8 +204,7 @@ class Policy(Objective):
         scores = self.scores(output, batch["targets"])
         share_BT, count_BT = mask_BT * batch["shares"], mask_BT * batch["counts"]
         old_BT = batch.get("old_logprobs", jax.lax.stop_gradient(scores.logprob_BT))
-        ratio_of = functools.partial(_ratio, batch, mask_BT, scores.logprob_BT - old_BT)
-        ratio_BT = ratio_of(self.ratio)
+        ratio_BT = self._ratio(batch, mask_BT, scores.logprob_BT - old_BT)
         advantage_BT, low, high = batch["advantages"], 1 - self.clip_low, 1 + self.clip_high
         loss_BT = plain_BT = -advantage_BT * ratio_BT
         if self.clip_low or self.clip_high:
@@ -220,8 +218,7 @@ class Policy(Objective):
             "sampler_gap": jnp.abs(old_BT - batch["sampled_logprobs"]),
         }
         if "reference_logprobs" in batch:
-            of_kl_BT = ratio_of("sequence") if self.kl_estimator == "k3_sequence" else ratio_BT
-            kl_BT = kl(self.kl_estimator, scores.logprob_BT, batch["reference_logprobs"], of_kl_BT)
+            kl_BT = kl(self.kl_estimator, scores.logprob_BT, batch["reference_logprobs"], ratio_BT)
             total += self.kl * (share_BT * kl_BT).sum()
             measured["kl_loss"] = kl_BT
         if self.entropy:
@@ -241,6 +238,16 @@ class Policy(Objective):
         """Returns log-probabilities and entropies of the distribution that is sampled from."""
         return token_scores(output, targets_BT, self.temperature, self.vocab_size)
 
+    def _ratio(self, batch, mask_BT, apart_BT):
+        """Returns p / p_sampled of each token, or of its whole completion, from the differences of log-probabilities."""
+        if self.ratio != "token":
+            found = segments(batch, {"apart": mask_BT * apart_BT, "tokens": mask_BT})
+            apart_BS = found.sums_BS["apart"]
+            if self.ratio == "mean":
+                apart_BS = apart_BS / jnp.maximum(found.sums_BS["tokens"], 1)
+            apart_BT = spread(batch, apart_BS)
+        return jnp.exp(jnp.clip(apart_BT, -LARGEST, LARGEST))
+
     def values(self, hidden, critic, rows, key=None):
         """Returns the critic's value of the state after each token, float32 [B, T]."""
         x_BTD = hidden.x_BTD if self.critic == "head" else critic(*rows, key=key).x_BTD
@@ -256,14 +263,3 @@ class Policy(Objective):
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
         return {name: float(value) / max(float(loss.weight), 1e-9) for name, value in loss.metrics.items()}
-
-
-def _ratio(batch, mask_BT, apart_BT, level: str):
-    """Returns p / p_sampled of each token, or of its whole completion, from the differences of log-probabilities."""
-    if level != "token":
-        found = segments(batch, {"apart": mask_BT * apart_BT, "tokens": mask_BT})
-        apart_BS = found.sums_BS["apart"]
-        if level == "mean":
-            apart_BS = apart_BS / jnp.maximum(found.sums_BS["tokens"], 1)
-        apart_BT = spread(batch, apart_BS)
-    return jnp.exp(jnp.clip(apart_BT, -LARGEST, LARGEST))

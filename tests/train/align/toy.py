@@ -25,11 +25,12 @@ from train.align.rollouts import Rollouts
 from train.align.rounds import Prompt, Rewards, Rounds, Settings, Tools
 from train.align.sampler import make_sampler
 
-LETTERS, END, BEGIN, LONGEST, BETA = 4, 4, 5, 4, 0.5
+LETTERS, END, LONGEST, BETA = 4, 4, 4, 0.5
+BEGIN = END  # as in a document, so that there is no id that a model could waste probability on
 SEQ_LEN = 32
 TEXTS = [text for n in range(LONGEST + 1) for text in itertools.product(range(LETTERS), repeat=n)]
 CONFIG = ModelConfig(
-    vocab_size=8, embed_dim=64, num_layers=2, num_heads=4, mlp_dim=128, max_length=SEQ_LEN, dtype="float32"
+    vocab_size=END + 1, embed_dim=64, num_layers=1, num_heads=4, mlp_dim=128, max_length=SEQ_LEN, dtype="float32"
 )
 
 
@@ -54,8 +55,8 @@ def model(seed=0):
 @jax.jit
 def _logprobs(model, batch):
     output = model.output(model(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD)
-    logp_BTV = jax.nn.log_softmax(output.logits()[..., : END + 1])
-    own_BT = jnp.take_along_axis(logp_BTV, jnp.minimum(batch["targets"], END)[..., None], -1)[..., 0]
+    logp_BTV = jax.nn.log_softmax(output.logits())
+    own_BT = jnp.take_along_axis(logp_BTV, batch["targets"][..., None], -1)[..., 0]
     return own_BT * batch["weights"]
 
 
