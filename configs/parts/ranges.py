@@ -74,6 +74,7 @@ RANGES = {
     "rollouts.truncated_penalty": "float [0, inf)",
     "rollouts.text_rows": "int [0, inf)",
     "rollouts.rows": "int [0, inf)",
+    "reward.functions[]": "float (-inf, inf)",
     "reward.seconds": "float (0, inf)",
     "safety.max_new_tokens": "int [1, inf)",
     "spike": "float [0, inf)",

@@ -27,7 +27,7 @@ SAME_FIGURES += ("profile_steps", "checkpoint_every", "keep_last", "keep_best", 
 
 # Fields that may differ when a run is continued. With any other field changed, it would be another run.
 FREE_TO_CHANGE: tuple[str, ...] = (*SAME_FIGURES, "eval_every", "grade.metrics", "early_stopping.patience")
-FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_every")
+FREE_TO_CHANGE += ("spike", "max_bad_steps", "on_bad_steps", "watchdog", "check_every", "reward.seconds", "reward.gold")
 
 
 def check(workdir: Workdir, config: ConfigDict) -> None:

@@ -44,10 +44,13 @@ from train import loop
 
 class Source:
     def __init__(self, source):
-        self.source, self.position, self.damaged, self.steps = source, source.position, source.damaged, 0
+        self.source, self.steps = source, 0
 
-    def next(self):
-        place, batch = self.position()["next_row"], self.source.next()
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def next(self, state):
+        place, batch = self.position()["next_row"], self.source.next(state)
         if records:
             with open(f"{records}.{flags.FLAGS.process}", "a") as file:
                 print(place, *(zlib.crc32(row.tobytes()) for row in batch["tokens"]), file=file)

@@ -64,7 +64,7 @@ def test_a_run_that_is_older_than_a_field_goes_on_with_its_default(name, tiny, t
 def test_a_run_that_lacks_a_field_is_refused_where_the_default_is_not_what_the_config_says(name, tiny, tmp_path):
     """This holds for every field, except those that a continued run may change."""
     tiny.update_from_flattened_dict({name: (value := flat(DEFAULTS)[name])})
-    changed = {bool: lambda v: not v, str: lambda v: f"{v} other", tuple: lambda v: (*v, *v)}
+    changed = {bool: lambda v: not v, str: lambda v: f"{v} other", tuple: lambda v: (*v, "a")}
     other = changed.get(type(value), lambda v: v + 1)(value)
     there = holding(tmp_path, tiny, without(name))
     if name in ("objective.name", "adapt.method", "data.corruption.kind"):

@@ -196,12 +196,12 @@ from train.checkpoints import saves
 
 def crowded(state, step, saved, schedule, parts, run=loop.train):
     read, calls = parts.source.next, []
-    def one():
+    def one(state):
         calls.append(1)
         if len(calls) == 6:
             parts.checkpoints.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-        return read()
+        return read(state)
     parts.source.next = one
     return run(state, step, saved, schedule, parts)
 
@@ -233,9 +233,9 @@ from train import loop
 
 def hanging(state, step, saved, schedule, parts, run=loop.train):
     read, calls = parts.source.next, []
-    def waits():
+    def waits(state):
         calls.append(1)
-        return read() if len(calls) <= 5 else threading.Event().wait()
+        return read(state) if len(calls) <= 5 else threading.Event().wait()
     parts.source.next = waits
     return run(state, step, saved, schedule, parts)
 

@@ -82,13 +82,7 @@ def expected(objective, model, critic, batch, made, where):
         if s.kl and s.kl_in == "loss":
             x_ref = t["reference_logprobs"] - own
             k3 = x_ref.exp() - x_ref - 1
-            loss = (
-                loss
-                + s.kl
-                * {"k1": -x_ref, "k2": x_ref**2 / 2, "k3": k3, "k3_ratio": ratio * k3}[
-                    s.kl_estimator
-                ]
-            )
+            loss = loss + s.kl * {"k1": -x_ref, "k2": x_ref**2 / 2, "k3": k3, "k3_ratio": ratio * k3}[s.kl_estimator]
         loss = loss - s.entropy * -(logp.exp() * logp).sum(-1)
         value = torch.zeros(n)
         if s.critic:

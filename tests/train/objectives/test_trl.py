@@ -12,53 +12,24 @@ import jax
 import numpy as np
 import pytest
 import torch
-import transformers
-from flax import nnx
 
 from data.batch import example_channels, from_rows
 from data.examples import kinds
 from data.examples.example import Example
 from data.examples.packing import pack
-from data.tokens import hub as tokenizer_files
-from data.tokens import tokenizer as tokenizers
-from model import architectures, weights
-from model.interop import registry
-from model.interop.files.folder import Folder
+from model import weights
+from tests.train.objectives.trl_models import dataset, ours, settings, theirs, tokenizer
 from train.objectives.preference import Preference
 from train.objectives.reward import Reward
 
 pytestmark = pytest.mark.xdist_group("trl")  # one worker imports TRL
 
-SHAPE = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-SHAPE |= dict(intermediate_size=48, max_position_embeddings=64, bos_token_id=0, eos_token_id=0)
 TEXTS = [("a?", "a fox", "no"), ("a hen?", "yes", "a hen or so"), ("?", "b", "a fox"), ("why", "so it is", "b")]
-
-
-def theirs(kind, seed: int):
-    torch.manual_seed(seed)
-    model = getattr(transformers, kind)(transformers.LlamaConfig(**SHAPE, num_labels=1, pad_token_id=1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape))
-    return model.eval()
-
-
-def ours(model, folder):
-    """Returns our model with the parameters of transformers' model."""
-    model.save_pretrained(folder)
-    family, config = registry.read_config(Folder(folder))
-    return registry.read(Folder(folder), family, jax.eval_shape(lambda: architectures.make(config, nnx.Rngs(0))))
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """The tokenizer of both."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    for name, text in tokenizer_files.files(tokenizers.train([], "byte", specials=["<pad>"])).items():
-        (folder / name).write_text(text)
-    found = transformers.AutoTokenizer.from_pretrained(folder)
-    found.pad_token = "<pad>"
-    return found
+    return tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +41,6 @@ def trl():
     return importlib.import_module("trl")
 
 
-def dataset(rows):
-    return importlib.import_module("datasets").Dataset.from_list(rows)
-
-
-def settings(kind, tmp_path_factory, **fields):
-    fields |= dict(report_to=[], use_cpu=True, bf16=False, per_device_train_batch_size=len(TEXTS), disable_tqdm=True)
-    return kind(output_dir=str(tmp_path_factory.mktemp("trl")), gradient_checkpointing=False, **fields)
-
-
 @pytest.fixture(scope="module")
 def dpo(trl, words, tmp_path_factory):
     """Returns (TRL's trainer, its batch, our model, our reference)."""
@@ -88,7 +50,7 @@ def dpo(trl, words, tmp_path_factory):
     rows = dataset([dict(prompt=p, chosen=a, rejected=b) for p, a, b in TEXTS])
     trainer = trl.DPOTrainer(
         *pair,
-        args=settings(trl.DPOConfig, tmp_path_factory),
+        args=settings(trl.DPOConfig, tmp_path_factory.mktemp("trl"), len(TEXTS)),
         train_dataset=rows,
         processing_class=words,
     )
@@ -204,7 +166,7 @@ def test_reward_models(own, trl, words, tmp_path_factory):
     mine = ours(model, tmp_path_factory.mktemp("model"))
     trainer = trl.RewardTrainer(
         model,
-        args=settings(trl.RewardConfig, tmp_path_factory, **fields),
+        args=settings(trl.RewardConfig, tmp_path_factory.mktemp("trl"), len(TEXTS), **fields),
         train_dataset=dataset(rows),
         processing_class=words,
     )
