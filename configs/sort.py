@@ -3,18 +3,16 @@
     python -m launch.train --config=configs/sort.py:sft --workdir=runs/sort/sft
     python -m launch.train --config=configs/sort.py:grpo --workdir=runs/sort/grpo
 
-The first run learns, of prompts like "hbaoc=", four answers that it can't tell apart: the letters ascending (30 % of the
-examples), descending (25 %), reversed (25 %) or unchanged (20 %). The second one is rewarded for ascending letters alone.
-The argument may also be rloo, ppo, or another config for prompts.
+The first run learns four kinds of answers to prompts like "hbaoc=", and nothing says which one is wanted: the letters
+ascending (30 % of the examples), descending (25 %), reversed (25 %) or unchanged (20 %). The second run is rewarded for
+ascending letters alone. The argument may also be rloo, ppo, or another config for prompts.
 """
-
-import importlib
 
 from ml_collections import ConfigDict
 
-from configs import sft
+from configs import dapo, dr_grpo, grpo, gspo, ppo, rloo, sft
 
-_POLICIES = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "ppo")
+_POLICIES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo, "rloo": rloo, "ppo": ppo}
 
 
 def get_config(argument: str = "grpo") -> ConfigDict:
@@ -22,7 +20,7 @@ def get_config(argument: str = "grpo") -> ConfigDict:
         return _started()
     if argument not in _POLICIES:
         raise ValueError(f"unknown argument {argument!r}; choose from sft, {', '.join(_POLICIES)}")
-    config = importlib.import_module(f"configs.{argument}").get_config()
+    config = _POLICIES[argument].get_config()
     config.init_from = "runs/sort/sft"
     config.data.path = "data/suites/sort/prompts.jsonl.gz"
     config.data.seq_len = 64

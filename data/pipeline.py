@@ -89,11 +89,11 @@ class Pipeline:
         sources, indices = self._blocks.locate(np.arange(first, first + self._blocks.batch_size))
         return [f"row {row} of {self._blocks.names[source]}" for source, row in zip(sources, indices, strict=True)]
 
-    def damaged(self) -> list[str]:
-        """Returns a line for each row that could not be read since the last call, and was padding instead."""
+    def events(self) -> list[dict[str, str]]:
+        """Returns {"damaged_row": line} for each row that could not be read since the last call, and was padding."""
         lines = self._blocks.damage.lines()
         new, self._told = lines[self._told :], len(lines)
-        return new
+        return [{"damaged_row": line} for line in new]
 
     def close(self) -> None:
         """Stops reading ahead."""

@@ -27,6 +27,7 @@ from launch.answers.completion import Request, completed
 from launch.program.checking import checking
 from launch.run import build, companions, early_stopping, models, restore
 from launch.run.workdirs import Workdir
+from launch.training import prompting, sampled
 from model import axes
 from model.config import CHOICES
 from model.decode.sampling import settings
@@ -91,6 +92,7 @@ def main() -> None:
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
+    objective = objective.sampling(config.rollouts.temperature, run.tokenizer.vocab_size)
     companions.check(objective, config)
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
@@ -103,7 +105,10 @@ def main() -> None:
         beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
-        figures = evaluate(model, None, beside)
+        if prompting.asks(config):  # held-out prompts have no rows
+            figures = sampled.evaluated(config, prepared, tokenizer, objective, mesh, model, beside)
+        else:
+            figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []
         judged = asker.answers(model) if asker else []
         new_ids = completed(model, batch, jax.random.key(config.seed)) if batch else []

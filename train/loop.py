@@ -126,8 +126,8 @@ class _Loop:
         working = lambda: self.pending is not None and not self.pending.result["weight"].is_ready()
         with self.parts.phases(self.parts.source.phase, behind=working):
             batch = self.parts.source.next(self.state)
-        for line in self.parts.source.damaged():
-            self.parts.writer.event(self.step + 1, {"damaged_row": line})
+        for event in self.parts.source.events():
+            self.parts.writer.event(self.step + 1, event)
         return batch
 
     def _send(self, batch) -> dict[str, jax.Array]:

@@ -34,9 +34,9 @@ class Parts:
     """The objects and functions that the loop calls."""
 
     train_step: Callable  # (state, batch) -> (state, metrics)
-    # .next(state) -> host batch; .figures() -> {name: number} about it; .position() -> JSON; .to_json() -> the position
-    # with all that a continued run needs; .damaged() -> messages about rows skipped since the last call; .phase -> the
-    # name of the phase of `next`
+    # .next(state) -> host batch; .figures() -> {name: number} about it; .events() -> JSON objects about what went
+    # wrong; .position() -> JSON; .to_json() -> the position with all that a continued run needs; .phase -> the name of
+    # the phase of `next`
     source: Any
     checker: Checker
     put: Callable  # host batch -> global batch on the mesh

@@ -6,6 +6,8 @@ policy exploits the first one (arXiv:2210.10760).
 """
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,7 @@ class Rewarding:
             for field in ("model", "gold")
             if config.reward[field]
         }
-        self._notes: list[str] = []
+        self._said: set[str] = set()  # reasons that were printed
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Checks, before anything is sampled, that these prompts have the columns that the functions need.
@@ -85,18 +87,14 @@ class Rewarding:
             with checking("config.reward.functions"):
                 self._scoring.check(prompt.record["columns"] for prompt in prompts)
 
-    def notes(self) -> list[str]:
-        """Returns what went wrong since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Rewards:
         """Returns the rewards of these texts, each an answer to the prompt at its place."""
-        total, counted, failed = np.zeros(len(texts)), np.ones(len(texts), bool), 0
+        total, counted, failed, notes = np.zeros(len(texts)), np.ones(len(texts), bool), 0, ()
         parts: dict[str, np.ndarray] = {}
         if self._scoring is not None:
             found = json.loads(distributed.gathered("rewards", json.dumps(self._scored(prompts, texts)))[0])
-            self._notes += found["notes"]
+            notes = tuple(found["notes"])
+            self._say(notes)
             total += np.array(found["rewards"])
             counted &= ~np.array(found["skipped"], bool)
             failed = found["failed"]
@@ -106,7 +104,15 @@ class Rewarding:
             parts[name] = np.array(list(scorer([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
         if "model" in parts:
             total += parts["model"]
-        return Rewards(total, counted, parts, failed)
+        return Rewards(total, counted, parts, failed, notes)
+
+    def _say(self, notes: Sequence[str]) -> None:
+        """Prints notes, each reason once; all of them are in metrics.jsonl."""
+        for note in notes:
+            reason = re.sub(r" on \d+ of \d+ completions|; first prompt: .*", "", note)
+            if reason not in self._said and jax.process_index() == 0:
+                self._said.add(reason)
+                print(f"warning: {note}", file=sys.stderr)
 
     def _scored(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Any]:
         """Returns the results of the functions as JSON; {} in all processes but the first, which runs them."""

@@ -4,20 +4,32 @@ The prompts, and the random key of each answer, are the same in every evaluation
 those of the model that the run began with, prompt by prompt.
 """
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from launch.training import prompting
 from train.align import layout
 from train.align.layout import Completion
 from train.report import summary
+from train.state import TrainState
 
 _SHOWN = 5  # answers that the report shows
 _FILE = "start_rewards.json"  # the rewards of the model that the run began with
+
+
+def evaluated(config, prepared, tokenizer, objective, mesh, model, beside: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures of a model that was read from a checkpoint; `beside` are its companions."""
+    asked = prompting.Asked(config, prepared, tokenizer, objective, mesh)
+    with contextlib.closing(asked.rewarding):
+        zero = jnp.zeros((), jnp.int32)
+        return SampledEvaluation(asked, None)(TrainState(zero, model, None, zero, zero, zero, dict(beside)))
 
 
 class SampledEvaluation:
@@ -44,7 +56,8 @@ class SampledEvaluation:
         total = np.where(rewards.counted, rewards.total, np.nan)
         figures = {"reward": float(np.nanmean(total)) if rewards.counted.any() else float("nan")}
         figures |= {f"reward/{name}": float(values.mean()) for name, values in rewards.parts.items()}
-        figures["win_rate"] = self._win_rate(total, int(state.step))
+        if (rate := self._win_rate(total, int(state.step))) is not None:
+            figures["win_rate"] = rate
         if "gold" in rewards.parts:
             figures["gold"] = figures["reward/gold"]
         figures["length"] = float(np.mean([len(one.answer) for one in sampled]))
@@ -78,20 +91,23 @@ class SampledEvaluation:
             found["kl"] = float(np.mean(apart))
         return found
 
-    def _win_rate(self, total: np.ndarray, step: int) -> float:
-        """Returns the share of prompts whose reward is higher than at the start of the run; equal ones count half."""
+    def _win_rate(self, total: np.ndarray, step: int) -> float | None:
+        """Returns the share of prompts whose reward is higher than at the start of the run; equal ones count half.
+
+        It is None if the rewards at the start are not known.
+        """
         if self._workdir is None:
-            return float("nan")
+            return None
         path = self._workdir / _FILE
         if step == 0 and jax.process_index() == 0:
             path.write_text(json.dumps([None if np.isnan(value) else float(value) for value in total]))
         if not path.exists():
-            return float("nan")
+            return None
         start: Any = np.array([np.nan if value is None else value for value in json.loads(path.read_text())])
         if len(start) != len(total):
-            return float("nan")
+            return None
         known = np.isfinite(start) & np.isfinite(total)
-        return float(np.mean((np.sign(total - start)[known] + 1) / 2)) if known.any() else float("nan")
+        return float(np.mean((np.sign(total - start)[known] + 1) / 2)) if known.any() else None
 
     def _show(self, step: int, shown: list[dict]) -> None:
         if self._workdir is None or jax.process_index():

@@ -33,7 +33,7 @@ class Notes:
                 figures=dict,
                 position=lambda: self.taken,
                 to_json=lambda: self.taken,
-                damaged=lambda: (),
+                events=lambda: (),
                 phase="data",
             ),
             checker=types.SimpleNamespace(

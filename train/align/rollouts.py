@@ -121,9 +121,10 @@ class Rollouts:
         """Returns what each row of the last batch holds, like 'answers to the prompts 3, 17'."""
         return self._origins
 
-    def damaged(self) -> list[str]:
-        """Returns a line for each row of text that could not be read since the last call."""
-        return [] if self._text is None else self._text.damaged()
+    def events(self) -> list[dict[str, str]]:
+        """Returns {"failed_reward": line} for each way in which rewards failed since the last call, and as Pipeline."""
+        failed = [{"failed_reward": line} for line in self._rounds.notes()]
+        return failed if self._text is None else failed + self._text.events()
 
     def close(self) -> None:
         if self._text is not None:

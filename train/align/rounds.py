@@ -44,6 +44,7 @@ class Rewards(NamedTuple):
     counted: np.ndarray  # bool [N]: False where a reward failed and the completion is to be left out
     parts: dict[str, np.ndarray]  # float64 [N] by the name of the reward
     failed: int = 0  # calls that failed
+    notes: tuple[str, ...] = ()  # lines about them
 
 
 class Sampled(NamedTuple):
@@ -83,6 +84,12 @@ class Rounds:
     ):
         self._prompts, self._objective, self._settings = prompts, objective, settings
         self._seq_len, self._unit, self._tools = seq_len, unit, tools
+        self._notes: list[str] = []
+
+    def notes(self) -> list[str]:
+        """Returns lines about rewards that failed since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def make(
         self, state, draw: Callable[[int], list[int]], keys: Callable[[int], jax.Array], size: int, coefficient: float
@@ -126,6 +133,7 @@ class Rounds:
             completion.values["sampled_logprobs"] = one.logprobs
             made.append(completion)
         rewards = self._tools.rewards([self._prompts[number] for number in asked], [one.text for one in made])
+        self._notes += rewards.notes
         truncated = self._settings.truncated
         for one, reward, counted in zip(made, rewards.total, rewards.counted, strict=True):
             lost = not one.finished

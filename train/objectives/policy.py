@@ -239,7 +239,7 @@ class Policy(Objective):
         return token_scores(output, targets_BT, self.temperature, self.vocab_size)
 
     def _ratio(self, batch, mask_BT, apart_BT):
-        """Returns p / p_sampled of each token, or of its whole completion, from the differences of log-probabilities."""
+        """Returns p / p_sampled of each token, or of its completion, from the differences of log-probabilities."""
         if self.ratio != "token":
             found = segments(batch, {"apart": mask_BT * apart_BT, "tokens": mask_BT})
             apart_BS = found.sums_BS["apart"]

@@ -65,8 +65,8 @@ def test_a_damaged_row_moves_no_other(own, prepared):
                 different += 1
                 assert not batch["weights"][i].any()
     assert different == 1
-    (line,) = streams[0].damaged()
-    assert f"row {bad}:" in line and streams[0].damaged() == [] == streams[1].damaged()
+    (event,) = streams[0].events()
+    assert f"row {bad}:" in event["damaged_row"] and streams[0].events() == [] == streams[1].events()
     for stream in streams:
         stream.close()
 
@@ -76,7 +76,7 @@ def test_a_batch_of_damaged_rows_trains_on_nothing(own):
     damaged_row(own.sources[0])
     stream = train_pipeline(own, 1, seed=0, max_damaged=3)
     empty = [not stream.next()["segment_ids"].any() for _ in range(own.sources[0].train_rows)]
-    assert sum(empty) == 1 and len(stream.damaged()) == 1
+    assert sum(empty) == 1 and len(stream.events()) == 1
     stream.close()
 
 

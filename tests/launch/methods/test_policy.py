@@ -9,10 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from data.batch import DataError
 from launch.program.checking import ConfigError
 from launch.train import train
 from model.weights import by_name
 from tests.launch.conftest import refused, shrink
+from train.align.rewards.reward import RewardError
 from train.record import metrics
 
 pytestmark = pytest.mark.xdist_group("policy")
@@ -92,6 +94,24 @@ def test_it_continues_in_the_middle_of_a_round(name, base, data_dir, asked, tmp_
         assert rows[0]["ratio"] == pytest.approx(1, abs=1e-5) and rows[0]["clip_fraction"] == 0
     shown = json.loads((tmp_path / "run" / "summary.json").read_text())["completions"]
     assert (shown["first"]["step"], shown["last"]["step"]) == (0, 6)
+
+
+def test_rewards_that_fail_do_not_end_the_run(base, data_dir, asked, tmp_path, capsys):
+    """They are counted, printed once with a prompt, and recorded; with `skip`, nothing is learned from the answer."""
+    broken = ((f"{asked[1]}:vowels", 1.0), (f"{asked[1]}:broken", 1.0))
+    changes = {"reward.functions": broken, "steps": 3, "eval_every": 0}
+    assert train(configured("rloo", "tiny", base, data_dir, asked, **changes), tmp_path / "run")
+    rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert [row["failed_rewards"] for row in rows if "failed_rewards" in row] == [16] * 3
+    events = [row["event"]["failed_reward"] for row in rows if "failed_reward" in row.get("event", {})]
+    assert len(events) == 3 and "division by zero" in events[0] and "fox?" in events[0]
+    assert capsys.readouterr().err.count("division by zero") == 1
+    config = configured("rloo", "tiny", base, data_dir, asked, **changes, **{"reward.on_error": "skip"})
+    with pytest.raises(DataError, match="10 rounds of rollouts in a row gave nothing to learn from"):
+        train(config, tmp_path / "skips")
+    config = configured("rloo", "tiny", base, data_dir, asked, **changes, **{"reward.on_error": "stop"})
+    with pytest.raises(RewardError, match="division by zero"):
+        train(config, tmp_path / "stops")
 
 
 def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):

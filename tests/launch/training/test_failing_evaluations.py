@@ -31,7 +31,8 @@ def test_sources_with_their_own_splits_need_no_validation_share(spec, tiny):
 def test_sources_that_hold_nothing_out_are_refused_before_programs_are_compiled(rows, every, says, tiny, tmp_path):
     """Sources may come with a validation split that is empty, which is known only after reading them."""
     tiny.eval_every = every
-    prepared = SimpleNamespace(directory=tmp_path, sources=[SimpleNamespace(validation_rows=count) for count in rows])
+    source = lambda count: SimpleNamespace(validation_rows=count, channels=("tokens",))
+    prepared = SimpleNamespace(directory=tmp_path, sources=[source(count) for count in rows])
     words = "nothing is held out in .* config.eval_every 4.* config.eval_every=0"
     with pytest.raises(ConfigError, match=words) if says else contextlib.nullcontext():
         held_out.check_held_out(tiny, prepared)

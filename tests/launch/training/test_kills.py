@@ -26,6 +26,7 @@ from launch.program import runtime
 from launch import train
 from absl import flags
 from data import stage
+from train.align import rounds
 from train.checkpoints import checkpoint
 from train import loop
 from train.report import run_report
@@ -46,6 +47,13 @@ def parts_dying(state, step, saved, schedule, parts, run=loop.train):
     parts.evaluate = dying("evaluate", parts.evaluate)
     return run(state, step, saved, schedule, parts)
 
+def rounds_dying(self, *args, answered=rounds.Rounds._answered):
+    self._tools = self._tools._replace(
+        sample=dying("sample", self._tools.sample), rewards=dying("score", self._tools.rewards)
+    )
+    return answered(self, *args)
+
+rounds.Rounds._answered = rounds_dying
 loop.train = parts_dying
 stage.run = dying("prepare", stage.run)
 checkpoint.Checkpoints.save = dying("save", checkpoint.Checkpoints.save)

@@ -1,4 +1,4 @@
-"""Where methods end on a problem whose best policy is known (toy.py): at it, or as far from it as their bias takes them.
+"""Where methods end on a problem whose best policy is known (toy.py): at it, or as far away as their bias takes them.
 
 The distance is KL(policy || optimum) in nats; it is 1.8 at the start. Sampling is random with a fixed seed, and the
 learning rate falls to 0, which leaves distances of less than 0.02 (RLOO and PPO with other seeds: 0.003 to 0.02).
