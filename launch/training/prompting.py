@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data import stage
-from data.batch import DataError
+from data.batch import Batch, DataError
 from data.examples import kinds
 from data.prepared import Prepared
 from data.tokens.tokenizer import Tokenizer
@@ -141,7 +141,11 @@ class Asked:
         form = asking.prompts(own, tokenizer, [], False)
         self.settings = settings(config)
         self.rewarding = rewarding.Rewarding(config)
-        self.put = build.put(mesh)
+        if self.settings.text_rows % self.unit:
+            raise ConfigError(
+                f"config.rollouts.text_rows is {self.settings.text_rows}; it must be a multiple of {self.unit}, the "
+                "number of parts that a batch is split into (devices x config.accumulate)"
+            )
         self.sample = make_sampler(
             lambda ids: form.answer(tokenizer, ids.tolist()),
             ends=form.ends,
@@ -152,7 +156,14 @@ class Asked:
         )
 
     def measure(self, steps: int):
-        return make_measure(self.objective, self.put, steps)
+        """Returns train.align.measure.make_measure's function, for this many updates on a round."""
+        put = build.put(self.mesh)
+        return make_measure(self.objective, lambda batch: put(self.share(batch)), steps)
+
+    def share(self, batch: Batch) -> Batch:
+        """Returns the rows of a batch that this process passes to its devices."""
+        mine = build.batch_rows(self.mesh, len(batch["tokens"]))
+        return batch if mine is None else {name: array[mine] for name, array in batch.items()}
 
     @functools.cached_property
     def unit(self) -> int:
@@ -188,5 +199,5 @@ class Asked:
             stream=stage.digest([contents, config.seed, len(prompts)])[:16],
             place=position,
             text=text,
-            mine=(lambda count: None) if everything else functools.partial(build.batch_rows, self.mesh),
+            share=(lambda batch: batch) if everything else self.share,
         )

@@ -20,7 +20,7 @@ from launch.conversion import compressing
 from launch.run import build, models, workdirs
 from launch.run.workdirs import Workdir
 from launch.sweeps import search, trials
-from launch.training import runs
+from launch.training import rewarding, runs
 from model import architectures, axes
 from model.compress.quantize import Settings
 
@@ -80,6 +80,8 @@ def test_commands_would_run(tmp_path, monkeypatch):
     (tmp_path / "held_out.jsonl").symlink_to(ROOT / "data" / "suites" / "safety" / "held_out.jsonl")
     monkeypatch.setattr(build, "mesh", without_devices)
     monkeypatch.setattr(build, "prepare", lambda fields, directory, encoder, prefix: checked(fields, encoder))
+    monkeypatch.setattr(rewarding, "is_reward_model", lambda run: True)  # runs/reward holds the small model, too
+    (tmp_path / "rewards.py").write_text("def short(prompt, completion, columns): return 1.0")
     small_base(tmp_path / "runs" / "quickstart")  # which launch/quickstart.sh trains
     programs = []
     for program, words in commands():
@@ -98,6 +100,7 @@ def test_commands_would_run(tmp_path, monkeypatch):
             form = Settings.of({"method": names["method"]})
             compressing.compress(Workdir(workdir), Path(names["out"]), form, dtype=names.get("dtype"))
         if not workdir.exists() and (program == "train" or "from_hf" in names or "from_peft" in names):
+            workdir.parent.mkdir(exist_ok=True)
             workdir.symlink_to(tmp_path / "runs" / "quickstart")
         for name in {"workdir", "base", "adapter"} & {*names} - ({"workdir"} if program == "sweep" else set()):
             assert (Path(names[name]) / "config.json").exists(), f"nothing made {names[name]}"

@@ -39,7 +39,7 @@ class Rollouts:
       stream: identifies the prompts and what they are asked for; a position belongs to one stream.
       place: where to start, as `to_json` or `position` returned it; None: at the start.
       text: a pipeline of rows of text (data/pipeline.py), for an objective that learns from text too.
-      mine: number of rows of a batch -> indices of those that this process passes to its devices; None: all.
+      share: a batch -> the rows of it that this process passes to its devices.
 
     Raises:
       DataError: `place` belongs to another stream.
@@ -61,11 +61,11 @@ class Rollouts:
         stream: str,
         place: Mapping[str, Any] | None = None,
         text: Any = None,
-        mine: Callable[[int], np.ndarray | None] = lambda count: None,
+        share: Callable[[Batch], Batch] = lambda batch: batch,
     ):
         self._rounds, self._objective, self._settings, self._prompts = rounds, objective, settings, prompts
         self._size, self._seq_len, self._unit, self._seed = batch_size, seq_len, unit, seed
-        self._stream, self._text, self._mine = stream, text, mine
+        self._stream, self._text, self._share = stream, text, share
         self._steps = settings.epochs * settings.minibatches  # per round
         place = place or {}
         if place and place["stream"] != stream:
@@ -174,8 +174,7 @@ class Rollouts:
         if self._text is not None:
             batch = _with_text(batch, self._text, self._settings.text_rows)
             self._origins += ["text"] * self._settings.text_rows
-        mine = self._mine(len(batch["tokens"]))
-        return batch if mine is None else {name: array[mine] for name, array in batch.items()}
+        return self._share(batch)
 
     def _channels(self, chosen, places, shape) -> Batch:
         ones, where = [one for (one,) in chosen], [place for (place,) in places]
