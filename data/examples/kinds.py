@@ -94,6 +94,12 @@ def batch_channels(data_config: Mapping[str, Any], encoder: bool) -> tuple[Chann
     return united({spec: channels(kind_of(spec), settings, encoder) for spec, _ in sources(data_config)})
 
 
+def asks(data_config: Mapping[str, Any]) -> bool:
+    """Returns whether the config's `data` block has prompts, whose answers the model samples itself."""
+    train = {kind_of(spec) for spec, weight in sources(data_config) if weight}
+    return any(kind != TEXT and KINDS[kind].encoding is None for kind in train)
+
+
 def learnable(kind: str) -> bool:
     """Returns whether rows of this kind of examples hold text to predict."""
     return KINDS[kind].asking is not None and KINDS[kind].encoding is not None

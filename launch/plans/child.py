@@ -58,6 +58,11 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
     with axes.use_mesh(mesh):
         objective, alone = models.objective(config), state.abstract(make, tx)
         abstract = state.beside(alone, companions.planned(objective, config, alone.model))
+        if kinds.asks(config.data.to_dict() | {"path": config.data.path or "data"}):
+            raise ConfigError(
+                "a step over rollouts has as many rows as the answers need, so it can't be planned; plan configs/sft.py "
+                "with the same model and mesh, whose step differs only in the loss"
+            )
         step, _ = build.steps(config, tx, objective)
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
     trains = weights.trained(abstract.model)

@@ -30,7 +30,7 @@ _KIND = "prompts"
 
 def asks(config: ConfigDict) -> bool:
     """Returns whether a run learns from answers that its model samples, because its data are prompts."""
-    return any(kinds.kind_of(spec) == _KIND for spec, weight in kinds.sources(config.data) if weight)
+    return kinds.asks(config.data)
 
 
 def settings(config: ConfigDict) -> Settings:

@@ -170,6 +170,13 @@ def earlier(rows: list[dict], saved: Mapping, began: float) -> dict[str, float]:
     return goodput.continued(saved.get("wall", {}), last, began - when)
 
 
+def spelled(place: Mapping) -> str:
+    """Returns a position of the data in words."""
+    if "next_row" in place:
+        return f"from row {place['next_row']:,} of the stream"
+    return f"from step {place['made'] + 1} of round {place['round']} of rollouts"
+
+
 def limit_roll_backs(rows: list[dict], step: int, back: RollBack) -> None:
     """Ends a run that is rolled back to the same step again and again.
 
@@ -184,9 +191,9 @@ def limit_roll_backs(rows: list[dict], step: int, back: RollBack) -> None:
     before = _roll_backs(rows, step)
     if len(before) >= _ROLL_BACKS:
         raise TrainingStopped(
-            f"{back}; the run was rolled back to step {step} {len(before)} times before. Look at the data from row "
-            f"{before[0]['position']['next_row']:,} of the stream on (metrics.jsonl has the events, --replay=STEP "
-            "shows the rows of a step), and start again with config.on_bad_steps=stop"
+            f"{back}; the run was rolled back to step {step} {len(before)} times before. Look at the data "
+            f"{spelled(before[0]['position'])} on (metrics.jsonl has the events, --replay=STEP shows the rows of a "
+            "step), and start again with config.on_bad_steps=stop"
         )
 
 

@@ -88,7 +88,7 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         path = workdir / "replay" / f"{step}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(f"== {head}\n{text}\n\n" for head, text in zip(headings, texts, strict=True)))
-        for row in np.argsort(losses)[::-1][:_SHOWN]:
+        for row in np.argsort(np.nan_to_num(losses, nan=-np.inf))[::-1][:_SHOWN]:
             more = f" ... ({len(texts[row]):,} characters)" if len(texts[row]) > _CHARACTERS else ""
             print(f"{headings[row]}\n  {texts[row][:_CHARACTERS]!r}{more}")
         print(f"all {len(texts)} rows: {path}")
@@ -110,6 +110,7 @@ def _norms(gradients, tx, state, batch) -> dict[str, jax.Array]:
     parameter]} of the trained parameters."""
     grads, _ = gradients(state, batch)
     params = trained(state.model)
+    grads = {name: grads[name] for name in params}  # without those of a critic
     updates, _ = tx.update(grads, fetched(state.opt_state), params)
     norm = lambda tree: jnp.sqrt(sum(jnp.sum(jnp.square(a.astype(jnp.float32))) for a in jax.tree.leaves(tree)))
     zero = jnp.zeros((), jnp.int32)
@@ -122,7 +123,7 @@ def _figures(step: int, result: dict, place: dict, recorded: list[dict]) -> list
     skipped = guard.REASONS[int(result["left_out"])]
     lines = [f"{name:<14} {result[name]:.6g}" for name in result if name not in ("left_out", "streak", "skipped")]
     lines.append(f"{'update':<14} " + (f"skipped: {skipped}" if skipped else "made"))
-    lines.append(f"{'data':<14} from row {place['next_row']:,} of the stream")
+    lines.append(f"{'data':<14} {recovery.spelled(place)}")
     for row in (row for row in recorded if row["step"] == step):
         event = row.get("event", {})
         if "left_out" in event:
