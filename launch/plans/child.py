@@ -60,8 +60,8 @@ def found(config: ConfigDict, target: targets.Target, mesh_shape: dict[str, int]
         abstract = state.beside(alone, companions.planned(objective, config, alone.model))
         if kinds.asks(config.data.to_dict() | {"path": config.data.path or "data"}):
             raise ConfigError(
-                "a step over rollouts has as many rows as the answers need, so it can't be planned; plan configs/sft.py "
-                "with the same model and mesh, whose step differs only in the loss"
+                "a step over rollouts has as many rows as the answers need, so it can't be planned; plan "
+                "configs/sft.py with the same model and mesh, whose step differs only in the loss"
             )
         step, _ = build.steps(config, tx, objective)
         result = analyse(step, abstract, batch(config, model, mesh), mesh, target)
