@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -154,18 +155,18 @@ def test_the_kernel_would_end_it_first():
 @pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="only root can become another user"
 )
-def test_a_user_without_rights_gets_it_too(tmp_path):
+def test_a_user_without_rights_gets_it_too():
     """Bubblewrap then makes a user namespace. The system's Python runs it, because others can't read root's."""
     version = subprocess.run(
         ["/usr/bin/python3", "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True
     )
     if version.stdout != b"True\n":
         pytest.skip("needs a system Python of 3.11 or newer")
-    folder = tmp_path / "train" / "align"
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    folder = place / "train" / "align"
     folder.mkdir(parents=True)
-    for path in (folder, *folder.parents):
-        if path.is_relative_to(tmp_path.parents[1]):
-            path.chmod(0o755)
+    for path in (folder, folder.parent, place):
+        path.chmod(0o755)
     for name in ("sandbox.py", "walls.py", "inside_sandbox.py"):
         shutil.copy(ROOT / "train" / "align" / name, folder)
     code = """if True:
@@ -182,7 +183,7 @@ def test_a_user_without_rights_gets_it_too(tmp_path):
         print("good")
     """
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", code, tmp_path],
+        ["/usr/bin/python3", "-c", code, place],
         user=1000,
         group=1000,
         extra_groups=[],
@@ -190,4 +191,5 @@ def test_a_user_without_rights_gets_it_too(tmp_path):
         text=True,
         cwd="/",
     )
+    shutil.rmtree(place)
     assert done.stdout == "good\n", done.stderr

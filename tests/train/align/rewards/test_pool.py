@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 PARENT = """
 import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start processes in the background without it
 from train.align.rewards.scoring import Item, Scoring
 scoring = Scoring([(sys.argv[1], 1.0)], seconds=60)
 print(scoring._pool._processes[0]._process.pid, flush=True)
