@@ -162,7 +162,7 @@ def test_a_user_without_rights_gets_it_too():
     )
     if version.stdout != b"True\n":
         pytest.skip("needs a system Python of 3.11 or newer")
-    place = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    place = Path(tempfile.mkdtemp(dir="/var/tmp"))  # the folders of pytest are root's alone
     folder = place / "train" / "align"
     folder.mkdir(parents=True)
     for path in (folder, folder.parent, place):
