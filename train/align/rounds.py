@@ -194,11 +194,12 @@ def _figures(made: Sequence[Completion], found: Sequence[Rewards], group: int) -
     figures = {"reward": mean(rewards), "reward_deviation": float(rewards.std()) if len(rewards) else float("nan")}
     for name in found[0].parts:
         figures[f"reward/{name}"] = mean(np.concatenate([one.parts[name] for one in found]))
-    equal = advantages.equal_rewards([one.reward for one in made], [one.counted for one in made], group)
+    if group > 1:
+        equal = advantages.equal_rewards([one.reward for one in made], [one.counted for one in made], group)
+        figures["equal_groups"] = mean(equal)
     return figures | {
         "length": mean([len(one.answer) for one in made]),
         "truncated": mean([not one.finished for one in made]),
-        "equal_groups": mean(equal),
         "left_out": mean([not one.counted for one in made]),
         "failed_rewards": float(sum(one.failed for one in found)),
     }
