@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from model.decode.generate import generate
 from model.decode.sampling import Settings
 from train.align.rounds import Sampled
+from train.evals.bulk import answered
 
 
 def make_sampler(
@@ -29,32 +29,22 @@ def make_sampler(
       vocab_size: ids from here on only pad the table, and are never sampled.
       max_new_tokens: the longest answer.
       temperature: of sampling.
-      rows: completions per batch; 0: all together. Prompts of similar lengths share a batch.
+      rows: completions per batch, which changes none of them; 0: all together.
     """
     settings = Settings(temperature=temperature)
 
     def sample(model, prompts: Sequence[np.ndarray], key: jax.Array) -> list[Sampled]:
-        size = rows or len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        found: dict[int, Sampled] = {}
-        for number, first in enumerate(range(0, len(order), size)):
-            mine = order[first : first + size]
-            filled = mine + mine[:1] * (size - len(mine))  # so that all batches have one shape; the copies are unused
-            out = generate(
-                model,
-                [prompts[i].tolist() for i in filled],
-                jax.random.fold_in(key, number),
-                max_new_tokens=max_new_tokens,
-                settings=settings,
-                eos_id=tuple(ends),
-                vocab_size=vocab_size,
-                logprobs=True,
-            )
-            assert out.logprobs is not None
-            for i, ids, length, logprobs in zip(mine, out.tokens, out.lengths, out.logprobs, strict=False):
-                answer = np.asarray(ids[:length], np.int32)
-                finished = int(answer[-1]) in ends
-                found[i] = Sampled(answer, np.asarray(logprobs[:length], np.float32), finished, text(answer))
-        return [found[i] for i in range(len(prompts))]
+        found = answered(
+            model,
+            [ids.tolist() for ids in prompts],
+            batch_size=rows or len(prompts),
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            vocab_size=vocab_size,
+            settings=settings,
+            keys=jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts))),
+            logprobs=True,
+        )
+        return [Sampled(one.ids, np.asarray(one.logprobs), int(one.ids[-1]) in ends, text(one.ids)) for one in found]
 
     return sample
