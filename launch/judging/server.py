@@ -156,7 +156,7 @@ class ServerJudge:
 
     def _post(self, body: Mapping[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
+        if key := os.environ.get(KEY, "").strip():
             headers["Authorization"] = f"Bearer {key}"
         data = json.dumps(body).encode()
         try:

@@ -102,7 +102,7 @@ class Rewarding:
         for name, scorer in self._models.items():
             pairs = zip(prompts, texts, strict=True)
             parts[name] = np.array(list(scorer([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
-        if "model" in parts:
+        if "model" in self._models:
             total += parts["model"]
         return Rewards(total, counted, parts, failed, notes)
 
@@ -136,7 +136,8 @@ class Rewarding:
 def _name(spec: str) -> str:
     """Returns the name of a reward function in metrics: that of a ready one, or of the user's function."""
     first, _, rest = spec.partition(":")
-    return rest if first.endswith(".py") else first
+    name = rest if first.endswith(".py") else first
+    return f"{name}_function" if name in ("model", "gold") else name  # those two are reward models
 
 
 def _conversation(prompt: Prompt, text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import files
 from launch.training import prompting
 from train.align import layout
 from train.align.layout import Completion
@@ -37,14 +38,14 @@ class SampledEvaluation:
 
     Args:
       asked: samples and scores.
-      workdir: of the run, for what the report shows; None: nothing is written.
+      workdir: of the run, for what the report shows; None: nothing is written, and all prompts are asked.
     """
 
     def __init__(self, asked: prompting.Asked, workdir: Path | None):
         config = asked.config
         prompts = prompting.read(config, asked.prepared, asked.tokenizer, "validation")
         asked.rewarding.check(prompts)
-        limit = config.eval_rows or len(prompts)
+        limit = (config.eval_rows if workdir else 0) or len(prompts)
         self._prompts = [prompts[i * len(prompts) // limit] for i in range(min(limit, len(prompts)))]
         self._asked, self._workdir = asked, workdir
         self._measure = asked.measure(2) if asked.objective.rollouts == "advantages" else None
@@ -99,8 +100,10 @@ class SampledEvaluation:
         if self._workdir is None:
             return None
         path = self._workdir / _FILE
-        if step == 0 and jax.process_index() == 0:
-            path.write_text(json.dumps([None if np.isnan(value) else float(value) for value in total]))
+        if step == 0:
+            if jax.process_index() == 0:
+                files.replace(path, json.dumps([None if np.isnan(value) else float(value) for value in total]))
+            return 0.5
         if not path.exists():
             return None
         start: Any = np.array([np.nan if value is None else value for value in json.loads(path.read_text())])

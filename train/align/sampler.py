@@ -29,7 +29,7 @@ def make_sampler(
       vocab_size: ids from here on only pad the table, and are never sampled.
       max_new_tokens: the longest answer.
       temperature: of sampling.
-      rows: completions per batch, which changes none of them; 0: all together.
+      rows: completions per batch, which changes only the rounding of their logits; 0: all together.
     """
     settings = Settings(temperature=temperature)
 

@@ -3,10 +3,10 @@
     result = sandbox.run("def double(x):\n    return 2 * x", "assert double(4) == 8")
     result.passed  # both parts ran to their last line, and the exit status is 0
 
-The process has no network, sees only a read-only Python and an empty folder, knows no environment variable of ours, has
-no rights, and has limits of time, memory, processes, files and output (`Limits`). Bubblewrap (`bwrap`, the Debian
-package bubblewrap) makes it from the kernel's namespaces. When its first process ends, all others end too. Where a
-machine can't give this, `run` raises an error: code never runs with less protection than that.
+The process has no network, sees only the system's /usr and Python, which it can't change, and an empty folder, knows no
+environment variable of ours, has no rights, and has limits of time, memory, processes, files and output (`Limits`).
+Bubblewrap (`bwrap`, the Debian package bubblewrap) makes it from the kernel's namespaces. When its first process ends,
+all others end too. Where a machine can't give this, `run` raises an error: code never runs with less protection.
 
 What it does not give:
 
@@ -21,7 +21,6 @@ What it does not give:
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -113,9 +112,17 @@ def run(
     return _run(parts, stdin, limits, packages, name)
 
 
-@functools.cache
+_works = False  # whether a trial has shown it
+
+
 def why_not() -> str:
-    """Returns why this machine can't give the sandbox, and what to do; '' if it can. Tries it once in each process."""
+    """Returns why this machine can't give the sandbox, and what to do; '' if it can.
+
+    Each process tries it once, or again after a trial that failed, which a busy machine may have slowed down.
+    """
+    global _works
+    if _works:
+        return ""
     if sys.platform != "linux":
         return f"the sandbox for code needs Linux, and this is {sys.platform}"
     if not shutil.which("bwrap"):
@@ -126,6 +133,7 @@ def why_not() -> str:
         return str(error)
     if not result.passed or result.stdout != "42\n":
         return f"the sandbox for code does not work here: a trial ended with {result.status} {result.stderr[-300:]!r}"
+    _works = True
     return ""
 
 

@@ -57,7 +57,7 @@ def digest(prompts: list[HarmPrompt]) -> str:
 
 def _prompt(record: Mapping[str, Any]) -> HarmPrompt:
     name = next((name for name in ("kind", "label") if record.get(name)), None)
-    if name is None or record[name] not in HARMFUL:
+    if name is None or not isinstance(record[name], str) or record[name] not in HARMFUL:
         value = "missing" if name is None else repr(record[name])
         raise ValueError(f'"{name or "kind"}" is {value}; it must be one of {", ".join(HARMFUL)}')
     messages, text = record.get("messages"), record.get("prompt")

@@ -56,7 +56,7 @@ class PythonTests(Ready):
                 f"column {self.column!r} must be asserts, as a text or a list of texts; it is {value!r:.80}"
             )
         lines = [line for test in tests for line in _parsed(test, self.column)]
-        if all(isinstance(line, _ONLY_DEFINES) for line in lines):
+        if all(isinstance(line, _ONLY_DEFINES) or _is_idle(line) for line in lines):
             raise RewardError(
                 f"the tests in column {self.column!r} check nothing: they only define names. Add the call that runs "
                 "them, such as check(add)"
@@ -85,3 +85,10 @@ def _parsed(test: str, name: str) -> list[ast.stmt]:
             return ast.parse(test).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RewardError(f"the tests in column {name!r} are not Python: {error}") from error
+
+
+def _is_idle(line: ast.stmt) -> bool:
+    """Returns whether a line runs nothing: `pass`, a text, or a block for a main program, which the answer is not."""
+    if isinstance(line, ast.If):
+        return any(isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(line.test))
+    return isinstance(line, ast.Pass) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))

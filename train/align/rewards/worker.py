@@ -1,4 +1,4 @@
-"""A process that calls reward functions: python -m train.align.rewards.worker DESCRIPTOR (workers.py starts it).
+"""A process that calls reward functions: python -m train.align.rewards.worker DESCRIPTOR (process.py starts it).
 
 It reads lines of JSON from a socket and answers each with one. The first has the specifications; the answer is
 {"ready": true} or {"error": text}. Each other is a call, and its answer {"value": number} or {"error", "trace"}.

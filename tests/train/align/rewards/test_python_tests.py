@@ -79,6 +79,8 @@ def test_packages():
         ("", "check nothing"),
         ("# later", "check nothing"),
         ("def check(f):\n    assert f(2) == 4\n", "check nothing: they only define names. Add the call"),
+        ("def check(f): assert f(2)\nif __name__ == '__main__': check(double)", "check nothing"),
+        ('"""Tests."""\ndef check(f): assert f(2)\npass', "check nothing"),
         (["import math", "def test_double():\n    assert double(2) == 4"], "check nothing"),
         ("assert double(2) = 4", "are not Python: .*line 1"),
         ("\0", "are not Python"),
