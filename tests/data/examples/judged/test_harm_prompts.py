@@ -52,7 +52,7 @@ def test_reads_messages_and_the_columns_of_xstest(tmp_path):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"prompt": "Kill?", "label": ["safe"]}, r'"label" is \[.*; it must be one of harmful'),
+        ({"prompt": "Kill?", "label": ["safe"]}, "\"label\" is ['safe']; it must be one of harmful"),
         ({"prompt": "Kill?"}, '"kind" is missing; it must be one of harmful, unsafe, benign, safe'),
         ({"prompt": "Kill?", "label": "bad"}, "\"label\" is 'bad'"),
         ({"kind": "harmful"}, 'neither "messages", a list, nor a text in "prompt"'),
