@@ -178,13 +178,14 @@ class Rollouts:
 
     def _channels(self, chosen, places, shape) -> Batch:
         ones, where = [one for (one,) in chosen], [place for (place,) in places]
-        for one in ones:
-            share, count = self._objective.shares(len(one.answer))
-            one.values["shares"] = np.full(len(one.answer), share, np.float32)
-            one.values["counts"] = np.full(len(one.answer), count, np.float32)
         unread = () if self._objective.kl_in == "loss" else ("reference_logprobs",)
         names = [name for name in ones[0].values if name not in unread]
-        return {name: layout.spread(ones, where, shape, name) for name in names}
+        found = {name: layout.spread(ones, where, shape, name) for name in names}
+        # Not stored in the completions: all of a round must have the same values when it is saved.
+        found |= {name: np.zeros(shape, np.float32) for name in ("shares", "counts")}
+        for one, (row, begin, n) in zip(ones, where, strict=True):
+            found["shares"][row, begin : begin + n], found["counts"][row, begin : begin + n] = self._objective.shares(n)
+        return found
 
 
 def _origin(numbers: Sequence[int]) -> str:
