@@ -183,7 +183,7 @@ class Rollouts:
         found = {name: layout.spread(ones, where, shape, name) for name in names}
         # Not stored in the completions: all of a round must have the same values when it is saved.
         found |= {name: np.zeros(shape, np.float32) for name in ("shares", "counts")}
-        for one, (row, begin, n) in zip(ones, where, strict=True):
+        for row, begin, n in where:
             found["shares"][row, begin : begin + n], found["counts"][row, begin : begin + n] = self._objective.shares(n)
         return found
 
