@@ -108,7 +108,7 @@ def put(mesh: jax.sharding.Mesh):
     mine, parts = axes.batch_parts(mesh)
 
     def whole(a):
-        if around > 1 and a.shape[1] % (2 * around) == 0:
+        if dealt(mesh, a.shape[1]):
             a = a[:, axes.zigzag(a.shape[1], around)]
         sharding = axes.batch_sharding(mesh, a.shape[1])
         if jax.process_count() == 1:
@@ -119,6 +119,18 @@ def put(mesh: jax.sharding.Mesh):
         return jax.make_array_from_callback((parts * size, *a.shape[1:]), sharding, read)
 
     return lambda batch: jax.tree.map(whole, batch)
+
+
+def dealt(mesh: jax.sharding.Mesh, length: int) -> bool:
+    """Returns whether `put` reorders the tokens of rows of this length."""
+    around = mesh.shape["context"]
+    return around > 1 and length % (2 * around) == 0
+
+
+def in_order(mesh: jax.sharding.Mesh, a_BT: np.ndarray) -> np.ndarray:
+    """Returns values of a batch's tokens [B, T] in the order that the rows had before `put`."""
+    length = a_BT.shape[1]
+    return a_BT[:, np.argsort(axes.zigzag(length, mesh.shape["context"]))] if dealt(mesh, length) else a_BT
 
 
 def batch_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray | None:

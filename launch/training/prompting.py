@@ -158,7 +158,8 @@ class Asked:
     def measure(self, steps: int):
         """Returns train.align.measure.make_measure's function, for this many updates on a round."""
         put = build.put(self.mesh)
-        return make_measure(self.objective, lambda batch: put(self.share(batch)), steps)
+        run = make_measure(self.objective, lambda batch: put(self.share(batch)), steps)
+        return lambda state, batch: {name: build.in_order(self.mesh, a) for name, a in run(state, batch).items()}
 
     def share(self, batch: Batch) -> Batch:
         """Returns the rows of a batch that this process passes to its devices."""
