@@ -51,7 +51,8 @@ def create(config: ConfigDict, pretrained: Workdir | None, model: ModelConfig, r
         return states.abstract_critic(make, tx)
     if source is None:
         return states.critic(states.made(make, config.seed), tx)
-    found, _, _ = restore.pretrained(source, there, config.seed)
+    step = config.init_step if source is pretrained else ""
+    found, _, _ = restore.pretrained(source, there, config.seed, step=step)
     return states.critic(found, tx)
 
 

@@ -19,6 +19,7 @@ from launch.program.checking import ConfigError
 from launch.run import build, models
 from launch.training import rewarding
 from model import axes
+from model.config import ModelConfig
 from train.align.measure import make_measure
 from train.align.rollouts import Rollouts
 from train.align.rounds import TRUNCATED, Prompt, Rounds, Settings, Tools
@@ -82,7 +83,8 @@ def check(config: ConfigDict) -> None:
 def _room(config: ConfigDict) -> int:
     """Returns how many tokens a prompt may have. The last token of an answer is only a target."""
     segments = 2 if models.objective(config).rollouts == "pairs" else 1
-    return config.data.seq_len // segments + 1 - config.rollouts.max_new_tokens
+    length = min(config.data.seq_len // segments + 1, config.model.get("max_length", ModelConfig.max_length))
+    return length - config.rollouts.max_new_tokens
 
 
 def read(config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, split: str) -> list[Prompt]:
@@ -152,7 +154,8 @@ class Asked:
             vocab_size=tokenizer.vocab_size,
             max_new_tokens=self.settings.max_new_tokens,
             temperature=self.settings.temperature,
-            rows=self.settings.rows,
+            # Evaluations may ask more prompts at once than a round does.
+            rows=self.settings.rows or config.batch_size * self.settings.minibatches,
         )
 
     def measure(self, steps: int):

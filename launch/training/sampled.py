@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import files
+from launch.program.checking import ConfigError
 from launch.training import prompting
 from train.align import layout
 from train.align.layout import Completion
@@ -52,6 +53,11 @@ class SampledEvaluation:
 
     def __call__(self, state) -> dict[str, float]:
         asked, prompts = self._asked, self._prompts
+        if not prompts:
+            raise ConfigError(
+                f"no prompt is held out in {asked.prepared.directory}: raise config.data.validation, or set "
+                "config.eval_every=0"
+            )
         sampled = asked.sample(state.model, [prompt.ids for prompt in prompts], jax.random.key(asked.config.seed))
         rewards = asked.rewarding(prompts, [one.text for one in sampled])
         total = np.where(rewards.counted, rewards.total, np.nan)
