@@ -60,6 +60,9 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config.eval_rows = 0  # all held-out prompts
     config.checkpoint_every = 20
     config.early_stopping.metric = "validation/reward"
+    # The loss of a policy has no level, and rounds whose answers are all alike have no gradient. Beside those, a round
+    # that teaches something would count as a spike.
+    config.spike = 0.0
     config.optimizer.warmup_steps = 10
     if argument in _METHODS:
         config = tuned(config, argument)

@@ -19,7 +19,6 @@ from launch.program.checking import ConfigError
 from launch.run import build, models
 from launch.training import rewarding
 from model import axes
-from model.config import ModelConfig
 from train.align.measure import make_measure
 from train.align.rollouts import Rollouts
 from train.align.rounds import TRUNCATED, Prompt, Rounds, Settings, Tools
@@ -83,7 +82,7 @@ def check(config: ConfigDict) -> None:
 def _room(config: ConfigDict) -> int:
     """Returns how many tokens a prompt may have. The last token of an answer is only a target."""
     segments = 2 if models.objective(config).rollouts == "pairs" else 1
-    length = min(config.data.seq_len // segments + 1, config.model.get("max_length", ModelConfig.max_length))
+    length = min(config.data.seq_len // segments + 1, config.model.max_length)
     return length - config.rollouts.max_new_tokens
 
 
