@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from launch.program.checking import ConfigError
 from launch.run import build, restore
 from launch.run.workdirs import Workdir
 from model import architectures
@@ -12,6 +13,28 @@ from model.config import ModelConfig
 from model.value_head import ValueHead
 from train import state as states
 from train.state import Critic
+
+
+def check(config: ConfigDict) -> None:
+    """Checks that a critic that begins as the reward model can read the policy's rows.
+
+    Raises:
+      ConfigError: its tokenizer is another one, or its context is too short.
+    """
+    if config.objective.get("critic") != "model" or not config.reward.model:
+        return
+    reward = Workdir(Path(config.reward.model).absolute())
+    own = Workdir(Path(config.init_from).absolute()).tokenizer if config.init_from else None
+    if own is None or own.fingerprint != reward.tokenizer.fingerprint:
+        raise ConfigError(
+            f"config.objective.critic 'model' begins as the reward model {config.reward.model}, whose tokenizer is not "
+            "that of config.init_from; set it to 'head', or train a reward model from config.init_from"
+        )
+    if reward.architecture.max_length < config.data.seq_len:
+        raise ConfigError(
+            f"config.objective.critic 'model' begins as the reward model {config.reward.model}, whose context of "
+            f"{reward.architecture.max_length} tokens is shorter than config.data.seq_len {config.data.seq_len}"
+        )
 
 
 def optimizer(config: ConfigDict, model: ModelConfig):

@@ -17,7 +17,7 @@ from data.prepared import Prepared
 from data.tokens.tokenizer import Tokenizer
 from launch.program.checking import ConfigError
 from launch.run import build, models
-from launch.training import rewarding
+from launch.training import critics, rewarding
 from model import axes
 from train.align.measure import make_measure
 from train.align.rollouts import Rollouts
@@ -76,7 +76,13 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("config.rollouts.text_rows has no effect, because config.objective.text is 0")
     if getattr(objective, "text", 0.0) and not wanted.text_rows:
         raise ConfigError("config.objective.text needs rows of text in each batch; set config.rollouts.text_rows")
+    if wanted.resample and not compares:
+        raise ConfigError(
+            "config.rollouts.resample replaces prompts whose answers all have the same reward, but these advantages "
+            "learn from them too; set it to 0"
+        )
     rewarding.check(config)
+    critics.check(config)
 
 
 def _room(config: ConfigDict) -> int:

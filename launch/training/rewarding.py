@@ -37,6 +37,11 @@ def check(config: ConfigDict) -> None:
         )
     for field in ("model", "gold"):
         if path := config.reward[field]:
+            if jax.process_count() > 1:
+                raise ConfigError(
+                    f"config.reward.{field} needs a run of one process, because a reward model scores on one of its "
+                    "devices; use reward functions here"
+                )
             if not (Path(path) / "config.json").exists():
                 raise ConfigError(
                     f"config.reward.{field} {path} holds no run (no config.json in {Path(path).absolute()})"

@@ -126,6 +126,8 @@ def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
     say(made(**{"rollouts.max_new_tokens": 65}), "leaves no room for a prompt")
     say(made(**{"rollouts.text_rows": 4}), "config.rollouts.text_rows has no effect")
     say(made(**{"data.format": "chat"}), "also has chat")
+    ppo = configured("ppo", "tiny", base, data_dir, asked, **{"rollouts.resample": 1})
+    say(ppo, "config.rollouts.resample replaces prompts")
     config = made()
     config.objective = importlib.import_module("configs.sft").get_config().objective
     say(config, "config.data has prompts, which config.objective.name 'language' cannot learn")
