@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from data.examples import kinds
 from data.examples.judged import harm_prompts
 from launch.answers import grading, held_out, safety
 from launch.answers.completer import Completer
@@ -27,7 +28,7 @@ from launch.answers.completion import Request, completed
 from launch.program.checking import checking
 from launch.run import build, companions, early_stopping, models, restore
 from launch.run.workdirs import Workdir
-from launch.training import prompting, sampled
+from launch.training import sampled
 from model import axes
 from model.config import CHOICES
 from model.decode.sampling import settings
@@ -105,7 +106,7 @@ def main() -> None:
         beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
-        if prompting.asks(config):  # held-out prompts have no rows
+        if kinds.asks(config.data):  # held-out prompts have no rows
             figures = sampled.evaluated(config, prepared, tokenizer, objective, mesh, model, beside)
         else:
             figures = evaluate(model, None, beside)

@@ -28,11 +28,6 @@ from train.objectives.objective import Objective
 _KIND = "prompts"
 
 
-def asks(config: ConfigDict) -> bool:
-    """Returns whether a run learns from answers that its model samples, because its data are prompts."""
-    return kinds.asks(config.data)
-
-
 def settings(config: ConfigDict) -> Settings:
     return Settings(**{name: config.rollouts[name] for name in Settings._fields})
 
@@ -43,16 +38,9 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: rollouts can't be made with these settings.
     """
-    objective = models.objective(config)
-    if not asks(config):
-        if objective.rollouts == "advantages":
-            raise ConfigError("config.data has no prompts; set config.data.path to a file of them (data/README.md)")
+    if not kinds.asks(config.data):
         return
-    if not objective.rollouts:
-        raise ConfigError(
-            f"config.data has prompts, from which config.objective.name {config.objective.name!r} can't learn; use "
-            "configs/grpo.py or another config for prompts"
-        )
+    objective = models.objective(config)
     if models.prefix(config):
         raise ConfigError("config.adapt.method prompt can't learn from rollouts; choose another method, such as lora")
     wanted, size = settings(config), config.batch_size * config.rollouts.minibatches
@@ -136,13 +124,8 @@ class Asked:
     """
 
     def __init__(self, config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, objective: Objective, mesh):
-        self.config, self.prepared, self.tokenizer, self.objective, self.mesh = (
-            config,
-            prepared,
-            tokenizer,
-            objective,
-            mesh,
-        )
+        self.config, self.prepared, self.tokenizer = config, prepared, tokenizer
+        self.objective, self.mesh = objective, mesh
         asking, own = kinds.KINDS[_KIND].asking, kinds.checked(config.data)[_KIND]
         assert asking is not None
         form = asking.prompts(own, tokenizer, [], False)

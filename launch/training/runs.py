@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data import pipeline, stage
+from data.examples import kinds
 from data.examples.labels import num_scores
 from data.prepare import Prepared
 from data.rows.corrupt import Corruption
@@ -80,7 +81,7 @@ class Run:
     @functools.cached_property
     def asked(self) -> prompting.Asked | None:
         """What asks prompts; None: the run learns from rows of data."""
-        if not prompting.asks(self.config):
+        if not kinds.asks(self.config.data):
             return None
         return prompting.Asked(self.config, self.prepared, self.words, self.objective, self.mesh)
 

@@ -17,8 +17,8 @@ import numpy as np
 from data import files
 from launch.program.checking import ConfigError
 from launch.training import prompting
-from train.align import layout
 from train.align.layout import Completion
+from train.align.measure import store
 from train.report import summary
 from train.state import TrainState
 
@@ -81,15 +81,12 @@ class SampledEvaluation:
     def _distance(self, state, sampled) -> dict[str, float]:
         """Returns the KL divergence from the reference, in nats per answer, and the error of the sampler."""
         assert self._measure is not None
-        share = max(self._asked.config.batch_size, 1)
         made = [
             Completion(number, prompt.ids, one.answer, one.finished)
             for number, (prompt, one) in enumerate(zip(self._prompts, sampled, strict=True))
         ]
-        for first in range(0, len(made), share):
-            some = made[first : first + share]
-            batch, places = layout.rows_of([[one] for one in some], self._asked.config.data.seq_len, self._asked.unit)
-            layout.read(some, [place for (place,) in places], self._measure(state, batch))
+        config = self._asked.config
+        store(self._measure, state, made, config.batch_size, config.data.seq_len, self._asked.unit)
         own = [one.values["old_logprobs"] for one in made]
         gaps = [np.abs(mine - one.logprobs) for mine, one in zip(own, sampled, strict=True)]
         found = {"sampler_gap": float(np.concatenate(gaps).mean())}

@@ -3,13 +3,31 @@
 Dims: R rows, T length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from model import axes
+from train.align import layout
+from train.align.layout import Completion
 from train.step import companions
+
+
+def store(measure: Callable, state, completions: Sequence[Completion], share: int, seq_len: int, unit: int) -> None:
+    """Measures completions, and stores what is found in their `values`.
+
+    Args:
+      measure: what `make_measure` returned.
+      state: of training.
+      completions: in which the values are stored.
+      share: how many are measured at a time.
+      seq_len, unit: as in layout.rows_of.
+    """
+    for first in range(0, len(completions), share):
+        some = completions[first : first + share]
+        batch, places = layout.rows_of([[one] for one in some], seq_len, unit)
+        layout.read(some, [place for (place,) in places], measure(state, batch))
 
 
 def make_measure(objective, put: Callable, steps: int) -> Callable:

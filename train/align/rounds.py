@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from train.align import advantages, layout
+from train.align import advantages
 from train.align.estimators import kl
 from train.align.layout import Completion
+from train.align.measure import store
 
 TRUNCATED = ("keep", "mask", "penalize")
 
@@ -146,21 +147,19 @@ class Rounds:
         if not self._objective.measures(self._settings.epochs * self._settings.minibatches):
             return
         assert self._tools.measure is not None
-        share = max(len(completions) // self._settings.minibatches, 1)  # rows as many as in a step of training
-        for first in range(0, len(completions), share):
-            some = completions[first : first + share]
-            batch, places = layout.rows_of([[one] for one in some], self._seq_len, self._unit)
-            layout.read(some, [place for (place,) in places], self._tools.measure(state, batch))
+        share = max(len(completions) // self._settings.minibatches, 1)  # about as many rows as in a step of training
+        store(self._tools.measure, state, completions, share, self._seq_len, self._unit)
 
     def _judge(self, completions: Sequence[Completion], coefficient: float) -> dict[str, float]:
         """Adds the advantages, and with a critic the returns, to the completions."""
         objective, counted = self._objective, np.array([one.counted for one in completions])
         figures = {}
         penalties = [np.zeros(len(one.answer)) for one in completions]
-        if "reference_logprobs" in completions[0].values and "old_logprobs" in completions[0].values:
-            apart = lambda name, one: np.asarray(
-                kl(name, one.values["old_logprobs"], one.values["reference_logprobs"]), np.float64
-            )
+        if "reference_logprobs" in completions[0].values:
+            # With one update, the sampler's numbers stand for the old ones, from which they differ by rounding.
+            own = "old_logprobs" if "old_logprobs" in completions[0].values else "sampled_logprobs"
+            read = lambda one, name: one.values[name].astype(np.float64)
+            apart = lambda name, one: kl(name, read(one, own), read(one, "reference_logprobs"))
             figures["kl"] = float(np.mean([apart("k1", one).sum() for one in completions]))
             if objective.kl_in == "reward":
                 penalties = [coefficient * apart(objective.kl_estimator, one) for one in completions]

@@ -44,7 +44,6 @@ from train.token_logprobs import token_logprobs, token_scores
 RATIOS = ("token", "sequence", "mean")  # of each token; of all tokens of a completion, multiplied; their geometric mean
 AVERAGES = ("tokens", "sequences", "constant")
 CRITICS = ("", "head", "model")
-KINDS = frozenset({"prompts"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +164,7 @@ class Policy(Objective):
                 "config.objective.name 'policy' needs a decoder with head 'language_model'"
             )
         found = {kinds.kind_of(spec) for spec, weight in kinds.sources(data) if weight}
-        allowed = KINDS | ({kinds.TEXT} if self.text else set())
-        if others := sorted(found - allowed):
+        if others := sorted(found - {"prompts", *[kinds.TEXT] * (self.text > 0)}):
             more = "; for rows of text also set config.objective.text above 0" if kinds.TEXT in others else ""
             raise ValueError(
                 f"config.objective.name 'policy' learns from answers to prompts, but config.data also has "

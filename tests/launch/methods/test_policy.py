@@ -80,9 +80,10 @@ def test_it_continues_in_the_middle_of_a_round(name, base, data_dir, asked, tmp_
     config = configured(name, argument, base, data_dir, asked, **changes)
     assert train(config, tmp_path / "whole")
     found = evaluations(tmp_path / "whole")
-    assert found[0]["validation/win_rate"] == 0.5 and found[0].get("validation/kl", 0) == pytest.approx(0, abs=1e-4)
+    assert found[0]["validation/win_rate"] == 0.5
     assert found[6]["validation/reward"] == found[6]["validation/reward/vowels"]
-    assert found[6].get("validation/sampler_gap", 0) < 1e-5
+    if name != "online_dpo":
+        assert found[0]["validation/kl"] == pytest.approx(0, abs=1e-4) and found[6]["validation/sampler_gap"] < 1e-5
     assert not train(config, tmp_path / "run", observe=stop)
     assert train(config, tmp_path / "run")
     assert evaluations(tmp_path / "run") == found

@@ -39,7 +39,7 @@ BIASED = {
 
 
 def ends(objective, steps=120, **settings):
-    model, reference, _ = toy.trained(objective, steps=steps, size=256, group=256, rate=3e-3, **settings)
+    model, reference = toy.trained(objective, steps=steps, size=256, group=256, rate=3e-3, **settings)
     return toy.distance(model, reference)
 
 

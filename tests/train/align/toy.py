@@ -80,30 +80,29 @@ def distance(model, reference):
     return float((np.exp(own) * (own - optimum(reference))).sum())
 
 
-def trained(objective, *, steps, size, rate=3e-4, group=8, epochs=1, minibatches=1, companion=True, accumulate=1):
-    """Trains a policy with an objective and returns (it, its reference, the last metrics)."""
+def trained(objective, *, steps, size, rate, group, epochs=1):
+    """Trains a policy with an objective and returns (it, its reference)."""
     objective = objective.sampling(1.0, END + 1)
     reference = model()
     tx = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    state = states.beside(states.around(model(), tx), {"reference": frozen(model())} if companion else {})
+    state = states.beside(states.around(model(), tx), {"reference": frozen(model())})
     if getattr(objective, "critic", ""):
-        make = {"head": lambda: ValueHead(CONFIG, nnx.Rngs(1))}[objective.critic]
-        state.critic = states.critic(make(), tx)
-    source = rollouts(objective, size=size, group=group, epochs=epochs, minibatches=minibatches)
-    run = step.make_train_step(objective, tx, critic_tx=tx, accumulate=accumulate)
+        state.critic = states.critic(ValueHead(CONFIG, nnx.Rngs(1)), tx)
+    source = rollouts(objective, size=size, group=group, epochs=epochs)
+    run = step.make_train_step(objective, tx, critic_tx=tx)
     for _ in range(steps):
-        state, metrics = run(state, source.next(state))
-    return state.model, reference, {name: float(value) for name, value in metrics.items()}
+        state, _ = run(state, source.next(state))
+    return state.model, reference
 
 
-def rollouts(objective, *, size, group=8, epochs=1, minibatches=1, rewards=None, place=None, prompts=1, **settings):
+def rollouts(objective, *, size, group, epochs=1, minibatches=1, rewards=None, place=None):
     reward_of = dict(zip(TEXTS, utilities(), strict=True))
 
     def score(prompts, texts):
         total = np.array([reward_of[tuple(map(int, text))] for text in texts])
         return Rewards(total, np.ones(len(total), bool), {"utility": total})
 
-    wanted = Settings(group, epochs, minibatches, LONGEST, 1.0, 0, "keep", 0.0, 0, 0)._replace(**settings)
+    wanted = Settings(group, epochs, minibatches, LONGEST, 1.0, 0, "keep", 0.0, 0, 0)
     sample = make_sampler(
         lambda ids: "".join(str(i) for i in ids if i != END),
         ends=(END,),
@@ -114,8 +113,8 @@ def rollouts(objective, *, size, group=8, epochs=1, minibatches=1, rewards=None,
     measure = (
         make_measure(objective, lambda batch: batch, epochs * minibatches) if hasattr(objective, "measures") else None
     )
-    asked = [Prompt(np.array([BEGIN], np.int32), "", {"columns": {}})] * prompts
+    asked = [Prompt(np.array([BEGIN], np.int32), "", {"columns": {}})]
     rounds = Rounds(asked, objective, wanted, SEQ_LEN, 1, Tools(sample, rewards or score, measure))
     return Rollouts(
-        rounds, objective, wanted, prompts, batch_size=size, seq_len=SEQ_LEN, unit=1, seed=0, stream="toy", place=place
+        rounds, objective, wanted, 1, batch_size=size, seq_len=SEQ_LEN, unit=1, seed=0, stream="toy", place=place
     )
