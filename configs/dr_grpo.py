@@ -9,5 +9,4 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config = grpo.get_config(argument)
     config.objective.scale = "none"
     config.objective.average = "constant"
-    config.objective.constant = float(config.rollouts.max_new_tokens)  # change both together
     return config

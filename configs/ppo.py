@@ -20,7 +20,7 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config.objective.average = "tokens"
     config.objective.kl, config.objective.kl_in, config.objective.kl_estimator = 0.05, "reward", "k1"
     config.objective.critic = "head"
-    config.optimizer.critic_rate = 10.0  # as in verl's examples: a critic begins with less than a tuned policy
+    config.optimizer.critic_rate = 10.0  # a new head has everything to learn, the policy little
     config.rollouts.group = 1
     config.rollouts.epochs = 4
     return config

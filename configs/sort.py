@@ -31,9 +31,7 @@ def get_config(argument: str = "grpo") -> ConfigDict:
     config.batch_size = 128
     config.steps = 60
     config.eval_every = config.checkpoint_every = 20
-    config.objective.kl = 0.0
-    if config.objective.average == "constant":
-        config.objective.constant = float(config.rollouts.max_new_tokens)
+    config.objective.update(kl=0.0, kl_in="loss", kl_estimator="k3")  # no reference, so the last two are not read
     config.optimizer.update(learning_rate=3e-4, schedule="cosine", warmup_steps=3, beta2=0.99)
     if argument == "ppo":
         config.rollouts.group, config.rollouts.epochs = 1, 2

@@ -93,7 +93,9 @@ def main() -> None:
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
-    objective = objective.sampling(config.rollouts.temperature, run.tokenizer.vocab_size)
+    objective = objective.sampling(
+        config.rollouts.temperature, config.rollouts.max_new_tokens, run.tokenizer.vocab_size
+    )
     companions.check(objective, config)
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
@@ -103,11 +105,12 @@ def main() -> None:
             with checking("--prompt, --max_new_tokens"):
                 requests = [Request(text, max_new_tokens=new, settings=drawn) for text in _PROMPTS.value]
                 batch = completer.completions(requests)
-        beside = companions.found(objective, config, model, run.companions(_STEP.value)).models
+        recorded = run.companions(_STEP.value)
+        beside = companions.found(objective, config, model, recorded).models
         eval_step = make_eval_step(objective)
         evaluate = held_out.Evaluation(config, prepared, corruption, objective, eval_step, mesh)
         if kinds.asks(config.data):  # held-out prompts have no rows
-            figures = sampled.evaluated(config, prepared, tokenizer, objective, mesh, model, beside)
+            figures = sampled.evaluated(config, prepared, tokenizer, objective, mesh, model, beside, recorded)
         else:
             figures = evaluate(model, None, beside)
         answers = list(grader.answers(model)) if grader else []

@@ -24,7 +24,7 @@ from model.config import ModelConfig
 from train.evals import text
 from train.evals.bulk import answers
 
-KINDS = tuple(name for name, kind in kinds.KINDS.items() if kind.asking is not None)  # kinds that can be graded
+KINDS = tuple(filter(kinds.learnable, kinds.KINDS))  # kinds that can be graded
 SHOWN = 5  # answers that the report shows
 
 

@@ -20,6 +20,22 @@ BATCH = 16  # conversations per batch, one in each row
 _ROUND = 64  # rows are as long as their longest conversation, rounded up to a multiple of this
 
 
+def check(run: Workdir, named: str = "") -> None:
+    """Checks that a workdir holds a reward model.
+
+    Args:
+      run: the workdir.
+      named: the field of a config that names it, for the error.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    if not is_reward_model(run):
+        raise ConfigError(
+            f"{named} {run.path} holds no reward model; train one with --config=configs/reward.py".strip()
+        )
+
+
 def is_reward_model(run: Workdir) -> bool:
     """Returns whether a workdir holds a reward model: a trained one, or an imported one with a chat template."""
     if models.objective(run.config).scores_end:
@@ -42,8 +58,7 @@ class Scorer:
     """
 
     def __init__(self, run: Workdir, step: str = "", dtype: str | None = None):
-        if not is_reward_model(run):
-            raise ConfigError(f"{run.path} holds no reward model; train one with --config=configs/reward.py")
+        check(run)
         self.settings = kinds.checked(run.config.data)["rankings"]
         self._mesh, self._model, tokenizer = restore.for_inference(run, step=step, dtype=dtype)
         # The rows of an imported model are as long as its context.

@@ -23,7 +23,6 @@ from launch.answers.prompts import FIELDS, read
 from launch.judging.questions import written
 from launch.judging.replies import Key
 
-ALL_PAIRS = 4  # up to this many different answers, all pairs are compared
 ONE_ANSWER = "with fewer than two different answers that are not empty"
 _JUDGED = ("answers", "chosen", "rejected")  # fields that the judged answers replace
 
@@ -49,12 +48,12 @@ class Sample:
     def compared(self, seed: int) -> list[tuple[int, int]]:
         """Returns the pairs of `texts` to compare.
 
-        Of more than ALL_PAIRS texts, twice as many pairs as there are texts: a random circle, so that every text is
-        compared, and further random pairs.
+        They are all pairs of up to five texts. Of more texts, they are twice as many as there are texts: a random
+        circle, so that every text is compared, and further random pairs.
         """
         n = len(self.texts)
         pairs = list(itertools.combinations(range(n), 2))
-        if n <= ALL_PAIRS or len(pairs) <= 2 * n:
+        if len(pairs) <= 2 * n:
             return pairs
         random = np.random.default_rng([seed, self.number])
         circle = random.permutation(n).tolist()

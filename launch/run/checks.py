@@ -48,7 +48,8 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMes
 
 
 def check_read(config: ConfigDict, chosen: Iterable[str]) -> None:
-    """Checks that the data hold every kind of examples of which the user has set a field.
+    """Checks that something reads what the user has set: a field of a kind of examples needs data of this kind, and
+    fields about sampled answers need prompts.
 
     Args:
       config: the whole config.
@@ -58,6 +59,12 @@ def check_read(config: ConfigDict, chosen: Iterable[str]) -> None:
       ConfigError: nothing reads a field.
     """
     found = {kinds.kind_of(spec) for spec, _ in kinds.sources(config.data)}
+    for name in chosen:
+        if name.startswith(("rollouts.", "reward.")) and not kinds.asks(config.data):
+            raise ConfigError(
+                f"config.{name} is set, but nothing reads it: config.data holds {', '.join(sorted(found)) or 'nothing'}"
+                ", not prompts, so the model is not asked anything in training"
+            )
     for block, kind, field in (name.split(".", 2) for name in chosen if name.count(".") > 1):
         if block == "data" and kind in kinds.KINDS and kind not in found:
             raise ConfigError(
@@ -153,6 +160,12 @@ def _without_effect(config: ConfigDict, model: ModelConfig) -> Iterator[tuple[st
     for name, scalings in _SCALED.items():
         if getattr(model.rope, name) != getattr(Rope(), name) and model.rope.scaling not in scalings:
             yield f"config.model.rope.{name}", f"config.model.rope.scaling is {model.rope.scaling!r}"
+    for field, why in models.objective(config).without_effect():
+        yield f"config.objective.{field}", why
+    if config.optimizer.critic_rate != 1 and not config.objective.get("critic"):
+        yield "config.optimizer.critic_rate", "there is no critic"
+    if config.rollouts.truncated_penalty != 1 and config.rollouts.truncated != "penalize":
+        yield "config.rollouts.truncated_penalty", f"config.rollouts.truncated is {config.rollouts.truncated!r}"
     if config.adapt.get("base") == "int8" and not config.adapt.get("double_quantization", True):
         yield "config.adapt.double_quantization", "int8 has no scales to quantize"
 

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data import files
+from data.examples import kinds
 from data.examples.judged import harm_prompts
 from data.examples.labels import num_scores
 from data.prepare import Prepared, load
@@ -103,8 +104,8 @@ class Workdir:
         return load(recorded.read_json(path)["directory"])
 
     def companions(self, step: str = "") -> dict[str, dict]:
-        """Returns workdir, step and content hash of each frozen model of a checkpoint's objective, by name."""
-        if not models.objective(self.config).companions:
+        """Returns the origins, with content hashes, of the companions and the rewards that a checkpoint names."""
+        if not models.objective(self.config).companions and not kinds.asks(self.config.data):
             return {}  # opening the checkpoints again would read them again, to verify them
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return checkpoints.loop(checkpoints.find(step)).get("companions", {})

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -48,6 +49,12 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.rollouts.group {wanted.group} does not divide the {size} completions of a round "
             "(config.batch_size x config.rollouts.minibatches)"
+        )
+    weights = {weight for spec, weight in kinds.sources(config.data) if weight and kinds.kind_of(spec) == _KIND}
+    if len(weights) > 1:
+        raise ConfigError(
+            f"config.data.sources gives prompts the weights {', '.join(map(str, sorted(weights)))}, but every "
+            "prompt is asked once per epoch; give all of them the same weight"
         )
     compares = objective.rollouts == "pairs" or getattr(objective, "advantages", "") in ("group", "rloo")
     if compares and wanted.group < 2:
@@ -121,20 +128,29 @@ class Asked:
 
     Args:
       config, prepared, tokenizer, objective, mesh: of the run.
+      recorded: the frozen models that the run's checkpoint names (rewarding.Rewarding); {} for a new run.
     """
 
-    def __init__(self, config: ConfigDict, prepared: Prepared, tokenizer: Tokenizer, objective: Objective, mesh):
+    def __init__(
+        self,
+        config: ConfigDict,
+        prepared: Prepared,
+        tokenizer: Tokenizer,
+        objective: Objective,
+        mesh: jax.sharding.Mesh,
+        recorded: Mapping[str, dict],
+    ):
         self.config, self.prepared, self.tokenizer = config, prepared, tokenizer
         self.objective, self.mesh = objective, mesh
         asking, own = kinds.KINDS[_KIND].asking, kinds.checked(config.data)[_KIND]
         assert asking is not None
         form = asking.prompts(own, tokenizer, [], False)
         self.settings = settings(config)
-        self.rewarding = rewarding.Rewarding(config)
+        self.rewarding = rewarding.Rewarding(config, recorded)
         if self.settings.text_rows % self.unit:
             raise ConfigError(
                 f"config.rollouts.text_rows is {self.settings.text_rows}; it must be a multiple of {self.unit}, the "
-                "number of parts that a batch is split into (devices x config.accumulate)"
+                "number of parts that a batch is split into (devices x config.accumulate x config.model.pipeline_slots)"
             )
         self.sample = make_sampler(
             lambda ids: form.answer(tokenizer, ids.tolist()),
@@ -160,7 +176,7 @@ class Asked:
     @functools.cached_property
     def unit(self) -> int:
         """What the number of rows in a batch is a multiple of."""
-        return axes.batch_parts(self.mesh)[1] * self.config.accumulate
+        return axes.batch_parts(self.mesh)[1] * self.config.accumulate * max(self.config.model.pipeline_slots, 1)
 
     def source(self, position: Mapping[str, Any] | None, text: Any, everything: bool) -> Rollouts:
         """Returns the batches of rollouts, from the start or from a position; the arguments are those of Run.source."""

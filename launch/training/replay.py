@@ -60,6 +60,8 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         if begin:
             state, saved = checkpoints.restore(state, begin)
             position = recovery.position(recorded, begin, saved)
+        if run.asked is not None:
+            stack.callback(run.asked.rewarding.close)
         source = stack.enter_context(contextlib.closing(run.source(position)))
         train_step, eval_step = build.steps(run.config, tx, run.objective, critics.optimizer(run.config, run.model))
         put = build.put(run.mesh)

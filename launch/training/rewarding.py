@@ -8,7 +8,7 @@ policy exploits the first one (arXiv:2210.10760).
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from launch.answers.scorer import Scorer, is_reward_model
+from launch.answers import origins, scorer
 from launch.hosts import distributed
 from launch.program.checking import ConfigError, checking
 from launch.run.workdirs import Workdir
 from train.align.rewards.scoring import Item, Scoring
+from train.align.rewards.table import of_user
 from train.align.rounds import Prompt, Rewards
 
 
@@ -46,10 +47,7 @@ def check(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"config.reward.{field} {path} holds no run (no config.json in {Path(path).absolute()})"
                 )
-            if not is_reward_model(Workdir(Path(path).absolute())):
-                raise ConfigError(
-                    f"config.reward.{field} {path} holds no reward model; train one with --config=configs/reward.py"
-                )
+            scorer.check(Workdir(Path(path).absolute()), f"config.reward.{field}")
     if config.reward.functions:
         _scoring(config).close()
 
@@ -66,9 +64,21 @@ class Rewarding:
 
     Args:
       config: the whole config.
+      recorded: `record` of the run's checkpoint; {} for a new run.
+
+    Attributes:
+      record: where each reward model and the user's functions come from, with hashes of their files. Files that those
+        of the user import are not hashed.
+
+    Raises:
+      ConfigError: a reward model or a file is another one than when the run began.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, recorded: Mapping[str, dict]):
+        self._recorded = recorded
+        self.record: dict[str, dict] = {}
+        for path in sorted({spec.rpartition(":")[0] for spec, _ in config.reward.functions if of_user(spec)}):
+            self._note(path, {"content": origins.digest(Path(path))}, "config.reward.functions")
         self._scoring = _scoring(config) if config.reward.functions else None
         self._names = [_name(spec) for spec, _ in config.reward.functions]
         self._names = [
@@ -76,11 +86,30 @@ class Rewarding:
             for i, name in enumerate(self._names)
         ]
         self._models = {
-            field: Scorer(Workdir(Path(config.reward[field]).absolute()))
+            field: self._loaded(f"reward.{field}", Workdir(Path(config.reward[field]).absolute()))
             for field in ("model", "gold")
             if config.reward[field]
         }
         self._said: set[str] = set()  # reasons that were printed
+
+    def _loaded(self, field: str, workdir: Workdir) -> scorer.Scorer:
+        """Returns a reward model, of the step that the run began with."""
+        before = self._recorded.get(field, {})
+        same = before.get("workdir") == str(workdir.path)  # the gold one may be exchanged
+        step, content = origins.checkpoint(workdir, str(before["step"]) if same else "")
+        self._note(field, {"workdir": str(workdir.path), "step": int(step), "content": content}, f"config.{field}")
+        return scorer.Scorer(workdir, step)
+
+    def _note(self, name: str, now: dict, field: str) -> None:
+        """Adds to `record`, or raises a ConfigError if the run began with other rewards."""
+        before = self._recorded.get(name, now)
+        if before["content"] != now["content"] and before.get("workdir") == now.get("workdir"):
+            what = now.get("workdir", name)
+            raise ConfigError(
+                f"{field}: {what} is not the same as when the run began, so its rewards would differ: bring it back, "
+                "or use a new --workdir"
+            )
+        self.record[name] = now
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Checks, before anything is sampled, that these prompts have the columns that the functions need.
@@ -104,9 +133,9 @@ class Rewarding:
             counted &= ~np.array(found["skipped"], bool)
             failed = found["failed"]
             parts |= dict(zip(self._names, np.array(found["values"]).T, strict=True))
-        for name, scorer in self._models.items():
+        for name, model in self._models.items():
             pairs = zip(prompts, texts, strict=True)
-            parts[name] = np.array(list(scorer([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
+            parts[name] = np.array(list(model([_conversation(prompt, text) for prompt, text in pairs])), np.float64)
         if "model" in self._models:
             total += parts["model"]
         return Rewards(total, counted, parts, failed, notes)

@@ -53,6 +53,7 @@ class Run:
     words: tokenizer.Tokenizer
     corruption: Corruption | None
     objective: Objective
+    recorded: dict[str, dict] = dataclasses.field(default_factory=dict)  # companions and rewards of the checkpoint
 
     def optimizer(self):
         return build.optimizer(self.config, self.model)
@@ -73,9 +74,10 @@ class Run:
             self.config, self.pretrained, self.model, tuning, tx, step > 0, labels
         )
         state = dataclasses.replace(state, critic=critics.create(self.config, self.pretrained, self.model, step > 0))
-        recorded = checkpoints.loop(step).get("companions", {}) if step else {}
-        beside = companions.found(self.objective, self.config, state.model, recorded)
-        checkpoints.companions = beside.record
+        if step:
+            self.recorded.update(checkpoints.loop(step).get("companions", {}))
+        beside = companions.found(self.objective, self.config, state.model, self.recorded)
+        checkpoints.companions = beside.record | (self.asked.rewarding.record if self.asked else {})
         return states.beside(state, beside.models)
 
     @functools.cached_property
@@ -83,7 +85,7 @@ class Run:
         """What asks prompts; None: the run learns from rows of data."""
         if not kinds.asks(self.config.data):
             return None
-        return prompting.Asked(self.config, self.prepared, self.words, self.objective, self.mesh)
+        return prompting.Asked(self.config, self.prepared, self.words, self.objective, self.mesh, self.recorded)
 
     def source(self, position: dict | None, everything: bool = False) -> pipeline.Pipeline | Rollouts:
         """Returns the training batches, from the start or from a position.
@@ -182,5 +184,5 @@ def opened(config: ConfigDict, workdir: Path, chosen: Iterable[str] = ()) -> Run
         distributed.agree("prompts of config.safety", workdirs.safety_prompts(config))
     corruption = build.corruption(config, prepared)
     objective = models.objective(config, prepared.labels)
-    objective = objective.sampling(config.rollouts.temperature, words.vocab_size)
+    objective = objective.sampling(config.rollouts.temperature, config.rollouts.max_new_tokens, words.vocab_size)
     return Run(config, workdir, pretrained, mesh, prepared, model, words, corruption, objective)

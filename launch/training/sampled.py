@@ -26,9 +26,18 @@ _SHOWN = 5  # answers that the report shows
 _FILE = "start_rewards.json"  # the rewards of the model that the run began with
 
 
-def evaluated(config, prepared, tokenizer, objective, mesh, model, beside: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures of a model that was read from a checkpoint; `beside` are its companions."""
-    asked = prompting.Asked(config, prepared, tokenizer, objective, mesh)
+def evaluated(
+    config, prepared, tokenizer, objective, mesh, model, beside: Mapping[str, Any], recorded: Mapping[str, dict]
+) -> dict[str, float]:
+    """Returns the figures of a model that was read from a checkpoint.
+
+    Args:
+      config, prepared, tokenizer, objective, mesh: of the run.
+      model: the model.
+      beside: its companions.
+      recorded: the frozen models that the checkpoint names.
+    """
+    asked = prompting.Asked(config, prepared, tokenizer, objective, mesh, recorded)
     with contextlib.closing(asked.rewarding):
         zero = jnp.zeros((), jnp.int32)
         return SampledEvaluation(asked, None)(TrainState(zero, model, None, zero, zero, zero, dict(beside)))

@@ -80,7 +80,7 @@ def test_commands_would_run(tmp_path, monkeypatch):
     (tmp_path / "held_out.jsonl").symlink_to(ROOT / "data" / "suites" / "safety" / "held_out.jsonl")
     monkeypatch.setattr(build, "mesh", without_devices)
     monkeypatch.setattr(build, "prepare", lambda fields, directory, encoder, prefix: checked(fields, encoder))
-    monkeypatch.setattr(rewarding, "is_reward_model", lambda run: True)  # runs/reward holds the small model, too
+    monkeypatch.setattr(rewarding.scorer, "is_reward_model", lambda run: True)  # runs/reward holds the small model, too
     (tmp_path / "rewards.py").write_text("def short(prompt, completion, columns): return 1.0")
     small_base(tmp_path / "runs" / "quickstart")  # which launch/quickstart.sh trains
     programs = []

@@ -88,17 +88,19 @@ class Rollouts:
           DataError: round after round gives nothing to learn from.
         """
         self._figures = {}
-        for _ in range(_EMPTY_ROUNDS):
+        for begun in range(_EMPTY_ROUNDS + 1):
             while self._made < self._steps:
                 chosen = self._minibatch()
                 self._made += 1
                 if chosen:
                     return self._batch(chosen)
-            self._begin_round(state)
+            if begun < _EMPTY_ROUNDS:
+                self._begin_round(state)
+        last = ", ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
         raise DataError(
-            f"{_EMPTY_ROUNDS} rounds of rollouts in a row gave nothing to learn from. Look at the rewards in "
-            "metrics.jsonl: completions whose reward failed or that were truncated may be left out "
-            "(config.reward.on_error, config.rollouts.truncated), and pairs need different rewards."
+            f"{_EMPTY_ROUNDS} rounds of rollouts in a row gave nothing to learn from. Completions whose reward failed "
+            "or that were truncated may be left out (config.reward.on_error, config.rollouts.truncated), and pairs "
+            "need different rewards. " + "\n  ".join([f"The last round: {last}", *self._rounds.notes()])
         )
 
     def figures(self) -> dict[str, float]:

@@ -32,18 +32,8 @@ _CANT = (
 _HELP = "(?:{})".format(
     "|".join(
         [
-            *(
-                "help(?! but)",
-                "assist",
-                "support",
-                "provid",
-                "offer",
-                "discuss",
-                "explain",
-                "describe",
-                "teach",
-                "answer",
-            ),
+            *("help(?! but)", "assist", "support", "provid", "offer", "discuss"),
+            *("explain", "describe", "teach", "answer"),
             *("writ", "creat", "generat", "produc", "fulfil", "comply", "complete", "participat", "engag", "guide"),
             *("argue", "condon", "encourag", "promot", "advise", "go along", r"list\b", "shar(?:e|ing)"),
             *("show you", "walk you", "lead you", "point you", r"tell (?:you|anyone)(?! how (?!to\b))"),

@@ -118,6 +118,10 @@ class Objective:
         """
         raise NotImplementedError
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Yields (field, reason) of settings that are not at their defaults, but that nothing reads."""
+        yield from ()
+
     def head(self, data: Mapping[str, Any]) -> str | None:
         """Returns the new head that the model needs for these data, or None if the model's own head is trained."""
         return None
@@ -126,8 +130,8 @@ class Objective:
         """Returns the objective completed with facts about the training labels, known once data are prepared."""
         return self
 
-    def sampling(self, temperature: float, vocab_size: int) -> "Objective":
-        """Returns the objective completed with how answers are sampled: the temperature, and how many ids there are."""
+    def sampling(self, temperature: float, max_new_tokens: int, vocab_size: int) -> "Objective":
+        """Returns the objective completed with how answers are sampled, and with how many ids there are."""
         return self
 
     # *_ and **companions are Any, so that a type checker lets an objective name its companions as arguments.

@@ -13,7 +13,7 @@ The published methods differ in these settings (configs/ppo.py, rloo.py, grpo.py
     RLOO               rloo        none   sequence  sequences  KL k1 in the reward                     arXiv:2402.14740
     REINFORCE          batch       none   token     constant
     GRPO               group       group  token     sequences  KL k3 in the loss                       arXiv:2402.03300
-    Dr. GRPO           group       none   token     constant   constant = max_new_tokens               arXiv:2503.20783
+    Dr. GRPO           group       none   token     constant                                           arXiv:2503.20783
     DAPO               group       group  token     tokens     clip_high 0.28, dynamic sampling        arXiv:2503.14476
     GSPO               group       group  mean      sequences  clip 3e-4 and 4e-4                      arXiv:2507.18071
 
@@ -24,7 +24,7 @@ Dims: B rows, T length.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -36,8 +36,8 @@ from train.align import advantages
 from train.align.estimators import ESTIMATORS, LARGEST, kl
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import Companion, Headline, HeldOut, Objective
-from train.objectives.policy_figures import CURVES, MEANINGS
+from train.objectives.objective import Companion, HeldOut, Objective
+from train.objectives.policy_figures import CURVES, MEANINGS, SAMPLED_HEADLINE
 from train.objectives.segments import segments, spread
 from train.token_logprobs import token_logprobs, token_scores
 
@@ -59,7 +59,7 @@ class Policy(Objective):
       clip_low, clip_high: how far the ratio counts below and above 1; both 0: no clipping.
       average: 'tokens': the mean over all tokens; 'sequences': the mean over completions of the mean over their tokens;
         'constant': the mean over completions of the sum over their tokens, divided by `constant`.
-      constant: see above.
+      constant: see above; 0: config.rollouts.max_new_tokens, the longest that a completion can be.
       kl: coefficient of the distance to the reference; 0: there is no reference.
       kl_in: 'reward' or 'loss'. In the reward, every token pays for itself with 'gae', and the completion for all of
         its tokens otherwise.
@@ -84,7 +84,7 @@ class Policy(Objective):
     clip_low: float = 0.2
     clip_high: float = 0.2
     average: str = "tokens"
-    constant: float = 1.0
+    constant: float = 0.0
     kl: float = 0.0
     kl_in: str = "loss"
     kl_estimator: str = "k3"
@@ -106,7 +106,7 @@ class Policy(Objective):
     progress: ClassVar = ("reward", "kl", "length")
     heading: ClassVar = "answers to held-out prompts, sampled:"
     meanings: ClassVar = MEANINGS
-    headlines: ClassVar = (Headline("reward", "mean reward", "of sampled answers to held-out prompts"),)
+    headlines: ClassVar = (SAMPLED_HEADLINE,)
     curves: ClassVar = CURVES
     lower_is_better: ClassVar = {"win_rate": False, "kl": True, "truncated": True}
     ranges: ClassVar = {
@@ -114,7 +114,7 @@ class Policy(Objective):
         "lam": "float [0, 1]",
         "clip_low": "float [0, 1]",
         "clip_high": "float [0, inf)",
-        "constant": "float (0, inf)",
+        "constant": "float [0, inf)",
         "kl": "float [0, inf)",
         "kl_target": "float [0, inf)",
         "kl_horizon": "float [1, inf)",
@@ -150,8 +150,8 @@ class Policy(Objective):
             raise ValueError("kl_estimator 'k3_ratio' is for a KL in the loss; choose another one for the reward")
         if self.kl_target and not (self.kl and self.kl_in == "reward"):
             raise ValueError("kl_target adapts the coefficient of a KL in the reward; set kl above 0 and kl_in=reward")
-        if self.constant != 1 and self.average != "constant":
-            raise ValueError(f"constant has no effect with average {self.average!r}; set it to 1")
+        if self.constant and self.average != "constant":
+            raise ValueError(f"constant has no effect with average {self.average!r}; set it to 0")
 
     @property
     def companions(self) -> tuple[Companion, ...]:
@@ -176,8 +176,22 @@ class Policy(Objective):
         if self.text and kinds.TEXT not in found:
             raise ValueError("config.objective.text is above 0, but config.data.sources has no text; add some")
 
-    def sampling(self, temperature: float, vocab_size: int) -> "Policy":
-        return dataclasses.replace(self, temperature=temperature, vocab_size=vocab_size)
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        default = Policy()
+        for fields, is_read, why in (
+            (
+                ("gamma", "lam", "value", "value_clip"),
+                self.critic,
+                f"config.objective.advantages is {self.advantages!r}",
+            ),
+            (("kl_in", "kl_estimator"), self.kl, "config.objective.kl is 0"),
+            (("kl_horizon",), self.kl_target, "config.objective.kl_target is 0"),
+        ):
+            yield from ((f, why) for f in fields if not is_read and getattr(self, f) != getattr(default, f))
+
+    def sampling(self, temperature: float, max_new_tokens: int, vocab_size: int) -> "Policy":
+        constant = self.constant or (float(max_new_tokens) if self.average == "constant" else 0.0)
+        return dataclasses.replace(self, temperature=temperature, constant=constant, vocab_size=vocab_size)
 
     def measures(self, steps: int) -> tuple[str, ...]:
         """Returns the channels of a batch that are measured before the updates of a round; `steps`: their number.

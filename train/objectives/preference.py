@@ -30,6 +30,7 @@ from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
 from train.objectives.objective import LOSS, Companion, Curve, Headline, HeldOut, Objective
+from train.objectives.policy_figures import SAMPLED_CURVES, SAMPLED_HEADLINE, SAMPLED_MEANINGS
 from train.objectives.segments import over_pairs, segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
@@ -103,9 +104,10 @@ class Preference(Objective):
     predicts_tokens: ClassVar = False
     rollouts: ClassVar = "pairs"
     heading: ClassVar = "held-out preferences, not used in training:"
-    meanings: ClassVar = _MEANINGS
+    meanings: ClassVar = SAMPLED_MEANINGS | _MEANINGS
     headlines: ClassVar = (
         Headline("accuracy", "accuracy of implicit rewards", "on held-out preferences", {0.5: "chance"}),
+        SAMPLED_HEADLINE,
     )
     curves: ClassVar = (
         LOSS,
@@ -120,6 +122,7 @@ class Preference(Objective):
         Curve(
             ("sft_loss",), "Likelihood of better answers", "nats per token; a rise says that they become less likely"
         ),
+        *SAMPLED_CURVES,
     )
     ranges: ClassVar = {
         "beta": "float (0, inf)",
@@ -127,7 +130,13 @@ class Preference(Objective):
         "target_margin": "float [0, inf)",
         "sft": "float [0, inf)",
     } | routing.RANGES
-    lower_is_better: ClassVar = {"margin": False, "chosen_reward": False, "rejected_reward": True, "kl": True}
+    lower_is_better: ClassVar = {
+        "win_rate": False,
+        "margin": False,
+        "chosen_reward": False,
+        "rejected_reward": True,
+        "kl": True,
+    }
 
     def __post_init__(self):
         if self.method not in METHODS:

@@ -9,19 +9,19 @@ from html import escape
 from typing import Any
 
 from train.evals.refusals import FIGURES, VERDICTS
+from train.report.recorded import HELD_OUT, Recorded, show
 
 _LATEST = 20  # evaluations that the table shows
 
 
-def section(rows: list[dict], summary: dict) -> str:
+def section(run: Recorded) -> str:
     """Returns the section as HTML; '' if the run asked no prompts.
 
     Args:
-      rows: the lines of metrics.jsonl.
-      summary: summary.json; its entries `safety` and `best` are read.
+      run: the run; of its summary, the entries `safety` and `best` are read.
     """
-    found: dict[str, Any] = summary.get("safety") or {}
-    evaluations = [row for row in rows if any(f"validation/{name}" in row for name in FIGURES)]
+    found: dict[str, Any] = run.summary.get("safety") or {}
+    evaluations = [row for row in run.evaluations if any(name in row for name in FIGURES)]
     if not evaluations and not found:
         return ""
     note = (
@@ -30,7 +30,7 @@ def section(rows: list[dict], summary: dict) -> str:
     )
     parts = [f'<div class="card"><p>{note}</p></div>']
     if evaluations:
-        parts.append(_evaluations(rows, evaluations, summary.get("best") or {}))
+        parts.append(_evaluations(run.rows, evaluations, run.summary.get("best") or {}))
     if found:
         parts.append(_table(("kind", "language", "prompts", *VERDICTS), found.get("counts") or []))
         parts.append(_answers(found.get("shown") or []))
@@ -40,24 +40,20 @@ def section(rows: list[dict], summary: dict) -> str:
 def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
     """Returns a table of the latest evaluations and the best one."""
     excluded = {row["step"]: row["not_best"]["why"] for row in rows if "not_best" in row}
-    names = [name for name in evaluations[-1] if name.startswith("validation/") and name.endswith(FIGURES)]
+    names = [name for name in evaluations[-1] if name.endswith(FIGURES)]
     body = []
     for row in evaluations:
-        why = excluded.get(row["step"], "").removeprefix("validation/")
+        why = excluded.get(row["step"], "").removeprefix(HELD_OUT)
         is_best = best.get("step") == row["step"]
         if is_best or row in evaluations[-_LATEST:]:
             judged = "best" if is_best else f"not best: {why}" if why else ""
-            shares = {_head(name): _share(row.get(name)) for name in names}
+            shares = {_head(name): show(row.get(name), "{:.3f}") for name in names}
             body.append({"step": row["step"], "": judged, **shares})
     return _table(("step", "", *map(_head, names)), body)
 
 
 def _head(name: str) -> str:
-    return name.removeprefix("validation/").replace("_", " ")
-
-
-def _share(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+    return name.replace("_", " ")
 
 
 def _answers(shown: Sequence[Mapping[str, str]]) -> str:

@@ -56,7 +56,7 @@ def write_report(workdir) -> Path:
         + _wall(summary["wall"])
         + _experts(run)
         + answers.graded(summary.get("grade") or {})
-        + refusals.section(rows, summary)
+        + refusals.section(run)
         + answers.samples(summary.get("samples") or [], bool(summary.get("completions")))
         + _corpus(summary.get("corpus") or [])
         + _config(run.config)

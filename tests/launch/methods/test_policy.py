@@ -11,6 +11,7 @@ import pytest
 
 from data.batch import DataError
 from launch.program.checking import ConfigError
+from launch.run import checks, models
 from launch.train import train
 from model.weights import by_name
 from tests.launch.conftest import refused, shrink
@@ -127,9 +128,28 @@ def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
     say(made(**{"rollouts.max_new_tokens": 65}), "leaves no room for a prompt")
     say(made(**{"rollouts.text_rows": 4}), "config.rollouts.text_rows has no effect")
     say(made(**{"data.format": "chat"}), "also has chat")
+    sources = ((f"prompts:{asked[0]}", 1.0), (f"prompts:{asked[0].parent}/*.jsonl", 2.0))
+    say(made(**{"data.path": "", "data.sources": sources}), "gives prompts the weights 1.0, 2.0")
     ppo = configured("ppo", "tiny", base, data_dir, asked, **{"rollouts.resample": 1})
     say(ppo, "config.rollouts.resample replaces prompts")
     config = made()
     config.objective = importlib.import_module("configs.sft").get_config().objective
     say(config, "config.data has prompts, which config.objective.name 'language' cannot learn")
     assert not (tmp_path / "run").exists()
+    config = importlib.import_module("configs.sft").get_config()
+    with pytest.raises(
+        ConfigError, match=r"config\.rollouts\.group is set, but nothing reads it: config\.data holds nothing"
+    ):
+        train(config, tmp_path / "run", ["rollouts.group"])
+
+
+def test_settings_that_nothing_reads_are_noted(base, data_dir, asked):
+    changes = {"objective.lam": 0.5, "objective.kl_in": "reward", "optimizer.critic_rate": 2.0}
+    config = configured("grpo", "tiny", base, data_dir, asked, **changes, **{"rollouts.truncated_penalty": 2.0})
+    noted = checks.notes(config, models.model_config(config, 64), {})
+    assert [note.split(" has no effect")[0] for note in noted] == [
+        "note: config.objective.lam",
+        "note: config.objective.kl_in",
+        "note: config.optimizer.critic_rate",
+        "note: config.rollouts.truncated_penalty",
+    ]

@@ -19,7 +19,7 @@ from train.objectives.policy import Policy
 
 @pytest.mark.parametrize("shape", [{"fsdp": 2, "context": 2, "tensor": 2}, {"data": 4, "tensor": 2}])
 def test_a_mesh_measures_the_same(shape):
-    objective = Policy().sampling(1.0, IDS)
+    objective = Policy().sampling(1.0, 8, IDS)
     batch, _ = laid_out(objective, completions(), unit=8)
     config = dataclasses.replace(tiny.LLAMA, num_layers=1)
 

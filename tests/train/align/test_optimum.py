@@ -22,12 +22,21 @@ pytestmark = pytest.mark.xdist_group("optimum")  # one worker compiles the sampl
 
 REWARD = dict(kl=toy.BETA, kl_in="reward", kl_estimator="k1")
 LOSS = dict(kl=toy.BETA, kl_in="loss")
-GRPO = dict(advantages="group", scale="none", average="constant")
+GRPO = dict(advantages="group", scale="none", average="constant", constant=1.0)
 EXACT = {
     "rloo": (Policy(advantages="rloo", scale="none", ratio="sequence", average="sequences", **REWARD), {}),
     "grpo": (Policy(**GRPO, **REWARD), {}),
     "ppo": (
-        Policy(advantages="gae", scale="none", lam=1.0, average="constant", critic="head", value=0.5, **REWARD),
+        Policy(
+            advantages="gae",
+            scale="none",
+            lam=1.0,
+            average="constant",
+            constant=1.0,
+            critic="head",
+            value=0.5,
+            **REWARD,
+        ),
         dict(steps=200, epochs=2),
     ),
 }

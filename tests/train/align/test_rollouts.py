@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from data.batch import DataError
 from tests.train.align import toy
 from train import state as states
 from train.align.rounds import Rewards
@@ -21,7 +22,13 @@ def test_a_position_after_every_step(skipping):
         return Rewards(np.array([len(text) for text in texts], float), counted, {})
 
     make = lambda place=None: toy.rollouts(
-        Policy().sampling(1.0, toy.END + 1), size=8, group=8, epochs=2, minibatches=3, rewards=score, place=place
+        Policy().sampling(1.0, toy.LONGEST, toy.END + 1),
+        size=8,
+        group=8,
+        epochs=2,
+        minibatches=3,
+        rewards=score,
+        place=place,
     )
     state, whole = states.around(toy.model(), optax.sgd(0.1)), make()
     places, batches = [], []
@@ -33,3 +40,24 @@ def test_a_position_after_every_step(skipping):
         assert again.keys() == batch.keys()
         for name, array in batch.items():
             np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_rounds_without_anything_to_learn_from_end_the_run():
+    """The last of ten rounds may teach something; after ten, the error has the figures and the reasons."""
+    judged = []
+
+    def score(prompts, texts, good=None):
+        judged.append(1)
+        counted = np.full(len(texts), len(judged) == good)
+        return Rewards(np.arange(len(texts), dtype=float), counted, {}, len(texts), ("short failed on 8 of 8",))
+
+    def make(good=None):
+        judged.clear()
+        reward = lambda prompts, texts: score(prompts, texts, good)
+        return toy.rollouts(Policy().sampling(1.0, toy.LONGEST, toy.END + 1), size=8, group=8, rewards=reward)
+
+    state = states.around(toy.model(), optax.sgd(0.1))
+    assert make(good=10).next(state) and len(judged) == 10
+    with pytest.raises(DataError, match=r"10 rounds .* left_out 1, failed_rewards 8\n  short failed on 8 of 8"):
+        make().next(state)
+    assert len(judged) == 10

@@ -82,7 +82,7 @@ def distance(model, reference):
 
 def trained(objective, *, steps, size, rate, group, epochs=1):
     """Trains a policy with an objective and returns (it, its reference)."""
-    objective = objective.sampling(1.0, END + 1)
+    objective = objective.sampling(1.0, LONGEST, END + 1)
     reference = model()
     tx = optax.adam(optax.cosine_decay_schedule(rate, steps))
     state = states.beside(states.around(model(), tx), {"reference": frozen(model())})

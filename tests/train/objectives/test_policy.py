@@ -128,7 +128,7 @@ CASES = [
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: " ".join(f"{k}={v}" for k, v in case.items()) or "plain")
 def test_equals_float64(settings, temperature):
-    objective = Policy(**settings).sampling(temperature, IDS)
+    objective = Policy(**settings).sampling(temperature, 8, IDS)
     made = completions()
     batch, where = laid_out(objective, made, without=() if objective.kl else ("reference_logprobs",))
     rows = len(batch["tokens"])
@@ -149,14 +149,14 @@ def test_equals_float64(settings, temperature):
 
 def test_what_is_sampled_is_what_is_learned_from():
     """With the log-probabilities of now as the old ones, every ratio is 1 and nothing is clipped."""
-    objective = Policy().sampling(1.0, IDS)
+    objective = Policy().sampling(1.0, 8, IDS)
     batch, _ = laid_out(objective, completions(), without=("old_logprobs", "reference_logprobs"))
     loss = objective(stated(0, len(batch["tokens"])), batch, None)
     assert loss.metrics["ratio"] / loss.weight == pytest.approx(1, abs=1e-6) and loss.metrics["clip_fraction"] == 0
 
 
 def test_masked_rows_alone_give_0():
-    objective = Policy(kl=0.1, entropy=0.1).sampling(1.0, IDS)
+    objective = Policy(kl=0.1, entropy=0.1).sampling(1.0, 8, IDS)
     batch, _ = laid_out(objective, completions())
     batch = {name: np.zeros_like(a) if name == "weights" else a for name, a in batch.items()}
     model = stated(0, len(batch["tokens"]))
@@ -175,7 +175,7 @@ def test_masked_rows_alone_give_0():
 def test_meshes_micro_batches_and_packing_change_nothing(shape, settings):
     """Two steps of a policy with a critic give the same as on one device with a completion in each row."""
     config = dataclasses.replace(tiny.LLAMA, num_layers=1)
-    objective = Policy(**settings).sampling(1.0, IDS)
+    objective = Policy(**settings).sampling(1.0, 8, IDS)
 
     def run(put, accumulate=1, unit=8, packed=True):
         made = completions()
@@ -212,7 +212,7 @@ def test_meshes_micro_batches_and_packing_change_nothing(shape, settings):
 
 def test_no_logits_of_a_whole_batch_are_held():
     """The step needs less than half of the memory of one array [batch, length, vocabulary] in float32."""
-    objective = Policy(kl=0.1, entropy=0.1).sampling(1.0, IDS)
+    objective = Policy(kl=0.1, entropy=0.1).sampling(1.0, 8, IDS)
 
     def needs(vocab):
         shape = lambda *dims, dtype=np.float32: jax.ShapeDtypeStruct(dims, dtype)

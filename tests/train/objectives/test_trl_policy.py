@@ -82,7 +82,7 @@ GRPO = {
         dict(kl=0.1, kl_estimator="k3_ratio"),
     ),
     "bnpo": (dict(loss_type="bnpo"), dict(average="tokens")),
-    "dr_grpo": (dict(loss_type="dr_grpo"), dict(average="constant", constant=7.0)),
+    "dr_grpo": (dict(loss_type="dr_grpo"), dict(average="constant")),
     "dapo": (dict(loss_type="dapo", epsilon_high=0.28), dict(average="tokens", clip_high=0.28)),
     "gspo": (
         dict(loss_type="grpo", importance_sampling_level="sequence", epsilon_low=0.03, epsilon_high=0.04),
@@ -108,7 +108,7 @@ def test_rloo(trainers):
 
 
 def check(trainer, objective, model):
-    objective, made = objective.sampling(1.0, IDS), completions()
+    objective, made = objective.sampling(1.0, 7, IDS), completions()  # 7: TRL's max_completion_length
     batch, _ = laid_out(objective, made, length=64, without=() if objective.kl else ("reference_logprobs",))
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, their_batch(made))

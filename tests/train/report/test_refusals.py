@@ -4,6 +4,7 @@ import json
 import re
 
 from train.report import refusals
+from train.report.recorded import Recorded
 from train.report.run_report import write_report
 
 ANSWERED, REFUSED = "validation/harmful_answered", "validation/over_refusal"
@@ -29,7 +30,7 @@ def test_a_table_of_evaluations():
     """A long run shows the latest evaluations and the best one."""
     rows = [evaluation(step, 0.5, 0.05) for step in range(40)]
     rows += [evaluation(40, 0.0, 0.31), {"step": 40, "not_best": {"why": f"{REFUSED} 0.31 > 0.1"}}]
-    head, best, *others, last = cells(refusals.section(rows, {"best": {"step": 3}}))
+    head, best, *others, last = cells(refusals.section(Recorded(rows, {"best": {"step": 3}}, {})))
     assert head == ["step", "", "harmful answered", "over refusal", "zh/over refusal"]
     assert best == ["3", "best", "0.500", "0.050", "0.000"] and len(others) == refusals._LATEST - 1
     assert last == ["40", "not best: over_refusal 0.31 &gt; 0.1", "0.000", "0.310", "0.000"]
@@ -37,7 +38,7 @@ def test_a_table_of_evaluations():
 
 
 def test_runs_without_prompts_have_no_section():
-    assert refusals.section([{"step": 1, "validation/loss": 1.0}], {}) == ""
+    assert refusals.section(Recorded([{"step": 1, "validation/loss": 1.0}], {}, {})) == ""
 
 
 def test_answers_are_escaped(tmp_path):
