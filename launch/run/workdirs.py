@@ -104,7 +104,7 @@ class Workdir:
 
     def companions(self, step: str = "") -> dict[str, dict]:
         """Returns workdir, step and content hash of each frozen model of a checkpoint's objective, by name."""
-        if not models.objective(self.config).companions:
+        if not models.objective(self.config).beside().companions:
             return {}  # opening the checkpoints again would read them again, to verify them
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return checkpoints.loop(checkpoints.find(step)).get("companions", {})

@@ -53,6 +53,8 @@ class Run:
     words: tokenizer.Tokenizer
     corruption: Corruption | None
     objective: Objective
+    # Workdir, step and content hash of companions whose numbers are a channel of the rows (references.py), by name.
+    references: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def optimizer(self):
         return build.optimizer(self.config, self.model)
@@ -75,7 +77,7 @@ class Run:
         state = dataclasses.replace(state, critic=critics.create(self.config, self.pretrained, self.model, step > 0))
         recorded = checkpoints.loop(step).get("companions", {}) if step else {}
         beside = companions.found(self.objective, self.config, state.model, recorded)
-        checkpoints.companions = beside.record
+        checkpoints.companions = beside.record | self.references
         return states.beside(state, beside.models)
 
     @functools.cached_property
@@ -146,7 +148,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     checks.check(config, mesh, new=not workdirs.begun(workdir.path))
-    companions.check(models.objective(config), config)
+    companions.check(models.objective(config).beside(), config)
     early_stopping.make(config)
     grading.settings(config)
     safety.check(config)
