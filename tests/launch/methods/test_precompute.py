@@ -27,6 +27,7 @@ from tests.launch.methods.test_preference import preferences  # noqa: F401
 from train.checkpoints.checkpoint import Checkpoints
 from train.record import metrics
 
+DEVICES = jax.devices()
 pytestmark = pytest.mark.xdist_group("preference")  # the worker that makes the base
 
 
@@ -147,6 +148,24 @@ def test_several_sources_with_weights(made, own, preferences, tmp_path):  # noqa
     assert any(name.startswith("validation/watched") for row in before for name in row)
     for one, other in zip(before, beside, strict=True):
         assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [{"context": 2, "fsdp": 2}, {"data": 2, "tensor": 2}], ids=str)
+def test_the_mesh_changes_nothing(mesh, made, computed, own, tmp_path, monkeypatch):
+    """Rows whose tokens were reordered for their devices are stored in their own order, and found on one device."""
+    fields = {"data.dir": str(own), "steps": 4}
+    on_mesh = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: DEVICES[:4])
+        assert train(made("dpo", **fields, **on_mesh), tmp_path / "mesh")
+    assert train(made("dpo", **fields), tmp_path / "one")
+    assert len(computed) == 1
+    assert train(made("dpo", **fields, **{"objective.precompute": False}), tmp_path / "beside")
+    for name in ("one", "mesh"):
+        for one, other in zip(recorded(tmp_path / name), recorded(tmp_path / "beside"), strict=True):
+            # Where the model still is its reference, rounding decides which reward is larger.
+            exact = {figure: value for figure, value in other.items() if "accuracy" not in figure}
+            assert {figure: one[figure] for figure in exact} == pytest.approx(exact, rel=2e-4, abs=1e-5)
 
 
 def damage(folder, split):
