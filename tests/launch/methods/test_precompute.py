@@ -76,7 +76,15 @@ def parameters(workdir, step="8"):
     return {name: np.asarray(array, np.float64) for name, array in by_name(model).items()}
 
 
-CASES = [("dpo", "tiny"), ("dpo", "lora"), ("dpo", "qlora"), ("ipo", "tiny"), ("kto", "tiny"), ("kto", "lora")]
+CASES = [
+    ("dpo", "tiny"),
+    ("dpo", "lora"),
+    ("dpo", "qlora"),
+    ("dpo", "adapter"),
+    ("ipo", "tiny"),
+    ("kto", "tiny"),
+    ("kto", "lora"),
+]
 
 
 @pytest.mark.parametrize(("method", "argument"), CASES)
@@ -225,7 +233,10 @@ def test_the_step_has_no_reference(argument, made, own, tmp_path):
         run = runs.opened(config, tmp_path / str(precompute))
         with axes.use_mesh(run.mesh):
             checkpoints = Checkpoints(tmp_path / str(precompute))
+            live = lambda: sum(array.nbytes for array in jax.live_arrays())
+            before = live()
             run, tx = references.stored(run, checkpoints, 0), run.optimizer()
+            assert live() - before < 10_000  # the reference was freed
             state = run.state(tx, checkpoints)
             checkpoints.close()
             source = run.source(None)
