@@ -31,6 +31,7 @@ def get_config(argument: str = "tiny") -> ConfigDict:
             sft=0.0,  # weight of the negative log-likelihood of better answers; 1 for orpo
             balance_loss=0.0,
             router_z_loss=0.0,
+            precompute=False,  # True: the reference's log-probabilities are computed once and stored with the rows
         )
     )
     config.data.sources = ()

@@ -22,6 +22,7 @@ def get_config(argument: str = "tiny") -> ConfigDict:
             bad_weight=1.0,
             balance_loss=0.0,
             router_z_loss=0.0,
+            precompute=False,  # True: the reference's log-probabilities are computed once and stored with the rows
         )
     )
     config.data.path = ""  # .jsonl, .json, .csv or .tsv with the fields that config.data.unpaired names

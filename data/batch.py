@@ -22,6 +22,8 @@ A kind of examples declares any further arrays as `Channel`s. Two sorts of them 
     ranks        int32    how good the segment is in its example, from 0: a chosen answer before the rejected one, the
                           best of a list first; answers of equal rank are not compared
 
+What a model says of the rows can be one more channel, which is computed once after they are packed (data/added.py).
+
 Every array is 0 on padding. A declared array is also 0 on rows of sources that do not provide it.
 
 On disk a row is an array [C, T]. A row of text holds tokens, targets and segment ids (`data/rows/pack.py`). Positions

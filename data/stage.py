@@ -35,7 +35,7 @@ def run(
       make: writes the files into a folder and returns the manifest.
       log: gets a line when the stage runs.
     """
-    folder = parent / f"{label}-{digest([_FORMAT, inputs])[:12]}"
+    folder = place(parent, label, inputs)
     done = manifest(folder)
     if done is not None:
         return folder, done
@@ -52,6 +52,11 @@ def run(
     files.replace(partial / _MANIFEST, json.dumps(done, indent=1))
     partial.rename(folder)
     return folder, done
+
+
+def place(parent: Path, label: str, inputs: Any) -> Path:
+    """Returns the folder of a stage, done or not."""
+    return parent / f"{label}-{digest([_FORMAT, inputs])[:12]}"
 
 
 def manifest(folder: Path) -> dict | None:

@@ -93,7 +93,8 @@ def main() -> None:
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
-    objective = objective.sampling(
+    # The reference's probabilities of all tokens give the KL divergence, which stored log-probabilities can't.
+    objective = objective.beside().sampling(
         config.rollouts.temperature, config.rollouts.max_new_tokens, run.tokenizer.vocab_size
     )
     companions.check(objective, config)

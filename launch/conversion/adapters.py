@@ -125,7 +125,7 @@ def merge(run: Workdir, out: Path, step: str = "", into: str = "original") -> No
     workdirs.check_new(out)
     model = merged(run, restore.spread(run.architecture), step, into)
     own = {"adapt", "train_only", "init_from", "init_step"}  # fields of an adapter's run
-    if any(companion.field == "init_from" for companion in models.objective(run.config).companions):
+    if any(companion.field == "init_from" for companion in models.objective(run.config).beside().companions):
         own -= {"init_from", "init_step"}  # evaluations still need the reference
     fields = {name: value for name, value in run.record.items() if name not in own}
     fields["model"] = dataclasses.asdict(model.config)

@@ -167,8 +167,12 @@ def _key(verb: str, what: str) -> str:
     return f"{verb}/{what}/{_times[verb, what]}"
 
 
-def first_writes(path: Path, write: Callable[[], None]) -> None:
+def first_writes(path: Path, write: Callable[[], None], where: str = "--workdir") -> None:
     """Calls `write`, which creates `path`, in process 0; the others wait until they see the path.
+
+    Args:
+      path, write: as above.
+      where: the flag or field that names the folder, for the error.
 
     Raises:
       ConfigError: this process does not see it, so the file system is not shared.
@@ -180,7 +184,7 @@ def first_writes(path: Path, write: Callable[[], None]) -> None:
     while not path.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"process 0 on {processes.host(0)} wrote {path}, but this process can't see it; --workdir must "
+                f"process 0 on {processes.host(0)} wrote {path}, but this process can't see it; {where} must "
                 "be on a file system that all processes share"
             )
         time.sleep(0.5)

@@ -83,7 +83,8 @@ def batch(config: ConfigDict, model, mesh) -> dict[str, jax.ShapeDtypeStruct]:
     data, encoder = config.data.to_dict(), model.architecture == "encoder_decoder"
     if not kinds.sources(data):
         data["path"] = "data"  # a plan reads no data, so the path may still be unknown; data.format gives the channels
-    found = dtypes(kinds.batch_channels(data, encoder)) | (ENCODER_DTYPES if encoder else {})
+    channels = (*kinds.batch_channels(data, encoder), *models.objective(config).channels)
+    found = dtypes(channels) | (ENCODER_DTYPES if encoder else {})
     shape, sharding = (config.batch_size, config.data.seq_len), axes.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in found.items()}
 

@@ -69,13 +69,22 @@ def found(objective: Objective, config: ConfigDict, model, recorded: dict[str, d
         with contextlib.closing(workdir.checkpoints()) as checkpoints:
             step = find_step(checkpoints, wanted)
         beside[companion.name], content = _loaded(workdir, companion, model.config, str(step))
-        if before and before["content"] != content:
-            raise ConfigError(
-                f"config.{companion.field} {workdir.path} holds another model than when the run began, so the "
-                f"{companion.name} of the run is gone: bring it back, or use a new --workdir"
-            )
+        check_same(companion, workdir, before, content)
         record[companion.name] = {"workdir": str(workdir.path), "step": step, "content": content}
     return Companions(beside, record)
+
+
+def check_same(companion: Companion, workdir: Workdir, before: dict | None, content: str) -> None:
+    """Checks that a companion is the model that a run has recorded; `before` is that record, None for a new run.
+
+    Raises:
+      ConfigError: it is another one.
+    """
+    if before and before["content"] != content:
+        raise ConfigError(
+            f"config.{companion.field} {workdir.path} holds another model than when the run began, so the "
+            f"{companion.name} of the run is gone: bring it back, or use a new --workdir"
+        )
 
 
 def _loaded(workdir: Workdir, companion: Companion, like: ModelConfig, step: str):

@@ -105,7 +105,7 @@ class Workdir:
 
     def companions(self, step: str = "") -> dict[str, dict]:
         """Returns the origins, with content hashes, of the companions and the rewards that a checkpoint names."""
-        if not models.objective(self.config).companions and not kinds.asks(self.config.data):
+        if not models.objective(self.config).beside().companions and not kinds.asks(self.config.data):
             return {}  # opening the checkpoints again would read them again, to verify them
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return checkpoints.loop(checkpoints.find(step)).get("companions", {})

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from launch.program.checking import ConfigError
 from launch.run import build, workdirs
-from launch.training import critics, recovery, runs
+from launch.training import critics, recovery, references, runs
 from model import axes
 from model.weights import trained
 from train import guard
@@ -55,6 +55,7 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
         begin = max((kept for kept in checkpoints.steps() if kept < step), default=0)
         print(f"step {step}, from " + (f"checkpoint {begin} of {workdir}" if begin else "the beginning of the run"))
         tx = run.optimizer()
+        run = references.stored(run, checkpoints, begin)
         state = run.state(tx, checkpoints, begin)
         position = None
         if begin:

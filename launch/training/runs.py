@@ -54,6 +54,8 @@ class Run:
     corruption: Corruption | None
     objective: Objective
     recorded: dict[str, dict] = dataclasses.field(default_factory=dict)  # companions and rewards of the checkpoint
+    # Workdir, step and content hash of companions whose numbers are a channel of the rows (references.py), by name.
+    references: dict[str, dict] = dataclasses.field(default_factory=dict)
 
     def optimizer(self):
         return build.optimizer(self.config, self.model)
@@ -77,7 +79,8 @@ class Run:
         if step:
             self.recorded.update(checkpoints.loop(step).get("companions", {}))
         beside = companions.found(self.objective, self.config, state.model, self.recorded)
-        checkpoints.companions = beside.record | (self.asked.rewarding.record if self.asked else {})
+        rewards = self.asked.rewarding.record if self.asked else {}
+        checkpoints.companions = beside.record | self.references | rewards
         return states.beside(state, beside.models)
 
     @functools.cached_property
@@ -148,7 +151,7 @@ def checked(config: ConfigDict, workdir: Workdir, chosen: Iterable[str] = ()) ->
     config, pretrained = init_from.resolve(config, workdir, chosen)
     mesh = build.mesh(config)
     checks.check(config, mesh, new=not workdirs.begun(workdir.path))
-    companions.check(models.objective(config), config)
+    companions.check(models.objective(config).beside(), config)
     early_stopping.make(config)
     grading.settings(config)
     safety.check(config)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from launch.answers import grading, held_out, safety
 from launch.hosts import distributed
 from launch.run import build, checks, early_stopping, locks, places, workdirs
-from launch.training import critics, recovery, runs
+from launch.training import critics, recovery, references, runs
 from model import axes, weights
 from train import loop
 from train.checkpoints.checkpoint import Checkpoints
@@ -123,6 +123,7 @@ class _Attempt:
     def _restore(self) -> None:
         """Makes or restores the state before the next step, and the JSON of its checkpoint ({} at the start)."""
         with self.phases("start"):
+            self.opened = references.stored(self.opened, self.checkpoints, self.step)
             self.state = self.opened.state(self.tx, self.checkpoints, self.step)
         if self.step:
             with self.phases("barrier"):

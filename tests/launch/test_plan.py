@@ -78,6 +78,9 @@ def test_a_reference_is_planned(argument):
         model, tokens = ModelConfig(**config.model.to_dict()), config.batch_size * config.data.seq_len
         passes = [count.flops_per_token(model, config.data.seq_len, training=training) for training in (True, False)]
         assert plan["model_flops"] == pytest.approx(tokens * sum(passes))
+        config.objective.precompute = True  # the step reads its log-probabilities, and has no reference
+        plan = candidates.plan(config, targets.parse("cpu:4"), {"fsdp": 4})
+        assert plan["memory"]["companions"] == 0 and plan["model_flops"] == pytest.approx(tokens * passes[0])
 
 
 def test_the_size_of_a_tokenizer_that_is_not_trained_yet():

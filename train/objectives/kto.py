@@ -21,7 +21,8 @@ from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import LOSS, Companion, Curve, Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Curve, Headline, HeldOut
+from train.objectives.referenced import Referenced, reference_logprobs
 from train.objectives.segments import segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
@@ -38,7 +39,7 @@ _MEANINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Kto(Objective):
+class Kto(Referenced):
     """The mean loss over answers.
 
     Args:
@@ -46,6 +47,7 @@ class Kto(Objective):
       good_weight, bad_weight: weights of the losses of good and bad answers. The paper balances the two kinds: the good
         ones together should count 1 to 4/3 times as much as the bad ones.
       balance_loss, router_z_loss: see routing.with_routers.
+      precompute: see Referenced.
     """
 
     beta: float = 0.1
@@ -58,7 +60,6 @@ class Kto(Objective):
     predicts_tokens: ClassVar = False
     heading: ClassVar = "held-out judged answers, not used in training:"
     meanings: ClassVar = _MEANINGS
-    companions: ClassVar = (Companion("reference", "init_from"),)
     headlines: ClassVar = (
         Headline("margin", "margin of implicit rewards", "on held-out judged answers"),
         Headline("loss", "loss", "on held-out judged answers, of which all have one verdict"),
@@ -99,12 +100,12 @@ class Kto(Objective):
                 f"{', '.join(others)}; remove these, or set config.data.format to 'unpaired' if config.data.path is of "
                 "judged answers"
             )
+        self.check_rows(data, asks=False)
 
-    def __call__(self, model, batch, key, *, reference) -> Loss:
+    def __call__(self, model, batch, key, *, reference=None) -> Loss:
         rows, weights_BT = [batch[name] for name in ("tokens", "segment_ids", "positions")], batch["weights"]
         hidden = model(*rows, key=key)
-        output, other = model.output(hidden.x_BTD), reference.output(reference(*rows).x_BTD)
-        other_BT = jax.lax.stop_gradient(token_logprobs(other, batch["targets"]))
+        output, (other, other_BT) = model.output(hidden.x_BTD), reference_logprobs(batch, reference)
         apart_BT = token_logprobs(output, batch["targets"]) - other_BT
         parts = {"reward": self.beta * apart_BT, "tokens": 1.0, "good": batch["good"].astype(jnp.float32)}
         found = segments(batch, {name: weights_BT * value for name, value in parts.items()})
@@ -122,6 +123,7 @@ class Kto(Objective):
             sums |= {"good": over(is_own_BS & is_good_BS), "bad": over(is_own_BS & ~is_good_BS)}
             sums |= {"good_reward": over(is_own_BS & is_good_BS, reward_BS)}
             sums |= {"bad_reward": over(is_own_BS & ~is_good_BS, reward_BS)}
+        if key is None and other is not None:
             kl_BT = token_divergences(output, other).p_to_q_BT
             sums |= {"kl": (weights_BT * kl_BT).sum(), "tokens": weights_BT.sum()}
         loss = Loss(total, examples, jax.lax.stop_gradient(sums))
@@ -129,7 +131,7 @@ class Kto(Objective):
 
     def figures(self, loss: Loss, held_out: HeldOut) -> dict[str, float]:
         sums = {name: float(value) for name, value in loss.metrics.items()}
-        of = {"good_reward": sums["good"], "bad_reward": sums["bad"], "kl": sums["tokens"]}
+        of = {"good_reward": sums["good"], "bad_reward": sums["bad"], "kl": sums.get("tokens", 0.0)}
         counts = {name: of.get(name, float(loss.weight)) for name in _MEANINGS if name in sums}
         # Without a good answer there is no mean of their rewards, and no margin.
         means = {name: sums[name] / max(count, 1e-9) for name, count in counts.items() if name not in of or count}

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
+from data.batch import Channel
 from model.config import ModelConfig
 from train.losses import Loss
 
@@ -105,6 +106,15 @@ class Objective:
     def companions(self) -> tuple[Companion, ...]:
         """The frozen models that a call gets as arguments."""
         return ()
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What its batches have beside the channels of the data: numbers that a companion gave before training."""
+        return ()
+
+    def beside(self) -> "Objective":
+        """Returns the objective that computes these numbers itself, with the companion beside the model."""
+        return self
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         """Raises an error if this objective does not fit the model or the data. It runs before data are prepared.

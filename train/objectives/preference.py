@@ -29,8 +29,9 @@ from data.examples import kinds
 from model.config import ModelConfig
 from train.losses import Loss
 from train.objectives import routing
-from train.objectives.objective import LOSS, Companion, Curve, Headline, HeldOut, Objective
+from train.objectives.objective import LOSS, Curve, Headline, HeldOut
 from train.objectives.policy_figures import SAMPLED_CURVES, SAMPLED_HEADLINE, SAMPLED_MEANINGS
+from train.objectives.referenced import Referenced, reference_logprobs
 from train.objectives.segments import over_pairs, segments, share_won
 from train.token_logprobs import token_divergences, token_logprobs
 
@@ -75,7 +76,7 @@ _MEANINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Preference(Objective):
+class Preference(Referenced):
     """The loss of a method, a mean over examples.
 
     Args:
@@ -89,6 +90,7 @@ class Preference(Objective):
       sft: weight of the negative log-likelihood per token of the better answer, which is added (arXiv:2404.19733,
         equation 1; 1 in orpo's paper).
       balance_loss, router_z_loss: see routing.with_routers.
+      precompute: see Referenced.
     """
 
     method: str = "dpo"
@@ -151,12 +153,16 @@ class Preference(Objective):
             )
         if self.method == "orpo" and not self.sft:
             raise ValueError("sft is 0, but method 'orpo' adds its term to an SFT loss; set sft, to 1 as in its paper")
+        if self.precompute and not METHODS[self.method].reference:
+            raise ValueError(
+                f"precompute has no effect in method {self.method!r}, which has no reference; set it to False"
+            )
         if self.target_margin and self.method != "simpo":
             raise ValueError(f"target_margin has no effect in method {self.method!r}; set it to 0")
 
     @property
-    def companions(self) -> tuple[Companion, ...]:
-        return (Companion("reference", "init_from"),) if METHODS[self.method].reference else ()
+    def compares(self) -> bool:
+        return METHODS[self.method].reference
 
     def check(self, model: ModelConfig, data: Mapping[str, Any]) -> None:
         if (model.architecture, model.head) != ("decoder", "language_model"):
@@ -165,6 +171,7 @@ class Preference(Objective):
                 "config.objective.name 'preference' needs a decoder with head 'language_model'"
             )
         found = {kinds.kind_of(spec) for spec, _ in kinds.sources(data)}
+        self.check_rows(data, found == {"prompts"})
         if found != {"prompts"} and (others := sorted(found - {"preferences"})):
             raise ValueError(
                 f"config.objective.name 'preference' can learn only from preferences, or from its own answers to "
@@ -178,9 +185,9 @@ class Preference(Objective):
         output = model.output(hidden.x_BTD)
         own_BT = token_logprobs(output, batch["targets"])
         sums_BT = {"own": weights_BT * own_BT, "tokens": weights_BT}
-        if reference is not None:
-            other = reference.output(reference(*rows).x_BTD)
-            other_BT = jax.lax.stop_gradient(token_logprobs(other, batch["targets"]))
+        other = None
+        if self.compares:
+            other, other_BT = reference_logprobs(batch, reference)
             sums_BT["apart"] = weights_BT * (own_BT - other_BT)
         found = segments(batch, sums_BT)
         tokens_BS = found.sums_BS["tokens"]
@@ -188,7 +195,7 @@ class Preference(Objective):
         scores_BS = self._scores(found.sums_BS, per_token_BS)
         sums = over_pairs(self._pairs, found, tokens_BS > 0, scores_BS, -per_token_BS["own"])
         examples, total = sums.pop("pairs"), sums["loss"] + self.sft * sums["sft_loss"]
-        if key is None and reference is not None:
+        if key is None and other is not None:
             kl_BT = token_divergences(output, other).p_to_q_BT
             sums |= {"kl": (weights_BT * kl_BT).sum(), "tokens": weights_BT.sum()}
         loss = Loss(total, examples, jax.lax.stop_gradient(sums | {"loss": total}))

@@ -70,7 +70,11 @@ def main() -> None:
             worker.process.kill()
         print(method)
         samples = any(one["sampling_wall"] for one in seconds["meshlm"])
-        for what in ("wall", "cpu", *(("sampling_wall", "sampling_cpu", "update_wall", "update_cpu") if samples else ())):
+        for what in (
+            "wall",
+            "cpu",
+            *(("sampling_wall", "sampling_cpu", "update_wall", "update_cpu") if samples else ()),
+        ):
             print(_row(what, seconds))
 
 

@@ -1,6 +1,6 @@
 """The steps of TRL's trainers, as a worker of tests.benchmarks.alignment.
 
-    python -m tests.benchmarks.alignment.of_trl dpo
+python -m tests.benchmarks.alignment.of_trl dpo
 """
 
 import importlib
@@ -68,7 +68,9 @@ def main(method: str) -> None:
             more |= dict(per_device_train_batch_size=problem.GROUPS * problem.GROUP, num_generations=problem.GROUP)
             settings |= more | dict(max_completion_length=problem.NEW)
         else:
-            settings |= dict(per_device_train_batch_size=problem.PAIRS, max_length=2 * (problem.PROMPT + problem.ANSWER))
+            settings |= dict(
+                per_device_train_batch_size=problem.PAIRS, max_length=2 * (problem.PROMPT + problem.ANSWER)
+            )
         rows = importlib.import_module("datasets").Dataset.from_list(
             problem.prompts() if answers else problem.preferences()
         )

@@ -1,6 +1,6 @@
 """The steps of tunix's trainers, as a worker of tests.benchmarks.alignment. It runs where google-tunix is installed.
 
-    python -m tests.benchmarks.alignment.of_tunix dpo
+python -m tests.benchmarks.alignment.of_tunix dpo
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The steps of launch.train, as a worker of tests.benchmarks.alignment.
 
-    python -m tests.benchmarks.alignment.ours dpo
+python -m tests.benchmarks.alignment.ours dpo
 """
 
 import contextlib

@@ -9,6 +9,7 @@ from tests.model import tiny
 from tests.train.objectives.test_preference import LENGTH, ROWS, batch, stated
 from train.objectives.kto import Kto
 from train.objectives.objective import HeldOut
+from train.token_logprobs import token_logprobs
 
 
 def judged():
@@ -91,6 +92,22 @@ def test_one_of_the_orders_has_a_reference_point():
     """Otherwise the test above would not see it."""
     found = [Kto()(stated(a), judged(), None, reference=stated(1 - a)).metrics["reference_point"] for a in (0, 1)]
     assert max(found) > 0.1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_stored_log_probabilities_equal_a_reference_beside_the_model(swapped):
+    """Of answers to other prompts too, which give the reference point."""
+    model, reference = (stated(1), stated(0)) if swapped else (stated(0), stated(1))
+    rows = judged()
+    logprobs_BT = token_logprobs(reference.output(reference(*[rows["tokens"]] * 3).x_BTD), rows["targets"])
+    stored = rows | {"reference_logprobs": np.where(rows["weights"] > 0, logprobs_BT, 0)}
+    beside = Kto()(model, rows, None, reference=reference)
+    found = Kto(precompute=True)(model, stored, None)
+    assert {*beside.metrics} - {*found.metrics} == {"kl", "tokens"}
+    for name, value in found.metrics.items():
+        np.testing.assert_allclose(value, beside.metrics[name], rtol=1e-6, err_msg=name)
+    figures = Kto().figures(jax.device_get(found), HeldOut())
+    assert "kl" not in figures and figures["loss"] == pytest.approx(float(beside.total / beside.weight), rel=1e-6)
 
 
 def test_a_model_that_is_its_reference():
