@@ -3,6 +3,8 @@
 python -m tests.benchmarks.alignment.ours dpo
 """
 
+from launch.program import runtime; runtime.configure("training")  # before jax is imported
+
 import contextlib
 import functools
 import importlib
