@@ -197,6 +197,11 @@ def out(*logical: str | None, shape: tuple[int, ...] | None = None) -> Partition
     return PartitionSpec(*(_drop(entry, manual) for entry in spec(*logical, shape=shape)))
 
 
+def rows(x: jax.Array, of_B: jax.Array) -> jax.Array:
+    """Returns x[of_B], rows of `x`, which may repeat, sharded like `x`."""
+    return x.at[of_B].get(out_sharding=jax.typeof(x).sharding.spec if has_mesh() else None)
+
+
 def gather(w: jax.Array) -> jax.Array:
     """Returns a parameter as its layer needs it, gathered along the dims that are only stored in shards (FSDP)."""
     if not has_mesh():

@@ -79,6 +79,11 @@ class KVCache:
         keys, latent_BSF = _write(self.keys[layer], latent_BTF, (0, 1, 2), self.index)
         return dataclasses.replace(self, keys=_put(self.keys, layer, keys)), latent_BSF
 
+    def rows(self, of_B: jax.Array) -> "KVCache":
+        """Returns the cache of B rows that each continue the row of this cache that `of_B` has, int32 [B]."""
+        take = lambda array: axes.rows(array, of_B)
+        return KVCache(*jax.tree.map(take, (self.keys, self.values, self.segments_BS, self.positions_BS)), self.index)
+
     def advance(self, tokens: int) -> "KVCache":
         """Moves to the slots after these tokens, once all layers have run."""
         return dataclasses.replace(self, index=self.index + tokens)

@@ -5,7 +5,7 @@ with the same number of rows whose prompt and continuation lengths fall into the
 
 Left out: text (the caller has the tokenizer), and requests that arrive while others run.
 
-Dims: B rows, P padded prompt length, N new tokens, V vocabulary, E tokens that end a row.
+Dims: B rows, U rows of different prompts, P padded prompt length, N new tokens, V vocabulary, E tokens that end a row.
 """
 
 import dataclasses
@@ -88,19 +88,24 @@ def generate(
         if len(key) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(key)} keys; give one for each prompt")
         key = key[np.arange(rows) % len(prompts)]  # the added rows need some key
+    # Several answers to one prompt read it once. With sources or adapters, a row is more than its prompt.
+    of_B = None
+    if read is None and adapters is None:
+        starts, of_B = _distinct(*starts)
     limit, eos_E = np.int32(max_new_tokens), np.atleast_1d(np.asarray(-1 if eos_id is None else eos_id, np.int32))
     run = functools.partial(_generate, slots=_bucket(max_new_tokens), vocab_size=vocab_size, scored=logprobs)
-    tokens_BN, lengths_B, logprobs_BN = run(model, starts, read, key, limit, settings, eos_E)
+    tokens_BN, lengths_B, logprobs_BN = run(model, starts, of_B, read, key, limit, settings, eos_E)
     n = len(prompts)
     scores = np.asarray(logprobs_BN)[:n, :max_new_tokens] if logprobs else None
     return Generated(np.asarray(tokens_BN)[:n, :max_new_tokens], np.asarray(lengths_B)[:n], scores)
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "vocab_size", "scored"))
-def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_size, scored):
+def _generate(model, starts, of_B, read, key, limit, settings, eos_E, *, slots, vocab_size, scored):
     model = _prepare(model)
-    b, p = starts[0].shape
-    lengths_B = axes.place(starts[1], "batch")
+    u, p = starts[0].shape
+    b = u if of_B is None else len(of_B)
+    lengths_B = axes.place(starts[1] if of_B is None else starts[1][of_B], "batch")
     memory = {} if read is None else {"memory": model.remember(Source(*_segmented(*read)))}
     rows_B = axes.place(jnp.arange(b), "batch")
     row_keys_B = axes.place(key, "batch") if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
@@ -141,8 +146,10 @@ def _generate(model, starts, read, key, limit, settings, eos_E, *, slots, vocab_
         counts_B += ~ended_B
         return step + 1, cache, token_B, write(out, found, step, ended_B), counts_B, ended_B | ends(token_B)
 
-    cache = KVCache.create(model.config, b, p + slots)
+    cache = KVCache.create(model.config, u, p + slots)
     logits_BV, cache = forward(cache, *_segmented(*starts))
+    if of_B is not None:
+        logits_BV, cache = axes.rows(logits_BV, of_B), cache.rows(of_B)
     empty_B = lengths_B == 0
     found = draw(logits_BV, 0)
     token_B = jnp.where(empty_B, 0, found[0])
@@ -163,6 +170,25 @@ def _padded(sequences, rows: int) -> tuple[np.ndarray, np.ndarray]:
     for row, ids in enumerate(sequences):
         tokens_BP[row, tokens_BP.shape[1] - len(ids) :] = ids
     return tokens_BP, lengths_B
+
+
+def _distinct(tokens_BP: np.ndarray, lengths_B: np.ndarray):
+    """Returns ((tokens [U, P], lengths [U]), the row in them of each of the B rows), with equal prompts in one row.
+
+    U is B halved as often as the different prompts and the mesh allow, so that few numbers compile. The rows are None
+    if U is B. It is never 1, for which a cache has other dims (KVCache).
+    """
+    b, parts = len(lengths_B), axes.parts("batch")
+    found, first_U, of_B = np.unique(
+        np.column_stack([lengths_B, tokens_BP]), axis=0, return_index=True, return_inverse=True
+    )
+    u = b
+    while u % (2 * parts) == 0 and u // 2 >= max(len(found), 2):
+        u //= 2
+    if u == b:
+        return (tokens_BP, lengths_B), None
+    first_U = np.pad(first_U, (0, u - len(first_U)), mode="edge")
+    return (tokens_BP[first_U], lengths_B[first_U]), of_B.ravel().astype(np.int32)
 
 
 def _segmented(tokens_BP, lengths_B):

@@ -3,7 +3,9 @@
 python -m tests.benchmarks.alignment.ours dpo
 """
 
-from launch.program import runtime; runtime.configure("training")  # before jax is imported
+from launch.program import runtime
+
+runtime.configure("training")  # before jax is imported
 
 import contextlib
 import functools

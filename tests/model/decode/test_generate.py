@@ -1,5 +1,6 @@
 """Greedy tokens are the argmax of full passes, rows are independent, and ends, limits and meshes work."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -84,6 +85,24 @@ def test_a_row_with_a_key_of_its_own_does_not_depend_on_its_place():
     np.testing.assert_array_equal(sharded, expected)
     with pytest.raises(ValueError, match="there are 3 prompts and 2 keys"):
         generate(model(), PROMPTS, keys[:2], max_new_tokens=12, settings=WARM)
+
+
+@pytest.mark.parametrize("shape", [None, dict(data=2, fsdp=2, tensor=2)], ids=["one device", "a mesh"])
+def test_a_prompt_with_several_answers_is_read_once(shape):
+    """Each answer is that of its prompt alone with the same key, and a quarter of the 16 rows is read."""
+    rows = np.array([2, 0, 1, 0]).repeat(4)
+    keys = jax.random.split(jax.random.key(5), 16)
+    ask = lambda rows: generate(
+        tiny.drawn(tiny.LLAMA), [PROMPTS[i] for i in rows], keys, max_new_tokens=6, settings=WARM
+    )
+    (_, lengths), of_B = module._distinct(*module._padded([PROMPTS[i] for i in rows], 16))
+    assert len(lengths) == 4 and (lengths[of_B] == [len(PROMPTS[i]) for i in rows]).all()
+    with axes.use_mesh(axes.make_mesh(shape)) if shape else contextlib.nullcontext():
+        found = ask(rows)
+    for row in (0, 5, 15):
+        alone = generate(model(), [PROMPTS[rows[row]]], keys[row][None], max_new_tokens=6, settings=WARM)
+        np.testing.assert_array_equal(found.tokens[row], alone.tokens[0])
+    assert len({tuple(row) for row in found.tokens}) == 16
 
 
 def test_a_row_ends_with_an_end_token():
