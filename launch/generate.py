@@ -18,7 +18,8 @@ command continues after a kill, with the same result.
 
     python -m launch.generate --workdir=DIR --prompts=prompts.jsonl --best_of=8 --reward_model=DIR2 --output=best.jsonl
 
-keeps the best of 8 answers to each prompt, as conversations to train on.
+keeps the best of 8 answers to each prompt, as conversations to train on. Reward functions may score them instead, and
+only right answers be kept: --reward=numeric:answer --min_score=1.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
@@ -28,7 +29,9 @@ from launch.program import runtime
 
 runtime.configure()
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +48,8 @@ from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
 from model.decode import sampling
+from train.align.rewards import table
+from train.align.rewards.scoring import Scoring
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a run of launch.train. Required.", required=True)
 _STEP = early_stopping.define_step()
@@ -69,9 +74,16 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens that to
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Answers to --prompts that are generated together.", lower_bound=1)
 _BEST_OF = flags.DEFINE_integer(
-    "best_of", None, "Keep the best of this many answers to each prompt, by --reward_model.", lower_bound=1
+    "best_of", None, "Keep the best of this many answers to each prompt, by --reward_model or --reward.", lower_bound=1
 )
 _REWARD_MODEL = flags.DEFINE_string("reward_model", None, "Workdir of a reward model; for --best_of.")
+_REWARD = flags.DEFINE_multi_string(
+    "reward",
+    [],
+    "Reward function for --best_of (train/README.md), such as numeric:answer; several add up. Its columns are those of "
+    "--prompts.",
+)
+_MIN_SCORE = flags.DEFINE_float("min_score", None, "Leave out prompts whose best answer has a lower score.")
 
 
 def _check_flags() -> None:
@@ -82,8 +94,14 @@ def _check_flags() -> None:
         raise ConfigError("--prompts (a file) can't be given along with --prompt or --adapter; leave one of them out")
     if not _PROMPTS.value and flags.FLAGS["batch_size"].present:
         raise ConfigError("--batch_size is for --prompts; several --prompt form one batch")
-    if (_BEST_OF.value is None) != (_REWARD_MODEL.value is None):
-        raise ConfigError("--best_of and --reward_model (which scores the answers) go together")
+    if (_BEST_OF.value is None) != (_REWARD_MODEL.value is None and not _REWARD.value):
+        raise ConfigError("--best_of and --reward_model or --reward (which score the answers) go together")
+    if _REWARD_MODEL.value and _REWARD.value:
+        raise ConfigError("--reward_model and --reward both score the answers; leave one of them out")
+    if not _PROMPTS.value and (_REWARD.value or _MIN_SCORE.value is not None):
+        raise ConfigError("--reward and --min_score are for --prompts (a file)")
+    if _MIN_SCORE.value is not None and not _BEST_OF.value:
+        raise ConfigError("--min_score is for --best_of")
     if _BEST_OF.value and flags.FLAGS["num_samples"].present:
         raise ConfigError("--best_of says how many answers are sampled; leave out --num_samples")
     if _BEST_OF.value and _ADAPTER.value:
@@ -99,7 +117,8 @@ def main() -> None:
         Request, system=_SYSTEM.value, raw=_RAW.value, settings=settings, max_new_tokens=_MAX_NEW_TOKENS.value
     )
     if _PROMPTS.value and _OUTPUT.value:
-        _answer_file(run, asked, Path(_PROMPTS.value), growing.output_of(_OUTPUT.value))
+        with contextlib.ExitStack() as stack:
+            _answer_file(run, asked, Path(_PROMPTS.value), growing.output_of(_OUTPUT.value), stack)
     else:
         _show(run, asked)
 
@@ -142,8 +161,10 @@ def _show(run: Workdir, asked: Callable[..., Request]) -> None:
         print(completion.whole(ids))
 
 
-def _answer_file(run: Workdir, asked: Callable[..., Request], path: Path, output: Path) -> None:
-    """Answers the prompts of a file."""
+def _answer_file(
+    run: Workdir, asked: Callable[..., Request], path: Path, output: Path, stack: contextlib.ExitStack
+) -> None:
+    """Answers the prompts of a file. `stack` closes the processes of reward functions."""
     plain = _RAW.value or kinds.asked(run.config.data) in (kinds.TEXT, "pairs")
     known = run.architecture.vocab_size + len(models.prefix(run.config))
     completer = Completer(run.config, run.tokenizer, run.architecture, known)
@@ -160,12 +181,20 @@ def _answer_file(run: Workdir, asked: Callable[..., Request], path: Path, output
     names = ("dtype", "system", "raw", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
     settings |= {name: flags.FLAGS[name].value for name in names}
     lines, scores = output, None
-    if _REWARD_MODEL.value:
+    if _BEST_OF.value:
         for prompt in given.prompts:
             best.check(prompt, path)
+        lines = growing.beside(output, "samples.jsonl")
+    if _REWARD_MODEL.value:
         reward = Workdir(Path(_REWARD_MODEL.value).absolute())
-        scores, lines = best.of_reward_model(reward), growing.beside(output, "samples.jsonl")
+        scores = best.of_reward_model(reward)
         settings |= {"reward_model": str(reward.path), "checkpoint of reward_model": origins.checkpoint(reward)}
+    elif _REWARD.value:
+        with checking("--reward"):
+            scoring = stack.enter_context(Scoring([(spec, 1.0) for spec in _REWARD.value], on_error="skip"))
+            scoring.check(prompt.record for prompt in given.prompts)
+        scores, files = best.of_functions(scoring), table.files(_REWARD.value)
+        settings |= {"reward": _REWARD.value, "files of rewards": [origins.digest(file) for file in files]}
     file = growing.Growing(lines, settings, output)
     if file.count < len(given.prompts):
         mesh, model, _ = restore.for_inference(run, step=step, dtype=_DTYPE.value)
@@ -174,12 +203,12 @@ def _answer_file(run: Workdir, asked: Callable[..., Request], path: Path, output
                 model, given, file, count=count, seed=_SEED.value, batch_size=_BATCH_SIZE.value, scores=scores
             )
     if scores:
-        answering.best_of(file, output, given.left_out)
+        answering.best_of(file, output, -math.inf if _MIN_SCORE.value is None else _MIN_SCORE.value, given.left_out)
     found = answering.summary(file, given.left_out)
     file.finish(found)
     print(answering.shown(found, output))
     if scores and found["prompts"] == found["prompts_left_out"].get(answering.NO_SCORE):
-        raise ConfigError(f"{output} is empty, because no answer has a score; {lines} has the answers")
+        raise ConfigError(f"{output} is empty: every prompt is {answering.NO_SCORE}; {lines} has the answers")
 
 
 if __name__ == "__main__":

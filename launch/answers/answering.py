@@ -20,7 +20,7 @@ from launch.program.checking import checking
 from launch.program.progress import Progress
 
 TOO_LONG = "too long for the model's context"
-NO_SCORE = "without an answer that has a score"
+NO_SCORE = "without an answer that has a score, or one of at least --min_score"
 
 
 class Asked(NamedTuple):
@@ -114,7 +114,7 @@ def write(
         answers = [[{"answer": a.text, "finished": a.finished, "tokens": a.tokens} for a in those] for those in found]
         if scores is not None:
             texts = [[answer.text for answer in those] for those in found]
-            values = best.scored([asked(prompt.record) for prompt in own], texts, scores)
+            values = best.scored([asked(one.record) | {"columns": one.record} for one in own], texts, scores)
             answers = [
                 [answer | {"score": score} for answer, score in zip(*both, strict=True)]
                 for both in zip(answers, values, strict=True)
@@ -125,12 +125,19 @@ def write(
         progress.add(len(rows) - fresh)
 
 
-def best_of(output: Growing, path: Path, left_out: Counter[str]) -> None:
-    """Writes the best answer of each line of `output` to `path`, and counts the lines that have none in `left_out`."""
+def best_of(output: Growing, path: Path, least: float, left_out: Counter[str]) -> None:
+    """Writes the best answer of each line of `output` to `path`.
+
+    Args:
+      output: the lines.
+      path: of the file.
+      least: the lowest score of an answer that is written.
+      left_out: counts the lines that have no such answer.
+    """
 
     def rows() -> Iterator[dict[str, Any]]:
         for line in output.lines():
-            row = best.record(line)
+            row = best.record(line, least)
             if row is None:
                 left_out[NO_SCORE] += 1
             else:

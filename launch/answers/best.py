@@ -5,17 +5,24 @@ best of its own answers (rejection sampling, as in arXiv:2307.09288, section 3.2
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from data.batch import DataError
+from data.examples import kinds
 from data.examples.conversations import conversation_of
 from launch.answers.prompts import Prompt, asked
 from launch.answers.scorer import Scorer
 from launch.program.checking import ConfigError
 from launch.run.workdirs import Workdir
+from train.align.rewards.scoring import Item, Scoring
 
-# From {"messages": the prompt, "answer": a message}, and maybe "tools", to the score of each.
+assert kinds.KINDS["prompts"].asking is not None
+_ASKING = kinds.KINDS["prompts"].asking
+# From {"messages": the prompt, "answer": a message}, and maybe "tools" and "columns", to the score of each.
 Scores = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 # Fields of a record that are read into its messages; beside messages, a record for fine-tuning may not have them.
 _READ = ("prompt", "conversations", "instruction", "input", "output", "history", "system")
@@ -38,6 +45,23 @@ def of_reward_model(run: Workdir) -> Scores:
     return scores
 
 
+def of_functions(scoring: Scoring) -> Scores:
+    """Returns the sums of reward functions; NaN where one fails, with a note on stderr.
+
+    They read the "columns" of records: the fields that a file has beside the prompt.
+    """
+
+    def scores(records: Sequence[Mapping[str, Any]]) -> list[float]:
+        questions = [_ASKING.of_messages(record["messages"], record.get("tools") or ()) for record in records]
+        pairs = zip(questions, records, strict=True)
+        found = scoring.score([Item(_ASKING.shown(q), one["answer"]["content"], one["columns"]) for q, one in pairs])
+        for note in found.notes:
+            print(f"warning: {note}", file=sys.stderr)
+        return np.where(found.skipped_N, np.nan, found.rewards_N).tolist()
+
+    return scores
+
+
 def scored(
     conversations: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]], scores: Scores
 ) -> list[list[float | None]]:
@@ -46,7 +70,7 @@ def scored(
     An empty answer has None, because nothing can be learnt from it, and so has one whose score is not finite.
 
     Args:
-      conversations: {"messages": the prompt}, and maybe "tools", of each prompt.
+      conversations: {"messages": the prompt}, and maybe "tools" and "columns", of each prompt.
       answers: the texts of the answers to each.
       scores: gives the scores.
     """
@@ -77,15 +101,16 @@ def check(prompt: Prompt, path: object) -> None:
         raise DataError(f"{path}, {prompt.where}: the best answer could not be trained on: {error}.") from error
 
 
-def record(sampled: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the record of the best answer, with its score and the mean over all; None if no answer has a score.
+def record(sampled: Mapping[str, Any], least: float = -math.inf) -> dict[str, Any] | None:
+    """Returns the record of the best answer, with its score and the mean over all; None if no answer is good enough.
 
     Args:
       sampled: a record with the prompt and "answers": [{"answer", "finished", "score"}].
+      least: the lowest score that is good enough.
     """
     answers = sampled["answers"]
     best = highest([answer["score"] for answer in answers])
-    if best is None:
+    if best is None or answers[best]["score"] < least:
         return None
     there = [answer["score"] for answer in answers if answer["score"] is not None]
     facts = {"score": answers[best]["score"], "mean_score": sum(there) / len(there)}

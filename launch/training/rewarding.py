@@ -20,8 +20,8 @@ from launch.answers import origins, scorer
 from launch.hosts import distributed
 from launch.program.checking import ConfigError, checking
 from launch.run.workdirs import Workdir
+from train.align.rewards import table
 from train.align.rewards.scoring import Item, Scoring
-from train.align.rewards.table import of_user
 from train.align.rounds import Prompt, Rewards
 
 
@@ -77,8 +77,8 @@ class Rewarding:
     def __init__(self, config: ConfigDict, recorded: Mapping[str, dict]):
         self._recorded = recorded
         self.record: dict[str, dict] = {}
-        for path in sorted({spec.rpartition(":")[0] for spec, _ in config.reward.functions if of_user(spec)}):
-            self._note(path, {"content": origins.digest(Path(path))}, "config.reward.functions")
+        for path in table.files(spec for spec, _ in config.reward.functions):
+            self._note(str(path), {"content": origins.digest(path)}, "config.reward.functions")
         self._scoring = _scoring(config) if config.reward.functions else None
         self._names = [_name(spec) for spec, _ in config.reward.functions]
         self._names = [

@@ -82,7 +82,8 @@ class KVCache:
     def rows(self, of_B: jax.Array) -> "KVCache":
         """Returns the cache of B rows that each continue the row of this cache that `of_B` has, int32 [B]."""
         take = lambda array: axes.rows(array, of_B)
-        return KVCache(*jax.tree.map(take, (self.keys, self.values, self.segments_BS, self.positions_BS)), self.index)
+        keys, values = jax.tree.map(take, (self.keys, self.values))
+        return KVCache(keys, values, take(self.segments_BS), take(self.positions_BS), self.index)
 
     def advance(self, tokens: int) -> "KVCache":
         """Moves to the slots after these tokens, once all layers have run."""

@@ -20,6 +20,7 @@ from launch.run.workdirs import Workdir
 from model import axes
 from model.decode import sampling
 from model.decode.generate import generate
+from train.align.rewards.scoring import Scoring
 
 WARM = sampling.settings(1.0)
 ROWS = [{"prompt": f"{i} {'fox ' * (i % 5)}?", "id": i} for i in range(12)]
@@ -204,7 +205,7 @@ def test_the_best_of_several_answers(model, asked, rewarder, tmp_path):
     without = lambda row: row | {"answers": [{k: v for k, v in a.items() if k != "score"} for a in row["answers"]]}
     assert [without(row) for row in lines] == plain
     left_out = Counter()
-    answering.best_of(growing.Growing(path, {}, path), tmp_path / "best.jsonl", left_out)
+    answering.best_of(growing.Growing(path, {}, path), tmp_path / "best.jsonl", -math.inf, left_out)
     kept = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
     assert len(kept) == 12 and not left_out
     for row, line in zip(kept, lines, strict=True):
@@ -224,6 +225,24 @@ def test_ties_and_scores_that_are_no_numbers():
     assert best.scored([conversation] * 2, [["a", "c", " "], ["b", "b", ""]], given) == [[None, 1.0, None], [None] * 3]
     answers = [{"answer": "a", "finished": True, "score": None}]
     assert best.record({"prompt": "?", "answers": answers}) is None
+    answers[0]["score"] = 0.5
+    assert best.record({"prompt": "?", "answers": answers}, 0.5) and not best.record(
+        {"prompt": "?", "answers": answers}, 0.6
+    )
+
+
+def test_reward_functions_score_answers(tmp_path, capsys):
+    """They read the columns of the file; where one fails, the answer has no score."""
+    own = tmp_path / "rewards.py"
+    own.write_text("def half(prompt, completion, columns):\n    return 1 / (prompt == '1+1?') / 2\n")
+    conversation = lambda text, answer: {"messages": [{"role": "user", "content": text}], "columns": {"answer": answer}}
+    asked = [conversation("1+1?", 2), conversation("2+2?", 4)]
+    texts = [["so 2", "3", ""], ["4", "5", "6"]]
+    with Scoring([("numeric:answer", 1.0)], on_error="skip") as scoring:
+        assert best.scored(asked, texts, best.of_functions(scoring)) == [[1.0, 0.0, None], [1.0, 0.0, 0.0]]
+    with Scoring([(f"{own}:half", 1.0)], on_error="skip") as scoring:
+        assert best.scored(asked, texts, best.of_functions(scoring)) == [[0.5, 0.5, None], [None] * 3]
+    assert "division by zero" in capsys.readouterr().err
 
 
 def test_columns_that_would_spoil_the_best_answer_are_named_early():

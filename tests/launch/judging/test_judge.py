@@ -105,9 +105,10 @@ def test_a_server_judges(samples, tmp_path, monkeypatch):
 def test_the_best_of_several_answers(samples, talker, rewarder, tmp_path):
     output = tmp_path / "best.jsonl"
     flags = [f"--workdir={talker}", "--max_new_tokens=8", "--best_of=4", f"--reward_model={rewarder}"]
+    both = lambda name: (f"--prompts={samples.with_name('prompts.jsonl')}", f"--output={tmp_path / name}.jsonl")
     found, shown, *errors = several(
         "generate",
-        [*flags, f"--prompts={samples.with_name('prompts.jsonl')}", f"--output={output}"],
+        [*flags, *both("best")],
         [*flags, "--prompt=a?", "--prompt=b?"],
         [*flags, "--prompt="],
         [*flags, "--prompt=a?", "--num_samples=2"],
@@ -118,8 +119,14 @@ def test_the_best_of_several_answers(samples, talker, rewarder, tmp_path):
         [flags[0], f"--prompts={tmp_path / 'none.jsonl'}", f"--output={tmp_path / 'new.jsonl'}"],
         [flags[0], f"--prompts={tmp_path / 'best.txt'}", f"--output={tmp_path / 'new.jsonl'}"],
         [flags[0], f"--prompts={samples}", f"--output={output}"],
+        [*flags[:-1], "--reward=length:1-100", "--min_score=1", *both("short")],
+        [*flags[:-1], "--reward=length:900-1000", "--min_score=1", *both("long")],
+        [*flags[:-1], "--reward=numeric:none", *both("wrong")],
+        [*flags[:-1], "--reward=length:1-9", "--prompt=a?"],
     )
-    assert found == shown == "done"
+    assert found == shown == errors[9] == "done"
+    kept = lines(tmp_path / "short.jsonl")
+    assert len(kept) == 9 and all(0 < len(row["messages"][-1]["content"].strip()) <= 100 for row in kept)
     assert [row["id"] for row in lines(output)] == list(range(9))
     assert all(row["score"] >= row["mean_score"] for row in lines(output))
     for error, words in zip(
@@ -127,13 +134,17 @@ def test_the_best_of_several_answers(samples, talker, rewarder, tmp_path):
         (
             "--prompt: field 'prompt' is empty",
             "leave out --num_samples",
-            "--best_of and --reward_model (which scores the answers) go together",
+            "--best_of and --reward_model or --reward (which score the answers) go together",
             "holds no reward model; train one with --config=configs/reward.py",
             "--prompts (a file) and --output (for the answers) go together",
             "can't be given along with --prompt",
             "there is no file",
             "there is no file",
             "was begun with other settings",
+            "done",
+            "is empty: every prompt is without an answer that has a score, or one of at least --min_score",
+            "--reward: reward 'numeric:none', record 1",
+            "--reward and --min_score are for --prompts",
         ),
         strict=True,
     ):

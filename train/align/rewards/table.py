@@ -3,7 +3,8 @@
 To add one, write a class in this folder and add a line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from train.align.rewards import user_file
@@ -57,6 +58,11 @@ def load(spec: str, settings: Settings) -> Function:
 def of_user(spec: str) -> bool:
     """Returns whether a specification names a function of a user's file."""
     return spec.endswith(".py") or spec.rpartition(":")[0].endswith(".py")
+
+
+def files(specs: Iterable[str]) -> list[Path]:
+    """Returns the user's files that specifications name, each once."""
+    return sorted({Path(spec.rpartition(":")[0]) for spec in specs if of_user(spec)})
 
 
 def _form(name: str) -> str:
