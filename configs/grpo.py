@@ -7,7 +7,7 @@ The model comes from config.init_from, usually a workdir that was tuned on conve
 config.batch_size answers, config.rollouts.group for each prompt, and scores them with config.reward: functions, a
 reward model, or both. The argument may be a method, such as lora: only the method's parameters train.
 
-configs/dapo.py, dr_grpo.py, gspo.py, rloo.py and ppo.py change a few of these fields.
+configs/dapo.py, dr_grpo.py, gspo.py, rloo.py, reinforce.py and ppo.py change a few of these fields.
 """
 
 from ml_collections import ConfigDict

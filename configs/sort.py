@@ -10,9 +10,10 @@ ascending letters alone. The argument may also be rloo, ppo, or another config f
 
 from ml_collections import ConfigDict
 
-from configs import dapo, dr_grpo, grpo, gspo, ppo, rloo, sft
+from configs import dapo, dr_grpo, grpo, gspo, ppo, reinforce, rloo, sft
 
-_POLICIES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo, "rloo": rloo, "ppo": ppo}
+_POLICIES = {"grpo": grpo, "dr_grpo": dr_grpo, "dapo": dapo, "gspo": gspo}
+_POLICIES |= {"rloo": rloo, "reinforce": reinforce, "ppo": ppo}
 
 
 def get_config(argument: str = "grpo") -> ConfigDict:
@@ -33,8 +34,10 @@ def get_config(argument: str = "grpo") -> ConfigDict:
     config.eval_every = config.checkpoint_every = 20
     config.objective.update(kl=0.0, kl_in="loss", kl_estimator="k3")  # no reference, so the last two are not read
     config.optimizer.update(learning_rate=3e-4, schedule="cosine", warmup_steps=3, beta2=0.99)
+    if argument in ("ppo", "reinforce"):
+        config.rollouts.group = 1
     if argument == "ppo":
-        config.rollouts.group, config.rollouts.epochs = 1, 2
+        config.rollouts.epochs = 2
         config.steps = 160  # 80 rounds
         config.optimizer.update(learning_rate=5e-5, schedule="constant")
     return config

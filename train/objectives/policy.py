@@ -6,12 +6,12 @@ The batch holds completions that the model sampled, with their advantages (train
 
 with the ratio r between its probability now and when it was sampled, plus terms for the distance to the reference, the
 entropy, the critic's values and, in rows of text, the language-modelling loss (PPO-ptx, arXiv:2203.02155, equation 2).
-The published methods differ in these settings (configs/ppo.py, rloo.py, grpo.py):
+The published methods differ in these settings (configs/ppo.py, rloo.py, reinforce.py, grpo.py):
 
     method             advantages  scale  ratio     average    further
     PPO                gae         -      token     tokens     whiten, critic, KL k1 in the reward
     RLOO               rloo        none   sequence  sequences  KL k1 in the reward                     arXiv:2402.14740
-    REINFORCE          batch       none   token     constant
+    REINFORCE          batch       none   token     constant   no clip
     GRPO               group       group  token     sequences  KL k3 in the loss                       arXiv:2402.03300
     Dr. GRPO           group       none   token     constant                                           arXiv:2503.20783
     DAPO               group       group  token     tokens     clip_high 0.28, dynamic sampling        arXiv:2503.14476
