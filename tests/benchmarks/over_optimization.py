@@ -7,7 +7,7 @@ in Gao et al. (arXiv:2210.10760), a gold reward model takes the place of people.
 prefer the real one to a sample of the model, and says which of two samples is better. A proxy learns from few such
 rankings, and the policies are trained for the proxy. The report of OUT/ppo shows both rewards against the KL.
 
-Each step is a command of launch/, which is printed. A step that is done is not repeated. Takes about an hour on 2 cores.
+Each step is a command of launch/, which is printed. A step that is done is not repeated.
 """
 
 import argparse
