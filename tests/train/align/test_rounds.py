@@ -84,7 +84,7 @@ def test_prompts_that_teach_nothing_are_replaced():
     for asking, earlier in zip(groups(asked)[1:], np.cumsum([len(part) for part in groups(asked)]), strict=False):
         assert len(asking) == SIZE // GROUP - len(TEACHING.intersection(drawn[:earlier])) > 0
     assert len(asked.keys) > 1 and len({repr(key) for key in asked.keys}) == len(asked.keys)
-    assert TEACHING <= set(drawn)  # it stops when the last of them is found
+    assert set(drawn) >= TEACHING  # it stops when the last of them is found
     held = {int(number) for row in asked.source.origins() for number in row.split("prompts ")[1].split(", ")}
     assert held == TEACHING
     np.testing.assert_allclose(advantages_of(batch), [-1.5] * 4 + [1.5] * 4)
@@ -97,7 +97,7 @@ def test_prompts_that_teach_nothing_are_replaced():
 
 
 def test_prompts_that_teach_nothing_fill_up_what_is_missing():
-    """After so many attempts; the round has its size, so that the batch has the number of answers that was asked for."""
+    """After so many attempts; the round has its size, so the batch has as many answers as were asked for."""
     asked = Asked(lambda number, place, *_: place * (number == groups(asked)[0][0]), resample=2)
     batch = asked.next()
     assert [len(numbers) for numbers in groups(asked)] == [4, 3, 3]
