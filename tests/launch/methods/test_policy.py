@@ -127,6 +127,10 @@ def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
     say(made(**{"rollouts.max_new_tokens": 65}), "leaves no room for a prompt")
     say(made(**{"rollouts.text_rows": 4}), "config.rollouts.text_rows has no effect")
     say(made(**{"data.format": "chat"}), "also has chat")
+    for field in ("model.dropout", "model.embedding_noise"):
+        say(made(**{field: 0.1}), f"config.{field} is 0.1, but answers are sampled without it")
+    adapted = configured("grpo", "lora", base, data_dir, asked, **{"adapt.dropout": 0.1})
+    say(adapted, "config.adapt.dropout is 0.1, but answers are sampled without it")
     ppo = configured("ppo", "tiny", base, data_dir, asked, **{"rollouts.resample": 1})
     say(ppo, "config.rollouts.resample replaces prompts")
     config = made()
