@@ -1,5 +1,6 @@
 """PPO with a critic of its own, a KL with a target, and rows of text: all that a round of InstructGPT's method has."""
 
+import re
 import signal
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from launch.run import restore
 from launch.run.workdirs import Workdir
 from launch.train import train
-from launch.training import runs
+from launch.training import replay, runs
 from model import axes
 from model.weights import by_name
 from tests.launch.conftest import TEXT
@@ -65,7 +66,7 @@ def test_the_critic_begins_as_the_reward_model(config, reward, tmp_path):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def test_it_continues_bit_for_bit(config, tmp_path):
+def test_it_continues_bit_for_bit(config, tmp_path, capsys):
     """With the coefficient of the KL, which moves after each round, and with the next rows of text."""
 
     def stop(step, figures):
@@ -90,3 +91,21 @@ def test_it_continues_bit_for_bit(config, tmp_path):
         errors.append(min(max(kl / TARGET - 1, -0.2), 0.2))  # arXiv:1909.08593, section 2.2
         coefficient *= 1 + errors[-1] * BATCH / HORIZON
     assert min(errors) < 0 < max(errors) and run[-1][3] < run[0][3]
+    capsys.readouterr()
+    replay.show(config, tmp_path / "whole", (), 5)
+    check_replay(capsys.readouterr().out, tmp_path / "whole")
+
+
+def check_replay(said, workdir):
+    """The step is repeated with the same figures, and a row's loss is its own: without that of the rows of text."""
+    (row,) = (row for row in metrics.read(workdir / "metrics.jsonl") if row["step"] == 5 and "loss" in row)
+    found = dict(re.findall(r"^(loss|grad_norm|text_loss|value_loss) +([\d.e+-]+)$", said, re.MULTILINE))
+    assert len(found) == 4 and {name: float(value) for name, value in found.items()} == pytest.approx(
+        {n: row[n] for n in found}, rel=1e-5
+    )
+    rows = (workdir / "replay" / "5.txt").read_text()
+    heads = re.findall(r"^== row \d+ of the batch, (answers|text|padding).*, loss (\S+)$", rows, re.MULTILINE)
+    answers = [float(loss) for origin, loss in heads if origin == "answers"]
+    # The mean over the tokens of all rows is the policy's loss. A row of text has no answer, so no loss of its own.
+    assert min(answers) < row["policy_loss"] < max(answers)
+    assert [head for head in heads if head[0] == "text"] == [("text", "nan")] * 2
