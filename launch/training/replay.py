@@ -98,8 +98,9 @@ def show(config: ConfigDict, workdir: Path, chosen: Iterable[str], step: int) ->
 
 
 def _only(batch, rows):
-    """Returns the batch with all weights set to 0 except those of these rows (a mask [B])."""
-    return batch | {"weights": np.where(rows[:, None], batch["weights"], 0).astype(batch["weights"].dtype)}
+    """Returns the batch with all weights set to 0 except those of these rows (a mask [B]), also of text in it."""
+    masked = lambda array: np.where(rows[:, None], array, 0).astype(array.dtype)
+    return batch | {name: masked(batch[name]) for name in ("weights", "text_weights") if name in batch}
 
 
 def _loss(loss) -> float:

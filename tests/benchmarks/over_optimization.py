@@ -78,7 +78,8 @@ def main() -> None:
     _train("reward.py", out / "gold", start, f"--config.data.path={out}/gold.jsonl", *small)
     _samples(args.init_from, out / "gold", out / "ranked.jsonl", out / "best.jsonl", 4)
     ranked = f"--config.data.path={out}/best.samples.jsonl"
-    few = ["--config.steps=100", "--config.eval_every=50", "--config.checkpoint_every=50"]
+    few = ["--config.data.seq_len=512"]  # four answers share a row, each with its prompt
+    few += ["--config.steps=100", "--config.eval_every=50", "--config.checkpoint_every=50"]
     _train("reward.py", out / "proxy", start, ranked, *small, *few)
     _train("dpo.py", out / "dpo", start, ranked, *small, *few, "--config.optimizer.learning_rate=3e-5")
     rewards = [f"--config.reward.model={out}/proxy", f"--config.reward.gold={out}/gold"]

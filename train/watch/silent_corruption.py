@@ -92,8 +92,11 @@ class Checker:
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
-    """Returns the arrays of a state by name, with an offloaded optimizer state copied to the devices."""
-    return weights.by_name(dataclasses.replace(state, opt_state=fetched(state.opt_state)))
+    """Returns the arrays of a state by name, with offloaded optimizer states copied to the devices."""
+    near = lambda part: dataclasses.replace(part, opt_state=fetched(part.opt_state))
+    return weights.by_name(
+        near(state if state.critic is None else dataclasses.replace(state, critic=near(state.critic)))
+    )
 
 
 def _sums(arrays: dict[str, jax.Array]) -> np.ndarray:

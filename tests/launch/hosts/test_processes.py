@@ -50,7 +50,7 @@ class Source:
         return getattr(self.source, name)
 
     def next(self, state):
-        place, batch = self.position()["next_row"], self.source.next(state)
+        place, batch = self.position().get("next_row"), self.source.next(state)
         if records:
             with open(f"{records}.{flags.FLAGS.process}", "a") as file:
                 print(place, *(zlib.crc32(row.tobytes()) for row in batch["tokens"]), file=file)

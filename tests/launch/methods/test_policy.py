@@ -130,6 +130,10 @@ def test_mistakes_are_named_early(base, data_dir, asked, tmp_path):
     say(made(**{"data.format": "chat"}), "also has chat")
     sources = ((f"prompts:{asked[0]}", 1.0), (f"prompts:{asked[0].parent}/*.jsonl", 2.0))
     say(made(**{"data.path": "", "data.sources": sources}), "gives prompts the weights 1.0, 2.0")
+    for field in ("model.dropout", "model.embedding_noise"):
+        say(made(**{field: 0.1}), f"config.{field} is 0.1, but answers are sampled without it")
+    adapted = configured("grpo", "lora", base, data_dir, asked, **{"adapt.dropout": 0.1})
+    say(adapted, "config.adapt.dropout is 0.1, but answers are sampled without it")
     ppo = configured("ppo", "tiny", base, data_dir, asked, **{"rollouts.resample": 1})
     say(ppo, "config.rollouts.resample replaces prompts")
     config = made()

@@ -95,14 +95,15 @@ def trained(objective, *, steps, size, rate, group, epochs=1):
     return state.model, reference
 
 
-def rollouts(objective, *, size, group, epochs=1, minibatches=1, rewards=None, place=None):
+def rollouts(objective, *, size, group, epochs=1, minibatches=1, rewards=None, place=None, unit=1, text=None, rows=0):
+    """Returns rollouts of the only prompt; `rows`: those of `text` in each batch, if it is given."""
     reward_of = dict(zip(TEXTS, utilities(), strict=True))
 
     def score(prompts, texts):
         total = np.array([reward_of[tuple(map(int, text))] for text in texts])
         return Rewards(total, np.ones(len(total), bool), {"utility": total})
 
-    wanted = Settings(group, epochs, minibatches, LONGEST, 1.0, 0, "keep", 0.0, 0, 0)
+    wanted = Settings(group, epochs, minibatches, LONGEST, 1.0, 0, "keep", 0.0, rows, 0)
     sample = make_sampler(
         lambda ids: "".join(str(i) for i in ids if i != END),
         ends=(END,),
@@ -114,7 +115,6 @@ def rollouts(objective, *, size, group, epochs=1, minibatches=1, rewards=None, p
         make_measure(objective, lambda batch: batch, epochs * minibatches) if hasattr(objective, "measures") else None
     )
     asked = [Prompt(np.array([BEGIN], np.int32), "", {"columns": {}})]
-    rounds = Rounds(asked, objective, wanted, SEQ_LEN, 1, Tools(sample, rewards or score, measure))
-    return Rollouts(
-        rounds, objective, wanted, 1, batch_size=size, seq_len=SEQ_LEN, unit=1, seed=0, stream="toy", place=place
-    )
+    rounds = Rounds(asked, objective, wanted, SEQ_LEN, unit, Tools(sample, rewards or score, measure))
+    more = dict(batch_size=size, seq_len=SEQ_LEN, unit=unit, seed=0, stream="toy", place=place, text=text)
+    return Rollouts(rounds, objective, wanted, 1, **more)

@@ -1,13 +1,18 @@
 """A single wrong bit on one device is found, and the error names the device."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from model import axes
-from tests.train.test_step import batch, start
+from model.value_head import ValueHead
+from tests.train.test_step import CONFIG, batch, start
+from train import state as states
 from train import step
 from train.objectives.language import Language
+from train.optimizer import fetched
 from train.watch import silent_corruption
 from train.watch.silent_corruption import Checker, SilentCorruption, differing_replicas
 
@@ -78,6 +83,18 @@ def same_part(state, name, one, other) -> bool:
     (array,) = [a for n, a in silent_corruption._arrays(state).items() if n.endswith(name)][:1]
     where = array.sharding.devices_indices_map(array.shape)
     return where[one] == where[other]
+
+
+@pytest.mark.parametrize("name", ["model/classifier/weight", "mu/classifier/bias"])
+def test_a_flipped_bit_of_a_critic_is_named(name):
+    """Its optimizer state is on the hosts, like that of the model."""
+    with axes.use_mesh(axes.make_mesh({"data": 8})) as mesh:
+        tx, state = start(offload=True)
+        state.critic = states.critic(states.made(lambda rngs: ValueHead(CONFIG, rngs), 0), tx)
+        Checker(None).replicas(state, 0)
+        moved = flip(dataclasses.replace(state, critic=fetched(state.critic)), name, mesh.devices.flat[2])
+        with pytest.raises(SilentCorruption, match=rf"after step 6.*: {mesh.devices.flat[2]}, in critic/.*{name}"):
+            Checker(None).replicas(moved, 6)
 
 
 @pytest.mark.parametrize("which", [0, 1])
