@@ -33,7 +33,7 @@ SHAPES = ["data=2,fsdp=2,tensor=2", "stage=2,expert=2,context=2"]
 CONFIG = dataclasses.replace(tiny.LLAMA, experts=Experts(count=4, per_token=2, mlp_dim=16), mlp_pattern=("sparse",))
 OBJECTIVE = Policy(
     advantages="gae", scale="none", whiten=True, critic="head", kl=0.1, kl_in="reward", kl_estimator="k1"
-).sampling(1.0, 60)
+).sampling(1.0, 8, 60)
 SETTINGS = Settings(2, 1, 1, 6, 1.0, 0, "keep", 0.0, 0, 0)
 ENDS, LENGTH, SIZE, UNIT = (0, 1, 2, 3), 32, 16, 8
 

@@ -26,7 +26,7 @@ class Asked:
         self.numbers, self.keys, self.made, self._reward, self._finished = [], [], [], reward, finished
         self.settings = SETTINGS._replace(**changes)
         prompts = [Prompt(np.array([0, number], np.int32), str(number), {}) for number in range(PROMPTS)]
-        objective = (objective or Policy(scale="none")).sampling(1.0, 512)
+        objective = (objective or Policy(scale="none")).sampling(1.0, 8, 512)
         rounds = Rounds(prompts, objective, self.settings, 32, 1, Tools(self._sample, self._rewards, None))
         more = dict(batch_size=SIZE, seq_len=32, unit=1, seed=0, stream="stated")
         self.source = Rollouts(rounds, objective, self.settings, PROMPTS, **more)

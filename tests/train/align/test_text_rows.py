@@ -54,8 +54,8 @@ def language_loss(model, rows):
 @pytest.mark.parametrize("average", ["tokens", "sequences"])
 def test_the_gradient_is_that_of_both_losses(average):
     """Also in micro-batches, of which one holds all of the text."""
-    objective = Policy(average=average, text=COEFFICIENT).sampling(0.7, toy.END + 1)
-    alone = Policy(average=average).sampling(0.7, toy.END + 1)
+    objective = Policy(average=average, text=COEFFICIENT).sampling(0.7, toy.LONGEST, toy.END + 1)
+    alone = Policy(average=average).sampling(0.7, toy.LONGEST, toy.END + 1)
     state = states.around(toy.model(), optax.sgd(0.1))
     batch, rows = rollouts(objective, text=Text()).next(state), Text().next()
     answers = {name: array[:-ROWS] for name, array in batch.items() if name != "text_weights"}
@@ -77,7 +77,7 @@ def test_the_gradient_is_that_of_both_losses(average):
 
 
 def test_each_batch_has_the_next_rows_of_text_also_after_a_stop():
-    objective = Policy(text=COEFFICIENT).sampling(1.0, toy.END + 1)
+    objective = Policy(text=COEFFICIENT).sampling(1.0, toy.LONGEST, toy.END + 1)
     state, source = states.around(toy.model(), optax.sgd(0.1)), rollouts(objective, text=Text())
     for number in range(3):
         place = json.loads(json.dumps(source.to_json()))
