@@ -18,6 +18,7 @@ from data.examples.example import Example
 from data.examples.packing import pack
 from model import architectures, axes
 from model.config import ModelConfig
+from tests.train.align import toy
 from train import state as states
 from train import step
 from train.objectives.reward import Reward
@@ -25,8 +26,6 @@ from train.objectives.reward import Reward
 LETTERS, N, SEQ_LEN, ROWS = 8, 5, 60, 32  # a row has 6 pairs
 BAYES, SCALE = 0.7395, 1.1107  # SCALE is the standard deviation of the utility, in nats
 TEXTS = np.array([*itertools.product(range(LETTERS), repeat=N)], np.int32)
-# Unlike other tests, these take many steps of one program.
-OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 CONFIG = ModelConfig(
     vocab_size=LETTERS,
     embed_dim=16,
@@ -77,14 +76,10 @@ def trained(count, epochs):
     steps = epochs * len(rows["tokens"]) // ROWS
     tx = optax.adamw(optax.warmup_cosine_decay_schedule(0, 1e-2, steps // 20, steps), weight_decay=0.1)
     state = states.around(architectures.make(CONFIG, nnx.Rngs(0)), tx)
-    run = step.make_train_step(Reward(), tx)
+    run = toy.optimized(step.make_train_step(Reward(), tx))
     order = np.concatenate([rng.permutation(len(rows["tokens"])) for _ in range(epochs)])
-    batches = [
-        {name: array[chosen] for name, array in rows.items()} for chosen in order[: steps * ROWS].reshape(steps, ROWS)
-    ]
-    run = run.lower(state, batches[0]).compile(compiler_options=OPTIMIZED)
-    for batch in batches:
-        state, _ = run(state, batch)
+    for chosen in order[: steps * ROWS].reshape(steps, ROWS):
+        state, _ = run(state, {name: array[chosen] for name, array in rows.items()})
     assert jax.device_get(state.skipped) == 0
     return state.model
 
@@ -101,6 +96,5 @@ def test_held_out_accuracy(count, epochs, least):
     rows, evaluate = packed(drawn(30_000, 2)[0]), step.make_eval_step(Reward())
     with axes.use_mesh(axes.make_mesh({"data": 1}, jax.devices()[:1])):
         model = trained(count, epochs)
-        evaluate = evaluate.lower(model, rows).compile(compiler_options=OPTIMIZED)
-        loss = evaluate(model, rows)
+        loss = toy.optimized(evaluate)(model, rows)
     assert loss.weight == 30_000 and least < loss.metrics["accuracy"] / loss.weight < BAYES + 0.01
