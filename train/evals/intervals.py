@@ -9,9 +9,9 @@ N: items; C: clusters; K: statistics of an item; B: resamples.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def wilson(share_N: np.ndarray, count_N: np.ndarray, z: float = 1.96) -> tuple[n
     doi:10.1080/01621459.1927.10502953)."""
     middle_N = (share_N + z**2 / (2 * count_N)) / (1 + z**2 / count_N)
     half_N = z / (1 + z**2 / count_N) * np.sqrt(share_N * (1 - share_N) / count_N + z**2 / (4 * count_N**2))
-    return np.minimum(middle_N - half_N, share_N), np.maximum(middle_N + half_N, share_N)
+    return np.clip(middle_N - half_N, 0, share_N), np.clip(middle_N + half_N, share_N, 1)  # rounding may pass them
 
 
 def interval(rows_NK: np.ndarray, value: Value = mean, clusters: Sequence | None = None) -> Interval | None:
@@ -71,8 +71,8 @@ def interval(rows_NK: np.ndarray, value: Value = mean, clusters: Sequence | None
     share = sums_CK.shape[1] == 1 and bool(np.isin(rows_NK, (0, 1)).all())
     # A bootstrap of answers that are all wrong or all right has no width; then clusters are Wilson's trials.
     if share and (len(count_C) == len(rows_NK) or np.ptp(rows_NK) == 0):
-        ends_2 = np.array(wilson(sums_CK.sum() / count_C.sum(), np.float64(len(count_C))))
-        return Interval(*value(ends_2[:, None], np.ones(2)).tolist())
+        ends_21 = np.array(wilson(sums_CK.sum(0) / count_C.sum(), np.array([len(count_C)], float)))
+        return Interval(*value(ends_21, np.ones(2)).tolist())
     return _bca(sums_CK, count_C, value) if len(count_C) > 1 else None
 
 
@@ -116,6 +116,24 @@ def paired(
         as_large += int((np.abs(difference(sums_B2K, np.full(len(sums_B2K), count))) >= least).sum())
     p = as_large / all_swaps if exact else (1 + as_large) / (1 + RESAMPLES)
     return Difference(found, interval(both_N2K, difference, clusters), p)
+
+
+def entry(found: Interval | None, count: int) -> dict[str, Any]:
+    """Returns the number of items and the ends of an interval for summary.json; None: no interval."""
+    low, high = found or (None, None)
+    return {"n": count, "low": low, "high": high}
+
+
+def spelled(ends: Mapping[str, Any], form: str) -> str:
+    """Returns the ends of an `entry`, each as the format `form`, as a text."""
+    if ends.get("low") is None or ends.get("high") is None:
+        return "–"
+    return f"{form.format(ends['low'])} to {form.format(ends['high'])}"
+
+
+def p_value(p: float) -> str:
+    """Returns a p-value as a text. RESAMPLES random swaps don't tell small ones apart."""
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def _clustered(rows_NK: np.ndarray, clusters: Sequence | None) -> tuple[np.ndarray, np.ndarray]:

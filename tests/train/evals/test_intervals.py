@@ -163,9 +163,17 @@ def test_what_items_cannot_tell():
     # All wrong: Wilson's interval has a width, also over clusters, which are its trials.
     assert interval(np.zeros((1, 1))) == pytest.approx((0, 0.793), abs=1e-3)
     low, high = interval(np.zeros((20, 1)))
-    assert low == pytest.approx(0) and 0.1 < high < 0.2
+    assert low == 0 and 0.1 < high < 0.2
     assert interval(np.zeros((20, 1)), clusters=[number // 2 for number in range(20)]) == interval(np.zeros((10, 1)))
     assert isinstance(interval(np.eye(1)), Interval)
+
+
+def test_entries_are_spelled():
+    found = intervals.entry(Interval(0.25, 0.5), 7)
+    assert found == {"n": 7, "low": 0.25, "high": 0.5} and intervals.spelled(found, "{:.2f}") == "0.25 to 0.50"
+    assert intervals.entry(None, 1) == {"n": 1, "low": None, "high": None}
+    assert intervals.spelled(intervals.entry(None, 1), "{:.2f}") == intervals.spelled({}, "{:.2f}") == "–"
+    assert [intervals.p_value(p) for p in (1e-4, 0.0011, 1.0)] == ["<0.001", "0.001", "1.000"]
 
 
 def test_refuses():
