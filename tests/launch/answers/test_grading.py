@@ -146,6 +146,14 @@ def test_intervals_and_differences_follow_from_the_answers(run):
     assert "+40.00" in comparing.table(found) and against.facts(said(4), said(12))["differences"]["f1"]["low"] < -40
 
 
+def test_evaluations_of_training_draw_no_resamples(run, monkeypatch):
+    monkeypatch.setattr(intervals, "interval", None)  # calling it would raise
+    found = [grading.Answer("colours_jsonl", "1 red", "rot", "rot", False)]
+    assert grader(run).figures(found)["exact_match"] == 100
+    with pytest.raises(TypeError):
+        grader(run).facts(found)
+
+
 def test_models_with_other_examples_are_not_compared(run, tmp_path):
     config = Workdir(run).config.copy_and_resolve_references()
     path = tmp_path / "colours.jsonl"
