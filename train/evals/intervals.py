@@ -44,8 +44,10 @@ def mean(sums_BK: np.ndarray, count_B: np.ndarray) -> np.ndarray:
 
 
 def wilson(share_N: np.ndarray, count_N: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of the 95 % intervals of shares that were found in so many trials (Wilson, 1927,
-    doi:10.1080/01621459.1927.10502953)."""
+    """Returns the ends of the 95 % intervals of shares that were found in so many trials, as float64 [N] each.
+
+    The formula is that of Wilson (1927, doi:10.1080/01621459.1927.10502953), without correction for continuity.
+    """
     middle_N = (share_N + z**2 / (2 * count_N)) / (1 + z**2 / count_N)
     half_N = z / (1 + z**2 / count_N) * np.sqrt(share_N * (1 - share_N) / count_N + z**2 / (4 * count_N**2))
     return np.clip(middle_N - half_N, 0, share_N), np.clip(middle_N + half_N, share_N, 1)  # rounding may pass them
@@ -108,7 +110,8 @@ def paired(
     change_CK = sums_C2K[:, k:] - sums_C2K[:, :k]
     found = difference(total_2K[None], count[None]).item()
     # Swaps that give the same difference but for rounding count as equal.
-    least = abs(found) - 1e-10 * max(np.abs(value(total_2K.reshape(2, k), np.full(2, count))).max(), 1e-300)
+    largest = np.abs(value(total_2K.reshape(2, k), np.full(2, count))).max()
+    least = abs(found) - 1e-10 * largest
     as_large, exact = 0, all_swaps <= RESAMPLES
     for swapped_BC in _all_swaps(len(count_C)) if exact else _random_swaps(len(count_C)):
         change_BK = swapped_BC @ change_CK
