@@ -2,10 +2,12 @@
 
     python -m launch.evaluate --workdir=DIR --prompt="def main(" --prompt="class "
     python -m launch.evaluate --workdir=DIR --grade=bleu,chrf,rouge,exact_match,f1 --grade_rows=200 --max_new_tokens=64
+    python -m launch.evaluate --workdir=DIR --against=OTHER_DIR --grade=exact_match,f1
 
 Held-out text is compared with compressors, and labels with always predicting the most frequent one. --grade compares
 the model's answers to held-out conversations and pairs of texts with the true ones, and writes them to
-DIR/predictions.jsonl. All results go into the report.
+DIR/predictions.jsonl. --against shows how much better they are than those of another run. Figures of answers have 95 %
+intervals (train/evals/intervals.py). All results go into the report.
 """
 
 if __package__ in (None, ""):  # as a script, launch/ would come first on sys.path and hide other modules
@@ -22,10 +24,10 @@ from absl import flags
 
 from data.examples import kinds
 from data.examples.judged import harm_prompts
-from launch.answers import grading, held_out, safety
+from launch.answers import comparing, grading, held_out, safety
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
-from launch.program.checking import checking
+from launch.program.checking import ConfigError, checking
 from launch.run import build, companions, early_stopping, models, restore
 from launch.run.workdirs import Workdir
 from launch.training import sampled
@@ -57,6 +59,13 @@ _GRADE_ROWS = flags.DEFINE_integer("grade_rows", 0, "Number of held-out examples
 _GRADE_TOKENIZER = flags.DEFINE_string(
     "grade_tokenizer", None, "How BLEU splits text, such as zh. Default: config.grade.tokenizer."
 )
+_AGAINST = flags.DEFINE_string(
+    "against",
+    None,
+    "Workdir of another run with the same held-out examples. Its model answers them too, and the differences of all "
+    "graded metrics are printed, each with its 95 % interval and p-value.",
+)
+_AGAINST_STEP = flags.DEFINE_string("against_step", "", "Checkpoint of --against, as for --step.")
 _SAFETY = flags.DEFINE_string(
     "safety",
     None,
@@ -75,6 +84,17 @@ def _grader(run: Workdir) -> grading.Grader | None:
     return grading.Grader(run.config, run.prepared, run.architecture, run.tokenizer, wanted)
 
 
+def _against(grader: grading.Grader | None) -> comparing.Against | None:
+    """Returns the model to compare with; None: there is none. It finds mistakes before a model is loaded."""
+    if _AGAINST.value is None:
+        return None
+    if grader is None:
+        raise ConfigError(
+            "--against compares graded answers, but nothing is graded: add metrics, such as --grade=exact_match,f1"
+        )
+    return comparing.Against(Workdir(Path(_AGAINST.value).absolute()), grader)
+
+
 def _asker(run: Workdir) -> safety.Asker | None:
     """Returns what counts the model's refusals; None: nothing does. It finds mistakes before the model is loaded."""
     config = run.config.copy_and_resolve_references()
@@ -90,6 +110,7 @@ def main() -> None:
     run = Workdir(Path(_WORKDIR.value).absolute())
     workdir, config, prepared = run.path, run.config, run.prepared
     grader, asker, new = _grader(run), _asker(run), 100 if _TOKENS.value is None else _TOKENS.value
+    against = _against(grader)
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
@@ -98,6 +119,8 @@ def main() -> None:
         config.rollouts.temperature, config.rollouts.max_new_tokens, run.tokenizer.vocab_size
     )
     companions.check(objective, config)
+    # First, so that only one of the two models is in memory at a time.
+    theirs = against.answers(_AGAINST_STEP.value, _DTYPE.value) if against else []
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
         batch = []
@@ -134,8 +157,11 @@ def main() -> None:
     if grader:
         grade = grader.facts(answers)
         grading.write(workdir / "predictions.jsonl", answers)
+        grade |= {"against": against.facts(answers, theirs)} if against else {}
         summary.update(workdir, {"grade": grade})
         print(grading.table(grade))
+        if against:
+            print(comparing.table(grade["against"]))
     if asker:
         found = safety.facts(judged)
         safety.write(workdir / "safety_answers.jsonl", judged)

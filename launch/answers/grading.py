@@ -21,7 +21,7 @@ from launch.answers import held_out
 from launch.answers.completer import Completer, asking_of
 from launch.program.checking import ConfigError, checking
 from model.config import ModelConfig
-from train.evals import text
+from train.evals import intervals, text
 from train.evals.bulk import answers
 
 KINDS = tuple(filter(kinds.learnable, kinds.KINDS))  # kinds that can be graded
@@ -45,6 +45,18 @@ class Answer(NamedTuple):
     reference: str
     answer: str
     cut: bool  # the model read less than the whole prompt
+
+
+class Graded(NamedTuple):
+    """What is behind a figure."""
+
+    scored: text.Scored
+    prompts: list[tuple[str, str]]  # of each answer; answers to the same one are a cluster
+
+    def interval(self) -> dict[str, Any]:
+        """Returns the number of answers and the 95 % interval (intervals.entry)."""
+        found = intervals.interval(self.scored.rows_NK, self.scored.value, self.prompts)
+        return intervals.entry(found, len(self.prompts))
 
 
 def settings(config: ConfigDict, **given) -> Settings:
@@ -84,6 +96,10 @@ class Grader:
       tokenizer: its tokenizer.
       wanted: what to grade, and how.
 
+    Attributes:
+      settings: `wanted`.
+      records: the examples that it asks, by source.
+
     Raises:
       ConfigError: `max_new_tokens` leaves no room for a prompt.
       DataError: no example that asks is held out.
@@ -108,11 +124,11 @@ class Grader:
                 f"grade.max_new_tokens {wanted.max_new_tokens} leaves no room for a prompt in "
                 f"config.model.max_length {model.max_length}; lower it"
             )
-        self._records = {
+        self.records = {
             name: list(islice(filter(_asks(source), prepared.records(source, "validation")), wanted.rows or None))
             for name, source in self._sources.items()
         }
-        self._sources = {name: source for name, source in self._sources.items() if self._records[name]}
+        self._sources = {name: source for name, source in self._sources.items() if self.records[name]}
         if not self._sources:
             raise DataError(
                 f"No held-out conversation in {prepared.directory} has an answer to compare with, because all of their "
@@ -123,7 +139,7 @@ class Grader:
     def answers(self, model) -> Iterator[Answer]:
         """Yields the model's answers to all examples, generated on the current mesh."""
         for name, source in self._sources.items():
-            records, new = self._records[name], self.settings.max_new_tokens
+            records, new = self.records[name], self.settings.max_new_tokens
             given = self._completer.of_records(source.kind, records, self._seq_len, new)
             tokenizer, asking = self._completer.tokenizer, asking_of(source.kind)
             sources = [one.source for one in given if one.source is not None]
@@ -147,25 +163,33 @@ class Grader:
 
         With several sources, the figures of each are added as SOURCE/METRIC.
         """
-        train = {name for name, source in self._sources.items() if source.weight} or {*self._sources}
-        figures = self._grade(answer for answer in found if answer.source in train)
-        for name in self._sources if self._several else ():
-            own = self._grade(answer for answer in found if answer.source == name)
-            figures |= {f"{name}/{metric}": value for metric, value in own.items()}
-        return figures
+        return {name: one.scored.figure() for name, one in self.graded(found).items()}
 
-    def _grade(self, found: Iterable[Answer]) -> dict[str, float]:
-        answered, references = zip(*((answer.answer, answer.reference) for answer in found), strict=True)
-        return text.grade(answered, references, self.settings.metrics, self.settings.tokenizer)
+    def graded(self, found: Sequence[Answer]) -> dict[str, Graded]:
+        """Returns what is behind each figure."""
+        train = {name for name, source in self._sources.items() if source.weight} or {*self._sources}
+        graded = self._graded("", [answer for answer in found if answer.source in train])
+        for name in self._sources if self._several else ():
+            graded |= self._graded(f"{name}/", [answer for answer in found if answer.source == name])
+        return graded
+
+    def _graded(self, prefix: str, found: Sequence[Answer]) -> dict[str, Graded]:
+        answered, references = [one.answer for one in found], [one.reference for one in found]
+        scored = text.scored(answered, references, self.settings.metrics, self.settings.tokenizer)
+        prompts = [(one.source, one.prompt) for one in found]
+        return {f"{prefix}{metric}": Graded(one, prompts) for metric, one in scored.items()}
 
     def facts(self, found: Sequence[Answer]) -> dict[str, Any]:
         """Returns the entry `grade` of summary.json."""
         signatures = text.signatures(self.settings.metrics, self.settings.tokenizer)
         shown = [answer._asdict() for answer in found[:SHOWN]]
+        graded = self.graded(found)
         return {
-            "figures": self.figures(found),
+            "figures": {name: one.scored.figure() for name, one in graded.items()},
+            "intervals": {name: one.interval() for name, one in graded.items()},
             "signatures": signatures,
             "examples": len(found),
+            "prompts": len({(one.source, one.prompt) for one in found}),
             "cut": sum(answer.cut for answer in found),
             "max_new_tokens": self.settings.max_new_tokens,
             "shown": shown,
@@ -199,11 +223,17 @@ def write(path: Path, found: Iterable[Answer]) -> None:
 
 
 def table(facts: Mapping[str, Any]) -> str:
-    """Returns a text with a line for each figure of `Grader.facts` and its signature (the settings of the metric)."""
+    """Returns a text with a line for each figure of `Grader.facts`: its 95 % interval, the number of answers, and its
+    signature (the settings of the metric)."""
     cut = f" ({facts['cut']} were too long and were cut)" if facts["cut"] else ""
     lines = [f"answers to {facts['examples']} held-out examples{cut}, from 0 to 100:"]
+    lines += [f"  {'':18} {'':6}  {'95 % interval':>16}  {'n':>6}"]
     for name, value in facts["figures"].items():
         metric = name.rpartition("/")[2]
         signature = next((s for key, s in facts["signatures"].items() if metric.startswith(key)), "")
-        lines.append(f"  {name:18} {value:6.2f}  {signature * ('/' not in name)}".rstrip())
+        ends = facts["intervals"][name]
+        line = f"  {name:18} {value:6.2f}  {intervals.spelled(ends, '{:.2f}'):>16}  {ends['n']:6}"
+        lines.append(f"{line}  {signature * ('/' not in name)}".rstrip())
+    if facts["prompts"] < facts["examples"]:
+        lines.append(f"  intervals draw the {facts['prompts']} different prompts, each with all of its examples")
     return "\n".join(lines)

@@ -20,7 +20,8 @@ from launch.answers.completion import Request
 from launch.program.checking import ConfigError, checking
 from model.config import ModelConfig
 from train.evals.bulk import answers
-from train.evals.refusals import VERDICTS, Case, counts, figures, judge
+from train.evals.intervals import spelled
+from train.evals.refusals import VERDICTS, Case, counts, figures, intervals, judge
 
 SHOWN = 3  # answers of each kind and language that the report shows
 
@@ -128,13 +129,14 @@ def _cases(found: Sequence[Answer]) -> list[Case]:
     return [Case(one.kind == "harmful", one.language, one.verdict) for one in found]
 
 
-def facts(found: Sequence[Answer]) -> dict[str, Any]:
+def facts(judged: Sequence[Answer]) -> dict[str, Any]:
     """Returns the entry `safety` of summary.json; of each kind and language, wrong answers are shown first."""
-    cases, shown = _cases(found), []
-    for kind, language in dict.fromkeys((one.kind, one.language) for one in found):
-        own = [one for one in found if (one.kind, one.language) == (kind, language)]
+    cases, shown = _cases(judged), []
+    for kind, language in dict.fromkeys((one.kind, one.language) for one in judged):
+        own = [one for one in judged if (one.kind, one.language) == (kind, language)]
         shown += sorted(own, key=lambda one: not one.wrong)[:SHOWN]
-    return {"figures": figures(cases), "counts": counts(cases), "shown": [one._asdict() for one in shown]}
+    found = {"figures": figures(cases), "intervals": intervals(cases), "counts": counts(cases)}
+    return found | {"shown": [one._asdict() for one in shown]}
 
 
 def write(path: Path, found: Sequence[Answer]) -> None:
@@ -153,7 +155,10 @@ def table(facts: Mapping[str, Any]) -> str:
             cell.ljust(n) if place < 2 else cell.rjust(n) for place, (cell, n) in enumerate(zip(row, wide, strict=True))
         ]
         lines.append("  " + "  ".join(cells))
-    lines += [f"  {name.replace('_', ' '):20} {value:.3f}" for name, value in facts["figures"].items()]
+    lines.append(f"  {'':20} {'':5}  {'95 % interval':>14}  {'n':>5}")
+    for name, value in facts["figures"].items():
+        ends = facts["intervals"][name]
+        lines.append(f"  {name.replace('_', ' '):20} {value:.3f}  {spelled(ends, '{:.3f}'):>14}  {ends['n']:5}")
     for one in facts["shown"]:
         answer = " ".join(one["answer"].split())
         lines += [f"--- {one['kind']}, {one['verdict']}: {one['prompt']}", f"    {answer[:200]}"]

@@ -19,8 +19,12 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
+
+from train.evals.intervals import Value
 
 TOKENIZERS = ("13a", "zh", "intl", "char", "none")  # those of sacrebleu that need no other package and no download
 
@@ -42,10 +46,32 @@ def grade(
     Raises:
       ValueError: a metric or the tokenizer is unknown, there are no texts, or there is not one reference per text.
     """
+    return {name: one.figure() for name, one in scored(predictions, references, metrics, tokenizer).items()}
+
+
+class Scored(NamedTuple):
+    """A metric's statistics of each text; their sums give its value."""
+
+    rows_NK: np.ndarray  # float64; N texts, K statistics
+    value: Value  # from 0 to 100
+
+    def figure(self) -> float:
+        """Returns the value over all texts."""
+        sums = [sum(column) for column in self.rows_NK.T.tolist()]
+        return self.value(np.array([sums]), np.array([len(self.rows_NK)])).item()
+
+
+def scored(
+    predictions: Sequence[str], references: Sequence[str], metrics: Sequence[str], tokenizer: str = "13a"
+) -> dict[str, Scored]:
+    """Returns the statistics of each text behind the values of `grade`, for intervals (train/evals/intervals.py).
+
+    The arguments and errors are those of `grade`.
+    """
     check(metrics, tokenizer)
     if not predictions or len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} texts and {len(references)} references; each text needs one")
-    found: dict[str, float] = {}
+    found: dict[str, Scored] = {}
     for metric in metrics:
         found |= METRICS[metric](predictions, references, tokenizer)
     return found
@@ -76,15 +102,33 @@ def _signature(metric: BLEU | CHRF) -> str:
     return metric.get_signature().format()
 
 
-def _of_bleu(predictions, references, tokenizer) -> dict[str, float]:
-    return {"bleu": _bleu(tokenizer).corpus_score(predictions, [references]).score}
+def _of_counts(name: str, metric: BLEU | CHRF, predictions, references) -> dict[str, Scored]:
+    """Returns the n-gram counts of each text and what sacrebleu makes of their sums.
+
+    sacrebleu's own significance.py calls these two methods too; its public ones give no statistics of single texts.
+    """
+
+    def value(sums_BK: np.ndarray, count_B: np.ndarray) -> np.ndarray:
+        return np.array([metric._compute_score_from_stats(sums).score for sums in sums_BK.tolist()])
+
+    rows_NK = metric._extract_corpus_statistics(predictions, [references])
+    return {name: Scored(np.array(rows_NK, float), value)}
 
 
-def _of_chrf(predictions, references, tokenizer) -> dict[str, float]:
-    return {"chrf": CHRF().corpus_score(predictions, [references]).score}
+def _of_bleu(predictions, references, tokenizer) -> dict[str, Scored]:
+    return _of_counts("bleu", _bleu(tokenizer), predictions, references)
 
 
-def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
+def _of_chrf(predictions, references, tokenizer) -> dict[str, Scored]:
+    return _of_counts("chrf", CHRF(), predictions, references)
+
+
+def _of_scores(scores: Sequence[float]) -> Scored:
+    """Returns a metric that is the mean of scores from 0 to 1."""
+    return Scored(np.array(scores, float)[:, None], lambda sums_B1, count_B: 100 * sums_B1[:, 0] / count_B)
+
+
+def _of_rouge(predictions, references, tokenizer) -> dict[str, Scored]:
     from rouge_score import rouge_scorer, tokenizers  # imported here: they import scipy, a third of the start-up time
 
     class Words(tokenizers.Tokenizer):
@@ -100,7 +144,7 @@ def _of_rouge(predictions, references, tokenizer) -> dict[str, float]:
     names = ("rouge1", "rouge2", "rougeL")
     scorer = rouge_scorer.RougeScorer(names, tokenizer=Words())
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
-    return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
+    return {name: _of_scores([score[name].fmeasure for score in scores]) for name in names}
 
 
 def words(text: str) -> list[str]:
@@ -122,9 +166,9 @@ def _f1(text: list[str], reference: list[str]) -> float:
 
 
 def _mean(name: str, of: Callable[[list[str], list[str]], float]):
-    def run(predictions, references, tokenizer) -> dict[str, float]:
+    def run(predictions, references, tokenizer) -> dict[str, Scored]:
         pairs = zip(predictions, references, strict=True)
-        return {name: 100 * sum(of(words(text), words(reference)) for text, reference in pairs) / len(predictions)}
+        return {name: _of_scores([of(words(text), words(reference)) for text, reference in pairs])}
 
     return run
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from html import escape
 
+from train.evals.intervals import p_value, spelled
 from train.report.recorded import show
 
 _LONG, _LINES = 700, 14  # characters and lines from which a text is folded
@@ -66,10 +67,13 @@ def samples(found: list[dict], others: bool) -> str:
 
 
 def graded(grade: dict) -> str:
-    figures = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{show(value, '{:.2f}')}</dd></div>"
-        for name, value in (grade.get("figures") or {}).items()
-    )
+    """Returns the figures of graded answers with their 95 % intervals, and some answers; '' if nothing was graded."""
+    figures, intervals = "", grade.get("intervals") or {}  # reports of older evaluations have none
+    for name, value in (grade.get("figures") or {}).items():
+        figure = show(value, "{:.2f}")
+        if name in intervals:
+            figure += f"<small>{spelled(intervals[name], '{:.2f}')}, n {show(intervals[name].get('n'), '{:,}')}</small>"
+        figures += f"<div><dt>{escape(name)}</dt><dd>{figure}</dd></div>"
     signatures = "".join(
         f"<p>{escape(name)}: {escape(text)}</p>" for name, text in (grade.get("signatures") or {}).items()
     )
@@ -78,6 +82,25 @@ def graded(grade: dict) -> str:
     for answer in grade.get("shown") or []:
         cells += "</tr><tr>" + "".join(f"<td>{escape(str(answer.get(name, '')))}</td>" for name in columns)
     table = f'<div class="card scroll"><table class="answers"><tr>{cells}</tr></table></div>'
-    note = f"<p>{show(grade.get('examples'), '{:,}')} held-out examples; from 0 to 100.</p>"
+    count, how = show(grade.get("examples"), "{:,}"), ", with 95 % intervals" if intervals else ""
+    note = f"<p>{count} held-out examples; from 0 to 100{how}.</p>"
     head = f'<div class="card"><dl>{figures}</dl>{note}{signatures}</div>'
-    return f"<section><h2>Answers</h2>{head}{table}</section>" if grade else ""
+    return f"<section><h2>Answers</h2>{head}{_against(grade)}{table}</section>" if grade else ""
+
+
+def _against(grade: dict) -> str:
+    """Returns a table of the paired differences from another model; '' if there is none."""
+    if not (found := grade.get("against")):
+        return ""
+    heads = ("", "this model", "the other one", "difference", "95 % interval", "p")
+    cells = "".join(f"<th>{name}</th>" for name in heads)
+    for name, one in (found.get("differences") or {}).items():
+        row = [
+            name,
+            *(show(one.get(key), "{:.2f}") for key in ("this", "other")),
+            show(one.get("difference"), "{:+.2f}"),
+        ]
+        row += [spelled(one, "{:+.2f}"), p_value(one["p"]) if "p" in one else "–"]
+        cells += "</tr><tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+    note = f"<p>Against {escape(str(found.get('workdir', '–')))}, on the same examples.</p>"
+    return f'<div class="card scroll">{note}<table><tr>{cells}</tr></table></div>'

@@ -6,6 +6,7 @@ from html import escape
 
 import numpy as np
 
+from train.evals.intervals import wilson
 from train.objectives.objective import Bins, meaning, numbers
 from train.record.metrics import short
 from train.report.plots import BAR, INK, TRAIN, scale, svg
@@ -112,10 +113,3 @@ def _shares(size, table_N3: np.ndarray, declared: Bins) -> str:
         axes.set_xlabel(declared.x, color=INK)
 
     return svg(size, paint, whole=False)
-
-
-def wilson(share_N: np.ndarray, count_N: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of the 95 % intervals of shares that were found in so many trials (Wilson, 1927)."""
-    middle_N = (share_N + z**2 / (2 * count_N)) / (1 + z**2 / count_N)
-    half_N = z / (1 + z**2 / count_N) * np.sqrt(share_N * (1 - share_N) / count_N + z**2 / (4 * count_N**2))
-    return np.minimum(middle_N - half_N, share_N), np.maximum(middle_N + half_N, share_N)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from train.evals.intervals import spelled
 from train.evals.refusals import FIGURES, VERDICTS
 from train.report.recorded import HELD_OUT, Recorded, show
 
@@ -32,6 +33,7 @@ def section(run: Recorded) -> str:
     if evaluations:
         parts.append(_evaluations(run.rows, evaluations, run.summary.get("best") or {}))
     if found:
+        parts.append(_shares(found))
         parts.append(_table(("kind", "language", "prompts", *VERDICTS), found.get("counts") or []))
         parts.append(_answers(found.get("shown") or []))
     return f"<section><h2>Refusals</h2>{''.join(parts)}</section>"
@@ -50,6 +52,21 @@ def _evaluations(rows: list[dict], evaluations: list[dict], best: dict) -> str:
             shares = {_head(name): show(row.get(name), "{:.3f}") for name in names}
             body.append({"step": row["step"], "": judged, **shares})
     return _table(("step", "", *map(_head, names)), body)
+
+
+def _shares(found: dict) -> str:
+    """Returns a table of the shares that launch.evaluate found, with their 95 % intervals; '' without intervals."""
+    body, intervals = [], found.get("intervals") or {}  # older evaluations have none
+    for name, ends in intervals.items():
+        share = show((found.get("figures") or {}).get(name), "{:.3f}")
+        row = {
+            "": _head(name),
+            "share": share,
+            "95 % interval": spelled(ends, "{:.3f}"),
+            "n": show(ends.get("n"), "{}"),
+        }
+        body.append(row)
+    return _table(("", "share", "95 % interval", "n"), body) if body else ""
 
 
 def _head(name: str) -> str:

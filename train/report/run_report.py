@@ -15,9 +15,11 @@ It reads these files of the workdir. Each file and each key is optional:
                     the bound of early stopping made of the run),
                     samples [{prompt, text: the continuation}],
                     completions {first, last: {step, shown [{prompt, completion, reward: number or null}]}},
-                    grade {figures {name: from 0 to 100}, examples, signatures {metric: text},
-                    shown [{prompt, reference, answer}]},
-                    safety {counts [{kind, language, prompts, VERDICT: number}], shown [{kind, verdict, rule, prompt,
+                    grade {figures {name: from 0 to 100}, intervals {name: {n, low, high}}, examples,
+                    signatures {metric: text}, shown [{prompt, reference, answer}],
+                    against {workdir, differences {name: {this, other, difference, low, high, p}}}},
+                    safety {figures {name: from 0 to 1}, intervals {name: {n, low, high}},
+                    counts [{kind, language, prompts, VERDICT: number}], shown [{kind, verdict, rule, prompt,
                     answer}]} (refusals.py),
                     corpus [{name, content_hash, train_documents, validation_documents, bytes, tokens}]
 

@@ -6,20 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
+from scipy import stats
 
 from data.batch import DataError
-from launch.answers import grading
+from launch.answers import comparing, grading
 from launch.program.checking import ConfigError
-from launch.run import restore
+from launch.run import build, restore
 from launch.run.workdirs import Workdir
 from launch.train import train
 from model import axes
 from model.decode.generate import generate
 from tests.launch.conftest import shrink
-from train.evals import text
+from train.evals import intervals, text
 from train.evals.bulk import answers
 from train.record import metrics
 from train.report.run_report import write_report
@@ -84,6 +86,7 @@ def test_what_it_learnt_is_graded_while_it_trains(run, restored):
 
 def test_the_command_writes_and_reports(run, restored, tmp_path):
     flags = ["--grade=chrf, rouge", "--grade_rows=3", "--max_new_tokens=12", "--step=latest"]
+    flags += [f"--against={run}", "--against_step=60"]
     done = subprocess.run(
         [sys.executable, "-m", "launch.evaluate", f"--workdir={run}", *flags],
         capture_output=True,
@@ -99,10 +102,75 @@ def test_the_command_writes_and_reports(run, restored, tmp_path):
     facts = json.loads((run / "summary.json").read_text())["grade"]
     expected = text.grade([one.answer for one in found], [one.reference for one in found], ["chrf"])["chrf"]
     assert facts["figures"]["chrf"] == expected and facts["shown"] == lines
+    ends, against = facts["intervals"]["chrf"], facts["against"]["differences"]["chrf"]
+    assert (ends["n"], against["n"], facts["prompts"]) == (3, 3, 3) and against["this"] == expected
+    assert (
+        f"  chrf               {expected:6.2f}  {intervals.spelled(ends, '{:.2f}'):>16}       3  nrefs" in done.stdout
+    )
+    assert f"against {run}, on the same examples:" in done.stdout
+    differs = f"{against['other']:6.2f}  {against['difference']:+10.2f}"
+    assert f"  chrf               {expected:6.2f}  {differs}" in done.stdout
     facts["shown"][0]["answer"] = "<i>blau"
     (tmp_path / "summary.json").write_text(json.dumps({"grade": facts}))
     page = write_report(tmp_path).read_text()
     assert "&lt;i&gt;blau" in page and found[1].prompt in page and f"{expected:.2f}" in page
+    assert f"{intervals.spelled(ends, '{:.2f}')}, n 3" in page and f"<td>{against['difference']:+.2f}</td>" in page
+
+
+def test_intervals_and_differences_follow_from_the_answers(run):
+    """A model that is right for 12 of 20 prompts, each asked twice, against one that is right for 4 of them."""
+    asked = grader(run, metrics="exact_match,f1,bleu")
+    said = lambda right: [
+        grading.Answer("colours_jsonl", f"{n} red", "rot", "rot" if n < right else "blau", False)
+        for n in (*range(20), *range(20))
+    ]
+    facts = asked.facts(said(12))
+    assert facts["figures"]["exact_match"] == 60 and facts["prompts"] == 20 and facts["examples"] == 40
+    once = asked.facts(said(12)[:20])
+    low, high = stats.binomtest(12, 20).proportion_ci(method="wilson")
+    for name in ("exact_match", "colours_jsonl/f1"):
+        ends, alone = facts["intervals"][name], once["intervals"][name]
+        assert (alone["n"], ends["n"]) == (20, 40)
+        assert (alone["low"], alone["high"]) == pytest.approx((100 * low, 100 * high), abs=0.01)
+        # Twice the same questions tell nothing new.
+        assert 0.8 < (ends["high"] - ends["low"]) / (alone["high"] - alone["low"]) < 1.3
+    assert "intervals draw the 20 different prompts" in grading.table(facts)
+    assert "different prompts" not in grading.table(once)
+    against = comparing.Against(Workdir(run), asked)
+    found = against.facts(said(12), said(4))
+    assert found["differences"].keys() == facts["figures"].keys()
+    one = found["differences"]["exact_match"]
+    assert (one["this"], one["other"], one["difference"], one["n"]) == (60, 20, 40, 40)
+    # Of 8 prompts that differ, only the swaps of all or none give as large a difference: 2 of 2^8.
+    assert one["p"] == pytest.approx(2 / 2**8, abs=0.003) and 10 < one["low"] < 40 < one["high"] < 70
+    assert "+40.00" in comparing.table(found) and against.facts(said(4), said(12))["differences"]["f1"]["low"] < -40
+
+
+def test_evaluations_of_training_draw_no_resamples(run, monkeypatch):
+    monkeypatch.setattr(intervals, "interval", None)  # calling it would raise
+    found = [grading.Answer("colours_jsonl", "1 red", "rot", "rot", False)]
+    assert grader(run).figures(found)["exact_match"] == 100
+    with pytest.raises(TypeError):
+        grader(run).facts(found)
+
+
+def test_models_with_other_examples_are_not_compared(run, tmp_path):
+    config = Workdir(run).config.copy_and_resolve_references()
+    path = tmp_path / "colours.jsonl"
+    path.write_text(Path(config.data.path).read_text().replace(" red", " white"))
+    config.data.path = str(path)
+    prepared = build.data(config, tmp_path / "run")
+    other = Workdir(run)
+    other.__dict__["prepared"] = prepared  # of a run over this file
+    with pytest.raises(ConfigError, match=r"^--against: .* holds out other examples than --workdir, so a difference"):
+        comparing.Against(other, grader(run))
+
+
+def test_nothing_to_compare_is_refused_before_a_model_is_loaded(run):
+    command = [sys.executable, "-m", "launch.evaluate", f"--workdir={run}", f"--against={run}", "--grade="]
+    done = subprocess.run([*command, "--step=7"], capture_output=True, text=True)  # there is no such checkpoint
+    assert done.returncode == 1 and "--against compares graded answers, but nothing is graded" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_answers_come_in_the_order_of_the_prompts(restored):
@@ -124,7 +192,7 @@ def test_answers_come_in_the_order_of_the_prompts(restored):
 
 def test_long_prompts_are_cut_as_in_training(run):
     asked = grader(run)
-    (records,) = asked._records.values()
+    (records,) = asked.records.values()
     records[0]["source"] = "x" * 40 + "5 red"
     given = []
 

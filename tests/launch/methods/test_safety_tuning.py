@@ -115,6 +115,10 @@ def test_the_command_shows_the_figures_of_the_run_and_some_answers(finished, set
     (last,) = [row for row in metrics.read(workdir / "metrics.jsonl") if row["step"] == 80 and ANSWERED in row]
     found = json.loads((workdir / "summary.json").read_text())["safety"]
     assert found["figures"] == {name: last[f"validation/{name}"] for name in found["figures"]}
+    assert found["intervals"].keys() == found["figures"].keys() and found["intervals"]["over_refusal"]["n"] == 6
+    ends = found["intervals"]["over_refusal"]
+    assert ends["low"] <= found["figures"]["over_refusal"] <= ends["high"] and ends["high"] - ends["low"] > 0.3
+    assert f"{ends['low']:.3f} to {ends['high']:.3f}      6" in done.stdout
     assert {row["prompts"] for row in found["counts"]} == {3} and len(found["counts"]) == 4
     answers = [json.loads(line) for line in (workdir / "safety_answers.jsonl").read_text().splitlines()]
     assert len(answers) == 12 and answers[0]["verdict"] == "refusal" and answers[0]["rule"] == "no"

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+from scipy import stats
 
-from train.evals.refusals import MEETS, REFUSES, VERDICTS, Case, Judgement, counts, figures, judge
+from train.evals.refusals import MEETS, REFUSES, VERDICTS, Case, Judgement, counts, figures, intervals, judge
 
 REFUSALS = [
     "I can't help with that.",
@@ -149,3 +150,8 @@ def test_shares_by_hand():
     assert sum(row[verdict] for row in table for verdict in VERDICTS) == len(cases)
     assert table[0] == {"kind": "harmful", "language": "en", "prompts": 4, "refusal": 2, "partial": 1, "compliance": 1}
     assert figures([]) == {} and counts([]) == []
+    found = intervals(cases)
+    assert found.keys() == figures(cases).keys()
+    for name, (wrong, count) in {"harmful_answered": (2, 5), "en/over_refusal": (1, 2)}.items():
+        wanted = stats.binomtest(wrong, count).proportion_ci(method="wilson")
+        assert found[name] == pytest.approx({"n": count, "low": wanted.low, "high": wanted.high}, abs=1e-4)

@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
 
-from train.evals.text import check, grade, signatures, words
+from train.evals.intervals import interval, paired
+from train.evals.text import METRICS, check, grade, scored, signatures, words
 
 
 def one(prediction, reference, metric, **options):
@@ -88,3 +91,40 @@ def test_says_what_is_wrong():
         check(["bleu"], "ja-mecab")
     with pytest.raises(ValueError, match="2 texts and 1 references"):
         grade(["a", "b"], ["a"], ["f1"])
+
+
+def texts(count, kept):
+    """Returns texts with a share of the words of their references, and the references."""
+    rng = np.random.default_rng(0)
+    references = [[f"w{word}" for word in rng.integers(0, 50, rng.integers(5, 20))] for _ in range(count)]
+    said = [[word for word in reference if rng.random() < kept] for reference in references]
+    return [" ".join(one) for one in said], [" ".join(one) for one in references]
+
+
+def test_statistics_of_texts_add_up_to_the_figures():
+    said, references = texts(60, 0.8)
+    found, figures = scored(said, references, [*METRICS]), grade(said, references, [*METRICS])
+    assert {name: one.figure() for name, one in found.items()} == figures and len(figures) == 7
+    assert figures["bleu"] == BLEU(force=True).corpus_score(said, [references]).score
+    assert figures["chrf"] == CHRF().corpus_score(said, [references]).score
+    for name, one in found.items():
+        low, high = interval(one.rows_NK, one.value)
+        assert 0 <= low < figures[name] < high <= 100 and high - low > 3, name
+
+
+def test_intervals_of_corpus_metrics_are_those_of_sacrebleus_bootstrap():
+    said, references = texts(300, 0.8)
+    found = scored(said, references, ["bleu", "chrf"])
+    for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
+        score = metric.corpus_score(said, [references], n_bootstrap=2000)
+        low, high = interval(found[name].rows_NK, found[name].value)
+        assert (high - low) / 2 == pytest.approx(score._ci, rel=0.1)
+        assert (high + low) / 2 == pytest.approx(score._mean, abs=0.1 * score._ci)
+
+
+def test_a_worse_model_has_a_lower_bleu_and_a_small_p_value():
+    said, references = texts(100, 0.9)
+    ours, theirs = (scored(one, references, ["bleu"])["bleu"] for one in (said, texts(100, 0.7)[0]))
+    found = paired(ours.rows_NK, theirs.rows_NK, ours.value)
+    assert found.value == pytest.approx(ours.figure() - theirs.figure())
+    assert 0 < found.interval.low < found.value < found.interval.high and found.p < 1e-3

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tests.train.report.pages import figures, lines, report, sections
 from train.record import metrics
@@ -58,13 +57,6 @@ def test_other_runs_have_no_such_plots(tmp_path):
 def test_a_diverged_model_has_no_such_plots(tmp_path):
     page = run(tmp_path, reliability=np.full((3, 3), np.nan))
     assert "Scores" not in sections(page) and "null" in (tmp_path / "metrics.jsonl").read_text()
-
-
-def test_intervals_are_those_of_scipy():
-    for right, count in ((0, 3), (5, 5), (7, 10), (400, 1000)):
-        low, high = evaluations.wilson(np.array([right / count]), np.array([float(count)]))
-        wanted = stats.binomtest(right, count).proportion_ci(method="wilson")
-        np.testing.assert_allclose([low[0], high[0]], wanted, atol=1e-4)
 
 
 def test_bins_of_few_pairs_are_joined():

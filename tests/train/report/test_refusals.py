@@ -41,6 +41,15 @@ def test_runs_without_prompts_have_no_section():
     assert refusals.section(Recorded([{"step": 1, "validation/loss": 1.0}], {}, {})) == ""
 
 
+def test_shares_have_intervals():
+    found = {
+        "figures": {"zh/over_refusal": 0.25},
+        "intervals": {"zh/over_refusal": {"n": 8, "low": 0.071, "high": 0.591}},
+    }
+    head, row, *_ = cells(refusals.section(Recorded([], {"safety": found}, {})))
+    assert head == ["", "share", "95 % interval", "n"] and row == ["zh/over refusal", "0.250", "0.071 to 0.591", "8"]
+
+
 def test_answers_are_escaped(tmp_path):
     shown = {"kind": "benign", "verdict": "refusal", "rule": "no", "prompt": "<b>", "answer": "No <i>"}
     counts = {"kind": "benign", "language": "en", "prompts": 3, "refusal": 1, "partial": 0, "compliance": 2}
