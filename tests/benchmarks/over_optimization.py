@@ -1,7 +1,7 @@
 """A whole line of RLHF on real text: samples, rankings, reward models, best of n, DPO and PPO, against a gold reward.
 
     python -m tests.benchmarks.over_optimization --init_from=runs/full --out=runs/line --ranked=300 --kl=0.02
-    python -m tests.benchmarks.over_optimization --init_from=runs/full --out=runs/line --ranked=40 --kl=0.001
+    python -m tests.benchmarks.over_optimization --init_from=runs/full --out=runs/line --ranked=60 --kl=0.001
 
 `--init_from` is the quickstart's model, tuned on the standard library's docstrings (launch/README.md, Fine-tuning). As
 in Gao et al. (arXiv:2210.10760), a gold reward model takes the place of people. It learned from all docstrings to
@@ -83,7 +83,12 @@ def main() -> None:
     _samples(args.init_from, gold, out / "ranked.jsonl", out / "best.jsonl", 4)
     ranked = f"--config.data.path={out}/best.samples.jsonl"
     few = ["--config.data.seq_len=512"]  # four answers share a row, each with its prompt
-    few += ["--config.steps=100", "--config.eval_every=50", "--config.checkpoint_every=50"]
+    few += [
+        "--config.data.validation=0.2",
+        "--config.steps=100",
+        "--config.eval_every=50",
+        "--config.checkpoint_every=50",
+    ]
     _train("reward.py", out / "proxy", start, ranked, *small, *few)
     _train("dpo.py", out / "dpo", start, ranked, *small, *few, "--config.optimizer.learning_rate=3e-5")
     rewards = [f"--config.reward.model={out}/proxy", f"--config.reward.gold={gold}"]
