@@ -32,21 +32,33 @@ kbd { font: 12px ui-monospace, Menlo, Consolas, monospace; border: 1px solid var
   padding: 1px 5px; margin-left: 6px; color: var(--muted); }
 input { font: inherit; color: var(--text); background: var(--page); border: 1px solid var(--line); border-radius: 8px;
   padding: 9px 12px; min-height: 44px; width: 100%; max-width: 320px; }
-form { display: flex; flex-wrap: wrap; gap: 8px; margin-top: 12px; }
+.sides .card { margin: 0; } #who { max-width: 560px; margin: 24px auto; } #who div { display: flex; gap: 8px; }
+#who label { display: block; margin: 16px 0 6px; } #who kbd { margin: 0; }
+.link { border: 0; background: none; color: var(--accent); padding: 0; min-height: 0; font-size: 13px; }
 #trouble { color: var(--second); font-size: 14px; margin: 0 0 12px; } a { color: var(--accent); }
 #end { text-align: center; padding: 40px 18px; }
-@media (max-width: 720px) { main { padding: 14px 12px 140px; } kbd { display: none; } .keys { flex-wrap: wrap; }
+@media (max-width: 720px) { main { padding: 14px 12px 140px; } 
+  .keys kbd { display: none; } .keys { flex-wrap: wrap; }
   .keys button { flex: 1 1 28%; padding: 8px 6px; } .keys .main { flex-basis: 40%; } .keys .second { order: 1; }
   #question { max-height: 26vh; } }
 </style>
 """
 _VOTING = """
-<form id="who" class="card" hidden><label for="name">Your name, to keep your votes apart from those of others</label>
-  <input id="name" maxlength="60" autocomplete="name" required><button class="main">Begin</button></form>
+<form id="who" class="card" hidden>
+  <p>You will see a question with two answers; choose the better one.</p>
+  <p class="wide">On a keyboard: <kbd>1</kbd> <kbd>2</kbd> or <kbd>←</kbd> <kbd>→</kbd>, <kbd>T</kbd> for a tie,
+  <kbd>B</kbd> if both are bad, <kbd>U</kbd> to undo.</p>
+  <p>Which model wrote which answer stays hidden, and the results are shown after the last pair.</p>
+  <label for="name">Your name, to keep your votes apart from those of others</label>
+  <div><input id="name" maxlength="60" autocomplete="name" required><button class="main">Begin</button></div>
+</form>
 <p id="trouble" role="alert" hidden></p>
-<section id="work" hidden>
+<div id="far" hidden>
   <div class="bar"><i></i></div>
-  <div class="line"><span id="progress" aria-live="polite"></span><span id="rater"></span></div>
+  <div class="line"><span id="progress" aria-live="polite"></span><span><span id="rater"></span>
+    <button id="other" class="link">not you?</button></span></div>
+</div>
+<section id="work" hidden>
   <div id="question" class="card" tabindex="0"><small>Question</small><pre></pre></div>
   <div class="sides">
     <div class="card answer" data-verdict="left"><b>Answer 1</b><pre></pre></div>
@@ -80,7 +92,7 @@ def results(found: Mapping[str, Any]) -> str:
     if found.get("models"):
         sections = _table("Ratings", [list(outcome.HEADS), *outcome.rows(found)])
         sections += _table("Wins of the row over the column; a tie is half a win for both", outcome.matrix(found))
-    return page("Results", notes, sections, ())
+    return page("Results", notes, sections, ("The same figures are in results.json, in the folder of the comparison.",))
 
 
 def _table(title: str, cells: Sequence[Sequence[str]]) -> str:

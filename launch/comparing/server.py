@@ -84,7 +84,9 @@ class Voting:
         return self.state(rater)
 
     def undo(self, rater: str) -> dict[str, Any]:
-        """Takes back the rater's last vote, and shows its pair again."""
+        """Takes back the rater's last vote, and shows its pair again; not after the results, as votes are blind."""
+        if self._votes.finished(rater):
+            raise Refused(409, "You have seen the results, so your votes stay as they are.")
         return self.state(rater, self._votes.undo(rater, self._asked))
 
     def results(self, rater: str) -> Mapping[str, Any] | None:

@@ -55,13 +55,8 @@ class Votes:
             return done.rowcount == 1
 
     def undo(self, rater: str, among: Collection[Pair]) -> Pair | None:
-        """Takes back the rater's last vote on one of these pairs; returns its pair, or None if there is none left.
-
-        A rater who has seen the results takes nothing back, because the votes are blind.
-        """
+        """Takes back the rater's last vote on one of these pairs; returns its pair, or None if there is none left."""
         with self._lock, self._file:
-            if self._file.execute("SELECT 1 FROM finished WHERE rater = ?", (rater,)).fetchone():
-                return None
             rows = self._file.execute(
                 "SELECT id, prompt, first, second, shown FROM votes WHERE rater = ? ORDER BY id DESC", (rater,)
             )
@@ -75,6 +70,11 @@ class Votes:
         """Notes that a rater sees the results."""
         with self._lock, self._file:
             self._file.execute("INSERT OR IGNORE INTO finished VALUES (?, ?)", (rater, time.time()))
+
+    def finished(self, rater: str) -> bool:
+        """Returns whether a rater has seen the results."""
+        with self._lock:
+            return bool(self._file.execute("SELECT 1 FROM finished WHERE rater = ?", (rater,)).fetchone())
 
     def of(self, rater: str) -> set[Pair]:
         """Returns the pairs that a rater has voted on."""

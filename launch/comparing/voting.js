@@ -21,14 +21,14 @@ function show(state) {
   if (pair?.id !== state.pair?.id) since = performance.now();
   pair = state.pair;
   one("#who").hidden = true;
-  one(".keys").hidden = false;
+  one("#far").hidden = one(".keys").hidden = false;
   one("#work").hidden = !pair;
   one("#end").hidden = !!pair;
   one(".bar i").style.width = `${100 * state.done / Math.max(state.total, 1)}%`;
   one("#progress").textContent = `${state.done} of ${state.total} pairs`;
   one("#rater").textContent = rater;
   one("#undo").disabled = !state.done;
-  document.querySelectorAll(".keys [data-verdict]").forEach((button) => button.disabled = !pair);
+  document.querySelectorAll(".keys [data-verdict]").forEach((button) => button.hidden = !pair);
   document.querySelectorAll(".won").forEach((card) => card.classList.remove("won"));
   if (pair) {
     one("#question pre").textContent = pair.question;
@@ -86,7 +86,7 @@ document.querySelectorAll("[data-verdict]").forEach((place) => place.addEventLis
 }));
 one("#undo").addEventListener("click", undo);
 one("#show").addEventListener("click", () => location.assign(`/results?rater=${encodeURIComponent(rater)}`));
-one("#rater").addEventListener("click", () => {
+one("#other").addEventListener("click", () => {
   localStorage.removeItem("rater");
   location.reload();
 });
