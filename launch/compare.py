@@ -33,7 +33,7 @@ from data import files
 from launch.answers import growing
 from launch.answers.answerer import Wanted
 from launch.comparing import exported, judged, outcome, server
-from launch.comparing.pairs import Pair, Verdict, answered, named, pairs
+from launch.comparing.pairs import Answered, Pair, Verdict, answered, named, pairs, ties
 from launch.comparing.votes import Votes
 from launch.judging import chosen, questions
 from launch.judging.replies import Judge
@@ -76,21 +76,23 @@ def main(paths: list[str]) -> None:
     served = server.bound(_PORT.value) if judge is None and export is None else None
     wanted: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OF_WANTED}
     given = answered(runs, Path(_PROMPTS.value), folder, Wanted(**wanted, raw=False, num_samples=1))
-    asked = list(pairs(given))
+    asked, equal = pairs(given)
     if not asked:
         raise ConfigError(f"all answers in {folder / 'answers'} are equal, so there is nothing to compare")
+    more: dict[str, Any] = {}
     if judge is not None:
         verdicts, counted = judged.judged(*judge, principles, given, asked, folder)
         print(judged.text(counted))
-        _report(folder, given, asked, verdicts, {"judge": judge[1], "judging": counted})
+        more = {"judge": judge[1], "judging": counted}
     else:
         votes = Votes(folder / "votes.sqlite")
         if served is not None:
-            voting = server.Voting(given, asked, votes, lambda: _results(folder, given, asked, _counted(votes, asked)))
-            served.RequestHandlerClass = server.handler(voting)
+            results = lambda: _results(folder, given, asked, equal, _counted(votes, asked))
+            served.RequestHandlerClass = server.handler(server.Voting(given, asked, votes, results))
             _serve(served, len(asked), len({verdict.pair for verdict in _counted(votes, asked)}))
         verdicts = _counted(votes, asked)
-        _report(folder, given, asked, verdicts)
+    found = _results(folder, given, asked, equal, verdicts, more)
+    print(f"{outcome.text(found)}\n\nresults -> {folder / 'results.json'}")
     if export is not None:
         print(exported.text(export, exported.export(export, given, verdicts)))
 
@@ -109,17 +111,18 @@ def _counted(votes: Votes, asked: Sequence[Pair]) -> list[Verdict]:
     return [verdict for verdict in votes.verdicts() if verdict.pair in current]
 
 
-def _results(folder: Path, given, asked, verdicts, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _results(
+    folder: Path,
+    given: Sequence[Answered],
+    asked: Sequence[Pair],
+    equal: Sequence[Pair],
+    verdicts: Sequence[Verdict],
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes FOLDER/results.json and returns its content."""
-    models = len(given[0].answers)
-    equal = len(given) * models * (models - 1) // 2 - len(asked)
-    found = outcome.outcome(given, verdicts) | {"equal": equal} | dict(more or {})
+    found = outcome.outcome(given, verdicts, ties(asked, equal, verdicts)) | dict(more or {})
     files.replace(folder / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return found
-
-
-def _report(folder: Path, given, asked, verdicts, more: Mapping[str, Any] | None = None) -> None:
-    print(f"{outcome.text(_results(folder, given, asked, verdicts, more))}\n\nresults -> {folder / 'results.json'}")
 
 
 def _serve(served: ThreadingHTTPServer, asked: int, voted: int) -> None:

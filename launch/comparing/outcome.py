@@ -10,24 +10,26 @@ from launch.comparing.pairs import TIE, Answered, Verdict
 from train.evals import ratings
 
 
-def outcome(given: Sequence[Answered], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def outcome(given: Sequence[Answered], verdicts: Sequence[Verdict], equal: Sequence[Verdict] = ()) -> dict[str, Any]:
     """Returns the results as JSON; they do not depend on the order of the verdicts.
 
     Args:
       given: the prompts with all answers.
       verdicts: on pairs of these.
+      equal: further verdicts, ties on pairs with equal answers (pairs.ties). They are no sign that raters agree.
     """
     names, answers = sorted(given[0].answers), {one.number: one.answers for one in given}
     rows = []
-    for (prompt, first, second, _), winner, _ in verdicts:
+    for (prompt, first, second, _), winner, _ in (*verdicts, *equal):
         texts = answers[prompt]
         score = {first: 1.0, second: 0.0, TIE: 0.5}[winner]
         rows.append((names.index(first), names.index(second), score, prompt, len(texts[first]), len(texts[second])))
     raters = Counter(verdict.rater for verdict in verdicts)
     found: dict[str, Any] = {
         "prompts": len(given),
-        "comparisons": len(rows),
+        "comparisons": len(verdicts),
         "ties": sum(verdict.winner == TIE for verdict in verdicts),
+        "equal answers": len(equal),
         "raters": dict(sorted(raters.items())),
         "agreement": ratings.agreement((verdict.pair, verdict.winner) for verdict in verdicts),
         "characters": {name: float(np.mean([len(one.answers[name]) for one in given])) for name in names},
@@ -69,8 +71,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{found['comparisons']:,} comparisons on {found['prompts']:,} prompts, {ties:,} of them ties ({who})."]
     if not raters:
         lines = [f"No comparisons yet, on {found['prompts']:,} prompts."]
-    if found.get("equal"):
-        lines.append(f"{found['equal']:,} pairs have equal answers and are left out.")
+    if found["equal answers"]:
+        lines.append(f"{found['equal answers']:,} further comparisons are ties because the answers are equal.")
     if len(raters) > 1:
         alpha = found["agreement"]
         said = "can't be computed: no two raters judged the same pair, or all said the same" if alpha is None else ""

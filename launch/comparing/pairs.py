@@ -7,7 +7,7 @@ model, as launch.generate writes them, so a command that was killed continues, a
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,15 +134,29 @@ def _hash(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
-def pairs(given: Sequence[Answered]) -> Iterator[Pair]:
-    """Yields all pairs of models on all prompts whose answers differ, in an order that is random but always the same.
+def pairs(given: Sequence[Answered]) -> tuple[list[Pair], list[Pair]]:
+    """Returns all pairs of models on all prompts: those whose answers differ, and those whose answers are equal.
 
-    Raters see them in this order, so those who stop early have judged the same ones, and all pairs of models are even.
+    Both are in an order that is random but always the same. Raters see pairs in this order, so those who stop early
+    have judged the same ones, and as many of each two models.
     """
-    found = [
-        Pair(one.number, first, second, _hash(one.question, one.answers[first], one.answers[second]))
-        for one in given
-        for first, second in itertools.combinations(sorted(one.answers), 2)
-        if one.answers[first].strip() != one.answers[second].strip()
-    ]
-    yield from sorted(found, key=Pair.digest)
+    found: dict[bool, list[Pair]] = {True: [], False: []}
+    for one in given:
+        for first, second in itertools.combinations(sorted(one.answers), 2):
+            texts = one.answers[first].strip(), one.answers[second].strip()
+            found[texts[0] == texts[1]].append(Pair(one.number, first, second, _hash(one.question, *texts)))
+    return sorted(found[False], key=Pair.digest), sorted(found[True], key=Pair.digest)
+
+
+def ties(asked: Sequence[Pair], equal: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Returns the ties of pairs with equal answers, which no rater is asked about.
+
+    For each rater, they are those that come before the rater's last vote in the common order, and all if there is a
+    vote on everything. So equal answers count as often as they would if they were shown.
+    """
+    found = []
+    for rater in sorted({verdict.rater for verdict in verdicts}):
+        own = {verdict.pair for verdict in verdicts if verdict.rater == rater}
+        last = max(map(Pair.digest, own))
+        found += [Verdict(pair, TIE, rater) for pair in equal if own >= {*asked} or pair.digest() < last]
+    return found

@@ -21,7 +21,7 @@ def answered(prompts=6, models=("dpo", "kto", "sft"), **changed):
 @contextlib.contextmanager
 def serving(folder, given):
     """Yields (URL, Voting, Votes) of a server that runs."""
-    asked, votes = list(pairs(given)), Votes(folder / "votes.sqlite")
+    (asked, _), votes = pairs(given), Votes(folder / "votes.sqlite")
     voting = server.Voting(given, asked, votes, lambda: outcome.outcome(given, votes.verdicts()))
     served = server.bound(0)
     served.RequestHandlerClass = server.handler(voting)

@@ -9,14 +9,14 @@ import pytest
 from data.examples import kinds
 from data.read import records
 from launch.comparing import exported, judged, outcome, page
-from launch.comparing.pairs import TIE, Answered, Pair, Verdict, pairs
+from launch.comparing.pairs import TIE, Answered, Pair, Verdict, pairs, ties
 from launch.judging.replies import UNREADABLE, Reply
 from tests.launch.comparing.made import answered
 from tests.launch.judging.test_run import Stub, always_first, longer
 
 
 def alphabetical(given, rater="ann"):
-    return [Verdict(pair, pair.first, rater) for pair in pairs(given)]
+    return [Verdict(pair, pair.first, rater) for pair in pairs(given)[0]]
 
 
 def test_results_do_not_depend_on_the_order_of_votes_or_models():
@@ -37,15 +37,30 @@ def test_results_do_not_depend_on_the_order_of_votes_or_models():
 def test_the_text_names_the_best_model_first_and_says_what_it_rests_on():
     given = answered(20)
     verdicts = alphabetical(given) + [v._replace(rater="bob", winner=v.pair.second) for v in alphabetical(given)[:20]]
-    found = outcome.outcome(given, verdicts) | {"equal": 2}
+    found = outcome.outcome(given, verdicts)
     text = outcome.text(found)
     lines = text.splitlines()
     assert [line.split()[0] for line in lines if line.startswith(("dpo", "kto", "sft"))] == ["dpo", "kto", "sft"] * 2
     assert "80 comparisons on 20 prompts, 0 of them ties (ann 60, bob 20)." in text
-    assert "2 pairs have equal answers" in text and "Krippendorff's alpha (1: full, 0: chance): -" in text
+    assert "equal answers" not in text and "Krippendorff's alpha (1: full, 0: chance): -" in text
     assert page.results(found).count("<table>") == 2
     none = outcome.outcome(given, [])
     assert outcome.text(none) == "No comparisons yet, on 20 prompts." and "Results" in page.results(none)
+
+
+def test_equal_answers_count_as_ties_as_often_as_they_would_if_they_were_shown():
+    given = answered(400, ("a", "b"))
+    for one in given[::2]:
+        one.answers.update(a="same", b="same")
+    asked, equal = pairs(given)
+    whole = [Verdict(pair, "a", "ann") for pair in asked]
+    assert len(ties(asked, equal, whole)) == len(equal) == 200 and ties(asked, equal, []) == []
+    some = whole[:50] + [Verdict(pair, "b", "bob") for pair in asked[:100]]
+    shares = [sum(tie.rater == name for tie in ties(asked, equal, some)) for name in ("ann", "bob")]
+    assert 35 <= shares[0] <= 65 and 80 <= shares[1] <= 120  # half of all pairs are equal, in a random order
+    found = outcome.outcome(given, whole, ties(asked, equal, whole))
+    assert found["models"]["a"]["wins over"] == {"b": [300, 400]} and found["agreement"] is None
+    assert "200 further comparisons are ties because the answers are equal." in outcome.text(found)
 
 
 def test_groups_without_comparisons_between_them_are_named():
@@ -64,7 +79,7 @@ def test_names_are_escaped_on_the_page():
 
 
 def by_judge(tmp_path, judge, given):
-    return judged.judged(judge, {"judge": "stub"}, "Be good.", given, list(pairs(given)), tmp_path)
+    return judged.judged(judge, {"judge": "stub"}, "Be good.", given, pairs(given)[0], tmp_path)
 
 
 def test_a_judge_that_prefers_longer_answers(tmp_path):
@@ -110,7 +125,7 @@ def test_votes_become_preferences_that_dpo_reads(tmp_path):
             for n in range(2, 6)
         ),
     ]
-    pair = {one.prompt: one for one in pairs(given)}
+    pair = {one.prompt: one for one in pairs(given)[0]}
     said = {0: "aab", 1: "b", 2: "ab", 3: "a" + "--", 4: "-", 5: "a"}  # the winners by rater; - is a tie
     verdicts = [
         Verdict(pair[n], winner.replace("-", TIE), f"rater {i}")
