@@ -72,6 +72,8 @@ def main(paths: list[str]) -> None:
     judge = _judge(_JUDGE.value) if _JUDGE.value else None
     if judge is None and (extra := next((n for n in ("judge_model", "principles") if flags.FLAGS[n].present), None)):
         raise ConfigError(f"--{extra} is for --judge")
+    if flags.FLAGS["port"].present and (judge is not None or export is not None):
+        raise ConfigError("--port is for the page to vote on, which --judge and --export don't serve")
     principles = questions.principles(Path(_PRINCIPLES.value))
     served = server.bound(_PORT.value) if judge is None and export is None else None
     wanted: dict[str, Any] = {name: flags.FLAGS[name].value for name in _OF_WANTED}

@@ -106,7 +106,7 @@ def answered(models: Mapping[str, Workdir], prompts: Path, folder: Path, wanted:
     if not given:
         raise DataError(f"{prompts}: no prompt is short enough for all models.")
     return [
-        Answered(prompt.number, prompt.record, _question(prompt.record), {n: found[n][prompt.number] for n in found})
+        Answered(prompt.number, prompt.record, question_of(prompt.record), {n: found[n][prompt.number] for n in found})
         for prompt in given
     ]
 
@@ -124,9 +124,14 @@ def _make(folder: Path) -> None:
         raise ValueError(f"{error.strerror}; name a folder that can be written") from error
 
 
-def _question(record: Mapping[str, Any]) -> str:
-    conversation, asking = asked(record), kinds.KINDS["chat"].asking
+def question_of(record: Mapping[str, Any]) -> str:
+    """Returns the prompt of a record as a text for a person or a judge to read."""
+    asking = kinds.KINDS["chat"].asking
     assert asking is not None
+    try:
+        conversation = asked(record)
+    except ValueError:  # a text that models without conversations continue may be none
+        return str(record["prompt"])
     return asking.shown(Question(conversation["messages"], conversation.get("tools")))
 
 

@@ -12,6 +12,7 @@ The page may load nothing from elsewhere (Content-Security-Policy), and shows an
 
 import contextlib
 import json
+import sqlite3
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,6 +162,10 @@ def handler(voting: Voting) -> type[BaseHTTPRequestHandler]:
             except Refused as error:
                 self.close_connection = True  # the body may not have been read
                 self._send(error.status, json.dumps({"error": str(error)}), "application/json")
+            except sqlite3.Error as error:  # a full disk
+                self._send(
+                    500, json.dumps({"error": f"The votes can't be read or written: {error}."}), "application/json"
+                )
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the browser went away
 

@@ -115,6 +115,7 @@ def test_mistakes_come_before_a_model_is_loaded(compared, talker, other, rewarde
             "--judge_model is for --judge": [*models, prompts, new, "--judge_model=m"],
             "--principles is for --judge": [*models, prompts, new, "--principles=p.txt"],
             "name its model with --judge_model": [*models, prompts, new, "--judge=http://127.0.0.1:9/v1"],
+            "--port is for the page": [*models, prompts, new, "--export=a.jsonl", "--port=0"],
             "--judge_model is for a server": [*models, prompts, new, f"--judge={talker}", "--judge_model=m"],
             "a judge is a decoder with the head language_model": [*models, prompts, new, f"--judge={rewarder}"],
             "gone.txt can't be read": [*models, prompts, new, f"--judge={talker}", f"--principles={tmp_path}/gone.txt"],

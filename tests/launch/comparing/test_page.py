@@ -89,7 +89,7 @@ def test_a_reload_a_double_press_and_a_second_tab_count_once(window, tmp_path):
 
 
 def test_markup_in_answers_is_shown_as_text_and_nothing_is_loaded_from_elsewhere(window, tmp_path):
-    with serving(tmp_path, answered(1, ("a", "b"), a=ATTACK, b="")) as (url, _, _):
+    with serving(tmp_path, answered(1, ("a", "b"), a=ATTACK, b="")) as (url, _, votes):
         begin(window, url, "eve")
         texts = window.script("return [...document.querySelectorAll('.answer pre')].map(place => place.textContent)")
         assert sorted(texts) == ["(no answer)", ATTACK]
@@ -97,9 +97,13 @@ def test_markup_in_answers_is_shown_as_text_and_nothing_is_loaded_from_elsewhere
         assert window.script("return document.title") == "Which answer is better?"
         loaded = window.script("return performance.getEntriesByType('resource').map(one => one.name)")
         assert loaded and all(name.startswith(f"{url}/") for name in loaded)
-    window.wait(RESTED)
-    window.key("1")  # the server is gone
-    window.wait("document.querySelector('#trouble').textContent.includes('start it again')")
+        window.wait(RESTED)
+        votes.close()
+        window.key("1")
+        window.wait("document.querySelector('#trouble').textContent.includes('The votes can')")
+        window.script("fetch = async () => { throw new TypeError() }")  # as without a server
+        window.key("1")
+        window.wait("document.querySelector('#trouble').textContent.includes('start it again')")
 
 
 def test_a_narrow_window_has_large_buttons_and_no_sideways_scrolling(tmp_path):

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from launch.comparing import server
-from launch.comparing.pairs import TIE, pairs
+from launch.comparing.pairs import TIE, pairs, question_of
 from launch.comparing.votes import Votes
 from launch.program.checking import ConfigError
 from tests.launch.comparing.browser import OPEN
@@ -164,3 +164,14 @@ def test_a_port_in_use_and_a_file_of_something_else_are_named(tmp_path):
     (tmp_path / "votes.sqlite").write_text("something else\n" * 99)
     with pytest.raises(ConfigError, match=r"votes\.sqlite can't be used for votes \(file is not a database\)"):
         Votes(tmp_path / "votes.sqlite")
+
+
+def test_questions_are_shown_as_texts():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    shown = {
+        "def main(": "def main(",
+        "\n\nHuman: hi\n\nAssistant:": "hi",
+        "\n\nAssistant: hi": "\n\nAssistant: hi",  # no conversation that asks; a base model continues it
+    }
+    assert {text: question_of({"prompt": text}) for text in shown} == shown
+    assert question_of({"prompt": turns, "system": "S"}) == "system: S\nuser: a\nassistant: b\nuser: c"
