@@ -34,16 +34,17 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
-from data.examples import kinds
 from launch.answers import answering, best, growing, origins, prompts
+from launch.answers.answerer import Answerer, Wanted
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from launch.program.checking import ConfigError, checking
-from launch.run import adapter_bank, early_stopping, models, restore
+from launch.run import adapter_bank, early_stopping, restore
 from launch.run.workdirs import Workdir
 from model import axes
 from model.config import CHOICES
@@ -118,7 +119,7 @@ def main() -> None:
     )
     if _PROMPTS.value and _OUTPUT.value:
         with contextlib.ExitStack() as stack:
-            _answer_file(run, asked, Path(_PROMPTS.value), growing.output_of(_OUTPUT.value), stack)
+            _answer_file(run, Path(_PROMPTS.value), growing.output_of(_OUTPUT.value), stack)
     else:
         _show(run, asked)
 
@@ -161,25 +162,12 @@ def _show(run: Workdir, asked: Callable[..., Request]) -> None:
         print(completion.whole(ids))
 
 
-def _answer_file(
-    run: Workdir, asked: Callable[..., Request], path: Path, output: Path, stack: contextlib.ExitStack
-) -> None:
+def _answer_file(run: Workdir, path: Path, output: Path, stack: contextlib.ExitStack) -> None:
     """Answers the prompts of a file. `stack` closes the processes of reward functions."""
-    plain = _RAW.value or kinds.asked(run.config.data) in (kinds.TEXT, "pairs")
-    known = run.architecture.vocab_size + len(models.prefix(run.config))
-    completer = Completer(run.config, run.tokenizer, run.architecture, known)
-    given = answering.read(path, completer, asked, _SYSTEM.value, plain)
-    step, content = origins.checkpoint(run, _STEP.value)
-    count = _BEST_OF.value or _NUM_SAMPLES.value
-    settings = {
-        "prompts": origins.digest(path),
-        "workdir": str(run.path),
-        "step": step,
-        "checkpoint": content,
-        "answers to each prompt": count,
-    }
-    names = ("dtype", "system", "raw", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    settings |= {name: flags.FLAGS[name].value for name in names}
+    names = ("step", "dtype", "system", "raw", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "batch_size")
+    wanted: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+    answerer = Answerer(run, path, Wanted(**wanted, num_samples=_BEST_OF.value or _NUM_SAMPLES.value))
+    given, settings = answerer.given, answerer.settings
     lines, scores = output, None
     if _BEST_OF.value:
         for prompt in given.prompts:
@@ -196,12 +184,7 @@ def _answer_file(
         scores, files = best.of_functions(scoring), table.files(_REWARD.value)
         settings |= {"reward": _REWARD.value, "files of rewards": [origins.digest(file) for file in files]}
     file = growing.Growing(lines, settings, output)
-    if file.count < len(given.prompts):
-        mesh, model, _ = restore.for_inference(run, step=step, dtype=_DTYPE.value)
-        with axes.use_mesh(mesh):
-            answering.write(
-                model, given, file, count=count, seed=_SEED.value, batch_size=_BATCH_SIZE.value, scores=scores
-            )
+    answerer.write(file, scores)
     if scores:
         answering.best_of(file, output, -math.inf if _MIN_SCORE.value is None else _MIN_SCORE.value, given.left_out)
     found = answering.summary(file, given.left_out)

@@ -25,14 +25,11 @@ from absl import flags
 
 from data.batch import DataError
 from launch.answers import growing, origins
-from launch.judging import questions, run, shown
+from launch.judging import chosen, questions, run, shown
 from launch.judging.replies import Judge
 from launch.judging.samples import samples
-from launch.judging.server import ServerJudge
-from launch.judging.workdir import WorkdirJudge
 from launch.program.checking import ConfigError
 from launch.run import early_stopping
-from launch.run.workdirs import Workdir
 from model.config import CHOICES
 
 _SAMPLES = flags.DEFINE_string("samples", None, "File of prompts with several answers each. Required.", required=True)
@@ -59,25 +56,19 @@ _OF_SERVERS = ("judge_model", "parallel", "max_new_tokens", "max_failures")
 def _judge() -> tuple[Judge, dict]:
     """Returns the judge, and the settings that its verdicts depend on."""
     place = _JUDGE.value
-    if not place.startswith(("http://", "https://")):
+    if not place.startswith(chosen.SERVERS):
         if extra := next((name for name in _OF_SERVERS if flags.FLAGS[name].present), None):
             raise ConfigError(f"--{extra} is for a server, but --judge {place} is a workdir (a URL begins with http)")
-        workdir = Workdir(Path(place).absolute())
-        step, content = origins.checkpoint(workdir, _STEP.value)
-        facts = {"judge": str(workdir.path), "step": step, "checkpoint": content, "dtype": _DTYPE.value}
-        return WorkdirJudge(workdir, step, _DTYPE.value), facts
+        return chosen.workdir_judge(place, _STEP.value, _DTYPE.value)
     if extra := next((name for name in ("step", "dtype") if flags.FLAGS[name].present), None):
         raise ConfigError(f"--{extra} is for a workdir, but --judge {place} is a server")
-    if not _JUDGE_MODEL.value:
-        raise ConfigError(f"--judge {place} is a server; name its model with --judge_model")
-    server = ServerJudge(
+    return chosen.server_judge(
         place,
         _JUDGE_MODEL.value,
         parallel=_PARALLEL.value,
         max_tokens=_MAX_NEW_TOKENS.value,
         max_failures=_MAX_FAILURES.value,
     )
-    return server, {"judge": place, "judge_model": _JUDGE_MODEL.value, "max_new_tokens": _MAX_NEW_TOKENS.value}
 
 
 def main() -> None:

@@ -78,7 +78,18 @@ def test_files_form_floors(package):
 
 # The folders of a package from the bottom layer up; "programs" are the files beside them. A file may import from its
 # own folder and from lower layers.
-FLOORS = {"launch": ("program", "hosts", "run", "plans answers", "training conversion judging", "programs", "sweeps")}
+FLOORS = {
+    "launch": (
+        "program",
+        "hosts",
+        "run",
+        "plans answers",
+        "training conversion judging",
+        "comparing",
+        "programs",
+        "sweeps",
+    )
+}
 
 
 @pytest.mark.parametrize("package", FLOORS)

@@ -26,19 +26,19 @@ def beside(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name.removesuffix('.jsonl')}.{name}")
 
 
-def output_of(text: str) -> Path:
-    """Returns the path that --output names.
+def output_of(text: str, flag: str = "--output") -> Path:
+    """Returns the path that --output, or another flag, names.
 
     Raises:
       ConfigError: it is no name of a .jsonl file in a folder that exists.
     """
     path = Path(text)
     if not path.name.endswith(".jsonl") or path.name == ".jsonl":
-        raise ConfigError(f"--output is {text!r}; name a file that ends in .jsonl")
+        raise ConfigError(f"{flag} is {text!r}; name a file that ends in .jsonl")
     if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it, or name another one")
+        raise ConfigError(f"{flag} {path}: the folder {path.parent} does not exist; create it, or name another one")
     if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; name a file")
+        raise ConfigError(f"{flag} {path} is a folder; name a file")
     return path
 
 

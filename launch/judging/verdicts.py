@@ -37,6 +37,8 @@ class Tally:
       first: verdicts for the answer that is shown first.
       mass: sum of the probabilities of all verdicts together.
       points: sum of the scores, of --mode=score.
+      verdicts: of each compared pair (record, i, j) of texts: 1 if the first one is better, -1 if the second one is,
+        0 for a tie.
     """
 
     decided: int = 0
@@ -49,6 +51,7 @@ class Tally:
     first: int = 0
     mass: float = 0.0
     points: float = 0.0
+    verdicts: dict[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
 
     def compared(self, sample: Sample, seed: int, replies: Replies) -> list[float | None]:
         """Returns the score of each of a record's texts: the share of its comparisons that it won; a tie is half."""
@@ -61,6 +64,7 @@ class Tally:
             self.both += all(orders)
             self.flips += forth == -back != 0
             verdict = forth if forth == back else 0
+            self.verdicts[sample.number, i, j] = verdict
             won[i], won[j] = won[i] + (1 + verdict) / 2, won[j] + (1 - verdict) / 2
             played[i], played[j] = played[i] + 1, played[j] + 1
             self._pair(sample, (i, j) if verdict >= 0 else (j, i), verdict != 0)

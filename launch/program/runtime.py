@@ -229,17 +229,22 @@ def _mistake(error: Exception) -> str:
     return f"{where.filename}, line {where.lineno}: {type(error).__name__}: {words}"
 
 
-def run(main) -> None:
-    """Runs `main` like absl's app.run, but a user's mistake gives one clear line on stderr and exit status 1."""
+def run(main, arguments: bool = False) -> None:
+    """Runs `main` like absl's app.run, but a user's mistake gives one clear line on stderr and exit status 1.
+
+    Args:
+      main: the program, without parameters.
+      arguments: `main` gets the words that are no flags, as a list; other programs refuse them.
+    """
     from absl import app, flags, logging
 
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax and tfds log each file that they open
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
         try:
-            main()
+            main(argv[1:]) if arguments else main()
         except KeyboardInterrupt:  # the second one, or one before there was something to save
             print("interrupted", file=sys.stderr, flush=True)
             _leave(130)

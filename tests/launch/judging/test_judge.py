@@ -14,7 +14,7 @@ from tests.launch.judging.openai_server import longer, serving
 PROMPTS = [{"prompt": f"What is {i} and {i * i}?", "id": i} for i in range(9)]
 # Runs a program several times in one process, as loading jax takes longer than an error.
 SEVERAL = """
-import importlib, json, sys
+import importlib, inspect, json, sys
 from absl import flags
 from launch.program import runtime
 program = importlib.import_module(f"launch.{sys.argv[1]}")
@@ -23,8 +23,8 @@ for words in json.loads(sys.argv[2]):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     try:
-        flags.FLAGS([sys.argv[1], *words])
-        program.main()
+        rest = flags.FLAGS([sys.argv[1], *words])[1:]
+        program.main(*[rest][: len(inspect.signature(program.main).parameters)])
         print("done")
     except runtime.mistakes() as error:
         print(json.dumps(str(error)))

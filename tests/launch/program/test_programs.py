@@ -30,7 +30,7 @@ def test_a_docstring_begins_with_what_the_program_does_and_an_example(path):
     assert re.fullmatch(r"[A-Z].*[a-z)]\.", what) and not gap
     examples = "\n".join(rest).partition("\n\n")[0]
     assert all(line.startswith("    ") for line in examples.splitlines())
-    assert examples.startswith(f"    python -m launch.{path.stem} --")
+    assert re.match(rf"    python -m launch\.{path.stem} (--|runs/)", examples)
 
 
 @named
