@@ -81,9 +81,7 @@ CASES = [
     ("dpo", "lora"),
     ("dpo", "qlora"),
     ("dpo", "adapter"),
-    ("ipo", "tiny"),
     ("kto", "tiny"),
-    ("kto", "lora"),
 ]
 
 
@@ -158,11 +156,10 @@ def test_several_sources_with_weights(made, own, preferences, tmp_path):  # noqa
         assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("mesh", [{"context": 2, "fsdp": 2}, {"data": 2, "tensor": 2}], ids=str)
-def test_the_mesh_changes_nothing(mesh, made, computed, own, tmp_path, monkeypatch):
+def test_the_mesh_changes_nothing(made, computed, own, tmp_path, monkeypatch):
     """Rows whose tokens were reordered for their devices are stored in their own order, and found on one device."""
     fields = {"data.dir": str(own), "steps": 4}
-    on_mesh = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    on_mesh = {"mesh.context": 2, "mesh.fsdp": 2}
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: DEVICES[:4])
         assert train(made("dpo", **fields, **on_mesh), tmp_path / "mesh")
