@@ -24,7 +24,7 @@ from absl import flags
 
 from data.examples import kinds
 from data.examples.judged import harm_prompts
-from launch.answers import comparing, grading, held_out, safety
+from launch.answers import against, grading, held_out, safety
 from launch.answers.completer import Completer
 from launch.answers.completion import Request, completed
 from launch.program.checking import ConfigError, checking
@@ -84,7 +84,7 @@ def _grader(run: Workdir) -> grading.Grader | None:
     return grading.Grader(run.config, run.prepared, run.architecture, run.tokenizer, wanted)
 
 
-def _against(grader: grading.Grader | None) -> comparing.Against | None:
+def _against(grader: grading.Grader | None) -> against.Against | None:
     """Returns the model to compare with; None: there is none. It finds mistakes before a model is loaded."""
     if _AGAINST.value is None:
         return None
@@ -92,7 +92,7 @@ def _against(grader: grading.Grader | None) -> comparing.Against | None:
         raise ConfigError(
             "--against compares graded answers, but nothing is graded: add metrics, such as --grade=exact_match,f1"
         )
-    return comparing.Against(Workdir(Path(_AGAINST.value).absolute()), grader)
+    return against.Against(Workdir(Path(_AGAINST.value).absolute()), grader)
 
 
 def _asker(run: Workdir) -> safety.Asker | None:
@@ -110,7 +110,7 @@ def main() -> None:
     run = Workdir(Path(_WORKDIR.value).absolute())
     workdir, config, prepared = run.path, run.config, run.prepared
     grader, asker, new = _grader(run), _asker(run), 100 if _TOKENS.value is None else _TOKENS.value
-    against = _against(grader)
+    other = _against(grader)
     with checking("--temperature, --top_p"):
         drawn = settings(_TEMPERATURE.value, top_p=_TOP_P.value)
     objective, corruption = models.objective(config, prepared.labels), build.corruption(config, prepared)
@@ -120,7 +120,7 @@ def main() -> None:
     )
     companions.check(objective, config)
     # First, so that only one of the two models is in memory at a time.
-    theirs = against.answers(_AGAINST_STEP.value, _DTYPE.value) if against else []
+    theirs = other.answers(_AGAINST_STEP.value, _DTYPE.value) if other else []
     mesh, model, tokenizer = restore.for_inference(run, build.mesh(config), _STEP.value, _DTYPE.value)
     with axes.use_mesh(mesh):
         batch = []
@@ -157,11 +157,11 @@ def main() -> None:
     if grader:
         grade = grader.facts(answers)
         grading.write(workdir / "predictions.jsonl", answers)
-        grade |= {"against": against.facts(answers, theirs)} if against else {}
+        grade |= {"against": other.facts(answers, theirs)} if other else {}
         summary.update(workdir, {"grade": grade})
         print(grading.table(grade))
-        if against:
-            print(comparing.table(grade["against"]))
+        if other:
+            print(against.table(grade["against"]))
     if asker:
         found = safety.facts(judged)
         safety.write(workdir / "safety_answers.jsonl", judged)

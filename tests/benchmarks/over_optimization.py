@@ -6,8 +6,8 @@
 `--init_from` is the quickstart's model, tuned on the standard library's docstrings (launch/README.md, Fine-tuning). As
 in Gao et al. (arXiv:2210.10760), a gold reward model takes the place of people. It learned from all docstrings to
 prefer the real one to a sample of the model, and says which of two samples is better. A proxy learns from few such
-rankings, and the policies are trained for the proxy. The report of the run ppo shows both rewards against the KL: with
-enough rankings and a KL in the reward they rise together; with few and almost none, the gold one falls in the end.
+rankings, and the policies are trained for the proxy. The report of the run ppo shows both rewards against the KL. Fewer
+rankings make a worse proxy, and a smaller coefficient lets the policy go further from the model that it began with.
 
 Each step is a command of launch/, which is printed. A step that is done is not repeated.
 """

@@ -22,7 +22,6 @@ from tests.benchmarks.alignment import problem
 from tests.benchmarks.alignment.turns import Turns
 
 _PAD, _END = 0, 1
-METHODS = ("dpo", "grpo", "grpo-kl")
 
 
 class _Letters:

@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 from data.batch import DataError
-from launch.answers import comparing, grading
+from launch.answers import against as other_model
+from launch.answers import grading
 from launch.program.checking import ConfigError
 from launch.run import build, restore
 from launch.run.workdirs import Workdir
@@ -136,14 +137,14 @@ def test_intervals_and_differences_follow_from_the_answers(run):
         assert 0.8 < (ends["high"] - ends["low"]) / (alone["high"] - alone["low"]) < 1.3
     assert "intervals draw the 20 different prompts" in grading.table(facts)
     assert "different prompts" not in grading.table(once)
-    against = comparing.Against(Workdir(run), asked)
+    against = other_model.Against(Workdir(run), asked)
     found = against.facts(said(12), said(4))
     assert found["differences"].keys() == facts["figures"].keys()
     one = found["differences"]["exact_match"]
     assert (one["this"], one["other"], one["difference"], one["n"]) == (60, 20, 40, 40)
     # Of 8 prompts that differ, only the swaps of all or none give as large a difference: 2 of 2^8.
     assert one["p"] == pytest.approx(2 / 2**8, abs=0.003) and 10 < one["low"] < 40 < one["high"] < 70
-    assert "+40.00" in comparing.table(found) and against.facts(said(4), said(12))["differences"]["f1"]["low"] < -40
+    assert "+40.00" in other_model.table(found) and against.facts(said(4), said(12))["differences"]["f1"]["low"] < -40
 
 
 def test_evaluations_of_training_draw_no_resamples(run, monkeypatch):
@@ -163,7 +164,7 @@ def test_models_with_other_examples_are_not_compared(run, tmp_path):
     other = Workdir(run)
     other.__dict__["prepared"] = prepared  # of a run over this file
     with pytest.raises(ConfigError, match=r"^--against: .* holds out other examples than --workdir, so a difference"):
-        comparing.Against(other, grader(run))
+        other_model.Against(other, grader(run))
 
 
 def test_nothing_to_compare_is_refused_before_a_model_is_loaded(run):
